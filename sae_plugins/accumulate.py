@@ -1,0 +1,50 @@
+"""Gradient accumulation and clipping around SAELens' loop, which has neither as an option.
+
+SAELens clips every gradient at norm 1 and steps after every batch. Hooks on the parameters take
+the gradients away as backward produces them, so that its clip and its step see none (Adam skips
+parameters without gradients), until the last micro-batch of a window gives back their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class GradientWindow:
+    """Holds back the gradients of `size` micro-batches, then releases their clipped mean.
+
+    The window's size, not its tokens, is the divisor: with equal micro-batches and a loss that is
+    a mean over tokens, the released gradient is that of one large batch.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], size: int, clip: float | None) -> None:
+        """Take over the gradients of `parameters`; `clip` bounds their total L2 norm."""
+        self.size = size
+        self.clip = clip
+        self.batches = 0
+        self._held: dict[Parameter, Tensor] = {}
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._hold)
+
+    def _hold(self, parameter: Parameter) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        if parameter in self._held:
+            self._held[parameter].add_(gradient)
+        else:
+            self._held[parameter] = gradient
+        parameter.grad = None
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Give the parameters the clipped mean gradient of the window, and start a new one."""
+        for parameter, gradient in self._held.items():
+            parameter.grad = gradient if self.batches == 1 else gradient.div_(self.batches)
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._held, self.clip)
+        self._held = {}
+        self.batches = 0

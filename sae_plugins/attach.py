@@ -1,0 +1,58 @@
+"""`sae_plugins.plugins(...)`: inside it, SAELens trains with plugins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sae_plugins.resolve import Plan, Selected, resolve
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def plugins(
+    *names: Selected,
+    without: Iterable[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Iterator[Plan]:
+    """Make every `SAETrainer` that is built inside, by any SAELens runner, use these plugins.
+
+    Args:
+        names: plugins and methods by name, or plugin classes; none of them is plain SAELens.
+        without: mechanisms to leave out of what `names` expands to (an ablation).
+        options: options by plugin name, `{"reorder": {"interval": 250}}`.
+        training: settings that SAELens lacks: `accumulate`, `loss_form`, `weight_decay`, `clip`.
+        seed: seeds python, numpy and torch on entry, and each plugin's own generator. None leaves
+            the global random state alone.
+
+    SAELens' own settings (learning rate, its schedule, ...) stay those of the runner's config; the
+    ones that a method asks for are in the yielded plan's `sae_lens`.
+
+    Yields:
+        The resolved `Plan`: plugins in order, with validated options.
+
+    Raises:
+        PluginError: unknown names or options (with suggestions), conflicts, or a plugin that does
+            not work on the SAE's architecture; before any training.
+        RuntimeError: another `plugins` context is open.
+    """
+    plan = resolve(names, without=without, options=options, training=training)
+    from sae_plugins.seeds import seed_everything  # after resolve: errors need no torch
+    from sae_plugins.trainer import PluginTrainer
+    from sae_plugins.upstream import trainer_class
+
+    class Bound(PluginTrainer):
+        pass
+
+    Bound.plan, Bound.seed = plan, 0 if seed is None else seed
+    if seed is not None:
+        seed_everything(seed)
+    order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
+    logger.info("plugins, in order: %s", order or "none")
+    with trainer_class(lambda: Bound):
+        yield plan

@@ -1,0 +1,276 @@
+"""The feature axis: one registry of everything that has one, and the changes made along it.
+
+Weights, biases, Adam's moments, SAELens' firing counters and the plugins' own statistics all carry
+an entry per feature. Whoever moves a feature must move them all, so plugins only *request*
+changes; the framework carries them out, at one point of the step, and tells everyone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from sae_plugins.architectures import architecture_of, prefix_groups
+from sae_plugins.plugin import Plugin, PluginError
+from sae_plugins.upstream import ADAM_MOMENTS, TRAINER_COUNTERS
+
+logger = logging.getLogger(__name__)
+
+ENCODER_RESET_SCALE = 0.2
+"""Norm of a reset encoder column relative to the mean of the others (Bricken et al. 2023)."""
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """Position i now holds the feature that was at `order[i]`; [d_sae], int64."""
+
+    order: Tensor
+
+
+@dataclass(frozen=True)
+class Reset:
+    """The features at `index` [k] start anew, along given directions."""
+
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Features `source` [k] were merged into `into` [k]; the sources start anew."""
+
+    into: Tensor
+    source: Tensor
+
+
+FeatureChange = Permuted | Reset | Merged
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A tensor with one or more feature axes; `reset` is None where a reset leaves it alone."""
+
+    name: str
+    get: Callable[[], Tensor]
+    axes: tuple[int, ...]
+    reset: float | None
+
+
+class Features:
+    """The feature axis of one trainer: `track` tensors on it, request changes of it."""
+
+    def __init__(self, trainer: SAETrainer[TrainingSAE, object]) -> None:
+        """Register the SAE's parameters, Adam's moments and the trainer's counters."""
+        self._trainer = trainer
+        self._sae = trainer.sae
+        self.architecture = architecture_of(trainer.sae)
+        self.d_sae: int = trainer.sae.cfg.d_sae
+        self.groups = prefix_groups(trainer.sae)
+        """Ranges [start, end) that permutations must stay within (`ordered` architectures)."""
+        self._plugin_state: dict[str, Tracked] = {}
+        self._permutation: Tensor | None = None
+        self._resets: list[tuple[Tensor, Tensor]] = []
+        self._merges: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    # -- what plugins call ---------------------------------------------------------------------
+
+    def track(
+        self,
+        plugin: Plugin,
+        name: str,
+        tensor: Tensor,
+        *,
+        axes: tuple[int, ...] = (0,),
+        reset: float | None = 0.0,
+    ) -> Tensor:
+        """Register per-feature state of a plugin and return it; keep it by updating in place.
+
+        Args:
+            plugin: the owner.
+            name: unique among the owner's tensors.
+            tensor: its size is d_sae along each of `axes`.
+            axes: where the features are; two axes for a co-activation matrix.
+            reset: the value for a feature that is reset; None leaves it alone.
+
+        Raises:
+            PluginError: the name is taken, or a size is not d_sae.
+        """
+        key = f"{plugin.name}/{name}"
+        if key in self._plugin_state:
+            raise PluginError(f"plugin {plugin.name!r} tracks {name!r} twice")
+        if any(tensor.shape[axis] != self.d_sae for axis in axes):
+            raise PluginError(
+                f"plugin {plugin.name!r} tracks {name!r} of shape {tuple(tensor.shape)}: its size "
+                f"along {axes} must be d_sae = {self.d_sae}"
+            )
+        self._plugin_state[key] = Tracked(key, lambda: tensor, axes, reset)
+        return tensor
+
+    def permute(self, order: Tensor) -> None:
+        """Request that position i holds the feature now at `order[i]`; [d_sae] indices.
+
+        Raises:
+            PluginError: `order` is no permutation, or it leaves a Matryoshka prefix.
+        """
+        order = order.to(self._sae.device, torch.int64)
+        positions = torch.arange(self.d_sae, device=order.device)
+        if order.shape != (self.d_sae,) or not torch.equal(order.sort().values, positions):
+            raise PluginError(f"not a permutation of {self.d_sae} features")
+        for start, end in self.groups if self.architecture.ordered else []:
+            moved = order[start:end]
+            if bool(((moved < start) | (moved >= end)).any()):
+                raise PluginError(
+                    f"the permutation moves features across the Matryoshka prefix [{start}, {end})"
+                    ": permute within `run.features.groups`"
+                )
+        if self._permutation is not None:
+            logger.warning("two plugins reorder features at one step: the first one wins")
+            return
+        self._permutation = order
+
+    def reset(self, index: Tensor, directions: Tensor) -> None:
+        """Request that features `index` [k] start anew along `directions` [k, d_in].
+
+        Directions live in the space of the SAE's processed input; their length is ignored.
+        """
+        self._resets.append((self._indices(index), self._directions(index, directions)))
+
+    def merge(
+        self, into: Tensor, source: Tensor, directions: Tensor, *, weight: Tensor | float = 0.5
+    ) -> None:
+        """Request that each feature of `source` [k] is merged into its partner in `into` [k].
+
+        Encoder columns and biases become `weight` ([k] or a number) times their sum: 0.5 is right
+        for features that fire on different tokens, 1 for exact duplicates, which fire together.
+        The decoder row gets the direction of the sum and the mean norm. The sources start anew
+        along `directions` [k, d_in].
+        """
+        weights = torch.as_tensor(weight, device=self._sae.device).expand(len(into))
+        self._merges.append(
+            (self._indices(into), self._indices(source), self._directions(source, directions), weights)
+        )
+
+    def tracked(self) -> Iterator[Tracked]:
+        """Everything on the feature axis: parameters, moments, counters and plugin state."""
+        parameters = dict(self._sae.named_parameters())
+        biases = self.architecture.biases
+        for name, axis in self.architecture.feature_axes.items():
+            parameter = parameters[name]
+            reset = biases.get(name)
+            value = getattr(self._sae.cfg, reset) if isinstance(reset, str) else reset
+            yield Tracked(name, lambda p=parameter: p.data, (axis,), value)  # type: ignore[misc]
+            state = self._trainer.optimizer.state.get(parameter, {})
+            for moment in ADAM_MOMENTS:
+                if moment in state:
+                    yield Tracked(
+                        f"{moment}.{name}",
+                        lambda s=state, m=moment: s[m],  # type: ignore[misc]
+                        (axis,),
+                        0.0,
+                    )
+        for name in TRAINER_COUNTERS:
+            # SAELens rebinds its counters, so they are looked up each time
+            yield Tracked(name, lambda n=name: getattr(self._trainer, n), (0,), 0.0)  # type: ignore[misc]
+        yield from self._plugin_state.values()
+
+    # -- what the trainer calls ----------------------------------------------------------------
+
+    @torch.no_grad()
+    def carry_out(self) -> Iterator[FeatureChange]:
+        """Carry out what was requested, merge -> reset -> permute, yielding each change done.
+
+        A feature that two requests touch goes to the first; the loser is dropped and logged.
+        """
+        taken = torch.zeros(self.d_sae, dtype=torch.bool, device=self._sae.device)
+        merges, self._merges = self._merges, []
+        resets, self._resets = self._resets, []
+        order, self._permutation = self._permutation, None
+        for into, source, directions, weight in merges:
+            free = self._claim(taken, into, source)
+            if free.any():
+                self._merge(into[free], source[free], weight[free])
+                self._restart(source[free], directions[free])
+                yield Merged(into[free], source[free])
+        for index, directions in resets:
+            free = self._claim(taken, index)
+            if free.any():
+                self._restart(index[free], directions[free])
+                yield Reset(index[free])
+        if order is not None:
+            for tensor, axes in ((t.get(), t.axes) for t in self.tracked()):
+                for axis in axes:
+                    tensor.copy_(tensor.index_select(axis, order))
+            yield Permuted(order)
+
+    # -- the arithmetic ------------------------------------------------------------------------
+
+    def _indices(self, index: Tensor) -> Tensor:
+        index = index.to(self._sae.device, torch.int64)
+        if index.ndim != 1 or bool(((index < 0) | (index >= self.d_sae)).any()):
+            raise PluginError(f"feature indices must be [k] within 0..{self.d_sae - 1}")
+        if index.unique().numel() != index.numel():
+            raise PluginError("feature indices must not repeat within one request")
+        return index
+
+    def _directions(self, index: Tensor, directions: Tensor) -> Tensor:
+        if directions.shape != (len(index), self._sae.cfg.d_in):
+            raise PluginError(
+                f"directions must have shape ({len(index)}, {self._sae.cfg.d_in}), "
+                f"not {tuple(directions.shape)}"
+            )
+        return directions.detach().to(self._sae.W_dec)
+
+    def _claim(self, taken: Tensor, *indices: Tensor) -> Tensor:
+        """Which of k requests touch no taken feature, first come first served; marks them."""
+        rows = torch.stack(indices, dim=1)
+        free = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        for row, features in enumerate(rows):
+            if not taken[features].any() and len(features.unique()) == len(features):
+                free[row] = True
+                taken[features] = True
+        if not free.all():
+            logger.info("dropped %d of %d feature requests: already changed", (~free).sum(), len(free))
+        return free
+
+    def _restart(self, index: Tensor, directions: Tensor) -> None:
+        """Turn directions into parameters; moments, counters and plugin state to reset values."""
+        rest = torch.ones(self.d_sae, dtype=torch.bool, device=index.device)
+        rest[index] = False
+        if not rest.any():
+            rest[:] = True
+        unit = torch.nn.functional.normalize(directions, dim=-1)
+        decoder, encoder = self._sae.W_dec.data, self._sae.W_enc.data
+        decoder_norm = decoder[rest].norm(dim=1).mean()
+        encoder_norm = ENCODER_RESET_SCALE * encoder[:, rest].norm(dim=0).mean()
+        decoder[index] = unit * decoder_norm
+        if not self.architecture.tied:
+            encoder[:, index] = (unit * encoder_norm).T
+        self._fill_reset_values(index)
+
+    def _merge(self, into: Tensor, source: Tensor, weight: Tensor) -> None:
+        decoder = self._sae.W_dec.data
+        norm = (decoder[into].norm(dim=1) + decoder[source].norm(dim=1)) / 2
+        unit = torch.nn.functional.normalize(decoder[into] + decoder[source], dim=-1)
+        merged = {"W_dec": unit * norm[:, None]}
+        parameters = dict(self._sae.named_parameters())
+        log_scales = self.architecture.log_scales
+        for name, axis in self.architecture.feature_axes.items():
+            data = parameters[name].data.movedim(axis, 0)
+            if name not in merged:
+                scale = weight.to(data).view(-1, *[1] * (data.ndim - 1))
+                scale = torch.full_like(scale, 0.5) if name in log_scales else scale
+                merged[name] = scale * (data[into] + data[source])
+            data[into] = merged[name]
+        self._fill_reset_values(into, only_moments=True)
+
+    def _fill_reset_values(self, index: Tensor, only_moments: bool = False) -> None:
+        for entry in self.tracked():
+            if entry.reset is None or (only_moments and not entry.name.startswith(ADAM_MOMENTS)):
+                continue
+            for axis in entry.axes:
+                entry.get().index_fill_(axis, index, entry.reset)

@@ -1,0 +1,1 @@
+"""The published methods: named bundles of mechanisms with their papers' settings."""

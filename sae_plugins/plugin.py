@@ -1,0 +1,99 @@
+"""What a plugin and a method are: the classes that authors subclass."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+
+    from sae_plugins.architectures import Architecture
+
+CLAIMS = ("activation_gate", "decoder_norm", "lr_schedule", "reconstruction_loss")
+
+
+class PluginError(Exception):
+    """Something is wrong with a plugin or the way it is used; the message says what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that suggests the nearest known names, or lists them when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
+    return f"known: {', '.join(names)}" if names else "none are known"
+
+
+class Plugin:
+    """One mechanism: a class with options whose `hookimpl` methods are events.
+
+    Subclasses set `name` and, where needed, the class attributes below. An instance serves one
+    trainer. The framework sets `rng`; randomness must come from there, never from the global
+    state, so that adding a plugin does not change what the others draw.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Plugins that are added, before this one, when this one is chosen."""
+    after: ClassVar[tuple[str, ...]] = ()
+    """Plugins that come earlier in the order, where they are chosen."""
+    before: ClassVar[tuple[str, ...]] = ()
+    """Plugins that come later in the order, where they are chosen."""
+    conflicts: ClassVar[tuple[str, ...]] = ()
+    """Plugins that cannot be combined with this one."""
+    claims: ClassVar[tuple[str, ...]] = ()
+    """Exclusive resources, out of `CLAIMS`; a second claimant is an error that names both."""
+
+    class Options(BaseModel):
+        """The plugin's options: pydantic fields with a type, bounds and a description.
+
+        A field's `title`, where there is one, is its symbol in the paper.
+        """
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+    options: Any
+    rng: torch.Generator
+
+    def __init__(self, options: Any = None) -> None:
+        """Keep validated `Options`; the defaults when None."""
+        self.options = self.Options() if options is None else options
+
+    @classmethod
+    def unsupported(cls, architecture: Architecture, options: Any) -> str | None:
+        """Why the plugin cannot work on an architecture with these options; None if it can."""
+        return None
+
+
+class Method:
+    """A published method: a named bundle of mechanisms with its paper's settings.
+
+    Subclasses only set these attributes. Everything in them is a default that any flag overrides.
+    """
+
+    name: ClassVar[str]
+    mechanisms: ClassVar[tuple[str, ...]]
+    options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Options by mechanism, where they differ from the mechanism's own defaults."""
+    training: ClassVar[Mapping[str, Any]] = {}
+    """`TrainingSettings` that belong to the method (accumulation, clip, loss form, decay)."""
+    sae_lens: ClassVar[Mapping[str, Any]] = {}
+    """SAELens flags that belong to it; `lr_warm_up_fraction` stands for `lr_warm_up_steps`."""
+    rows: ClassVar[tuple[Row, ...]] = ()
+    """The rows of the paper's tables."""
+
+
+class Row(BaseModel):
+    """One row of a paper's table: what it says, and the flags that reproduce it."""
+
+    model_config = ConfigDict(frozen=True)
+    table: str
+    label: str
+    flags: str
+    paper: str = ""
+    """The paper's number, with its unit; empty for a control that the paper lacks."""

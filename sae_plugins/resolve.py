@@ -1,0 +1,251 @@
+"""From the names that a user gives to an ordered, validated plan; pure functions, no torch."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sae_plugins import registry
+from sae_plugins.architectures import Architecture
+from sae_plugins.plugin import CLAIMS, Method, Plugin, PluginError, did_you_mean
+
+Selected = str | type[Plugin]
+
+
+class TrainingSettings(BaseModel):
+    """Settings of the training loop that SAELens does not have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    accumulate: int = Field(1, ge=1, description="batches whose mean gradient makes one update")
+    loss_form: str | None = Field(
+        None,
+        pattern="^(sum_of_squares|l2_norm|mean)$",
+        description="reconstruction loss of a token: sum_of_squares (SAELens' own), l2_norm, mean",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, as in AdamW")
+    clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm, or none")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which plugins train a SAE, in which order and with which options."""
+
+    plugins: tuple[tuple[type[Plugin], Any], ...]
+    training: TrainingSettings
+    methods: tuple[str, ...] = ()
+    sae_lens: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults for SAELens' flags that belong to the methods."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What `cfg.json` and `run.yaml` say about how the SAE was made; plain JSON values."""
+        entries = registry.installed()
+        return {
+            "methods": list(self.methods),
+            "plugins": [
+                {
+                    "name": plugin.name,
+                    "version": next((e.version for e in entries.get(plugin.name, [])), None),
+                    "options": options.model_dump(mode="json"),
+                }
+                for plugin, options in self.plugins
+            ],
+            "training": self.training.model_dump(mode="json"),
+        }
+
+    def check(self, architecture: Architecture) -> None:
+        """Refuse plugins that cannot work on `architecture`, with the reasons."""
+        for plugin, options in self.plugins:
+            reason = plugin.unsupported(architecture, options)
+            if reason is not None:
+                raise PluginError(
+                    f"plugin {plugin.name!r} does not work on {architecture.name} SAEs: {reason}"
+                )
+
+
+def resolve(
+    names: Sequence[Selected],
+    *,
+    without: Iterable[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Expand methods, add what is required, order, and validate every option.
+
+    Args:
+        names: plugins and methods by name, or plugin classes.
+        without: mechanisms to leave out of what `names` expands to (an ablation).
+        options: options by plugin name; they override the methods'.
+        training: `TrainingSettings` that override the methods'.
+
+    Raises:
+        PluginError: anything that is wrong with them, naming the culprit and the cure.
+    """
+    methods, mechanisms = _expand(names)
+    chosen = {plugin.name: plugin for plugin in mechanisms}
+    if len(chosen) < len(mechanisms):
+        repeated = [plugin.name for plugin in mechanisms]
+        twice = next(name for name in repeated if repeated.count(name) > 1)
+        raise PluginError(f"plugin {twice!r} is chosen twice; plugin names must be unique")
+    for name in without:
+        if name not in chosen:
+            raise PluginError(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
+        del chosen[name]
+    _add_required(chosen, frozenset(without))
+    ordered = _order(chosen)
+    _check_conflicts(ordered)
+    settings = _merge("training setting", methods, lambda m: m.training, training)
+    plan_training = _validated(TrainingSettings, settings, "training settings")
+    _check_claims(ordered, plan_training)
+    given = _merged_options(methods, chosen, options or {})
+    return Plan(
+        plugins=tuple(
+            (plugin, _validated(plugin.Options, given[plugin.name], f"plugin {plugin.name!r}"))
+            for plugin in ordered
+        ),
+        training=plan_training,
+        methods=tuple(method.name for method in methods),
+        sae_lens=_merge("SAELens flag", methods, lambda m: m.sae_lens, None),
+    )
+
+
+def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:
+    methods: list[type[Method]] = []
+    mechanisms: list[type[Plugin]] = []
+    for selected in names:
+        loaded = registry.load(selected) if isinstance(selected, str) else selected
+        if issubclass(loaded, Plugin):
+            mechanisms.append(loaded)
+            continue
+        methods.append(loaded)
+        for mechanism in loaded.mechanisms:
+            plugin = _load_plugin(mechanism, f"method {loaded.name!r}")
+            if plugin not in mechanisms:  # two methods may share a mechanism
+                mechanisms.append(plugin)
+    return methods, mechanisms
+
+
+def _load_plugin(name: str, wanted_by: str) -> type[Plugin]:
+    loaded = registry.load(name)
+    if not issubclass(loaded, Plugin):
+        raise PluginError(f"{wanted_by} needs {name!r}, which is a method, not a mechanism")
+    return loaded
+
+
+def _add_required(chosen: dict[str, type[Plugin]], without: frozenset[str]) -> None:
+    waiting = list(chosen.values())
+    while waiting:
+        plugin = waiting.pop()
+        for name in plugin.requires:
+            if name in without:
+                raise PluginError(f"--without {name!r}: plugin {plugin.name!r} requires it")
+            if name not in chosen:
+                chosen[name] = _load_plugin(name, f"plugin {plugin.name!r}")
+                waiting.append(chosen[name])
+
+
+def _order(chosen: Mapping[str, type[Plugin]]) -> list[type[Plugin]]:
+    """Topological order that keeps the user's order wherever the plugins do not care."""
+    position = {name: place for place, name in enumerate(chosen)}
+    sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
+    for name, plugin in chosen.items():
+        sorter.add(name, *(n for n in (*plugin.requires, *plugin.after) if n in chosen))
+        for later in plugin.before:
+            if later in chosen:
+                sorter.add(later, name)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        raise PluginError(f"plugins want to run before one another: {error.args[1]}") from error
+    ordered: list[type[Plugin]] = []
+    ready = set(sorter.get_ready())
+    while ready:
+        name = min(ready, key=position.__getitem__)
+        ordered.append(chosen[name])
+        ready.remove(name)
+        sorter.done(name)
+        ready.update(sorter.get_ready())
+    return ordered
+
+
+def _check_conflicts(ordered: Sequence[type[Plugin]]) -> None:
+    names = {plugin.name for plugin in ordered}
+    for plugin in ordered:
+        for other in plugin.conflicts:
+            if other in names:
+                raise PluginError(f"plugins {plugin.name!r} and {other!r} cannot be combined")
+
+
+def _check_claims(ordered: Sequence[type[Plugin]], training: TrainingSettings) -> None:
+    owners = {} if training.loss_form is None else {"reconstruction_loss": "loss_form"}
+    for plugin in ordered:
+        for claim in plugin.claims:
+            if claim not in CLAIMS:
+                raise PluginError(
+                    f"plugin {plugin.name!r} claims {claim!r}: {did_you_mean(claim, CLAIMS)}"
+                )
+            if claim in owners:
+                raise PluginError(
+                    f"{owners[claim]!r} and {plugin.name!r} both claim the {claim}; choose one"
+                )
+            owners[claim] = plugin.name
+
+
+def _merge(
+    what: str,
+    methods: Sequence[type[Method]],
+    settings_of: Callable[[type[Method]], Mapping[str, Any]],
+    override: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The methods' settings under the user's; two methods must agree or the user decide."""
+    override = override or {}
+    merged: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    for method in methods:
+        for key, value in settings_of(method).items():
+            if key in merged and merged[key] != value and key not in override:
+                raise PluginError(
+                    f"methods {owner[key]!r} and {method.name!r} want different values for the "
+                    f"{what} {key!r} ({merged[key]!r}, {value!r}): give it yourself"
+                )
+            merged[key] = value
+            owner[key] = method.name
+    return merged | override
+
+
+def _merged_options(
+    methods: Sequence[type[Method]],
+    chosen: Mapping[str, type[Plugin]],
+    given: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    for name in given:
+        if name not in chosen:
+            raise PluginError(
+                f"options are given for {name!r}, which is not chosen; {did_you_mean(name, chosen)}"
+            )
+    return {
+        name: _merge(
+            f"{name} option",
+            methods,
+            lambda method, name=name: method.options.get(name, {}),  # type: ignore[misc]
+            given.get(name),
+        )
+        for name in chosen
+    }
+
+
+def _validated(model: type[BaseModel], values: Mapping[str, Any], whose: str) -> Any:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise PluginError("\n".join(_explain(model, problem, whose) for problem in error.errors())) from error
+
+
+def _explain(model: type[BaseModel], problem: Any, whose: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{whose} has no option {key!r}: {did_you_mean(key, model.model_fields)}"
+    return f"{whose}, option {key!r} = {problem['input']!r}: {problem['msg'].lower()}"

@@ -1,0 +1,81 @@
+"""What an event sees of the training run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.architectures import Architecture
+from sae_plugins.features import Features
+
+if TYPE_CHECKING:
+    from sae_lens.saes.sae import TrainingSAE
+    from sae_lens.training.sae_trainer import SAETrainer
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+
+class Run:
+    """A narrow view of one trainer, given to every event.
+
+    Attributes:
+        features: the feature axis: track per-feature state, request changes of features.
+        metrics: what plugins logged during this step, by name.
+        summary: what plugins have to say at the end, by name.
+        updates: optimizer updates so far.
+        firing_counts: [d_sae], on how many of this step's tokens each feature fired; from
+            `step_ended` on.
+    """
+
+    features: Features
+    firing_counts: Tensor
+
+    def __init__(self, trainer: SAETrainer[Any, Any]) -> None:
+        """View `trainer`; the framework fills in the rest."""
+        self._trainer = trainer
+        self.metrics: dict[str, Any] = {}
+        self.summary: dict[str, float | int | None] = {}
+        self.updates = 0
+
+    @property
+    def sae(self) -> TrainingSAE[Any]:
+        """The SAE in training."""
+        sae: TrainingSAE[Any] = self._trainer.sae
+        return sae
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """SAELens' Adam."""
+        return self._trainer.optimizer
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the framework knows about the SAE's architecture."""
+        return self.features.architecture
+
+    @property
+    def step(self) -> int:
+        """The training step (batch) in progress, counted from 1."""
+        return self._trainer.n_training_steps + 1
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps of the whole run."""
+        return max(1, self._trainer.cfg.total_training_steps)
+
+    @property
+    def samples(self) -> int:
+        """Tokens that the SAE has seen, this step's included."""
+        return self._trainer.n_training_samples
+
+    def metrics_of(self, output: Any) -> dict[str, Any]:
+        """SAELens' own training metrics of this step's output, as floats; forces a GPU sync."""
+        return self._trainer.build_train_step_log_dict(output, self.samples)
+
+    def log(self, name: str, value: Any) -> None:
+        """Log a metric of this step; a tensor or a callable is only evaluated if it is written."""
+        self.metrics[name] = value
+
+    def summarise(self, name: str, value: float | int | None) -> None:
+        """Add a line to the closing summary."""
+        self.summary[name] = value

@@ -1,0 +1,245 @@
+"""SAELens' trainer with events: a subclass that overrides public seams only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from sae_plugins.accumulate import GradientWindow
+from sae_plugins.architectures import architecture_of
+from sae_plugins.features import Features
+from sae_plugins.host import Host
+from sae_plugins.losses import LOSS_FORMS, LossForm
+from sae_plugins.plugin import Plugin, PluginError
+from sae_plugins.resolve import Plan, TrainingSettings
+from sae_plugins.run import Run
+from sae_plugins.seeds import generator
+
+logger = logging.getLogger(__name__)
+
+STOCK_SETTINGS = TrainingSettings()
+"""What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
+
+
+class PluginTrainer(SAETrainer[Any, Any]):
+    """A `SAETrainer` that calls the events of `plan`'s plugins.
+
+    With no plugins and stock settings it adds nothing: no operation, no memory.
+    """
+
+    plan: ClassVar[Plan]
+    seed: ClassVar[int]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build SAELens' trainer, then attach the plugins to it.
+
+        Raises:
+            PluginError: a plugin cannot work on this SAE or is wrong in itself.
+        """
+        super().__init__(*args, **kwargs)
+        plan, settings = self.plan, self.plan.training
+        self.host = Host([plugin(options) for plugin, options in plan.plugins])
+        self.run = Run(self)
+        self._inert = not self.host.plugins and settings == STOCK_SETTINGS
+        if self._inert:
+            return
+        self.sae.cfg.metadata.sae_plugins = plan.provenance()
+        if settings.loss_form is not None:
+            self.sae.mse_loss_fn = LOSS_FORMS[cast(LossForm, settings.loss_form)]
+        self._window: GradientWindow | None = None
+        if settings.accumulate > 1 or settings.clip != STOCK_SETTINGS.clip:
+            self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
+        self._ends_window = True
+        self._activation_scale: float | None = None
+        self.optimizer.register_step_pre_hook(self._before_update)
+        self.optimizer.register_step_post_hook(self._after_update)
+        if self.host.plugins:
+            self._attach_plugins()
+
+    def _attach_plugins(self) -> None:
+        self.plan.check(architecture_of(self.sae))
+        self.run.features = Features(self)
+        for plugin in self.host.plugins:
+            plugin.rng = generator(self.seed, plugin.name)
+        if self.host.listens("export_inference"):
+            self._save_inference_model = self.sae.save_inference_model
+            self.sae.save_inference_model = self._export
+        with torch.no_grad():
+            self.host.notify("attached", run=self.run)
+
+    # -- SAELens' public seams -----------------------------------------------------------------
+
+    def step(self, batch: Tensor) -> TrainStepOutput:
+        """Train on one batch [B, d_in] of activations, calling the events."""
+        if self._inert:
+            return super().step(batch)
+        run = self.run
+        run.metrics = {}
+        self._activation_scale = self.activation_scaler.scaling_factor
+        self._ends_window = self._window is None or (
+            self._window.batches + 1 >= self._window.size
+            or self.n_training_samples + batch.shape[0] >= self.cfg.total_training_samples
+        )
+        if not self.host.plugins:
+            return super().step(batch)
+        fired_before = self.act_freq_scores.clone()
+        with self._events_around_forward():
+            output = super().step(batch)
+        run.firing_counts = self.act_freq_scores - fired_before
+        with torch.no_grad():
+            self.host.notify("step_ended", run=run, output=output)
+            if self._ends_window:
+                for change in run.features.carry_out():
+                    self.host.notify("features_changed", run=run, change=change)
+        output.metrics.update(run.metrics)
+        return output
+
+    def load_trainer_state(self, checkpoint_path: Path | str) -> None:
+        """Resume; refused with plugins, whose state SAELens' checkpoints do not hold."""
+        if not self._inert:
+            raise PluginError(
+                f"cannot resume from {checkpoint_path}: SAELens' checkpoints do not hold the state "
+                "of plugins and accumulated gradients, so the run would silently differ; start it "
+                "anew, or resume it without plugins"
+            )
+        super().load_trainer_state(checkpoint_path)
+
+    def set_final_sae_metadata(self) -> None:
+        """Record SAELens' closing statistics, then tell the plugins that training has ended."""
+        super().set_final_sae_metadata()
+        if self.host.plugins:
+            with torch.no_grad():
+                self.host.notify(
+                    "training_ended", run=self.run, activation_scale=self._activation_scale
+                )
+
+    # -- around the forward pass ---------------------------------------------------------------
+
+    @contextmanager
+    def _events_around_forward(self) -> Iterator[None]:
+        """Swap the SAE's forward pass, compiled or not, for one that calls events around it."""
+        if not self.host.listens("before_forward", "after_forward", "extra_losses"):
+            yield
+            return
+        swapped = vars(self.sae).get("training_forward_pass")
+        forward = self.sae.training_forward_pass
+
+        def with_events(step_input: TrainStepInput) -> TrainStepOutput:
+            with self._plain_precision():
+                self._multiply_coefficients(step_input)
+            output: TrainStepOutput = forward(step_input=step_input)
+            with self._plain_precision():
+                with torch.no_grad():
+                    self.host.notify(
+                        "after_forward", run=self.run, step_input=step_input, output=output
+                    )
+                self._add_losses(step_input, output)
+            return output
+
+        self.sae.training_forward_pass = with_events
+        try:
+            yield
+        finally:
+            if swapped is None:
+                del self.sae.training_forward_pass
+            else:
+                self.sae.training_forward_pass = swapped
+
+    def _plain_precision(self) -> torch.autocast:
+        return torch.autocast(self.sae.device.type, enabled=False)
+
+    def _multiply_coefficients(self, step_input: TrainStepInput) -> None:
+        coefficients = cast(dict[str, Any], step_input.coefficients)
+        changed = set()
+        with torch.no_grad():
+            for plugin, multipliers in self.host.call(
+                "before_forward", run=self.run, step_input=step_input
+            ):
+                for name, multiplier in (multipliers or {}).items():
+                    self._check_multiplier(plugin, name, multiplier, coefficients)
+                    coefficients[name] = coefficients[name] * multiplier
+                    changed.add(name)
+                    self._log_mean(f"coefficients/{name}/{plugin.name}", multiplier)
+        for name in changed:
+            self._log_mean(f"coefficients/{name}", coefficients[name])
+
+    def _log_mean(self, name: str, value: float | Tensor) -> None:
+        self.run.log(name, value.mean if isinstance(value, Tensor) else value)
+
+    def _check_multiplier(
+        self, plugin: Plugin, name: str, multiplier: float | Tensor, coefficients: dict[str, Any]
+    ) -> None:
+        row = self.run.architecture
+        if name not in coefficients:
+            raise PluginError(
+                f"plugin {plugin.name!r} multiplies the coefficient {name!r}, but {row.name} SAEs "
+                f"have {sorted(coefficients) or 'none'}"
+            )
+        per_token = isinstance(multiplier, Tensor) and multiplier.ndim > 0
+        if per_token and not (row.weighs_tokens and name == row.sparsity_coefficient):
+            raise PluginError(
+                f"plugin {plugin.name!r} multiplies the coefficient {name!r} per token, but "
+                f"{row.name} SAEs apply it to the mean over tokens: return a scalar"
+            )
+
+    def _add_losses(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
+        for plugin, terms in self.host.call(
+            "extra_losses", run=self.run, step_input=step_input, output=output
+        ):
+            for term, value in (terms or {}).items():
+                if not isinstance(value, Tensor) or value.ndim > 0:
+                    raise PluginError(
+                        f"plugin {plugin.name!r}: the loss term {term!r} must be a scalar tensor, "
+                        f"not {getattr(value, 'shape', type(value).__name__)}"
+                    )
+                output.losses[f"{plugin.name}/{term}"] = value
+                output.loss = output.loss + value
+
+    # -- around the optimizer's step -----------------------------------------------------------
+
+    @torch.no_grad()
+    def _before_update(self, *_: Any) -> None:
+        if self._window is not None:
+            self._window.batches += 1
+            if self._ends_window:
+                self._window.release()
+        if not self._ends_window:
+            return
+        if self.plan.training.weight_decay:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(1 - group["lr"] * self.plan.training.weight_decay)
+        self.host.notify("before_update", run=self.run)
+
+    @torch.no_grad()
+    def _after_update(self, *_: Any) -> None:
+        if self._ends_window:
+            self.run.updates += 1
+            self.host.notify("after_update", run=self.run)
+
+    # -- saving the inference SAE --------------------------------------------------------------
+
+    def _export(self, path: str | Path) -> tuple[Path, Path]:
+        """SAELens' `save_inference_model`, with the plugins' edits."""
+        weights_path, cfg_path = self._save_inference_model(path)
+        assert (weights_path.name, cfg_path.name) == (SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME)
+        weights, config = load_file(weights_path), json.loads(cfg_path.read_text())
+        self.host.notify("export_inference", run=self.run, weights=weights, config=config)
+        staged = weights_path.with_suffix(".partial"), cfg_path.with_suffix(".partial")
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, staged[0])
+        staged[1].write_text(json.dumps(config))
+        os.replace(staged[0], weights_path)
+        os.replace(staged[1], cfg_path)
+        return weights_path, cfg_path

@@ -1,0 +1,62 @@
+"""Every seam of SAELens 6.54 that the framework relies on, in one place.
+
+`tests/test_upstream.py` has a test per seam, named after it, that fails when SAELens moves it:
+
+- `SAETrainer(cfg, sae, data_provider, evaluator, save_checkpoint_fn)`: all runners build their
+  trainer through this class, which has no `__new__` of its own (`trainer_class`).
+- `SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`: public seams, overridden.
+- `SAETrainer` calls `self.sae.training_forward_pass(step_input=...)`, looked up on the instance,
+  inside autocast; its loss is `output.loss`; `output.losses` and `output.metrics` are logged.
+- between backward and the optimizer's step SAELens only clips at norm 1, and skips parameters
+  without gradients; `optimizer.zero_grad()` follows the step.
+- `optimizer` is torch's Adam over `sae.parameters()` in one group; its state holds `ADAM_MOMENTS`.
+- `TRAINER_COUNTERS`: the trainer's per-feature tensors; `act_freq_scores` grows within a step by
+  the number of tokens on which each feature fires.
+- `n_training_steps` counts completed steps and is advanced by the caller of `step`;
+  `n_training_samples` is advanced inside it; `cfg.total_training_samples` bounds it.
+- `activation_scaler.scaling_factor` holds until `fit` folds it into the weights.
+- `TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses, summed over the last axis.
+- `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.
+- `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json`.
+- the parameters of each architecture are those of `sae_plugins.architectures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sae_lens.training.sae_trainer import SAETrainer
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
+
+_substitute: Callable[[], type[SAETrainer[Any, Any]]] | None = None
+
+
+def _new(cls: type[SAETrainer[Any, Any]], *_: Any, **__: Any) -> SAETrainer[Any, Any]:
+    wanted = _substitute() if _substitute is not None and cls is SAETrainer else cls
+    return object.__new__(wanted)
+
+
+@contextmanager
+def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Iterator[None]:
+    """Make `SAETrainer(...)` build the subclass that `substitute` returns, while this is open.
+
+    Every runner builds its trainer by calling `SAETrainer`, under a name imported into its own
+    module; `__new__` is the one place that serves them all. It stays afterwards and then does what
+    Python does by default, since CPython cannot restore a class's missing `__new__`.
+    """
+    global _substitute
+    if _substitute is not None:
+        raise RuntimeError("`sae_plugins.plugins` contexts cannot be nested: name all in one call")
+    own = SAETrainer.__dict__.get("__new__")
+    if own is not None and getattr(own, "__func__", own) is not _new:
+        raise RuntimeError("SAETrainer now has a __new__ of its own: see sae_plugins.upstream")
+    SAETrainer.__new__ = staticmethod(_new)  # type: ignore[assignment]
+    _substitute = substitute
+    try:
+        yield
+    finally:
+        _substitute = None
