@@ -74,6 +74,7 @@ class Features:
         """Ranges [start, end) that permutations must stay within (`ordered` architectures)."""
         self._plugin_state: dict[str, Tracked] = {}
         self._permutation: Tensor | None = None
+        self._move_moments = True
         self._resets: list[tuple[Tensor, Tensor]] = []
         self._merges: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
@@ -111,8 +112,10 @@ class Features:
         self._plugin_state[key] = Tracked(key, lambda: tensor, axes, reset)
         return tensor
 
-    def permute(self, order: Tensor) -> None:
+    def permute(self, order: Tensor, *, move_moments: bool = True) -> None:
         """Request that position i holds the feature now at `order[i]`; [d_sae] indices.
+
+        `move_moments=False` leaves Adam's moments behind, which is wrong on purpose: a control.
 
         Raises:
             PluginError: `order` is no permutation, or it leaves a Matryoshka prefix.
@@ -132,6 +135,7 @@ class Features:
             logger.warning("two plugins reorder features at one step: the first one wins")
             return
         self._permutation = order
+        self._move_moments = move_moments
 
     def reset(self, index: Tensor, directions: Tensor) -> None:
         """Request that features `index` [k] start anew along `directions` [k, d_in].
@@ -202,9 +206,11 @@ class Features:
                 self._restart(index[free], directions[free])
                 yield Reset(index[free])
         if order is not None:
-            for tensor, axes in ((t.get(), t.axes) for t in self.tracked()):
-                for axis in axes:
-                    tensor.copy_(tensor.index_select(axis, order))
+            for entry in self.tracked():
+                if self._move_moments or not entry.name.startswith(ADAM_MOMENTS):
+                    for axis in entry.axes:
+                        tensor = entry.get()
+                        tensor.copy_(tensor.index_select(axis, order))
             yield Permuted(order)
 
     # -- the arithmetic ------------------------------------------------------------------------

@@ -23,6 +23,8 @@ class Run:
         metrics: what plugins logged during this step, by name.
         summary: what plugins have to say at the end, by name.
         updates: optimizer updates so far.
+        updated: whether this step made an update, so ended an accumulation window; from
+            `after_update` on.
         firing_counts: [d_sae], on how many of this step's tokens each feature fired; from
             `step_ended` on.
     """
@@ -36,6 +38,7 @@ class Run:
         self.metrics: dict[str, Any] = {}
         self.summary: dict[str, float | int | None] = {}
         self.updates = 0
+        self.updated = False
 
     @property
     def sae(self) -> TrainingSAE[Any]:

@@ -86,7 +86,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         if self._inert:
             return super().step(batch)
         run = self.run
-        run.metrics = {}
+        run.metrics, run.updated = {}, False
         self._activation_scale = self.activation_scaler.scaling_factor
         self._ends_window = self._window is None or (
             self._window.batches + 1 >= self._window.size
@@ -100,7 +100,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         run.firing_counts = self.act_freq_scores - fired_before
         with torch.no_grad():
             self.host.notify("step_ended", run=run, output=output)
-            if self._ends_window:
+            if run.updated:
                 for change in run.features.carry_out():
                     self.host.notify("features_changed", run=run, change=change)
         output.metrics.update(run.metrics)
@@ -227,6 +227,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def _after_update(self, *_: Any) -> None:
         if self._ends_window:
             self.run.updates += 1
+            self.run.updated = True
             self.host.notify("after_update", run=self.run)
 
     # -- saving the inference SAE --------------------------------------------------------------
