@@ -1,0 +1,78 @@
+# `make` alone explains itself. Everything runs in .venv, which is built from requirements.lock.
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2 --dist loadfile
+BIN := .venv/bin
+UV := $(BIN)/uv
+STAMP := .venv/.installed
+export VIRTUAL_ENV := $(CURDIR)/.venv
+# Importing torch and SAELens without compiled bytecode takes several times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test slow lint format types world bench lock clean
+
+help: ## this page
+	@echo 'sae-plugins: start with `make env`, then `make demo`.'
+	@echo
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@echo
+	@echo 'PYTHON=python3.12 chooses another Python; PYTEST_ARGS="-k reorder" is handed to pytest.'
+
+env: $(STAMP) ## build .venv from requirements.lock, if that or pyproject.toml changed
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { \
+	    echo "sae-plugins needs Python 3.10, 3.11 or 3.12; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	         "Name another: make env PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "uv$$(sed -nE 's/^uv(==[0-9.]+).*/\1/p' requirements.lock 2>/dev/null)"
+
+$(STAMP): requirements.lock pyproject.toml | $(UV)
+	$(UV) pip install --quiet --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: env ## train a small SAE with the hybrid-order method, offline, into runs/demo
+	$(BIN)/sae-plugins train --recipe hybrid-order-demo --output_path runs/demo --overwrite
+
+# pytest's workers share the cores already.
+test slow: export OMP_NUM_THREADS ?= 1
+
+test: env ## run the quick tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+slow: env ## run the tests that take minutes
+	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+lint: env ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: env ## repair what `make lint` finds, where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# entrypoints/ and eval_suites/ are installed inside sae_plugins; mypy must see them there.
+types: env ## check types with mypy --strict
+	@rm -rf build/types && mkdir -p build/types/sae_plugins
+	@ln -s $(CURDIR)/sae_plugins/* $(CURDIR)/entrypoints $(CURDIR)/eval_suites build/types/sae_plugins/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+	    --cache-dir $(CURDIR)/.mypy_cache -p sae_plugins
+
+world: env ## train the embedded world's language model anew
+	$(BIN)/python -m sae_plugins.world.build
+
+bench: env ## time plugins against plain SAELens
+	$(BIN)/python benchmarks/bench_step.py
+
+# Neither index nor host is written down: whoever installs uses the registry of their own settings.
+lock: $(UV) ## resolve requirements.lock anew (UPGRADE=1: to the newest versions)
+	UV_FIND_LINKS= $(UV) --no-config pip compile pyproject.toml --extra dev \
+	    --universal --python-version 3.10 --no-python-downloads --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-emit-index-annotation \
+	    --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) \
+	    --quiet --output-file requirements.lock
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

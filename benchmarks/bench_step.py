@@ -1,0 +1,141 @@
+"""Cost of a training step with plugins, as a ratio to SAELens' own step.
+
+    python benchmarks/bench_step.py                     # the shapes below, a few minutes on a CPU
+    python benchmarks/bench_step.py --rounds 20 --json benchmarks/results.jsonl
+
+Time is the process's CPU time on one thread, or GPU time where there is a GPU. One unit of work is
+a whole accumulation window of four batches, so that arms with fewer optimizer steps get no more
+than they earn.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from harness import PeakBytes, interleave, report
+from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+
+import sae_plugins
+
+WINDOW = 4
+SHAPES = {"2304": (2304, 2304, 2048), "16384": (576, 16384, 1024)}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+ReorderOften = {"reorder": {"start": 0, "interval": 4, "adaptive": False}}
+"""Far more often than any run would: the cost of reordering itself, every accumulation window."""
+
+
+def hybrid_order(accumulate: int, **options: Any) -> AbstractContextManager[Any]:
+    """Hybrid-order, with reordering on from the start: every 500 steps, and by its trigger."""
+    return sae_plugins.plugins(
+        "hybrid-order",
+        options=options or {"reorder": {"start": 0}},
+        training={"accumulate": accumulate},
+        seed=0,
+    )
+
+
+ARMS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no plugins": sae_plugins.plugins,
+    "hybrid-order": lambda: hybrid_order(4),
+    "hybrid-order, no accumulation": lambda: hybrid_order(1),
+    "accumulation alone": lambda: sae_plugins.plugins(training={"accumulate": 4}),
+    "reordering every window": lambda: hybrid_order(1, **ReorderOften),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak live bytes of a window of steps, state included, over SAELens' own."""
+
+    arm: str
+    ratio: float
+    peak_mib: float
+    operations_per_step: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.arm:<34} {self.ratio:6.3f}  peak {self.peak_mib:.0f} MiB, "
+            f"{self.operations_per_step:.0f} operations per step"
+        )
+
+
+def window_of_steps(
+    shape: tuple[int, int, int], context: AbstractContextManager[Any]
+) -> tuple[SAETrainer[Any, Any], Callable[[], None]]:
+    """A trainer built inside `context`, and a function that trains it for one window."""
+    d_in, d_sae, batch_size = shape
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    batches = [
+        torch.randn(batch_size, d_in, device=DEVICE, generator=generator) for _ in range(WINDOW)
+    ]
+
+    def endless() -> Iterator[torch.Tensor]:
+        while True:
+            yield from batches
+
+    torch.manual_seed(0)
+    with context:
+        sae = StandardTrainingSAE(
+            StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, l1_coefficient=1.0, device=DEVICE)
+        )
+        config = SAETrainerConfig(
+            total_training_samples=batch_size * 10**6,
+            train_batch_size_samples=batch_size,
+            lr_end=3e-5,
+            device=DEVICE,
+        )
+        trainer: SAETrainer[Any, Any] = SAETrainer(cfg=config, sae=sae, data_provider=endless())
+
+    def work() -> None:
+        for batch in batches:
+            trainer.step(batch)
+            trainer.n_training_steps += 1
+
+    return trainer, work
+
+
+def peak(shape: tuple[int, int, int], context: AbstractContextManager[Any]) -> tuple[int, float]:
+    """Peak bytes of training state and steps, and operations per step, after a first window."""
+    with PeakBytes() as counter:
+        trainer, work = window_of_steps(shape, context)
+        work()
+        counter.operations = 0
+        work()
+    del trainer
+    return counter.peak, counter.operations / WINDOW
+
+
+def main() -> None:
+    """Measure every shape."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=10, help="rounds per shape (default 10)")
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="d_sae; default all")
+    parser.add_argument("--only", choices=["time", "memory"], help="default both")
+    parser.add_argument("--json", help="append results to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in args.shape or SHAPES:
+        shape = SHAPES[name]
+        title = "d_in {}, d_sae {}, batch {}".format(*shape)
+        if args.only != "memory":
+            baseline = window_of_steps(shape, nullcontext())[1]
+            arms = {arm: window_of_steps(shape, context())[1] for arm, context in ARMS.items()}
+            results = interleave(baseline, arms, args.rounds)
+            report(f"time / SAELens' ({title})", results, args.json)
+        if args.only != "time":
+            stock, operations = peak(shape, nullcontext())
+            memory = [Memory("SAELens", 1.0, stock / 2**20, operations)]
+            for arm, context in ARMS.items():
+                bytes_, operations = peak(shape, context())
+                memory.append(Memory(arm, bytes_ / stock, bytes_ / 2**20, operations))
+            report(f"peak memory / SAELens' ({title})", memory, args.json)
+
+
+if __name__ == "__main__":
+    main()

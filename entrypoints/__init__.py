@@ -1,0 +1,1 @@
+"""The commands of the `sae-plugins` CLI, one file each."""

@@ -1,0 +1,1 @@
+"""Evaluation suites over SAEBench; they arrive with `sae-plugins evaluate`."""
