@@ -22,8 +22,8 @@ help: ## this page
 env: $(STAMP) ## build .venv from requirements.lock, if that or pyproject.toml changed
 
 $(UV):
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { \
-	    echo "sae-plugins needs Python 3.10, 3.11 or 3.12; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null || { \
+	    echo "sae-plugins needs Python 3.10, 3.11 or 3.12, and '$(PYTHON)' is none of them." \
 	         "Name another: make env PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "uv$$(sed -nE 's/^uv(==[0-9.]+).*/\1/p' requirements.lock 2>/dev/null)"

@@ -106,7 +106,7 @@ def architecture_of(sae: "TrainingSAE[TrainingSAEConfig]") -> Architecture:
         PluginError: the SAE has a parameter or a buffer that the row does not name.
     """
     row = architecture(sae.cfg.architecture())
-    present = {name for name, _ in sae.named_parameters()} | {name for name, _ in sae.named_buffers()}
+    present = {name for name, _ in (*sae.named_parameters(), *sae.named_buffers())}
     unknown = sorted(present - row.feature_axes.keys() - row.shared)
     missing = sorted(row.feature_axes.keys() - present)
     if unknown or missing:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
@@ -64,7 +64,7 @@ class Tracked:
 class Features:
     """The feature axis of one trainer: `track` tensors on it, request changes of it."""
 
-    def __init__(self, trainer: SAETrainer[TrainingSAE, object]) -> None:
+    def __init__(self, trainer: SAETrainer[Any, Any]) -> None:
         """Register the SAE's parameters, Adam's moments and the trainer's counters."""
         self._trainer = trainer
         self._sae = trainer.sae
@@ -155,9 +155,8 @@ class Features:
         along `directions` [k, d_in].
         """
         weights = torch.as_tensor(weight, device=self._sae.device).expand(len(into))
-        self._merges.append(
-            (self._indices(into), self._indices(source), self._directions(source, directions), weights)
-        )
+        pairs = self._indices(into), self._indices(source)
+        self._merges.append((*pairs, self._directions(source, directions), weights))
 
     def tracked(self) -> Iterator[Tracked]:
         """Everything on the feature axis: parameters, moments, counters and plugin state."""
@@ -240,7 +239,8 @@ class Features:
                 free[row] = True
                 taken[features] = True
         if not free.all():
-            logger.info("dropped %d of %d feature requests: already changed", (~free).sum(), len(free))
+            dropped = int((~free).sum())
+            logger.info("dropped %d of %d feature requests: taken", dropped, len(free))
         return free
 
     def _restart(self, index: Tensor, directions: Tensor) -> None:

@@ -24,7 +24,8 @@ def l2_norm(sae_out: Tensor, sae_in: Tensor) -> Tensor:
     """||x - x_hat||_2 per token, [B, 1]."""
     residual = sae_out - sae_in
     dtype = torch.promote_types(residual.dtype, torch.float32)
-    return torch.linalg.vector_norm(residual, dim=-1, keepdim=True, dtype=dtype)
+    norm: Tensor = torch.linalg.vector_norm(residual, dim=-1, keepdim=True, dtype=dtype)
+    return norm
 
 
 def mean(sae_out: Tensor, sae_in: Tensor) -> Tensor:

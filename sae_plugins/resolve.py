@@ -213,7 +213,7 @@ def _merge(
                 )
             merged[key] = value
             owner[key] = method.name
-    return merged | override
+    return {**merged, **override}
 
 
 def _merged_options(
@@ -241,7 +241,8 @@ def _validated(model: type[BaseModel], values: Mapping[str, Any], whose: str) ->
     try:
         return model(**values)
     except ValidationError as error:
-        raise PluginError("\n".join(_explain(model, problem, whose) for problem in error.errors())) from error
+        problems = [_explain(model, problem, whose) for problem in error.errors()]
+        raise PluginError("\n".join(problems)) from error
 
 
 def _explain(model: type[BaseModel], problem: Any, whose: str) -> str:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-
 class Run:
     """A narrow view of one trainer, given to every event.
 

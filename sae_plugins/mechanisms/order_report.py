@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def related_share(rows: Tensor, left: Tensor, right: Tensor) -> float:
     return float((cosine.abs() > RELATED).double().mean())
 
 
-def reconstruction_loss(sae: TrainingSAE, sae_in: Tensor) -> Tensor:
+def reconstruction_loss(sae: TrainingSAE[Any], sae_in: Tensor) -> Tensor:
     """The loss that SAELens calls mse_loss, of inputs [B, d_in]."""
     sae_out = sae.decode(sae.encode(sae_in))
     return sae.mse_loss_fn(sae_out, sae_in).sum(dim=-1).mean()

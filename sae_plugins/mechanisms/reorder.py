@@ -156,9 +156,7 @@ class Reorder(Plugin):
             return
         self.report.before(run, output.sae_in, self.cause)
         self.cause, self.last_reordering = None, run.step
-        parts = [
-            start + self._order(start, end, output) for start, end in run.features.groups
-        ]
+        parts = [start + self._order(start, end, output) for start, end in run.features.groups]
         run.features.permute(torch.cat(parts), move_moments=self.options.move_moments)
 
     @hookimpl

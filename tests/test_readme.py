@@ -1,0 +1,63 @@
+"""The README's snippets are run: the third-party plugin that it teaches is built and installed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sae_plugins import registry
+from sae_plugins.testing import train
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language: str, holding: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+    return [block for block in found if holding in block]
+
+
+@pytest.fixture(scope="module")
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip installed the package that the README describes."""
+    root = tmp_path_factory.mktemp("sae-spread")
+    (module,) = blocks("python", "class Spread(Plugin)")
+    (project,) = blocks("toml", "sae-spread")
+    (root / "sae_spread.py").write_text(module)
+    (root / "pyproject.toml").write_text(project)
+    site = root / "site"
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*install, "--no-build-isolation", "--target", str(site), str(root)], check=True)
+    return site
+
+
+def test_the_plugin_and_its_package_take_25_lines():
+    (module,) = blocks("python", "class Spread(Plugin)")
+    (project,) = blocks("toml", "sae-spread")
+    assert sum(1 for line in (module + project).splitlines() if line.strip()) <= 25
+
+
+def test_an_installed_package_is_found_by_name_listed_and_trained_with(
+    third_party: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert "spread" not in registry.installed()
+    monkeypatch.syspath_prepend(str(third_party))
+    (listed,) = [entry for entry in registry.listing() if entry.name == "spread"]
+    assert listed.summary.startswith("Push decoder rows apart")
+    assert (listed.distribution, listed.version) == ("sae-spread", "0.1")
+    plain, spread = train(steps=4), train("spread", steps=4, options={"spread": {"weight": 0.5}})
+    assert not plain.sae.W_dec.equal(spread.sae.W_dec)
+    (entry,) = spread.sae.cfg.metadata.sae_plugins["plugins"]
+    assert entry == {"name": "spread", "version": "0.1", "options": {"weight": 0.5, "pairs": 1024}}
+
+
+def test_the_contract_that_the_readme_shows_passes(
+    third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(third_party))
+    (contract,) = blocks("python", "class TestSpread(PluginContract)")
+    test = tmp_path / "test_spread.py"
+    test.write_text("from sae_spread import Spread\n" + contract)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
+    assert pytest.main([*options, "--rootdir", str(tmp_path), str(test)]) == 0
