@@ -154,8 +154,15 @@ class Features:
         The decoder row gets the direction of the sum and the mean norm. The sources start anew
         along `directions` [k, d_in].
         """
-        weights = torch.as_tensor(weight, device=self._sae.device).expand(len(into))
         pairs = self._indices(into), self._indices(source)
+        if len(into) != len(source):
+            raise PluginError(f"{len(into)} features cannot be merged with {len(source)}: pair them")
+        weights = torch.as_tensor(weight, device=self._sae.device)
+        if weights.shape not in ((), into.shape):
+            raise PluginError(
+                f"the weight must be a number or [{len(into)}], not {tuple(weights.shape)}"
+            )
+        weights = weights.expand(len(into))
         self._merges.append((*pairs, self._directions(source, directions), weights))
 
     def tracked(self) -> Iterator[Tracked]:

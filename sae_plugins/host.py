@@ -64,6 +64,10 @@ class Host:
             except PluginError as error:
                 raise PluginError(f"plugin {plugin.name!r}, event {event!r}: {error}") from error
             except Exception as error:
+                from sae_plugins.upstream import InterruptedException
+
+                if isinstance(error, InterruptedException):
+                    raise  # SIGINT or SIGTERM, which SAELens answers with a checkpoint
                 raise PluginError(
                     f"plugin {plugin.name!r} failed in event {event!r}: "
                     f"{type(error).__name__}: {error}"

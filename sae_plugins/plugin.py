@@ -49,6 +49,9 @@ class Plugin:
     claims: ClassVar[tuple[str, ...]] = ()
     """Exclusive resources, out of `CLAIMS`; a second claimant is an error that names both."""
 
+    observes_only: ClassVar[bool] = False
+    """It changes nothing in the training, so the SAE's provenance does not mention it."""
+
     class Options(BaseModel):
         """The plugin's options: pydantic fields with a type, bounds and a description.
 

@@ -52,6 +52,7 @@ class Plan:
                     "options": options.model_dump(mode="json"),
                 }
                 for plugin, options in self.plugins
+                if not plugin.observes_only
             ],
             "training": self.training.model_dump(mode="json"),
         }

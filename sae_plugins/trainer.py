@@ -162,13 +162,13 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
     def _multiply_coefficients(self, step_input: TrainStepInput) -> None:
         coefficients = cast(dict[str, Any], step_input.coefficients)
-        changed = set()
+        changed, tokens = set(), step_input.sae_in.shape[:-1]
         with torch.no_grad():
             for plugin, multipliers in self.host.call(
                 "before_forward", run=self.run, step_input=step_input
             ):
                 for name, multiplier in (multipliers or {}).items():
-                    self._check_multiplier(plugin, name, multiplier, coefficients)
+                    self._check_multiplier(plugin, name, multiplier, coefficients, tokens)
                     coefficients[name] = coefficients[name] * multiplier
                     changed.add(name)
                     self._log_mean(f"coefficients/{name}/{plugin.name}", multiplier)
@@ -179,7 +179,12 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self.run.log(name, value.mean if isinstance(value, Tensor) else value)
 
     def _check_multiplier(
-        self, plugin: Plugin, name: str, multiplier: float | Tensor, coefficients: dict[str, Any]
+        self,
+        plugin: Plugin,
+        name: str,
+        multiplier: float | Tensor,
+        coefficients: dict[str, Any],
+        tokens: torch.Size,
     ) -> None:
         row = self.run.architecture
         if name not in coefficients:
@@ -192,6 +197,12 @@ class PluginTrainer(SAETrainer[Any, Any]):
             raise PluginError(
                 f"plugin {plugin.name!r} multiplies the coefficient {name!r} per token, but "
                 f"{row.name} SAEs apply it to the mean over tokens: return a scalar"
+            )
+        if isinstance(multiplier, Tensor) and per_token and multiplier.shape != tokens:
+            raise PluginError(
+                f"plugin {plugin.name!r} multiplies the coefficient {name!r} by a tensor of shape "
+                f"{tuple(multiplier.shape)}: return a scalar or one number per token, "
+                f"{tuple(tokens)}"
             )
 
     def _add_losses(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:

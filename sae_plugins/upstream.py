@@ -18,6 +18,7 @@
 - `TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses, summed over the last axis.
 - `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.
 - `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json`.
+- on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`, at any bytecode.
 - the parameters of each architecture are those of `sae_plugins.architectures`.
 """
 
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sae_lens.training._interruption import InterruptedException as InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -22,6 +22,7 @@ class NanGuard(Plugin):
     """Stop training soon after the loss becomes NaN or infinite, naming the step and the terms."""
 
     name = "nan-guard"
+    observes_only = True
 
     class Options(Plugin.Options):
         """How often to look."""

@@ -30,7 +30,7 @@ from sae_plugins.testing import PluginContract, train
 
 class TestContract(PluginContract):
     plugin = Reorder
-    options = {"start": 2, "interval": 3, "window": 2, "cooldown": 1}  # noqa: RUF012
+    options = {"start": 2, "interval": 3, "window": 2, "cooldown": 1}
 
 
 def test_frequency_variance_has_the_papers_unit_and_count_variance_is_tokens_squared_times_it():

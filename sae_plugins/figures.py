@@ -1,0 +1,226 @@
+"""Figures of a training run: functions from data to matplotlib figures, without global state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from numpy.typing import NDArray
+
+CHANGES = "changes/"
+"""Prefix of the columns that say which feature changes a step made."""
+
+INK, GREY = "#222222", "#8a8a8a"
+# Okabe and Ito's colours, which stay apart for the colour-blind; yellow left out: too pale here
+BLUE, COLOURS = "#0072b2", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LOG_FROM_RATIO = 20.0
+"""Positive data that spans more than this factor is drawn on a log axis."""
+DPI = 120
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Firing frequency by feature position at one time of the training.
+
+    Attributes:
+        label: what to call it.
+        step: the training step (batch) at which it was taken, counted from 1.
+        tokens: tokens over which frequencies were counted, the last ones up to `step`.
+        frequency: [d_sae], the share of those tokens on which the feature at each position fired.
+    """
+
+    label: str
+    step: int
+    tokens: int
+    frequency: NDArray[np.float64]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG that is either whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=DPI)
+    os.replace(partial, path)
+
+
+def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The loss and its terms, L0 and explained variance over training steps.
+
+    Args:
+        rows: rows of `metrics.jsonl`: `step` and whatever metrics were written with it. Steps with
+            a column under `CHANGES` are marked by vertical lines.
+    """
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    loss, l0, variance = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    _losses(loss, rows)
+    steps, values = _series(rows, "metrics/l0")
+    l0.plot(steps, values, color=BLUE, linewidth=1.4, marker=_marker(steps))
+    log = _scale(l0, values)
+    l0.set_ylabel("L0: active features\nper token" + (" (log scale)" if log else ""))
+    steps, values = _series(rows, "metrics/explained_variance")
+    variance.plot(steps, values, color=BLUE, linewidth=1.4, marker=_marker(steps))
+    if values.size:
+        # cut off the first steps, which can be far below zero, but never the last
+        lowest = max(np.quantile(values, 0.02), min(0.0, values[-1]))
+        variance.set_ylim(lowest - 0.05, 1.02)
+    variance.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    variance.set_ylabel("explained variance\nof the batch")
+    variance.set_xlabel("training step")
+    _count_axis(variance, max((row["step"] for row in rows), default=1), ticks=10)
+    changed = [row["step"] for row in rows if any(name.startswith(CHANGES) for name in row)]
+    for panel in (loss, l0, variance):
+        for place, step in enumerate(changed):
+            panel.axvline(
+                step,
+                color=GREY,
+                linewidth=0.8,
+                alpha=max(0.15, min(0.7, 20 / len(changed))),
+                zorder=0.5,
+                label="features changed" if place == 0 else None,
+            )
+        _plain(panel, grid="y")
+    labels = loss.get_legend_handles_labels()[1]
+    if labels:
+        # above the panel, where it covers no data
+        loss.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=6 if len("".join(labels)) < 70 else 3,
+            frameon=False, fontsize=10, borderaxespad=0.2, handlelength=1.6,
+        )  # fmt: skip
+    figure.align_ylabels()
+    return figure
+
+
+def firing_by_position(snapshots: Sequence[Snapshot], d_sae: int) -> Figure:
+    """Firing frequency by feature position, one panel per snapshot.
+
+    Args:
+        snapshots: the panels, from left to right.
+        d_sae: the number of feature positions.
+    """
+    count = max(1, len(snapshots))
+    figure = Figure(figsize=(1.2 + 3.6 * max(2, count), 4.4), layout="constrained")
+    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    seen = [shot.frequency[shot.frequency > 0] for shot in snapshots]
+    floor = min((values.min() for values in seen if values.size), default=1e-5) / 3
+    for panel, shot in zip(panels, snapshots, strict=False):
+        _firing(panel, shot, floor)
+    for panel in panels:
+        panel.set_yscale("log")
+        panel.set_ylim(floor / 1.8, 1.5)  # silent features are drawn at the floor
+        panel.set_xlabel("feature position")
+        _count_axis(panel, d_sae, ticks=5)
+        _plain(panel, grid="both")
+    panels[0].set_ylabel("firing frequency\n(share of tokens, log scale)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10,
+            markerscale=2.5,
+        )  # fmt: skip
+    return figure
+
+
+def _losses(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    total = "losses/overall_loss"
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("losses/"))
+    drawn = []
+    for place, name in enumerate(name for name in names if name != total):
+        steps, values = _series(rows, name)
+        if values.any():
+            style = "-" if place < len(COLOURS) else "--"
+            label = name.removeprefix("losses/")
+            colour = COLOURS[place % len(COLOURS)]
+            panel.plot(
+                steps, values, style, color=colour, linewidth=1.2, label=label,
+                marker=_marker(steps),
+            )  # fmt: skip
+            drawn.append(values)
+    steps, values = _series(rows, total)
+    if values.size:
+        # dotted, so that a term that makes up nearly all of it still shows
+        panel.plot(steps, values, ":", color=INK, linewidth=2, label="total", marker=_marker(steps))
+        drawn.append(values)
+    log = _scale(panel, np.concatenate(drawn) if drawn else np.empty(0))
+    panel.set_ylabel("loss, mean over tokens" + ("\n(log scale)" if log else ""))
+
+
+def _firing(panel: Axes, shot: Snapshot, floor: float) -> None:
+    positions = np.arange(len(shot.frequency))
+    fires = shot.frequency > 0
+    size = float(np.clip(6000 / len(positions), 1.0, 12.0))
+    panel.scatter(
+        positions[fires], shot.frequency[fires], s=size, color=COLOURS[5], linewidths=0,
+        alpha=0.7, rasterized=True, label="one feature",
+    )  # fmt: skip
+    never = int((~fires).sum())
+    panel.scatter(
+        positions[~fires], np.full(never, floor), s=24, marker="|", color=COLOURS[1],
+        linewidths=0.8, label="silent (at the foot)",
+    )  # fmt: skip
+    # medians over neighbours show the order that single features scatter around
+    groups = list(np.array_split(positions, max(1, min(40, len(positions) // 8))))
+    medians = [max(float(np.median(shot.frequency[group])), floor) for group in groups]
+    panel.plot(
+        [group.mean() for group in groups], medians, color=INK, linewidth=1.6,
+        label=f"median of {len(groups[0]):,} neighbours",
+    )  # fmt: skip
+    panel.set_title(
+        f"{shot.label}: step {shot.step:,}\n{never:,} of {len(positions):,} silent in "
+        f"{shot.tokens:,} tokens",
+        fontsize=10,
+        color=INK,
+    )
+
+
+def _series(
+    rows: Sequence[Mapping[str, Any]], name: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps [n] and values [n] of the rows that have a number for `name`."""
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+
+
+def _marker(steps: NDArray[np.float64]) -> str:
+    """Dots where there are too few points for a line."""
+    return "." if steps.size < 3 else ""
+
+
+def _count_axis(panel: Axes, last: int, ticks: int) -> None:
+    """An x axis of whole numbers from 0 to a little beyond `last`."""
+    panel.set_xlim(-0.02 * last, 1.02 * last)
+    panel.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _scale(panel: Axes, values: NDArray[np.float64]) -> bool:
+    """Choose a log axis for data of one sign that spans orders of magnitude; say if it is one."""
+    positive = values[values > 0]
+    log = bool(
+        positive.size
+        and not (values < 0).any()
+        and positive.max() > LOG_FROM_RATIO * positive.min()
+    )
+    if log:
+        panel.set_yscale("log", nonpositive="mask")
+    elif values.size and not (values < 0).any():
+        panel.set_ylim(bottom=0)
+    return log
+
+
+def _plain(panel: Axes, grid: Literal["y", "both"]) -> None:
+    """A light grid, no box, and sizes that do not depend on the user's settings."""
+    panel.grid(True, axis=grid, color="#e6e6e6", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.tick_params(labelsize=10, colors=INK, which="both", length=3)
+    panel.tick_params(which="minor", labelleft=False)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+    for label in (panel.xaxis.label, panel.yaxis.label):
+        label.set(fontsize=11, color=INK)

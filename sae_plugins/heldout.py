@@ -1,0 +1,122 @@
+"""How well an SAE reconstructs activations that it was not trained on."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from sae_lens import SAE
+from torch import Tensor
+from tqdm.auto import tqdm
+
+TOKENS_AT_ONCE = 4096
+"""Tokens encoded together: bounds the memory at this many times d_sae numbers."""
+
+
+class ActivationSource(Protocol):
+    """What is needed of SAELens' `ActivationsStore`."""
+
+    def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> Tensor:
+        """The next activations [n, d_in]; raises StopIteration where the text ends, if asked."""
+        ...
+
+
+@torch.no_grad()
+def heldout_metrics(sae: SAE[Any], store: ActivationSource, n_tokens: int) -> dict[str, float]:
+    """Score an inference SAE on activations from a store over held-out text.
+
+    Which tokens count is the store's own `exclude_special_tokens` and `seqpos_slice`: build it
+    with the training run's, and the numbers are about the distribution that the SAE was trained
+    on. SAELens trains on BOS positions unless `exclude_special_tokens` is set. Their norm can be a
+    hundred times that of other tokens, and they are all alike, so that where they are included,
+    they can make up most of the variance.
+
+    Sums are in float64. Activations are used as the language model gives them; whatever
+    normalisation the SAE holds is its own part.
+
+    Args:
+        sae: as `SAE.load_from_disk` gives it.
+        store: an `ActivationsStore`; batches are taken in the order of the text, unshuffled.
+        n_tokens: tokens to use at least; fewer if the text ends before, rather than tokens twice.
+
+    Returns:
+        `explained_variance`: 1 - sum ||x - x_hat||^2 / sum ||x - mean||^2, with the mean over all
+        the held-out tokens; 0 is what predicting that mean achieves.
+        `mse`: squared error per token, summed over d_in, in squared activation units.
+        `cosine`: cosine between x and x_hat, mean over tokens.
+        `l0`: non-zero features per token.
+        `never_fired`: share of the features that are zero on every token, in 0..1.
+        `tokens`: tokens used.
+
+    Raises:
+        ValueError: the text holds less than one batch of the store.
+    """
+    # as in training, the store gives heads already concatenated
+    reshapes = sae.hook_z_reshaping_mode
+    if reshapes:
+        sae.turn_off_forward_pass_hook_z_reshaping()  # type: ignore[no-untyped-call]
+    try:
+        sums = _Sums(sae)
+        with tqdm(total=n_tokens, desc="Held-out text", unit="token", leave=False) as progress:
+            while sums.tokens < n_tokens:
+                try:
+                    batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
+                except StopIteration:
+                    break
+                for part in batch.split(TOKENS_AT_ONCE):
+                    sums.add(part)
+                progress.update(len(batch))
+    finally:
+        if reshapes:
+            sae.turn_on_forward_pass_hook_z_reshaping()  # type: ignore[no-untyped-call]
+    if not sums.tokens:
+        raise ValueError(
+            "no held-out activations: the text holds less than one batch "
+            "(store_batch_size_prompts x context_size tokens), or every token of it is excluded"
+        )
+    return sums.metrics()
+
+
+class _Sums:
+    """Running sums over tokens, in float64 on the SAE's device."""
+
+    def __init__(self, sae: SAE[Any]) -> None:
+        self.sae = sae
+        self.tokens = 0
+        self.squared_error, self.cosine, self.active, self.squared_norm = torch.zeros(
+            4, dtype=torch.float64, device=sae.device
+        )
+        self.fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
+        # about the first tokens' mean: a large common mean would cost digits of the variance
+        self.shift: Tensor | None = None
+        self.total = torch.zeros(sae.cfg.d_in, dtype=torch.float64, device=sae.device)
+
+    def add(self, batch: Tensor) -> None:
+        """Add activations [n, d_in]."""
+        if not len(batch):
+            return
+        features = self.sae.encode(batch.to(self.sae.device, self.sae.dtype))
+        reconstruction = self.sae.decode(features).double()
+        x = batch.to(self.sae.device, torch.float64)
+        if self.shift is None:
+            self.shift = x.mean(dim=0)
+        self.tokens += len(x)
+        self.total += (x - self.shift).sum(dim=0)
+        self.squared_norm += (x - self.shift).square().sum()
+        self.squared_error += (x - reconstruction).square().sum()
+        self.cosine += torch.nn.functional.cosine_similarity(x, reconstruction, dim=-1).sum()
+        active = (features.to_dense() if features.is_sparse else features) != 0
+        self.active += active.sum()
+        self.fired |= active.any(dim=0)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of all tokens added so far."""
+        variance = self.squared_norm - self.total.square().sum() / self.tokens
+        return {
+            "explained_variance": (1 - self.squared_error / variance).item(),
+            "mse": (self.squared_error / self.tokens).item(),
+            "cosine": (self.cosine / self.tokens).item(),
+            "l0": (self.active / self.tokens).item(),
+            "never_fired": 1 - self.fired.double().mean().item(),
+            "tokens": self.tokens,
+        }

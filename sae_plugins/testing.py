@@ -1,0 +1,386 @@
+"""Tests for plugins, yours included: tiny SAEs to train, and the contract that every plugin keeps.
+
+A plugin's test file needs four lines (pytest runs one test per promise and architecture)::
+
+    from sae_plugins.testing import PluginContract
+
+    class TestMyPlugin(PluginContract):
+        plugin = MyPlugin                 # or its name, where it is installed
+        options = {"interval": 3}         # so that it acts within `steps` = 12
+
+For the tests of what the plugin does, `train` trains a tiny SAE with it::
+
+    trainer = train(MyPlugin, architecture="topk", options={"my-plugin": {"interval": 3}})
+    trainer.sae.W_dec, trainer.run.summary, trainer.host.plugins
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from sae_plugins import registry
+from sae_plugins.architectures import architecture as architecture_named
+from sae_plugins.architectures import prefix_groups
+from sae_plugins.attach import plugins
+from sae_plugins.hookspecs import hookimpl
+from sae_plugins.plugin import Method, Plugin, PluginError
+from sae_plugins.resolve import Selected, resolve
+from sae_plugins.run import Run
+from sae_plugins.upstream import TRAINER_COUNTERS
+
+D_IN, D_SAE = 8, 24
+STEPS, TOKENS = 12, 32
+
+CASES: dict[str, dict[str, Any]] = {
+    "standard": {"l1_coefficient": 0.1},
+    "gated": {"l1_coefficient": 0.1},
+    "jumprelu": {"l0_coefficient": 0.02, "jumprelu_init_threshold": 0.1},
+    "topk": {"k": 4},
+    "abstopk": {"k": 4},
+    "batchtopk": {"k": 4},
+    "matryoshka_batchtopk": {"k": 4, "matryoshka_widths": [6, 14, D_SAE]},
+    "matching_pursuit": {"decoder_init_norm": 1.0, "max_iterations": 4},
+}
+"""SAELens' training architectures, each with the configuration of its tiny SAE."""
+
+
+def tiny_sae(
+    architecture: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: Any
+) -> TrainingSAE[Any]:
+    """A SAE of D_IN dimensions and D_SAE features; leaves torch's global random state alone.
+
+    Args:
+        architecture: a key of `CASES`, whose configuration `config` overrides.
+        dtype: of the parameters; float64 where exactness is tested.
+        seed: of the initial weights.
+
+    Raises:
+        KeyError: no such architecture.
+    """
+    sae_class, config_class = get_sae_training_class(architecture)
+    fields = {"d_in": D_IN, "d_sae": D_SAE, **CASES[architecture], **config}
+    fields["dtype"] = str(dtype).removeprefix("torch.")
+    fields = {name: list(v) if isinstance(v, list) else v for name, v in fields.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sae: TrainingSAE[Any] = sae_class(config_class(**fields))
+        return sae
+
+
+def tiny_batches(
+    seed: int = 0, *, steps: int = STEPS, tokens: int = TOKENS, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """`steps` batches [tokens, D_IN] of sparse combinations of fixed directions, slightly noisy."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(function: Any, *shape: int) -> Tensor:
+        drawn: Tensor = function(*shape, generator=generator, dtype=torch.float64)
+        return drawn
+
+    directions = torch.nn.functional.normalize(draw(torch.randn, 2 * D_IN, D_IN), dim=1)
+    batches = []
+    for _ in range(steps):
+        chosen = draw(torch.rand, tokens, 2 * D_IN) < 0.2
+        noise = 0.05 * draw(torch.randn, tokens, D_IN)
+        strength = 3 * chosen * draw(torch.rand, tokens, 2 * D_IN)
+        batches.append((strength @ directions + noise).to(dtype))
+    return batches
+
+
+def tiny_trainer(
+    sae: TrainingSAE[Any], batches: Sequence[Tensor] = (), **config: Any
+) -> SAETrainer[Any, Any]:
+    """SAELens' trainer for `sae`; with plugins inside `sae_plugins.plugins`, plain outside.
+
+    Args:
+        sae: from `tiny_sae`.
+        batches: what `fit()` trains on; their number is the length of the run.
+        config: fields of `SAETrainerConfig` that override the tiny ones.
+    """
+    tokens = sum(len(batch) for batch in batches) or STEPS * TOKENS
+    fields = {
+        "total_training_samples": tokens,
+        "train_batch_size_samples": len(batches[0]) if batches else TOKENS,
+        "lr": 0.01,
+        "lr_end": 0.001,
+        "dead_feature_window": 3,  # short, so that the TopK family's auxiliary loss takes part
+        "logger": LoggingConfig(log_to_wandb=False),
+    }
+    return SAETrainer(SAETrainerConfig(**{**fields, **config}), sae, iter(batches))
+
+
+def advance(trainer: SAETrainer[Any, Any], batches: Sequence[Tensor]) -> list[dict[str, float]]:
+    """Train on `batches`, each [B, D_IN]; each step's loss ("loss") and terms, by name."""
+    losses = []
+    for batch in batches:
+        output = trainer.step(batch)
+        trainer.n_training_steps += 1
+        terms = {"loss": output.loss, **output.losses}
+        losses.append({name: value.item() for name, value in terms.items()})
+    return losses
+
+
+def train(
+    *names: Selected,
+    architecture: str = "standard",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    steps: int = STEPS,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> Any:
+    """Train a tiny SAE with plugins, from the first event to the last; returns the trainer.
+
+    Args:
+        names: plugins and methods, as for `sae_plugins.plugins`; `options` and `training` too.
+        architecture: a key of `CASES`.
+        seed: of weights, data, the plugins' own generators and the global random state.
+        steps: batches of TOKENS tokens.
+        dtype: of weights and data.
+        config: fields of `SAETrainerConfig`, such as `autocast=True`.
+
+    Raises:
+        PluginError: from the framework or a plugin.
+    """
+    batches = tiny_batches(seed, steps=steps, dtype=dtype)
+    sae = tiny_sae(architecture, dtype=dtype, seed=seed)
+    with plugins(*names, options=options, training=training, seed=seed):
+        trainer = tiny_trainer(sae, batches, **config)
+    advance(trainer, batches)
+    trainer.set_final_sae_metadata()
+    return trainer
+
+
+def snapshot(trainer: SAETrainer[Any, Any]) -> dict[str, Tensor]:
+    """Copies, by name, of weights, buffers, Adam's state, SAELens' counters and plugin state."""
+    state = dict(trainer.sae.state_dict())
+    for name, parameter in trainer.sae.named_parameters():
+        for key, value in trainer.optimizer.state.get(parameter, {}).items():
+            state[f"{key}.{name}"] = value
+    state |= {name: getattr(trainer, name) for name in TRAINER_COUNTERS}
+    features = getattr(getattr(trainer, "run", None), "features", None)
+    if features is not None:
+        state |= {entry.name: entry.get() for entry in features.tracked()}
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+class Witness(Plugin):
+    """Knows which feature stands where: `identity` [d_sae]; requests one order, at one step."""
+
+    name = "contract-witness"
+
+    class Options(Plugin.Options):
+        """When to request which order."""
+
+        step: int = 0
+        order: tuple[int, ...] = ()
+
+    @hookimpl
+    def attached(self, run: Run) -> None:
+        """Number the features."""
+        numbers = torch.arange(run.features.d_sae, device=run.sae.device)
+        self.identity = run.features.track(self, "identity", numbers, reset=None)
+
+    @hookimpl
+    def step_ended(self, run: Run) -> None:
+        """Request the order."""
+        if run.step == self.options.step:
+            run.features.permute(torch.tensor(self.options.order))
+
+
+def in_order_of_identity(trainer: Any) -> dict[str, Tensor]:
+    """`snapshot` with features in their first order, for a trainer that has a `Witness`."""
+    state = snapshot(trainer)
+    order = state[f"{Witness.name}/identity"].argsort()
+    for entry in trainer.run.features.tracked():
+        for axis in entry.axes:
+            state[entry.name] = state[entry.name].index_select(axis, order)
+    return state
+
+
+def differences(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float = 0.0
+) -> dict[str, float]:
+    """What differs, by name: the largest difference over the tensor's largest value.
+
+    NaN equals nothing. `tolerance=0` means bitwise equality, up to the sign of zero.
+    """
+    found = {name: float("inf") for name in one.keys() ^ other.keys()}
+    for name in one.keys() & other.keys():
+        a, b = one[name].detach().double(), other[name].detach().double()
+        if not torch.equal(a, b):
+            found[name] = float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
+    return {name: size for name, size in found.items() if not size <= tolerance}
+
+
+def _global_random_states() -> dict[str, Any]:
+    numpy_state = np.random.get_state()
+    return {
+        "random": random.getstate(),
+        "numpy.random": [np.asarray(part).tolist() for part in numpy_state],
+        "torch": torch.get_rng_state().tolist(),
+    }
+
+
+class PluginContract:
+    """The promises of every plugin, as a class for pytest: subclass it as `Test...`.
+
+    Attributes:
+        plugin: the class or the name of a plugin (or of a method).
+        options: its options (a method's: by mechanism), such that it acts within `steps` steps.
+        steps: length of each run, in batches.
+    """
+
+    plugin: ClassVar[Selected]
+    options: ClassVar[Mapping[str, Any]] = {}
+    steps: ClassVar[int] = STEPS
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Run each test with an `architecture` on every one that the plugin supports."""
+        if "architecture" in metafunc.fixturenames:
+            supported = [name for name in CASES if not self._reasons(name)]
+            metafunc.parametrize("architecture", supported)
+
+    def test_supports_an_architecture_and_gives_reasons_for_the_others(self) -> None:
+        """Refusals are sentences, and come when the trainer is built, before any training."""
+        import pytest  # whoever collects this class has it; others need not
+
+        reasons = {name: self._reasons(name) for name in CASES}
+        assert not all(reasons.values()), f"unsupported() refuses every architecture: {reasons}"
+        for name, reason in reasons.items():
+            if reason:
+                message = f"unsupported() says {reason!r} for {name}: tell the reason in words"
+                assert len(reason.split()) >= 4, message
+                with pytest.raises(PluginError, match=re.escape(reason)):
+                    self._trainer(name)
+
+    def test_trains(self, architecture: str) -> None:
+        """The weights move and stay finite."""
+        trainer = self._trainer(architecture)
+        before = snapshot(trainer)
+        advance(trainer, self._batches())
+        trainer.set_final_sae_metadata()
+        after = snapshot(trainer)
+        assert "W_dec" in differences(before, after), "the plugin keeps the SAE from learning"
+        broken = [name for name, value in after.items() if not value.isfinite().all()]
+        assert not broken, f"NaN or infinity in {broken}: guard divisions, logarithms and roots"
+
+    def test_repeats_with_the_same_seed(self, architecture: str) -> None:
+        """Two runs are bitwise equal."""
+        one, other = self._trained(architecture), self._trained(architecture)
+        found = differences(snapshot(one), snapshot(other))
+        assert not found, (
+            f"two equal runs differ in {found}: draw from self.rng alone, keep state on the "
+            "instance, and read nothing from outside the run (time, sets, class attributes)"
+        )
+
+    def test_leaves_the_global_random_state_alone(self, architecture: str) -> None:
+        """Neither python's, nor numpy's, nor torch's generator moves."""
+        before = _global_random_states()
+        self._trained(architecture)
+        drawn = [name for name, s in _global_random_states().items() if s != before[name]]
+        assert not drawn, (
+            f"the plugin draws from the global state of {drawn}: use generator=self.rng, so that "
+            "adding it does not change what others draw"
+        )
+
+    def test_does_not_care_in_which_order_features_stand(self, architecture: str) -> None:
+        """A permutation in mid-training changes nothing but positions (float64)."""
+        sae, middle = tiny_sae(architecture), self.steps // 2
+        draws = torch.Generator().manual_seed(1)
+        shuffled = [
+            start + int(i)
+            for start, end in prefix_groups(sae)
+            for i in torch.randperm(end - start, generator=draws)
+        ]
+        pair = []
+        for order in (sorted(shuffled), shuffled):
+            witness = {"step": middle, "order": order}
+            pair.append(self._trainer(architecture, witness=witness, dtype=torch.float64))
+        probe = tiny_batches(2, steps=1, dtype=torch.float64)[0]
+        for step, batch in enumerate(self._batches(torch.float64), start=1):
+            (one,), (other,) = (advance(trainer, [batch]) for trainer in pair)
+            states = [in_order_of_identity(trainer) for trainer in pair]
+            for trainer, state, losses in zip(pair, states, (one, other), strict=True):
+                state |= {f"loss {name}": torch.tensor(value) for name, value in losses.items()}
+                with torch.no_grad():
+                    state["the SAE's output"] = trainer.sae(probe)
+            found = differences(states[0], states[1], tolerance=1e-6)
+            assert not found, (
+                f"features were permuted after step {middle}; after step {step} these differ by "
+                f"more than positions: {found}. Give every tensor with a feature axis to "
+                "run.features.track and update it in place, or follow `Permuted.order` in "
+                "features_changed; let no position decide anything"
+            )
+
+    def test_waits_for_the_end_of_an_accumulation_window(self, architecture: str) -> None:
+        """Between updates no weight moves: neither by hand nor by a feature change."""
+        trainer = self._trainer(architecture, training={"accumulate": 4})
+        for step, batch in enumerate(self._batches(), start=1):
+            before = {name: p.detach().clone() for name, p in trainer.sae.named_parameters()}
+            advance(trainer, [batch])
+            moved = differences(before, dict(trainer.sae.named_parameters()))
+            if not trainer.run.updated:
+                assert not moved, (
+                    f"step {step} is inside an accumulation window, yet {moved} moved: change "
+                    "weights in after_update, or request a change of run.features"
+                )
+        assert trainer.run.updates == -(-self.steps // 4)
+
+    def test_keeps_float32_statistics_under_autocast(self, architecture: str) -> None:
+        """It trains under bfloat16 autocast, and no tracked tensor is of a lower precision."""
+        trainer = self._trained(architecture, autocast=True)
+        low, broken = [], []
+        for entry in trainer.run.features.tracked():
+            tensor = entry.get()
+            low += [entry.name] if tensor.is_floating_point() and tensor.itemsize < 4 else []
+            broken += [] if tensor.isfinite().all() else [entry.name]
+        assert not low, f"{low} are below float32, where a decay of 0.999 rounds to 1"
+        assert not broken, f"NaN or infinity in {broken} under autocast"
+
+    # -- how the promises are tested -----------------------------------------------------------
+
+    def _options(self) -> Mapping[str, Mapping[str, Any]]:
+        loaded = registry.load(self.plugin) if isinstance(self.plugin, str) else self.plugin
+        return self.options if issubclass(loaded, Method) else {loaded.name: self.options}
+
+    def _reasons(self, architecture: str) -> str | None:
+        plan = resolve([self.plugin], options=self._options())
+        row = architecture_named(architecture)
+        reasons = (plugin.unsupported(row, options) for plugin, options in plan.plugins)
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _trainer(
+        self,
+        architecture: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        witness: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        **config: Any,
+    ) -> Any:
+        names: list[Selected] = [self.plugin] if witness is None else [Witness, self.plugin]
+        options = {**self._options(), **({} if witness is None else {Witness.name: witness})}
+        with plugins(*names, options=options, training=training):
+            return tiny_trainer(tiny_sae(architecture, dtype=dtype), self._batches(), **config)
+
+    def _batches(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        return tiny_batches(steps=self.steps, dtype=dtype)
+
+    def _trained(self, architecture: str, **config: Any) -> Any:
+        trainer = self._trainer(architecture, **config)
+        advance(trainer, self._batches())
+        trainer.set_final_sae_metadata()
+        return trainer

@@ -1,0 +1,103 @@
+"""Held-out metrics against numpy, and the cases in which they are easily wrong."""
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+
+from sae_plugins.heldout import heldout_metrics
+
+D_IN, D_SAE = 12, 30
+
+
+class Store:
+    """Like an ActivationsStore: activations [n, d_in] in batches, then the end of the text."""
+
+    def __init__(self, activations, batch=64):
+        self.batches = list(activations.split(batch))
+        self.given = 0
+
+    def get_filtered_llm_batch(self, raise_on_epoch_end=False):
+        assert raise_on_epoch_end
+        if not self.batches:
+            raise StopIteration
+        batch = self.batches.pop(0)
+        self.given += len(batch)
+        return batch
+
+
+def make_sae(seed=0):
+    sae = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE, device="cpu"))
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.3)
+        sae.b_enc[:3] = -1e6  # these never fire
+    return sae
+
+
+def activations(n=500, mean=3.0):
+    return torch.randn(n, D_IN, generator=torch.Generator().manual_seed(1)) + mean
+
+
+def test_metrics_are_those_of_numpy():
+    sae, x = make_sae(), activations()
+    features = sae.encode(x).detach()
+    x_hat = sae.decode(features).detach().numpy().astype(np.float64)
+    fires = features.numpy() != 0
+    x64 = x.numpy().astype(np.float64)
+    squared_error = ((x64 - x_hat) ** 2).sum(axis=1)
+    variance = ((x64 - x64.mean(axis=0)) ** 2).sum(axis=1)
+    norms = np.linalg.norm(x64, axis=1) * np.linalg.norm(x_hat, axis=1)
+    assert heldout_metrics(sae, Store(x), n_tokens=len(x)) == pytest.approx(
+        {
+            "explained_variance": 1 - squared_error.sum() / variance.sum(),
+            "mse": squared_error.mean(),
+            "cosine": ((x64 * x_hat).sum(axis=1) / norms).mean(),
+            "l0": fires.sum(axis=1).mean(),
+            "never_fired": 1 - fires.any(axis=0).mean(),
+            "tokens": len(x),
+        },
+        rel=1e-6,
+    )
+
+
+def test_predicting_the_mean_explains_nothing_however_large_it_is():
+    x = activations(mean=1e4)
+    sae = make_sae()
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.zero_()
+        sae.b_dec.copy_(x.double().mean(dim=0))
+    metrics = heldout_metrics(sae, Store(x), n_tokens=len(x))
+    assert metrics["explained_variance"] == pytest.approx(0, abs=1e-5)
+    assert metrics["cosine"] == pytest.approx(1, abs=1e-6)
+    assert metrics["l0"] == 0
+    assert metrics["never_fired"] == 1
+
+
+def test_stops_at_enough_tokens_and_at_the_end_of_the_text():
+    store = Store(activations(n=500), batch=64)
+    assert heldout_metrics(make_sae(), store, n_tokens=100)["tokens"] == store.given == 128
+    assert heldout_metrics(make_sae(), store, n_tokens=10**9)["tokens"] == 500 - 128
+    with pytest.raises(ValueError, match="less than one batch"):
+        heldout_metrics(make_sae(), store, n_tokens=1)
+
+
+def test_batches_do_not_matter():
+    x = activations()
+    whole = heldout_metrics(make_sae(), Store(x, batch=len(x)), n_tokens=len(x))
+    # a batch of which every token is excluded comes empty
+    pieces = Store(x, batch=7)
+    pieces.batches.insert(3, x[:0])
+    assert heldout_metrics(make_sae(), pieces, n_tokens=len(x)) == pytest.approx(whole, rel=1e-5)
+
+
+def test_an_sae_on_attention_heads_gets_them_concatenated():
+    sae, x = make_sae(), activations()
+    expected = heldout_metrics(sae, Store(x), n_tokens=len(x))
+    sae.cfg.reshape_activations = "hook_z"
+    sae.cfg.metadata.hook_name = "blocks.0.attn.hook_z"
+    sae.turn_on_forward_pass_hook_z_reshaping()
+    assert heldout_metrics(sae, Store(x), n_tokens=len(x)) == expected
+    assert sae.hook_z_reshaping_mode
