@@ -131,8 +131,11 @@ def main() -> None:
         if args.only != "time":
             stock, operations = peak(shape, nullcontext())
             memory = [Memory("SAELens", 1.0, stock / 2**20, operations)]
-            for arm, context in ARMS.items():
-                bytes_, operations = peak(shape, context())
+            quarter = (*shape[:2], shape[2] // WINDOW)
+            cases = {arm: (shape, context) for arm, context in ARMS.items()}
+            cases["hybrid-order, quarter batches"] = (quarter, ARMS["hybrid-order"])
+            for arm, (arm_shape, context) in cases.items():
+                bytes_, operations = peak(arm_shape, context())
                 memory.append(Memory(arm, bytes_ / stock, bytes_ / 2**20, operations))
             report(f"peak memory / SAELens' ({title})", memory, args.json)
 

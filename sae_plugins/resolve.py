@@ -85,17 +85,7 @@ def resolve(
     Raises:
         PluginError: anything that is wrong with them, naming the culprit and the cure.
     """
-    methods, mechanisms = _expand(names)
-    chosen = {plugin.name: plugin for plugin in mechanisms}
-    if len(chosen) < len(mechanisms):
-        repeated = [plugin.name for plugin in mechanisms]
-        twice = next(name for name in repeated if repeated.count(name) > 1)
-        raise PluginError(f"plugin {twice!r} is chosen twice; plugin names must be unique")
-    for name in without:
-        if name not in chosen:
-            raise PluginError(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
-        del chosen[name]
-    _add_required(chosen, frozenset(without))
+    methods, chosen = choose(names, without)
     ordered = _order(chosen)
     _check_conflicts(ordered)
     settings = _merge("training setting", methods, lambda m: m.training, training)
@@ -111,6 +101,28 @@ def resolve(
         methods=tuple(method.name for method in methods),
         sae_lens=_merge("SAELens flag", methods, lambda m: m.sae_lens, None),
     )
+
+
+def choose(
+    names: Sequence[Selected], without: Iterable[str] = ()
+) -> tuple[list[type[Method]], dict[str, type[Plugin]]]:
+    """The methods among `names`, and the plugins by name that they come down to, unordered.
+
+    Raises:
+        PluginError: an unknown name, one chosen twice, or a plugin left out that another requires.
+    """
+    methods, mechanisms = _expand(names)
+    chosen = {plugin.name: plugin for plugin in mechanisms}
+    if len(chosen) < len(mechanisms):
+        repeated = [plugin.name for plugin in mechanisms]
+        twice = next(name for name in repeated if repeated.count(name) > 1)
+        raise PluginError(f"plugin {twice!r} is chosen twice; plugin names must be unique")
+    for name in without:
+        if name not in chosen:
+            raise PluginError(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
+        del chosen[name]
+    _add_required(chosen, frozenset(without))
+    return methods, chosen
 
 
 def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:
