@@ -1,0 +1,179 @@
+"""`sae-plugins plugins list` and `sae-plugins plugins show NAME`."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.entrypoints.flags import UsageError
+
+if TYPE_CHECKING:
+    from sae_plugins.plugin import Method, Plugin
+
+
+def list_all() -> int:
+    """Print a line per installed plugin; none of them is imported."""
+    from sae_plugins.registry import listing
+
+    entries = sorted(listing(), key=lambda entry: (entry.kind != "method", entry.name))
+    names = max(len(entry.name) for entry in entries)
+    owners = max(len(f"{entry.distribution} {entry.version}") for entry in entries)
+    for entry in entries:
+        owner = f"{entry.distribution} {entry.version}"
+        left = f"{entry.name:<{names}}  {entry.kind:<9}  {owner:<{owners}}  "
+        room = max(_width() - len(left), 30)
+        first, *more = textwrap.wrap(entry.summary or "(no description)", room)
+        print(left + first)
+        print("".join(f"{' ' * len(left)}{line}\n" for line in more), end="")
+    return 0
+
+
+def show(name: str) -> int:
+    """Print everything about one plugin or method.
+
+    Raises:
+        UsageError: there is none, or it cannot be imported.
+    """
+    from sae_plugins import registry
+    from sae_plugins.plugin import Plugin, PluginError
+
+    try:
+        loaded = registry.load(name)
+        entry = registry.installed()[name][0]
+        lines = list(_plugin(loaded) if issubclass(loaded, Plugin) else _method(loaded))
+    except PluginError as error:
+        raise UsageError(str(error)) from error
+    kind = "mechanism" if issubclass(loaded, Plugin) else "method"
+    print(f"{name}: a {kind} of {entry.distribution} {entry.version}\n")
+    print(_documentation(loaded))
+    print("\n".join(lines))
+    return 0
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((100, 24)).columns, 120)
+
+
+def _documentation(loaded: type[Any]) -> str:
+    return textwrap.indent(inspect.cleandoc(loaded.__doc__ or "(no description)"), "  ")
+
+
+def _wrap(text: str, indent: int) -> str:
+    blank = " " * indent
+    return textwrap.fill(text, _width(), initial_indent=blank, subsequent_indent=blank)
+
+
+# -- mechanisms --------------------------------------------------------------------------------
+
+
+def _plugin(plugin: type[Plugin]) -> Iterator[str]:
+    yield "\noptions:"
+    if not plugin.Options.model_fields:
+        yield "  none"
+    for name, field in plugin.Options.model_fields.items():
+        symbol = f"   (the paper's {field.title})" if field.title else ""
+        yield f"  --{plugin.name}.{name} {_type_name(field.annotation)}   {_range(field)}{symbol}"
+        if field.description:
+            yield _wrap(field.description, 6)
+    for what, values in (
+        ("requires", plugin.requires),
+        ("comes after", plugin.after),
+        ("comes before", plugin.before),
+        ("cannot be combined with", plugin.conflicts),
+        ("claims for itself", plugin.claims),
+    ):
+        if values:
+            yield f"\n{what}: {', '.join(values)}"
+    refused = list(_refused(plugin))
+    if refused:
+        yield "\ndoes not work, with its default options, on:"
+        yield from refused
+
+
+def _type_name(annotation: Any) -> str:
+    import types
+    import typing
+
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "|".join(str(part) for part in parts)
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_type_name(part) for part in parts)
+    if annotation is type(None):
+        return "none"
+    if annotation is bool:
+        return "true|false"
+    return str(getattr(annotation, "__name__", annotation)).lower()
+
+
+def _range(field: Any) -> str:
+    """The default and the bounds of an option."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "a multiple of"}
+    said = ["required" if field.is_required() else f"default {_shown(field.get_default())}"]
+    for bound in field.metadata:
+        said += [f"{sign} {getattr(bound, n)}" for n, sign in signs.items() if hasattr(bound, n)]
+    return ", ".join(said)
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _refused(plugin: type[Plugin]) -> Iterator[str]:
+    from pydantic import ValidationError
+
+    from sae_plugins.architectures import ARCHITECTURES
+
+    try:
+        options = plugin.Options()
+    except ValidationError:  # an option without a default
+        return
+    reasons: dict[str, list[str]] = {}
+    for row in ARCHITECTURES.values():
+        reason = plugin.unsupported(row, options)
+        if reason is not None:
+            reasons.setdefault(reason, []).append(row.name)
+    for reason, names in reasons.items():
+        yield _wrap(f"{', '.join(names)}: {reason}", 2)
+
+
+# -- methods -----------------------------------------------------------------------------------
+
+
+def _method(method: type[Method]) -> Iterator[str]:
+    from sae_plugins.registry import listing
+
+    summaries = {entry.name: entry.summary for entry in listing()}
+    yield "\nmechanisms (leave one out with --without NAME; each has options of its own):"
+    for name in method.mechanisms:
+        yield f"  {name:<20} {summaries.get(name, '')}"
+    options = {f"{m}.{n}": v for m, given in method.options.items() for n, v in given.items()}
+    settings = {**options, **method.training, **method.sae_lens}
+    yield "\nsettings (any flag overrides them):"
+    yield from (f"  --{name} {_rounded(value)}" for name, value in settings.items())
+    if method.rows:
+        yield "\nthe paper's tables, and the command for each row:"
+    table = ""
+    for row in method.rows:
+        if row.table != table:
+            table = row.table
+            yield f"\n  {table}"
+        paper = f" (paper: {row.paper})" if row.paper else ""
+        yield _wrap(f"{row.label}{paper}", 4)
+        yield f"      {command(method.name, row.flags)}"
+
+
+def command(method: str, row_flags: str) -> str:
+    """The command that trains one row of a method's tables, on its demo where it has one."""
+    from sae_plugins.recipes import names
+
+    demo = f"{method}-demo"
+    chosen = f"--recipe {demo}" if demo in names() else f"--plugin {method}"
+    return f"sae-plugins train {chosen} {row_flags}".strip()
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _shown(value)

@@ -1,0 +1,405 @@
+"""What a run's settings are: defaults under a method's, a recipe's and the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.entrypoints.flags import (
+    SYNTHETIC_NAMES,
+    Flag,
+    UsageError,
+    all_flags,
+    convert,
+    unknown_flag,
+)
+
+if TYPE_CHECKING:
+    from sae_plugins.jobs import JobSettings
+    from sae_plugins.plugin import Plugin
+    from sae_plugins.resolve import Plan, Selected
+
+SYNTHETIC = "synthetic:"
+TRAINING = ("accumulate", "clip", "weight_decay", "loss_form")
+GROUPS = ("sae", "runner", "synthetic", "logger")
+NOT_IN_RUN_YAML = ("recipe", "output_path", "overwrite", "lr_warm_up_fraction")
+_ABOUT_A_RECIPE = ("description", "versions")
+_ONE_OF = ("lr_warm_up_steps", "lr_warm_up_fraction")
+_ON_SYNTHETIC = {
+    *SYNTHETIC_NAMES,
+    *("model_name", "device", "adam_beta1", "adam_beta2", "lr", "lr_scheduler_name", "lr_end"),
+    *("lr_warm_up_steps", "lr_decay_steps", "n_restart_cycles", "dead_feature_window"),
+    *("feature_sampling_window", "n_checkpoints", "save_final_checkpoint", "dtype", "verbose"),
+    *("n_batches_for_norm_estimate",),
+}
+
+WORLD_DEFAULTS: dict[str, Any] = {
+    "hook_name": "blocks.2.hook_resid_post",
+    "is_dataset_tokenized": False,
+    "streaming": False,
+    "training_tokens": 1_000_000,
+    "train_batch_size_tokens": 1024,
+    "context_size": 128,
+    "store_batch_size_prompts": 32,
+    "n_batches_in_buffer": 256,
+    "normalize_activations": "expected_average_only_in",
+    "n_batches_for_norm_estimate": 32,
+    "lr": 1e-3,
+    "l1_coefficient": 2.0,
+    "l0_coefficient": 2.0,
+    "k": 32,
+    "dead_feature_window": 200,
+    "feature_sampling_window": 500,
+    "device": "cpu",
+}
+"""For the embedded world, where SAELens' defaults are for a hundred times as many tokens."""
+
+
+@dataclass
+class Settings:
+    """The settings of one run, by flag name.
+
+    Attributes:
+        values: SAELens' flags and ours, where anybody set them; options are not among them.
+        names: plugins and methods that were chosen, by name.
+        without: mechanisms that are left out.
+        options: given options by plugin.
+        plan: the resolved plugins, with all their options.
+        notes: what the user should know, a sentence each.
+    """
+
+    values: dict[str, Any]
+    names: list[str]
+    without: list[str]
+    options: dict[str, dict[str, Any]]
+    plan: Plan
+    notes: list[str] = field(default_factory=list)
+
+    def get(self, name: str) -> Any:
+        """A flag's value, SAELens' default where nobody set it."""
+        return self.values.get(name, all_flags()[name].default)
+
+    @property
+    def model_name(self) -> str:
+        """The model, or synthetic:PRESET."""
+        return str(self.values["model_name"])
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the run is on SAELens' synthetic model."""
+        return self.model_name.startswith(SYNTHETIC)
+
+    @property
+    def architecture(self) -> str:
+        """SAELens' name of the SAE's architecture."""
+        return str(self.get("architecture"))
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps of the run."""
+        return int(self.get("training_tokens")) // int(self.get("train_batch_size_tokens"))
+
+    def selected(self) -> list[Selected]:
+        """What `sae_plugins.plugins` is given: the chosen ones, the guard and the recorder."""
+        return _selected(self.names, self.without)
+
+    def left_out(self) -> list[str]:
+        """What `sae_plugins.plugins` must leave out of `selected`."""
+        return _left_out(self.names, self.without)
+
+    def training(self) -> dict[str, Any]:
+        """Training settings that were given."""
+        return {name: self.values[name] for name in TRAINING if name in self.values}
+
+    def job(self) -> JobSettings:
+        """The settings that are SAELens' own."""
+        from sae_plugins.jobs import JobSettings
+
+        groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+        for name, value in self.values.items():
+            groups.get(all_flags()[name].group, {})[name] = value
+        return JobSettings(
+            model_name=self.model_name,
+            architecture=self.architecture,
+            seed=int(self.get("seed")),
+            heldout_tokens=int(self.get("heldout_tokens")),
+            sae=groups["sae"],
+            runner=groups["runner"] | groups["synthetic"],
+            logger=groups["logger"],
+        )
+
+    def as_recipe(self) -> dict[str, Any]:
+        """Everything that made the run, as a recipe."""
+        values = {name: value for name, value in self.values.items() if name not in NOT_IN_RUN_YAML}
+        options = {
+            f"{plugin.name}.{name}": value
+            for plugin, chosen in self.plan.plugins
+            for name, value in chosen.model_dump(mode="json").items()
+            if (plugin.name, name) != ("recorder", "output_path")
+        }
+        training = self.plan.training.model_dump(mode="json")
+        lists = {"plugin": self.names, "without": self.without}
+        return {**lists, **values, **training, **options}
+
+
+def settle(flags: Mapping[str, Any]) -> Settings:
+    """Settings from a command line's flags, with everything checked that needs no SAELens.
+
+    Raises:
+        UsageError: a flag or a recipe's key is wrong or does not apply.
+        PluginError: plugins, options or the architecture are wrong.
+    """
+    recipe, notes = _recipe(flags)
+    names = list(flags.get("plugin", recipe.get("plugin", [])))
+    without = list(flags.get("without", recipe.get("without", [])))
+    if "recorder" in without:
+        raise UsageError("--without recorder: it writes what every run leaves; it cannot be left out")
+    chosen = _chosen(names, without)
+    options = _options(recipe, flags, chosen, notes)
+    training = {k: v for k, v in {**recipe, **flags}.items() if k in TRAINING}
+    plan = _plan(names, without, options, training)
+    method = {name: _known(name, value, "a method's ") for name, value in plan.sae_lens.items()}
+    values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
+    settings = Settings(values, names, without, options, plan, notes)
+    _check_architecture(settings)
+    _settle_schedule(settings)
+    return settings
+
+
+def _recipe(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    if "recipe" not in flags:
+        return {}, []
+    from sae_plugins import recipes
+
+    where = f"recipe {flags['recipe']}: "
+    contents = recipes.load(flags["recipe"])
+    notes = _version_notes(contents.get("versions", {}), str(flags["recipe"]))
+    keys = {name: value for name, value in contents.items() if name not in _ABOUT_A_RECIPE}
+    for name in ("recipe", "overwrite"):
+        if name in keys:
+            raise UsageError(f"{where}{name!r} belongs on the command line, not in a recipe")
+    return {name: _known(name, value, where) for name, value in keys.items()}, notes
+
+
+def _known(name: str, value: Any, where: str) -> Any:
+    if "." in name:
+        return value
+    flag = all_flags().get(name)
+    if flag is None:
+        raise UsageError(where + unknown_flag(name))
+    if flag.type == "list[str]":
+        return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return convert(flag, value, where)
+
+
+def _version_notes(versions: Any, recipe: str) -> list[str]:
+    from sae_plugins.runs import versions as installed
+
+    if not isinstance(versions, dict):
+        raise UsageError(f"recipe {recipe}: 'versions' must be a mapping of names to versions")
+    now = installed(versions)
+    changed = [f"{n} {v} (now {now.get(n)})" for n, v in versions.items() if now.get(n) != str(v)]
+    if not changed:
+        return []
+    return [f"{recipe} was made with other versions, so the run may differ: {', '.join(changed)}"]
+
+
+# -- plugins -----------------------------------------------------------------------------------
+
+
+def _selected(names: list[str], without: list[str]) -> list[Selected]:
+    from sae_plugins.recorder import Recorder
+
+    guard = [] if "nan-guard" in (*names, *without) else ["nan-guard"]
+    return [*names, *guard, Recorder]
+
+
+def _plan(
+    names: list[str],
+    without: list[str],
+    options: Mapping[str, Mapping[str, Any]],
+    training: Mapping[str, Any],
+) -> Plan:
+    from sae_plugins.resolve import resolve
+
+    recorder = {"output_path": "", **options.get("recorder", {})}
+    return resolve(
+        _selected(names, without),
+        without=_left_out(names, without),
+        options={**options, "recorder": recorder},
+        training=training,
+    )
+
+
+def _chosen(names: list[str], without: list[str]) -> dict[str, type[Plugin]]:
+    """The plugins that will run, by name, before their options are known."""
+    from sae_plugins.resolve import choose
+
+    return choose(_selected(names, without), _left_out(names, without))[1]
+
+
+def _left_out(names: list[str], without: list[str]) -> list[str]:
+    """What to leave out of `_selected`, which does not add a guard that is not wanted."""
+    return [name for name in without if name != "nan-guard" or name in names]
+
+
+def _options(
+    recipe: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    chosen: Mapping[str, type[Plugin]],
+    notes: list[str],
+) -> dict[str, dict[str, Any]]:
+    """Options by plugin: the recipe's, unless flags left their plugin out, under the flags'."""
+    options: dict[str, dict[str, Any]] = {}
+    changed = "plugin" in flags or "without" in flags
+    for source in (recipe, flags):
+        for key, value in source.items():
+            name, dot, option = key.partition(".")
+            if not dot:
+                continue
+            if name not in chosen:
+                if source is recipe and changed:
+                    continue
+                raise UsageError(f"--{key}: {_not_chosen(name, chosen)}")
+            options.setdefault(name, {})[option] = _option_value(chosen[name], option, value)
+    return options
+
+
+def _not_chosen(name: str, chosen: Iterable[str]) -> str:
+    from sae_plugins import registry
+    from sae_plugins.plugin import did_you_mean
+
+    if name in registry.installed():
+        return f"the plugin {name!r} is not chosen; add --plugin {name}, or leave the option out"
+    return f"no plugin {name!r} is chosen: {did_you_mean(name, chosen)}"
+
+
+def _option_value(plugin: type[Plugin], option: str, value: Any) -> Any:
+    """A text as the option's type has it: as it is, none, or JSON; wrong ones stay as they are."""
+    import json
+
+    from pydantic import TypeAdapter, ValidationError
+
+    known = plugin.Options.model_fields.get(option)
+    if known is None or not isinstance(value, str):
+        return value
+    adapter: TypeAdapter[Any] = TypeAdapter(known.annotation)
+    readings: list[Any] = [None, value] if value.lower() in ("none", "null") else [value]
+    if value.startswith(("[", "{")):
+        try:
+            readings.append(json.loads(value))
+        except ValueError:
+            return value
+    for reading in readings:
+        try:
+            return adapter.validate_python(reading)
+        except ValidationError:
+            continue
+    return value
+
+
+def options_of(flags: Mapping[str, Any]) -> list[str]:
+    """The options ("reorder.interval") of the plugins that flags choose; none if they are wrong."""
+    from sae_plugins.plugin import PluginError
+
+    try:
+        recipe, _ = _recipe(flags)
+        chosen = _chosen(list(flags.get("plugin", recipe.get("plugin", []))), [])
+    except (PluginError, UsageError):
+        return []
+    return [f"{name}.{option}" for name, p in chosen.items() for option in p.Options.model_fields]
+
+
+# -- flags -------------------------------------------------------------------------------------
+
+
+def _flags_only(source: Mapping[str, Any]) -> dict[str, Any]:
+    lists = ("plugin", "without")
+    return {name: value for name, value in source.items() if "." not in name and name not in lists}
+
+
+def _merged(
+    method: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    notes: list[str],
+) -> dict[str, Any]:
+    """The layers, each under the next; what does not apply is dropped, or an error in a flag."""
+    together = {**method, **recipe, **flags}
+    model_name = together.get("model_name") or _world()
+    architecture = together.get("architecture") or all_flags()["architecture"].default
+    merged: dict[str, Any] = {}
+    layers = [_defaults(model_name), dict(method), dict(recipe), dict(flags)]
+    for layer in layers:
+        if all(name in layer for name in _ONE_OF):
+            raise UsageError(f"give only one of --{_ONE_OF[0]} and --{_ONE_OF[1]}")
+        for name, value in layer.items():
+            reason = _does_not_apply(all_flags()[name], model_name, architecture)
+            if reason is None:
+                for other in _ONE_OF if name in _ONE_OF else ():
+                    merged.pop(other, None)
+                merged[name] = value
+            elif name in flags:
+                raise UsageError(f"--{name}: {reason}")
+            elif layer is layers[2] and value != all_flags()[name].default:
+                notes.append(f"the recipe's {name} is left out: {reason}")
+    return {**merged, "model_name": model_name, "architecture": architecture}
+
+
+def _world() -> str:
+    from sae_plugins.world import NAME
+
+    return NAME
+
+
+def _defaults(model_name: str) -> dict[str, Any]:
+    if model_name == _world():
+        return WORLD_DEFAULTS
+    if model_name.startswith(SYNTHETIC):
+        from sae_plugins.synthetic import settings_of
+
+        return settings_of(model_name.removeprefix(SYNTHETIC))
+    return {"is_dataset_tokenized": False, "n_batches_in_buffer": 64}
+
+
+def _does_not_apply(flag: Flag, model_name: str, architecture: str) -> str | None:
+    if flag.architectures and architecture not in flag.architectures:
+        owners = " and ".join(flag.architectures)
+        return f"{architecture} SAEs do not have it; {owners} SAEs do"
+    synthetic = model_name.startswith(SYNTHETIC)
+    if flag.group == "synthetic" and not synthetic:
+        return "it is for --model_name synthetic:PRESET only"
+    if flag.group == "runner" and synthetic and flag.name not in _ON_SYNTHETIC:
+        return f"it does not apply to {model_name}"
+    return None
+
+
+def _check_architecture(settings: Settings) -> None:
+    from sae_plugins.architectures import architecture
+
+    settings.plan.check(architecture(settings.architecture))
+
+
+def _settle_schedule(settings: Settings) -> None:
+    """Turn the warm-up's share into steps, and check that the schedule fits into the run."""
+    for name in ("training_tokens", "train_batch_size_tokens"):
+        if settings.get(name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {settings.get(name)}")
+    total = settings.total_steps
+    if total < 1:
+        raise UsageError(
+            f"--training_tokens {settings.get('training_tokens')} is less than one batch: raise it, "
+            f"or lower --train_batch_size_tokens {settings.get('train_batch_size_tokens')}"
+        )
+    fraction = settings.values.pop("lr_warm_up_fraction", None)
+    if fraction is not None:
+        if not 0 <= fraction <= 1:
+            raise UsageError(f"--lr_warm_up_fraction {fraction} must be between 0 and 1")
+        settings.values["lr_warm_up_steps"] = round(fraction * total)
+    warm_up, decay = settings.get("lr_warm_up_steps"), settings.get("lr_decay_steps")
+    if warm_up + decay > total:
+        raise UsageError(
+            f"--lr_warm_up_steps {warm_up} and --lr_decay_steps {decay} do not fit into the run's "
+            f"{total} steps: lower them, or raise --training_tokens"
+        )

@@ -1,0 +1,232 @@
+"""`sae-plugins train`: from flags to a run's folder with a trained SAE in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.entrypoints import flags as flag_table
+from sae_plugins.entrypoints.flags import UsageError
+
+if TYPE_CHECKING:
+    from sae_plugins.entrypoints.settings import Settings
+    from sae_plugins.jobs import Job
+    from sae_plugins.runs import RunFolder
+
+INTERRUPTED = 130
+_TABLES = 4
+"""Bytes of a float32, of which the SAE's weights are made."""
+
+
+class TrainingFailed(UsageError):
+    """Training began, and did not end; the message says where what there is lies."""
+
+    exit_code = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `sae-plugins train`; the exit code.
+
+    Raises:
+        UsageError: the user should change something.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(flag_table.help_text())
+        return 0
+    given = flag_table.parse(arguments, _options_of)
+    from sae_plugins.entrypoints.settings import settle  # imports pydantic and the plugins
+
+    with _plugin_errors(UsageError):
+        settings = settle(given)
+        from sae_plugins.runs import RunFolder, default_path
+
+        default = default_path(
+            settings.names, settings.model_name, settings.architecture, settings.get("seed")
+        )
+        folder = RunFolder(Path(settings.get("output_path") or default).expanduser())
+        folder.check(bool(settings.get("overwrite")))
+    _train(settings, folder)
+    return 0
+
+
+def _options_of(given: Mapping[str, Any]) -> list[str]:
+    from sae_plugins.entrypoints.settings import options_of
+
+    return options_of(given)
+
+
+@contextmanager
+def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
+    from sae_plugins.plugin import PluginError
+
+    try:
+        yield
+    except PluginError as error:
+        raise turn_into(str(error)) from error
+
+
+def _train(settings: Settings, folder: RunFolder) -> None:
+    started = time.perf_counter()
+    try:
+        with _plugin_errors(UsageError):
+            print(f"loading {settings.model_name} ...", flush=True)
+            job = _job(settings)
+            folder.check_space(_bytes_on_disk(job))
+            _print_plan(settings, job, folder)
+            unfinished = folder.start(_recipe(settings, job))
+        found = _fit(settings, job, folder, unfinished)
+        with _disk_errors(folder):
+            folder.finish()
+    except BaseException:
+        left = folder.abandon()
+        if left:
+            print(left)
+        raise
+    summary = _summary(job, folder, found, time.perf_counter() - started)
+    from sae_plugins.summary import print_summary
+
+    print_summary(str(folder.path), summary)
+    print(f'load it with: SAE.load_from_disk("{folder.path}")')
+
+
+def _job(settings: Settings) -> Job:
+    """The run, ready to start; this imports SAELens and loads the model."""
+    if settings.is_synthetic:
+        from sae_plugins.synthetic import SyntheticJob
+
+        return SyntheticJob(settings.job())
+    from sae_plugins.language_model import LanguageModelJob
+
+    return LanguageModelJob(settings.job())
+
+
+def _fit(settings: Settings, job: Job, folder: RunFolder, unfinished: Path) -> dict[str, float]:
+    from sae_lens.training._interruption import InterruptedException
+
+    import sae_plugins
+    from sae_plugins.jobs import signals_kept
+
+    options = {name: dict(values) for name, values in settings.options.items()}
+    options.setdefault("recorder", {})["output_path"] = str(unfinished)
+    try:
+        with _plugin_errors(TrainingFailed), _disk_errors(folder), signals_kept():
+            with sae_plugins.plugins(
+                *settings.selected(),
+                without=settings.left_out(),
+                options=options,
+                training=settings.training(),
+                seed=settings.get("seed"),
+            ):
+                return job.run(unfinished)
+    except InterruptedException as error:
+        raise KeyboardInterrupt from error
+
+
+@contextmanager
+def _disk_errors(folder: RunFolder) -> Iterator[None]:
+    """Name the file that could not be written."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        file = getattr(error, "filename", None) or folder.last_written() or folder.path
+        raise TrainingFailed(
+            f"{file} could not be written: {_reason(error)}. Nothing of an earlier run in "
+            f"{folder.path} was changed; make room, or choose another --output_path, and train again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return "no space left on the disk" if "space left" in text.lower() else text
+
+
+def _bytes_on_disk(job: Job) -> int:
+    """What the SAE takes, twice over: a plugin's export edits a copy."""
+    config = job.sae_config
+    return int(2 * _TABLES * config.d_sae * (2 * config.d_in + 3))
+
+
+def _recipe(settings: Settings, job: Job) -> dict[str, Any]:
+    from sae_plugins.runs import VERSIONS, versions
+
+    provenance = settings.plan.provenance()
+    plugins = [entry["name"] for entry in provenance["plugins"]]
+    resolved = {
+        "d_in": job.sae_config.d_in,
+        "d_sae": job.sae_config.d_sae,
+        "device": job.sae_config.device,
+    }
+    if hasattr(job.sae_config, "matryoshka_widths"):
+        resolved["matryoshka_widths"] = list(job.sae_config.matryoshka_widths)
+    return {
+        "description": f"The run of {' + '.join(settings.names) or 'no plugin'}.",
+        "versions": versions([*VERSIONS, *_distributions(plugins)]),
+        **settings.as_recipe(),
+        **resolved,
+    }
+
+
+def _distributions(plugins: Sequence[str]) -> list[str]:
+    from sae_plugins.registry import installed
+
+    found = installed()
+    names = {entry.distribution for name in plugins for entry in found.get(name, [])}
+    return sorted(names - {"sae-plugins", "?"})
+
+
+# -- what is printed ---------------------------------------------------------------------------
+
+
+def _print_plan(settings: Settings, job: Job, folder: RunFolder) -> None:
+    config = job.sae_config
+    where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
+    rows = {
+        "model": f"{settings.model_name}{where}",
+        "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
+        "plugins": " -> ".join(_described(settings)),
+        "training": f"{settings.total_steps} steps of {settings.get('train_batch_size_tokens')} "
+        f"tokens, seed {settings.get('seed')}, on {config.device}",
+        "folder": str(folder.path),
+    }
+    for name, value in rows.items():
+        print(f"{name:<10}{value}")
+    for note in settings.notes:
+        print(f"note: {note}")
+    print(flush=True)
+
+
+def _described(settings: Settings) -> Iterator[str]:
+    """Each plugin with the options that are not its defaults."""
+    for plugin, options in settings.plan.plugins:
+        if plugin.name == "recorder":
+            continue
+        fields = plugin.Options.model_fields
+        values = {name: getattr(options, name) for name in fields}
+        changed = [f"{n} {v}" for n, v in values.items() if v != fields[n].get_default()]
+        yield f"{plugin.name} ({', '.join(changed)})" if changed else plugin.name
+
+
+def _summary(
+    job: Job, folder: RunFolder, found: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
+    """Score the SAE that was saved, and write `summary.json`."""
+    import json
+
+    from sae_lens import SAE
+
+    from sae_plugins.runs import SUMMARY, TRAINING_SUMMARY, write
+
+    recorded = folder.path / TRAINING_SUMMARY
+    training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
+    sae = SAE.load_from_disk(str(folder.path), device=job.sae_config.device)
+    heldout = {f"heldout/{name}": value for name, value in job.heldout(sae).items()}
+    summary = {**heldout, **found, **training, "run/seconds": round(seconds, 1)}
+    with _disk_errors(folder):
+        write(folder.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        recorded.unlink(missing_ok=True)
+    return summary

@@ -1,0 +1,272 @@
+"""Runs on a language model's activations: the model, its text, and SAELens' runner over them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
+from sae_lens.load_model import load_model as load_with_sae_lens
+from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+
+from sae_plugins import world
+from sae_plugins.heldout import heldout_metrics
+from sae_plugins.jobs import (
+    JobSettings,
+    check_device,
+    check_wandb,
+    isolated,
+    isolated_random_state,
+    quiet,
+    runner_fields,
+    sae_config,
+    settings_accepted,
+)
+from sae_plugins.plugin import PluginError, did_you_mean
+
+SHUFFLE_BUFFER = 10_000
+"""Documents among which a streamed dataset is shuffled."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the model reads: documents to train on, and disjoint ones to score the SAE on."""
+
+    train: Any
+    heldout: datasets.Dataset | None
+
+
+class LanguageModelJob:
+    """A `Job` on a TransformerLens or Hugging Face model."""
+
+    def __init__(self, settings: JobSettings) -> None:
+        """Load the model, check everything that can be checked, and find the text.
+
+        Raises:
+            PluginError: no such model, hook, dataset or device, or settings that do not fit.
+        """
+        check_wandb(bool(settings.logger.get("log_to_wandb")))
+        check_device(settings.device)
+        check_sources(settings)
+        self.settings = settings
+        self.model = load_model(settings)
+        self.sae_config = sae_config(settings, activation_size(self.model, settings))
+        self.config(None)
+        self.text = load_text(settings, self.model)
+
+    def config(self, folder: Path | None) -> Any:
+        """SAELens' config of the run, which writes into `folder`."""
+        fields = runner_fields(self.settings, folder)
+        checkpoint_path = fields.pop("checkpoint_path")
+        if isinstance(fields.get("seqpos_slice"), list):
+            fields["seqpos_slice"] = tuple(fields["seqpos_slice"])
+        with settings_accepted(), quiet():
+            config: Any = LanguageModelSAERunnerConfig(
+                sae=replace(self.sae_config),
+                model_name=self.settings.model_name,
+                seed=self.settings.seed,
+                dtype=self.sae_config.dtype,
+                dataset_trust_remote_code=False,
+                checkpoint_path=None,
+                **fields,
+            )
+        config.checkpoint_path = checkpoint_path  # without the random folder that SAELens adds
+        positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
+        if config.n_batches_in_buffer * positions < config.train_batch_size_tokens:
+            raise PluginError(
+                f"--n_batches_in_buffer {config.n_batches_in_buffer} is too small: times "
+                f"{positions} tokens of a prompt it must hold the --train_batch_size_tokens "
+                f"{config.train_batch_size_tokens}"
+            )
+        return config
+
+    def run(self, folder: Path) -> dict[str, float]:
+        """Train, in SAELens' runner, and save into `folder`."""
+        with quiet():
+            runner: Any = LanguageModelSAETrainingRunner(
+                self.config(folder), override_dataset=self.text.train, override_model=self.model
+            )
+            # SAELens' own evaluator reads on in the training text, so that logging would change
+            # what the SAE is trained on.
+            if self.text.heldout is None or not runner.cfg.logger.log_to_wandb:
+                runner.evaluator = None
+            else:
+                runner.evaluator.activations_store = self.heldout_store(runner.cfg)
+                runner.evaluator = isolated(runner.evaluator)
+            runner.run()
+        return {}
+
+    def heldout(self, sae: SAE[Any]) -> dict[str, float]:
+        """Held-out metrics of the SAE as it was saved."""
+        if self.text.heldout is None:
+            return {}
+        with quiet(), isolated_random_state():
+            store = self.heldout_store(self.config(None))
+            return heldout_metrics(sae, store, self.settings.heldout_tokens)
+
+    def heldout_store(self, config: Any) -> ActivationsStore:
+        """A store of its own over the held-out text."""
+        return ActivationsStore.from_config(
+            self.model, config, override_dataset=self.text.heldout
+        )
+
+
+def check_sources(settings: JobSettings) -> None:
+    """Refuse a run that does not say where its activations come from."""
+    if settings.model_name == world.NAME:
+        return
+    for name, example in (
+        ("hook_name", "--hook_name blocks.6.hook_resid_post"),
+        ("dataset_path", "--dataset_path NeelNanda/pile-10k"),
+    ):
+        if not settings.runner.get(name):
+            raise PluginError(
+                f"--model_name {settings.model_name} needs --{name}, for example {example}"
+            )
+
+
+# -- the model ---------------------------------------------------------------------------------
+
+
+def load_model(settings: JobSettings) -> Any:
+    """The language model.
+
+    Raises:
+        PluginError: it cannot be loaded; near names are suggested.
+    """
+    runner, name = settings.runner, settings.model_name
+    device = runner.get("llm_device") or settings.device
+    if name == world.NAME:
+        return world.load_hooked_transformer(device)
+    kind = runner.get("model_class_name", "HookedTransformer")
+    arguments = runner.get("model_from_pretrained_kwargs")
+    if arguments is None and kind == "HookedTransformer":
+        arguments = {"center_writing_weights": False}  # SAELens' own default
+    try:
+        return load_with_sae_lens(kind, name, device, arguments, [runner["hook_name"]])
+    except Exception as error:  # whatever the loading libraries raise, the user must know which name
+        if "hook_names not found" in str(error):
+            raise PluginError(f"--hook_name {runner['hook_name']} is no module of {name}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(
+            f"--model_name {name} cannot be loaded as a {kind}{_near_models(name)} ({reason[:300]})"
+        ) from error
+
+
+def _near_models(name: str) -> str:
+    from transformer_lens.loading_from_pretrained import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+
+    aliases = [alias for names in MODEL_ALIASES.values() for alias in names]
+    known = [world.NAME, *OFFICIAL_MODEL_NAMES, *aliases]
+    if name in known:
+        return ""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return ": " + did_you_mean(name, near) if near else ": TransformerLens knows no such model"
+
+
+@torch.no_grad()
+def activation_size(model: Any, settings: JobSettings) -> int:
+    """The d_in of a hook, from the model itself.
+
+    Raises:
+        PluginError: the model has no such hook, or it has no such head.
+    """
+    hook, head = settings.runner["hook_name"], settings.runner.get("hook_head_index")
+    if hook not in model.hook_dict:
+        known = [name for name in model.hook_dict if name]
+        raise PluginError(f"{settings.model_name} has no hook {hook!r}: {did_you_mean(hook, known)}")
+    device = next(model.parameters()).device
+    tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
+    cache = model.run_with_cache(
+        tokens,
+        names_filter=[hook],
+        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
+        prepend_bos=False,
+        **settings.runner.get("model_kwargs", {}),
+    )[1]
+    shape = cache[hook].shape[2:]
+    if len(shape) == 2 and head is not None and not 0 <= head < shape[0]:
+        raise PluginError(f"--hook_head_index {head}: {hook} has heads 0 to {shape[0] - 1}")
+    return int(shape[-1] if head is not None else shape.numel())
+
+
+# -- the text ----------------------------------------------------------------------------------
+
+
+def load_text(settings: JobSettings, model: Any) -> Text:
+    """The training text, in the seed's order, and held-out text, which no seed changes.
+
+    The first documents of a dataset are held out, as many as the held-out tokens need.
+
+    Raises:
+        PluginError: the dataset cannot be loaded or is too small.
+    """
+    if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
+        train = world.load_text("train").shuffle(seed=settings.seed)
+        return Text(train, world.load_text("heldout") if settings.heldout_tokens else None)
+    rows = load_dataset(settings)
+    held = _first_documents(rows, settings, model)
+    if isinstance(rows, datasets.Dataset):
+        if 2 * len(held) > len(rows):
+            raise PluginError(
+                f"--dataset_path {settings.runner['dataset_path']} is too small: scoring the SAE on "
+                f"{settings.heldout_tokens} tokens takes {len(held)} of its {len(rows)} documents; "
+                "lower --heldout_tokens"
+            )
+        train = rows.select(range(len(held), len(rows))).shuffle(seed=settings.seed)
+    else:
+        train = rows.skip(len(held)).shuffle(seed=settings.seed, buffer_size=SHUFFLE_BUFFER)
+    return Text(train, datasets.Dataset.from_list(held) if held else None)
+
+
+def load_dataset(settings: JobSettings) -> Any:
+    """The dataset at `dataset_path`, a folder or a name on the Hub; its code is never run."""
+    path = str(settings.runner["dataset_path"])
+    try:
+        if (Path(path) / "dataset_info.json").is_file():
+            return datasets.load_from_disk(path)
+        return datasets.load_dataset(
+            path,
+            split="train",
+            streaming=bool(settings.runner.get("streaming", True)),
+            trust_remote_code=False,
+        )
+    except Exception as error:  # network, hub and file errors of many kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(
+            f"--dataset_path {path} cannot be loaded: neither a folder with a dataset nor a split "
+            f"'train' on the Hugging Face Hub ({reason[:300]})"
+        ) from error
+
+
+def _first_documents(rows: Any, settings: JobSettings, model: Any) -> list[dict[str, Any]]:
+    """As many documents as `heldout_tokens` tokens and one batch of the model need."""
+    if not settings.heldout_tokens:
+        return []
+    prompts = settings.runner.get("store_batch_size_prompts", 32)
+    wanted = settings.heldout_tokens + prompts * settings.runner.get("context_size", 128)
+    held: list[dict[str, Any]] = []
+    for row in rows:
+        if wanted <= 0:
+            break
+        column = next((name for name in ("tokens", "input_ids", "text", "problem") if name in row), None)
+        if column is None:
+            raise PluginError(
+                f"--dataset_path {settings.runner['dataset_path']} has the columns "
+                f"{', '.join(row)}: one must be called text, tokens or input_ids"
+            )
+        held.append({column: row[column]})
+        wanted -= _length(row[column], model)
+    return held
+
+
+def _length(document: Any, model: Any) -> int:
+    """Tokens of a text or of a tokenised document."""
+    if isinstance(document, str):
+        return int(model.to_tokens(document, truncate=False, prepend_bos=False).shape[1])
+    return len(document)

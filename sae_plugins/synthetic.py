@@ -1,0 +1,194 @@
+"""Runs on SAELens' synthetic models, whose true features are known: `--model_name synthetic:toy`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.plugin import PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from sae_lens.synthetic import SyntheticModelConfig
+    from torch import Tensor
+
+    from sae_plugins.jobs import JobSettings
+
+HELDOUT_SEED = 1_000_003
+"""Of the held-out samples, which are the same for every seed of training."""
+
+
+def toy() -> SyntheticModelConfig:
+    """96 features in 48 dimensions: 16 parents with 3 children each, and 32 that stand alone.
+
+    A child fires only where its parent does, and never together with a sibling: the bait for
+    absorption. This is the toy of the project's studies as far as SAELens' config can say it. Two
+    things it cannot say: that 8 pairs among the 32 fire together (its correlations are random and
+    spread over all features), and firing probabilities by group (here they decay linearly, parents
+    first).
+    """
+    from sae_lens.synthetic import (
+        HierarchyConfig,
+        LinearFiringProbabilityConfig,
+        OrthogonalizationConfig,
+        SyntheticModelConfig,
+    )
+
+    return SyntheticModelConfig(
+        num_features=96,
+        hidden_dim=48,
+        firing_probability=LinearFiringProbabilityConfig(max_prob=0.2, min_prob=0.02),
+        hierarchy=HierarchyConfig(
+            total_root_nodes=16,
+            branching_factor=3,
+            max_depth=1,
+            mutually_exclusive_portion=1.0,
+            compensate_probabilities=True,
+        ),
+        orthogonalization=OrthogonalizationConfig(num_steps=200),
+        mean_firing_magnitudes=1.0,
+        std_firing_magnitudes=0.3,
+        bias=False,
+        seed=0,
+    )
+
+
+def small() -> SyntheticModelConfig:
+    """256 independent features in 64 dimensions, whose frequencies follow Zipf's law."""
+    from sae_lens.synthetic import (
+        OrthogonalizationConfig,
+        SyntheticModelConfig,
+        ZipfianFiringProbabilityConfig,
+    )
+
+    return SyntheticModelConfig(
+        num_features=256,
+        hidden_dim=64,
+        firing_probability=ZipfianFiringProbabilityConfig(max_prob=0.3, min_prob=0.005),
+        orthogonalization=OrthogonalizationConfig(num_steps=100),
+        mean_firing_magnitudes=1.0,
+        std_firing_magnitudes=0.2,
+        bias=False,
+        seed=0,
+    )
+
+
+PRESETS: dict[str, Callable[[], SyntheticModelConfig]] = {"toy": toy, "small": small}
+"""Synthetic models by name. Their own seed is fixed: `--seed` is the training's, not the world's."""
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "toy": {"d_sae": 128, "training_tokens": 576_000, "train_batch_size_tokens": 384, "lr": 3e-3},
+    "small": {"d_sae": 256, "training_tokens": 1_000_000, "train_batch_size_tokens": 1024, "lr": 3e-3},
+}
+_COMMON_SETTINGS: dict[str, Any] = {
+    "normalize_activations": "expected_average_only_in",
+    "n_batches_for_norm_estimate": 50,
+    "l1_coefficient": 0.6,
+    "l0_coefficient": 0.6,
+    "k": 6,
+    "dead_feature_window": 200,
+    "feature_sampling_window": 500,
+    "eval_samples": 50_000,
+    "device": "cpu",
+}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings, by flag, with which a preset is meant to be trained on.
+
+    Raises:
+        PluginError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise PluginError(f"no synthetic model {name!r}: {did_you_mean(name, PRESETS)}")
+    return _COMMON_SETTINGS | _SETTINGS[name]
+
+
+class SyntheticJob:
+    """A `Job` on one of `PRESETS`."""
+
+    def __init__(self, settings: JobSettings) -> None:
+        """Make the synthetic model and check the settings."""
+        from sae_lens.synthetic import SyntheticModel
+
+        from sae_plugins.jobs import check_device, check_wandb, sae_config
+
+        check_wandb(bool(settings.logger.get("log_to_wandb")))
+        check_device(settings.device)
+        self.settings = settings
+        # SAELens draws a progress bar for every synthetic model
+        with contextlib.redirect_stderr(io.StringIO()):
+            config = PRESETS[settings.model_name.partition(":")[2]]()
+            self.model = SyntheticModel(config, device=settings.device)
+        self.sae_config = sae_config(settings, config.hidden_dim)
+        self.config(None)
+
+    def config(self, folder: Path | None) -> Any:
+        """SAELens' config of the run, which writes into `folder`."""
+        from dataclasses import replace
+
+        from sae_lens.synthetic import SyntheticSAERunnerConfig
+
+        from sae_plugins.jobs import runner_fields, settings_accepted
+
+        renamed = {
+            "training_tokens": "training_samples",
+            "train_batch_size_tokens": "batch_size",
+            "autocast": "autocast_sae",
+        }
+        fields = runner_fields(self.settings, folder)
+        fields = {renamed.get(name, name): value for name, value in fields.items()}
+        fields.pop("verbose", None)
+        with settings_accepted():
+            return SyntheticSAERunnerConfig(
+                synthetic_model=self.model.cfg, sae=replace(self.sae_config), **fields
+            )
+
+    def run(self, folder: Path) -> dict[str, float]:
+        """Train, in SAELens' runner, save into `folder`, and compare with the true features."""
+        from sae_lens.synthetic import SyntheticSAERunner
+
+        from sae_plugins.jobs import isolated, quiet
+
+        with quiet():
+            runner: Any = SyntheticSAERunner(
+                self.config(folder), override_synthetic_model=self.model
+            )
+            create = runner._create_evaluator
+            # it draws samples from the global random state, as the training does
+            runner._create_evaluator = lambda: isolated(create())
+            runner.sae.cfg.metadata.model_name = self.settings.model_name
+            result = runner.run()
+        evaluation = result.final_eval
+        return {} if evaluation is None else _numbers(evaluation.to_log_dict(prefix="truth/"))
+
+    def heldout(self, sae: SAE[Any]) -> dict[str, float]:
+        """Held-out metrics of the SAE as it was saved, on fresh samples."""
+        import torch
+
+        from sae_plugins.heldout import heldout_metrics
+        from sae_plugins.jobs import isolated_random_state
+
+        if not self.settings.heldout_tokens:
+            return {}
+        with isolated_random_state():
+            torch.manual_seed(HELDOUT_SEED)
+            return heldout_metrics(sae, _Samples(self.model), self.settings.heldout_tokens)
+
+
+class _Samples:
+    """Fresh samples where `heldout_metrics` expects a store of activations."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> Tensor:
+        samples: Tensor = self.model.sample(4096)
+        return samples
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}

@@ -1,0 +1,56 @@
+"""The embedded world: a small Gemma-2-architecture language model and its text. See README.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformer_lens import HookedTransformer
+
+NAME = "sae-plugins-world"
+
+__all__ = [
+    "NAME",
+    "load_hf_model",
+    "load_hooked_transformer",
+    "load_text",
+    "load_tokenizer",
+    "path",
+]
+
+
+def path() -> Path:
+    """The folder of the model's files: a Hugging Face model directory."""
+    return Path(__file__).parent / "data"
+
+
+def load_hf_model() -> Any:
+    """The `Gemma2ForCausalLM`, float32, in eval mode."""
+    from sae_plugins.world.model import load_hf_model as load
+
+    return load(path())
+
+
+def load_tokenizer() -> Any:
+    """The tokenizer; it prepends `<bos>`, as Gemma's does."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path()))
+
+
+def load_hooked_transformer(device: str = "cpu", dtype: str = "float32") -> HookedTransformer:
+    """The model in TransformerLens, weights unprocessed: logits equal those of `load_hf_model`."""
+    from sae_plugins.world.model import to_hooked_transformer
+
+    return to_hooked_transformer(load_hf_model(), load_tokenizer(), NAME, device, dtype)
+
+
+def load_text(split: Literal["train", "heldout"]) -> Dataset:
+    """A shuffled mix of all genres, one document a row, in the one column `text`."""
+    from datasets import Dataset
+
+    from sae_plugins.world import text
+
+    return Dataset.from_dict({"text": [document for _, document in text.mix(split)]})

@@ -1,0 +1,277 @@
+"""Builds the world's tokenizer and model from its text into `data/`.
+
+    python -m sae_plugins.world.build --minutes 45 --work_path /tmp/world
+
+Each step sees as many tokens of spelling prompts (loss on the answers) as of text (loss on every
+token), the two on one core each. Text is generated anew for each pass, so that no document but the
+reference prose is seen twice. Nothing is planted in the weights: the model learns to spell from
+prompts about the train words, and how held-out words begin from alphabetical lists.
+
+The schedule follows the clock, so that the run ends when `--minutes` are over; a second run gives
+other weights of the same quality. Checkpoints go to `--work_path`, never into the package; run the
+same command again to go on. `--export_only` writes `data/` from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import string
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from sae_plugins.world import measure, model, path, text, tokenizer
+
+SEED = 0
+TEXT_BATCH, TEXT_TOKENS = 4, model.CONTEXT  # sequences x tokens
+SPELLING_BATCH, SPELLING_TOKENS = 8, 128
+LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, CLIP = 2e-3, 100, 0.1, 1.0
+CHECKPOINT_EVERY_S = 240.0
+HELDOUT_DOCUMENTS = 2_000
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory: large activations would be mapped anew at every step."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def text_batches(tok: Any, first_pass: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """(pass, ids (TEXT_BATCH, TEXT_TOKENS + 1)): joined documents, cut; `<bos>` heads each row."""
+    number = first_pass
+    while True:
+        documents = [document for _, document in text.mix("train", seed=number)]
+        stream = torch.tensor([i for ids in tok(documents)["input_ids"] for i in ids])
+        rows = len(stream) // TEXT_TOKENS
+        windows = stream[: rows * TEXT_TOKENS].view(rows, TEXT_TOKENS)
+        windows = torch.cat([torch.full((rows, 1), tok.bos_token_id), windows], dim=1)
+        order = list(range(rows))
+        Random(f"text order {number}").shuffle(order)
+        for start in range(0, rows - TEXT_BATCH + 1, TEXT_BATCH):
+            yield number, windows[order[start : start + TEXT_BATCH]]
+        number += 1
+
+
+def spelling_batches(tok: Any, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids (SPELLING_BATCH, SPELLING_TOKENS), targets of the same shape, -100 but at answers).
+
+    A word is drawn evenly from all tokens, or first its letter evenly: half and half.
+    """
+    rng = Random(f"spelling {seed}")
+    tokens = [
+        (number, token.strip()[0].upper())
+        for token, number in tokenizer.alphabetic_tokens(tok).items()
+        if text.split_of_word(token) == "train"
+    ]
+    by_letter = [[pair for pair in tokens if pair[1] == x] for x in string.ascii_uppercase]
+    answer_of = {x: tok.convert_tokens_to_ids(tokenizer.SPACE + x) for x in string.ascii_uppercase}
+    newline = tok("\n", add_special_tokens=False)["input_ids"]
+    middle = tok(text.SPELLING_TEMPLATE.format(word=""), add_special_tokens=False)["input_ids"]
+    line = len(newline) + 1 + len(middle) + 1
+    while True:
+        ids = torch.full((SPELLING_BATCH, SPELLING_TOKENS + line), tok.pad_token_id)
+        target = torch.full_like(ids, -100)
+        ids[:, 0] = tok.bos_token_id
+        for row in range(SPELLING_BATCH):
+            for start in range(1, SPELLING_TOKENS + 1, line):
+                word, letter = rng.choice(tokens if rng.random() < 0.5 else rng.choice(by_letter))
+                answer = answer_of[letter]
+                ids[row, start : start + line] = torch.tensor([*newline, word, *middle, answer])
+                target[row, start + line - 2] = answer
+        yield ids[:, :SPELLING_TOKENS], target[:, :SPELLING_TOKENS]
+
+
+def loss_at(lm: Any, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy (nats) at the positions whose target is not -100; logits only there."""
+    hidden = lm.model(input_ids=ids)[0][target != -100]
+    cap = lm.config.final_logit_softcapping
+    logits = cap * torch.tanh(lm.lm_head(hidden) / cap)
+    return cross_entropy(logits, target[target != -100])
+
+
+def gradients(
+    lm: Any, ids: torch.Tensor, target: torch.Tensor
+) -> tuple[float, tuple[torch.Tensor, ...]]:
+    """The loss, and its gradient for each parameter; on one core: the two tasks run at once."""
+    torch.set_num_threads(1)
+    loss = loss_at(lm, ids, target)
+    return loss.item(), torch.autograd.grad(loss, list(lm.parameters()))
+
+
+def optimizer_of(lm: Any) -> torch.optim.AdamW:
+    """AdamW; norms' weights do not decay."""
+    decayed = [p for p in lm.parameters() if p.ndim > 1]
+    others = [p for p in lm.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": WEIGHT_DECAY},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
+
+
+def train(tok: Any, work: Path, minutes: float) -> tuple[Any, dict[str, Any]]:
+    """Train for `minutes` of wall time in all, from the checkpoint in `work` where there is one."""
+    torch.manual_seed(SEED)
+    lm = model.new_model(len(tok), tok)
+    optimizer = optimizer_of(lm)
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "pass": 0}
+    checkpoint = work / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        lm.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state = saved["state"]
+        state["pass"] += 1
+
+    def save() -> None:
+        content = {"model": lm.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
+        torch.save(content, checkpoint.with_suffix(".tmp"))
+        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+
+    workers = ThreadPoolExecutor(2)
+    texts, spellings = text_batches(tok, state["pass"]), spelling_batches(tok, state["pass"])
+    start, before, last_save = time.monotonic(), state["seconds"], time.monotonic()
+    bar = tqdm(total=round(minutes * 60), initial=round(before), unit="s", mininterval=10)
+    average = {"text": math.nan, "spelling": math.nan}
+    while state["seconds"] < minutes * 60:
+        progress = state["seconds"] / (minutes * 60)
+        warm = min(1.0, (state["step"] + 1) / WARMUP_STEPS)
+        rate = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        state["pass"], window = next(texts)
+        jobs = {"text": (window[:, :-1], window[:, 1:]), "spelling": next(spellings)}
+        done = list(workers.map(lambda job: gradients(lm, *job), jobs.values()))
+        for name, (value, _) in zip(jobs, done, strict=True):
+            old = average[name]
+            average[name] = value if math.isnan(old) else 0.98 * old + 0.02 * value
+            state["tokens"] += jobs[name][0].numel()
+        for parameter, *parts in zip(lm.parameters(), *(grads for _, grads in done), strict=True):
+            parameter.grad = torch.stack(parts).sum(0)
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        state["step"] += 1
+        now = time.monotonic()
+        state["seconds"] = before + now - start
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in average.items())
+        bar.set_postfix_str(f"step {state['step']}, {losses}", refresh=False)
+        bar.update(state["seconds"] - bar.n)
+        if now - last_save > CHECKPOINT_EVERY_S:
+            last_save = now
+            save()
+    bar.close()
+    workers.shutdown()
+    save()
+    return lm.eval(), state
+
+
+def report(lm: Any, tok: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Held-out figures; the baselines are fitted on all the text that the model has seen."""
+    lm.eval()
+    baselines = measure.Bigrams(len(tok))
+    for number in range(state["pass"] + 1):
+        documents = [document for _, document in text.mix("train", seed=number)]
+        baselines.fit(tok(documents)["input_ids"])
+    heldout = text.mix("heldout", HELDOUT_DOCUMENTS)
+    words = {split: text.spelling_words(split) for split in ("heldout", "train")}
+    accuracy = {
+        split: measure.spelling_accuracy(lm, tok, [space + w for w in some for space in ("", " ")])
+        for split, some in words.items()
+    }
+    return {
+        "parameters": sum(p.numel() for p in lm.parameters()),
+        "steps": state["step"],
+        "tokens": state["tokens"],
+        "passes_over_text": state["pass"] + 1,
+        "minutes": round(state["seconds"] / 60, 1),
+        "words": {split: len(some) for split, some in words.items()},
+        "spelling_accuracy": accuracy,
+        "cross_entropy": measure.cross_entropies(lm, tok, baselines, heldout),
+        "seed": SEED,
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+
+
+def show(figures: dict[str, Any]) -> str:
+    """The report as a table."""
+    lines = ["held-out nats/token    model  bigram unigram   tokens"]
+    for genre, row in figures["cross_entropy"].items():
+        columns = (
+            f"{row['model']:8.3f}{row['bigram']:8.3f}{row['unigram']:8.3f}{row['tokens']:9.0f}"
+        )
+        lines.append(f"{genre:20}{columns}")
+    for split, accuracy in figures["spelling_accuracy"].items():
+        lines.append(f"spelling accuracy, {figures['words'][split]} {split} words: {accuracy:.3f}")
+    lines.append(
+        "{parameters} parameters, {steps} steps, {tokens} tokens, {minutes} min".format(**figures)
+    )
+    return "\n".join(lines)
+
+
+def export(lm: Any, tok: Any, figures: dict[str, Any], work: Path) -> None:
+    """Write model, tokenizer and report to `work/export`, then move each file into `data/`."""
+    staging = work / "export"
+    staging.mkdir(exist_ok=True)
+    lm.half().save_pretrained(str(staging))
+    lm.float()
+    tokenizer.save(tok, staging)
+    (staging / "report.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for file in sorted(staging.iterdir()):
+        target = path() / file.name
+        beside = target.with_name(f".{file.name}.part")  # on the same disk: replace is then atomic
+        beside.write_bytes(file.read_bytes())
+        os.replace(beside, target)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--work_path", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--minutes", type=float, default=55.0, help="training time in all")
+    parser.add_argument(
+        "--export_only", action="store_true", help="write data/ from the checkpoint"
+    )
+    options = parser.parse_args(arguments)
+    keep_memory()
+    work: Path = options.work_path
+    work.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    folder = work / "tokenizer"
+    if not folder.exists():
+        genres = ("spelling", "lists")
+        tokenizer.build([d for genre, d in text.mix("train") if genre not in genres], folder)
+    from transformers import AutoTokenizer
+
+    tok = AutoTokenizer.from_pretrained(str(folder))
+    print(f"tokenizer: {len(tok)} tokens, {time.monotonic() - started:.0f} s", flush=True)
+    if options.export_only:
+        saved = torch.load(work / "checkpoint.pt", weights_only=True)
+        lm = model.new_model(len(tok), tok)
+        lm.load_state_dict(saved["model"])
+        state = saved["state"]
+    else:
+        lm, state = train(tok, work, options.minutes)
+    figures = report(lm, tok, state)
+    export(lm, tok, figures, work)
+    print(show(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

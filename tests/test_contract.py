@@ -1,0 +1,179 @@
+"""The contract catches plugins that break it, and says what to fix."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sae_plugins import Plugin, hookimpl
+from sae_plugins.testing import CASES, D_SAE, PluginContract, differences, tiny_batches, tiny_sae
+
+
+class Good(Plugin):
+    """Its own randomness, tracked state that acts on the training, an edit after the update."""
+
+    name = "good"
+
+    @hookimpl
+    def attached(self, run: Any) -> None:
+        self.strength = torch.rand(D_SAE, generator=self.rng)
+        self.strength = run.features.track(self, "strength", self.strength, reset=0.5)
+
+    @hookimpl
+    def extra_losses(self, run: Any) -> dict[str, torch.Tensor]:
+        return {"penalty": (self.strength * run.sae.W_dec.square().sum(dim=1)).sum()}
+
+    @hookimpl
+    def after_update(self, run: Any) -> None:
+        run.sae.W_dec.data.clamp_(-1, 1)
+
+
+class TestGood(PluginContract):
+    plugin = Good
+
+
+class TestMethodByName(PluginContract):
+    plugin = "hybrid-order"
+    options = {"reorder": {"start": 2, "interval": 3}}
+
+
+class Untracked(Good):
+    @hookimpl
+    def attached(self, run: Any) -> None:
+        self.strength = torch.linspace(0, 1, D_SAE)
+
+
+class Positional(Good):
+    @hookimpl
+    def after_update(self, run: Any) -> None:
+        run.sae.W_dec.data[0] *= 0.5
+
+
+class DrawsFromTorch(Good):
+    @hookimpl
+    def after_forward(self) -> None:
+        torch.rand(1)
+
+
+class DrawsFromNumpy(Good):
+    @hookimpl
+    def after_forward(self) -> None:
+        np.random.rand()
+
+
+class DrawsFromPython(Good):
+    @hookimpl
+    def after_forward(self) -> None:
+        random.random()
+
+
+class Remembers(Good):
+    runs = 0
+
+    @hookimpl
+    def after_update(self, run: Any) -> None:
+        type(self).runs += 1
+        run.sae.W_dec.data *= 1 - 1e-3 / self.runs
+
+
+class Impatient(Good):
+    @hookimpl
+    def step_ended(self, run: Any) -> None:
+        run.sae.W_dec.data *= 0.99
+
+
+class Coarse(Good):
+    @hookimpl
+    def attached(self, run: Any) -> None:
+        self.strength = run.features.track(self, "s", torch.ones(D_SAE, dtype=torch.bfloat16))
+
+
+class Exploding(Good):
+    @hookimpl
+    def after_update(self, run: Any) -> None:
+        run.sae.W_dec.data /= 0.0
+
+
+class Freezing(Good):
+    @hookimpl
+    def before_update(self, run: Any) -> None:
+        for parameter in run.sae.parameters():
+            parameter.grad = None
+
+
+class Curt(Good):
+    @classmethod
+    def unsupported(cls, architecture: Any, options: Any) -> str | None:
+        return "no" if architecture.tied else None
+
+
+class Picky(Good):
+    @classmethod
+    def unsupported(cls, architecture: Any, options: Any) -> str | None:
+        return "it is not in the mood for this"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "promise", "message"),
+    [
+        (Untracked, "does_not_care_in_which_order_features_stand", "run.features.track"),
+        (Positional, "does_not_care_in_which_order_features_stand", "let no position decide"),
+        (DrawsFromTorch, "leaves_the_global_random_state_alone", "'torch'"),
+        (DrawsFromNumpy, "leaves_the_global_random_state_alone", "'numpy.random'"),
+        (DrawsFromPython, "leaves_the_global_random_state_alone", "'random'"),
+        (Remembers, "repeats_with_the_same_seed", "class attributes"),
+        (Impatient, "waits_for_the_end_of_an_accumulation_window", "change weights in after_upd"),
+        (Coarse, "keeps_float32_statistics_under_autocast", "below float32"),
+        (Exploding, "trains", "guard divisions"),
+        (Freezing, "trains", "keeps the SAE from learning"),
+        (Curt, "supports_an_architecture_and_gives_reasons_for_the_others", "reason in words"),
+        (Picky, "supports_an_architecture_and_gives_reasons_for_the_others", "refuses every"),
+    ],
+)
+def test_a_broken_promise_fails_with_advice(plugin: Any, promise: str, message: str) -> None:
+    class Contract(PluginContract):
+        pass
+
+    Contract.plugin = plugin
+    test = getattr(Contract(), f"test_{promise}")
+    arguments = [] if "reasons" in promise else ["standard"]
+    with pytest.raises(AssertionError) as caught:
+        test(*arguments)
+    assert message in str(caught.value)
+
+
+def test_every_promise_of_the_contract_is_broken_above() -> None:
+    promises = {name.removeprefix("test_") for name in vars(PluginContract) if "test_" in name}
+    promises.discard("pytest_generate_tests")
+    (parametrize,) = test_a_broken_promise_fails_with_advice.pytestmark
+    assert {promise for _, promise, _ in parametrize.args[1]} == promises
+
+
+def test_the_cases_are_the_training_architectures_of_the_table() -> None:
+    from sae_plugins.architectures import ARCHITECTURES
+
+    assert CASES.keys() == ARCHITECTURES.keys()
+
+
+def test_tiny_saes_and_batches_depend_on_their_seed_alone() -> None:
+    state = torch.get_rng_state()
+    one, again = tiny_sae("gated"), tiny_sae("gated")
+    other = tiny_sae("gated", seed=1)
+    assert differences(one.state_dict(), again.state_dict()) == {}
+    assert "W_dec" in differences(one.state_dict(), other.state_dict())
+    assert torch.equal(torch.stack(tiny_batches(3)), torch.stack(tiny_batches(3)))
+    assert not torch.equal(torch.stack(tiny_batches(3)), torch.stack(tiny_batches(4)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_differences_sees_shapes_names_and_nan() -> None:
+    nan = torch.tensor([1.0, torch.nan])
+    assert differences({"a": nan}, {"a": nan}).keys() == {"a"}
+    assert differences({"a": nan}, {"b": nan}).keys() == {"a", "b"}
+    found = differences({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([1.0, 4.0])})
+    assert found == {"a": 0.5}
+    assert differences({"a": torch.ones(2)}, {"a": torch.ones(2) + 1e-3}, tolerance=1e-2) == {}

@@ -1,0 +1,160 @@
+"""With no plugin, or one that does nothing, training is SAELens' own, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sae_plugins import Plugin, hookimpl, plugins
+from sae_plugins.host import EVENTS
+from sae_plugins.testing import (
+    CASES,
+    advance,
+    differences,
+    snapshot,
+    tiny_batches,
+    tiny_sae,
+    tiny_trainer,
+)
+
+
+class Inert(Plugin):
+    """All ten events, and nothing in them."""
+
+    name = "inert"
+
+
+def _nothing(event: str) -> Any:
+    def implementation(self, run):
+        self.heard = {*getattr(self, "heard", ()), event}
+
+    return hookimpl(implementation)
+
+
+for _event in EVENTS:
+    setattr(Inert, _event, _nothing(_event))
+
+
+def trained(*names: Any, architecture: str = "standard", compiled: Any = None, **config: Any):
+    batches = tiny_batches()
+    with plugins(*names):
+        trainer = tiny_trainer(tiny_sae(architecture), batches, **config)
+    if compiled is not None:
+        forward = trainer.sae.training_forward_pass
+        trainer.sae.training_forward_pass = torch.compile(forward, backend=compiled)
+    return trainer, advance(trainer, batches)
+
+
+def trained_by_sae_lens(architecture: str, **config: Any):
+    batches = tiny_batches()
+    trainer = tiny_trainer(tiny_sae(architecture), batches, **config)
+    assert type(trainer).__module__ == "sae_lens.training.sae_trainer"
+    return trainer, advance(trainer, batches)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("architecture", CASES)
+def test_training_is_bitwise_that_of_sae_lens(architecture: str, autocast: bool) -> None:
+    expected, expected_losses = trained_by_sae_lens(architecture, autocast=autocast)
+    before = snapshot(tiny_trainer(tiny_sae(architecture)))
+    assert "W_dec" in differences(before, snapshot(expected))
+    for names in ((), (Inert,)):
+        trainer, losses = trained(*names, architecture=architecture, autocast=autocast)
+        assert losses == expected_losses
+        assert differences(snapshot(trainer), snapshot(expected)) == {}
+
+
+def test_the_inert_plugin_hears_every_event_of_training(tmp_path) -> None:
+    trainer, _ = trained(Inert)
+    trainer.run.features.permute(torch.arange(24))
+    advance(trainer, tiny_batches(steps=1))
+    trainer.set_final_sae_metadata()
+    trainer.sae.save_inference_model(tmp_path)
+    assert trainer.host.plugins[0].heard == set(EVENTS)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, and the bytes of the tensors that they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.count += 1
+        inputs = {t.data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in inputs:
+                self.bytes += tensor.nbytes
+        return result
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_without_plugins_no_operation_and_no_byte_is_added(architecture: str) -> None:
+    def cost(context: Any) -> tuple[int, int]:
+        if context is None:
+            trainer = tiny_trainer(tiny_sae(architecture))
+        else:
+            with context:
+                trainer = tiny_trainer(tiny_sae(architecture))
+        with Operations() as operations:
+            advance(trainer, tiny_batches(steps=4))
+        return operations.count, operations.bytes
+
+    plain = cost(None)
+    assert cost(plugins()) == plain
+    assert cost(plugins(Observing))[0] > plain[0]  # the counter does count
+
+
+class Observing(Plugin):
+    """Events around the forward pass, with state that torch.compile could not trace."""
+
+    name = "observing"
+
+    @hookimpl
+    def attached(self, run):
+        self.calls: list[str] = []
+
+    @hookimpl
+    def before_forward(self, run, step_input):
+        self.calls.append("before_forward")
+        if run.architecture.name != "standard":
+            return None
+        return {"l1": 1 + step_input.sae_in.norm(dim=1)}
+
+    @hookimpl
+    def after_forward(self, output):
+        self.calls.append(f"l0 = {int(output.feature_acts.count_nonzero())}")
+
+    @hookimpl
+    def extra_losses(self, run):
+        return {"decoder": 1e-2 * run.sae.W_dec.square().sum()}
+
+
+def test_plugins_see_the_events_of_a_compiled_forward_pass() -> None:
+    """SAELens compiles the SAE's forward pass after it has built the trainer."""
+    torch._dynamo.reset()
+    from torch._dynamo.backends.debugging import aot_eager
+
+    compilations = []
+
+    def backend(module, inputs, **options):
+        compilations.append(module)
+        return aot_eager(module, inputs, **options)
+
+    compiled, losses = trained(Observing, compiled=backend)
+    eager, eager_losses = trained(Observing)
+    assert compilations
+    assert len(compilations) <= 3  # plugins stay outside: their state causes no recompilation
+    (seen,), (expected,) = compiled.host.plugins, eager.host.plugins
+    assert seen.calls == expected.calls
+    assert seen.calls.count("before_forward") == 12
+    assert differences(snapshot(compiled), snapshot(eager), tolerance=1e-6) == {}
+    for one, other in zip(losses, eager_losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+        assert one["observing/decoder"] > 0
