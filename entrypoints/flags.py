@@ -14,7 +14,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,15 @@ def architectures() -> tuple[str, ...]:
 @functools.cache
 def sae_lens_flags() -> dict[str, Flag]:
     """SAELens' flags by name."""
-    rows = [{k: tuple(v) if k in _TUPLES else v for k, v in r.items()} for r in _file()["flags"]]
-    return {row["name"]: Flag(**row) for row in rows}
+    flags: dict[str, Flag] = {}
+    for row in _file()["flags"]:
+        row = {key: tuple(value) if key in TUPLES else value for key, value in row.items()}
+        flags[row["name"]] = Flag(**row)
+    return flags
 
 
-_TUPLES = ("choices", "architectures")
+TUPLES = ("choices", "architectures")
+"""The fields of a `Flag` that JSON has as lists."""
 
 
 @functools.cache
@@ -93,7 +97,9 @@ def our_flags() -> dict[str, Flag]:
     """Our own flags by name, in the order in which help shows them."""
     flags = (
         Flag("recipe", "str", "a packaged recipe by name, or a file: flags from YAML", group="run"),
-        Flag("plugin", "list[str]", "a plugin or method; repeatable; replaces a recipe's", (), "run"),
+        Flag(
+            "plugin", "list[str]", "a plugin or method; repeatable; replaces a recipe's", (), "run"
+        ),
         Flag("without", "list[str]", "leave out a mechanism of a method; repeatable", (), "run"),
         Flag("architecture", "choice", "of the SAE", "standard", "run", architectures()),
         Flag("seed", "int", "orders the data, draws the weights, feeds every plugin", 42, "run"),
@@ -129,6 +135,14 @@ REFUSED = {
     "sae_lens_training_version": "it is read from what is installed",
 }
 """SAELens' flags that `train` does not take, and why."""
+
+
+SYNTHETIC_NAMES = {
+    "training_tokens": "training_samples",
+    "train_batch_size_tokens": "batch_size",
+    "autocast": "autocast_sae",
+}
+"""Flags that SAELens' synthetic runner spells differently."""
 
 
 @functools.cache
@@ -196,7 +210,8 @@ def convert(flag: Flag, value: Any, where: str = "") -> Any:
     except ValueError:
         wanted = f"it must be {' or '.join(_in_words(flag))}"
         if "choice" in flag.alternatives:
-            wanted = _suggest(text, flag.choices)
+            also = [kind for kind in flag.alternatives if kind == "none"]
+            wanted = _suggest(text, [*flag.choices, *also])
         raise UsageError(f"{where}--{flag.name} {text!r}: {wanted}") from None
 
 
@@ -244,7 +259,8 @@ def unknown_flag(name: str, options: Iterable[str] = ()) -> str:
 
 
 def parse(
-    arguments: Sequence[str], options_of: Callable[[Mapping[str, Any]], Iterable[str]] = lambda _: ()
+    arguments: Sequence[str],
+    options_of: Callable[[Mapping[str, Any]], Iterable[str]] = lambda _: (),
 ) -> dict[str, Any]:
     """Settings by flag name, from a command line.
 
@@ -318,7 +334,7 @@ examples:
   sae-plugins train --plugin hybrid-order --reorder.interval 250 --without input-norm-l1
   sae-plugins train --recipe hybrid-order-demo --seed 1 --output_path runs/demo-1
   sae-plugins train --plugin reorder --model_name synthetic:toy --architecture batchtopk --k 8
-  sae-plugins train --recipe runs/demo-1/run.yaml --output_path runs/again    # the same, bit for bit
+  sae-plugins train --recipe runs/demo-1/run.yaml --output_path runs/again   # the same, bitwise
   sae-plugins train --plugin hybrid-order --model_name gpt2 --hook_name blocks.6.hook_resid_post \\
       --dataset_path NeelNanda/pile-10k --d_sae 6144 --training_tokens 10_000_000
 
@@ -331,7 +347,7 @@ the plugins' options:
   plugins, and `sae-plugins plugins show reorder` the options of one.
 """
 
-_GROUPS = {
+GROUPS = {
     "run": "what to run:",
     "training": "training settings that SAELens lacks (a method may set them):",
     "runner": "SAELens' flags, with SAELens' defaults; the embedded world has some of its own:",
@@ -346,7 +362,7 @@ def help_text(width: int | None = None) -> str:
     width = min(width or shutil.get_terminal_size((100, 24)).columns, 120)
     flags = all_flags().values()
     sections = [_INTRODUCTION]
-    for group, title in _GROUPS.items():
+    for group, title in GROUPS.items():
         lines = [_help_line(flag, width) for flag in flags if flag.group == group]
         sections.append("\n".join([title, *lines, ""]))
         if group == "training":
@@ -383,194 +399,13 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
-# -- reading SAELens' dataclasses ---------------------------------------------------------------
-
-_OWN_HELP = {
-    "model_name": "A TransformerLens model, synthetic:PRESET, or sae-plugins-world, the default.",
-    "hook_name": "Where in the model; as in TransformerLens.",
-    "dataset_path": "A dataset on the Hugging Face Hub, or a folder with one.",
-    "hook_head_index": "The head, where the hook has several.",
-    "training_tokens": "Tokens to train on.",
-    "context_size": "Tokens in a prompt.",
-    "streaming": "Stream the dataset.",
-    "device": "Where the SAE and the model live: cpu, cuda, cuda:1, mps.",
-    "checkpoint_path": "Where checkpoints go (in the run's folder).",
-    "d_in": "Size of the activations; read from the model, and an error if it differs.",
-    "d_sae": "Number of features (4 x d_in).",
-    "dtype": "Data type of the SAE and of the activations.",
-    "n_batches_in_buffer": "Prompts whose activations are mixed in the buffer.",
-    "apply_b_dec_to_input": "Subtract the decoder's bias from the input.",
-    "normalize_activations": "How activations are scaled before the SAE sees them.",
-    "reshape_activations": "hook_z: concatenate the heads of an attention output.",
-    "l1_coefficient": "Weight of the L1 sparsity loss.",
-    "lp_norm": "The norm of the sparsity loss.",
-    "l1_warm_up_steps": "Steps over which the L1 coefficient grows from 0.",
-    "k": "Active features per token.",
-    "use_sparse_activations": "Sparse tensors for activations.",
-    "aux_loss_coefficient": "Weight of the loss that revives dead features.",
-    "rescale_acts_by_decoder_norm": "As if the decoder had unit norm.",
-    "topk_threshold_lr": "Learning rate of the threshold.",
-    "matryoshka_widths": "Widths of the nested levels (an 8th, a 4th, half, all).",
-    "save_synthetic_model": "Save the synthetic model in the run's folder.",
-    "run_final_eval": "Compare the SAE with the true features when it is trained.",
-    "log_to_wandb": "Log to Weights & Biases.",
-    "log_activations_store_to_wandb": "Log the activation store too.",
-    "log_optimizer_state_to_wandb": "Log the optimizer's state too.",
-    "log_weights_to_wandb": "Upload the weights as an artifact.",
-    "wandb_project": "The project to log to.",
-    "wandb_id": "The run's id.",
-    "run_name": "The run's name on Weights & Biases.",
-    "wandb_entity": "The user or team to log to.",
-    "wandb_log_frequency": "Steps between logged steps.",
-    "eval_every_n_wandb_logs": "Logged steps between evaluations, on held-out text.",
-    "model_class_name": "How the model is loaded.",
-    "lr_scheduler_name": "The schedule after the warm-up.",
-}
-"""Where SAELens says nothing, or too much, or `train` differs."""
-_OWN_DEFAULTS = {
-    "log_to_wandb": False,
-    "model_name": None,
-    "hook_name": None,
-    "checkpoint_path": None,
-    "device": None,
-}
-_OWN_CHOICES = {
-    "lr_scheduler_name": ("constant", "cosineannealing", "cosineannealingwarmrestarts"),
-    "model_class_name": ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM"),
-    "dtype": ("float32", "float64", "float16", "bfloat16"),
-}
-_ELSEWHERE = {"sae", "logger", "metadata", "synthetic_model", "output_path", "seed", *REFUSED}
-SYNTHETIC_NAMES = {
-    "training_tokens": "training_samples",
-    "train_batch_size_tokens": "batch_size",
-    "autocast": "autocast_sae",
-}
-"""Flags that SAELens' synthetic runner spells differently."""
-
-
-def introspect() -> dict[str, Any]:
-    """The contents of `sae_lens_flags.json`, read from the installed SAELens."""
-    from sae_lens import __version__
-    from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
-    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-    from sae_lens.synthetic import SyntheticSAERunnerConfig
-
-    runner = _flags_of(LanguageModelSAERunnerConfig, "runner")
-    synthetic = _flags_of(SyntheticSAERunnerConfig, "synthetic")
-    renamed = set(SYNTHETIC_NAMES.values())
-    by_architecture = {
-        name: _flags_of(config, "sae") for name, (_, config) in SAE_TRAINING_CLASS_REGISTRY.items()
-    }
-    flags = dict(runner)  # what the runner shares with the SAE and with the synthetic runner is its
-    for more in (_merged(by_architecture), synthetic, _flags_of(LoggingConfig, "logger")):
-        flags |= {name: f for name, f in more.items() if name not in flags | dict.fromkeys(renamed)}
-    return {
-        "sae_lens": __version__,
-        "architectures": list(by_architecture),
-        "flags": [_row(flag) for flag in flags.values()],
-    }
-
-
-def _row(flag: Flag) -> dict[str, Any]:
-    row = {k: list(v) if k in _TUPLES else v for k, v in asdict(flag).items()}
-    return {name: value for name, value in row.items() if value not in (None, [])}
-
-
-def _changed(flag: Flag, **changes: Any) -> Flag:
-    return Flag(**{**asdict(flag), **changes})
-
-
-def _merged(by_architecture: Mapping[str, Mapping[str, Flag]]) -> dict[str, Flag]:
-    """One flag per name, with the architectures that have it; types are united."""
-    merged: dict[str, Flag] = {}
-    for flags in by_architecture.values():
-        for name, flag in flags.items():
-            known = merged.setdefault(name, flag)
-            kinds = sorted({*known.alternatives, *flag.alternatives}, key=_ORDER.index)
-            merged[name] = _changed(known, type=" | ".join(kinds))
-    for name, flag in merged.items():
-        owners = tuple(owner for owner, flags in by_architecture.items() if name in flags)
-        if len(owners) < len(by_architecture):
-            merged[name] = _changed(flag, architectures=owners)
-    return merged
-
-
-def _flags_of(config: Any, group: str) -> dict[str, Flag]:
-    import dataclasses
-
-    help_of = _argument_docs(config)
-    flags: dict[str, Flag] = {}
-    for field in dataclasses.fields(config):
-        if field.name in _ELSEWHERE:
-            continue
-        choices = _OWN_CHOICES.get(field.name) or _choices(field.type)
-        default = field.default
-        if default is dataclasses.MISSING:
-            made = field.default_factory
-            default = None if made is dataclasses.MISSING else made()
-        default = _OWN_DEFAULTS.get(field.name, default)
-        flags[field.name] = Flag(
-            field.name,
-            _type_of(field.type, bool(choices)),
-            _OWN_HELP.get(field.name) or help_of.get(field.name, ""),
-            list(default) if isinstance(default, tuple) else default,
-            group,
-            choices,
-        )
-    return flags
-
-
-def _choices(annotation: Any) -> tuple[str, ...]:
-    import typing
-
-    if typing.get_origin(annotation) is typing.Literal:
-        return tuple(str(word) for word in typing.get_args(annotation))
-    nested = (_choices(part) for part in typing.get_args(annotation))
-    return tuple(word for words in nested for word in words)
-
-
-_ORDER = ["none", "bool", "int", "float", "dict", "list[int]", "list[int|none]", "choice", "str"]
-
-
-def _type_of(annotation: Any, has_choices: bool) -> str:
-    import types
-    import typing
-
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal or (has_choices and annotation is str):
-        return "choice"
-    if origin in (typing.Union, types.UnionType):
-        kinds = {_type_of(part, has_choices) for part in parts}
-        return " | ".join(sorted(kinds, key=_ORDER.index))
-    if origin is list:
-        return "list[int]"
-    if origin is tuple:
-        return "list[int|none]"
-    if origin is dict:
-        return "dict"
-    return "none" if annotation is type(None) else annotation.__name__
-
-
-def _argument_docs(config: Any) -> dict[str, str]:
-    """The descriptions in the "Args:" or "Attributes:" of a class's docstring and its parents'."""
-    docs: dict[str, str] = {}
-    for parent in reversed(config.__mro__):
-        name = ""
-        for line in textwrap.dedent(parent.__dict__.get("__doc__") or "").splitlines():
-            start = re.match(r" {4}(\w+)(?: \(.*?\))?: (.*)", line)
-            if start:
-                name, docs[start[1]] = start[1], start[2].strip()
-            elif name and line.startswith(" " * 8) and not line.strip().startswith("-"):
-                docs[name] += " " + line.strip()
-            else:
-                name = ""
-    return docs
-
-
 def main() -> None:
     """Write `sae_lens_flags.json` anew."""
-    FLAGS_FILE.write_text(json.dumps(introspect(), indent=1) + "\n", "utf-8")
-    print(f"{FLAGS_FILE.name}: {len(introspect()['flags'])} flags of SAELens")
+    from sae_plugins.entrypoints.introspection import introspect
+
+    contents = introspect()
+    FLAGS_FILE.write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
+    print(f"{FLAGS_FILE.name}: {len(contents['flags'])} flags of SAELens {contents['sae_lens']}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.entrypoints import choice
 from sae_plugins.entrypoints.flags import (
     SYNTHETIC_NAMES,
     Flag,
@@ -17,13 +18,12 @@ from sae_plugins.entrypoints.flags import (
 
 if TYPE_CHECKING:
     from sae_plugins.jobs import JobSettings
-    from sae_plugins.plugin import Plugin
     from sae_plugins.resolve import Plan, Selected
 
 SYNTHETIC = "synthetic:"
 TRAINING = ("accumulate", "clip", "weight_decay", "loss_form")
 GROUPS = ("sae", "runner", "synthetic", "logger")
-NOT_IN_RUN_YAML = ("recipe", "output_path", "overwrite", "lr_warm_up_fraction")
+NOT_IN_RUN_YAML = ("checkpoint_path",)
 _ABOUT_A_RECIPE = ("description", "versions")
 _ONE_OF = ("lr_warm_up_steps", "lr_warm_up_fraction")
 _ON_SYNTHETIC = {
@@ -102,11 +102,11 @@ class Settings:
 
     def selected(self) -> list[Selected]:
         """What `sae_plugins.plugins` is given: the chosen ones, the guard and the recorder."""
-        return _selected(self.names, self.without)
+        return choice.selected(self.names, self.without, recorder=True)
 
     def left_out(self) -> list[str]:
         """What `sae_plugins.plugins` must leave out of `selected`."""
-        return _left_out(self.names, self.without)
+        return choice.left_out(self.names, self.without)
 
     def training(self) -> dict[str, Any]:
         """Training settings that were given."""
@@ -129,9 +129,18 @@ class Settings:
             logger=groups["logger"],
         )
 
-    def as_recipe(self) -> dict[str, Any]:
-        """Everything that made the run, as a recipe."""
-        values = {name: value for name, value in self.values.items() if name not in NOT_IN_RUN_YAML}
+    def as_recipe(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that made the run, as a recipe.
+
+        Args:
+            resolved: SAELens' defaults, and what was read from the model, by field.
+        """
+        values = {"seed": self.get("seed"), "heldout_tokens": self.get("heldout_tokens")}
+        for name, flag in all_flags().items():
+            applies = _does_not_apply(flag, self.model_name, self.architecture) is None
+            if applies and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
+                value = self.values.get(name, resolved.get(name, flag.default))
+                values[name] = list(value) if isinstance(value, tuple) else value
         options = {
             f"{plugin.name}.{name}": value
             for plugin, chosen in self.plan.plugins
@@ -140,7 +149,7 @@ class Settings:
         }
         training = self.plan.training.model_dump(mode="json")
         lists = {"plugin": self.names, "without": self.without}
-        return {**lists, **values, **training, **options}
+        return {**lists, "architecture": self.architecture, **training, **options, **values}
 
 
 def settle(flags: Mapping[str, Any]) -> Settings:
@@ -154,11 +163,14 @@ def settle(flags: Mapping[str, Any]) -> Settings:
     names = list(flags.get("plugin", recipe.get("plugin", [])))
     without = list(flags.get("without", recipe.get("without", [])))
     if "recorder" in without:
-        raise UsageError("--without recorder: it writes what every run leaves; it cannot be left out")
-    chosen = _chosen(names, without)
-    options = _options(recipe, flags, chosen, notes)
+        raise UsageError(
+            "--without recorder: it writes what every run leaves; it cannot be left out"
+        )
+    recorder = any(key.startswith("recorder.") for key in (*recipe, *flags))
+    chosen = choice.chosen_plugins(names, without, recorder=recorder)
+    options = choice.merged_options(recipe, flags, chosen)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TRAINING}
-    plan = _plan(names, without, options, training)
+    plan = choice.resolve_plan(names, without, options, training)
     method = {name: _known(name, value, "a method's ") for name, value in plan.sae_lens.items()}
     values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
     settings = Settings(values, names, without, options, plan, notes)
@@ -205,107 +217,15 @@ def _version_notes(versions: Any, recipe: str) -> list[str]:
     return [f"{recipe} was made with other versions, so the run may differ: {', '.join(changed)}"]
 
 
-# -- plugins -----------------------------------------------------------------------------------
-
-
-def _selected(names: list[str], without: list[str]) -> list[Selected]:
-    from sae_plugins.recorder import Recorder
-
-    guard = [] if "nan-guard" in (*names, *without) else ["nan-guard"]
-    return [*names, *guard, Recorder]
-
-
-def _plan(
-    names: list[str],
-    without: list[str],
-    options: Mapping[str, Mapping[str, Any]],
-    training: Mapping[str, Any],
-) -> Plan:
-    from sae_plugins.resolve import resolve
-
-    recorder = {"output_path": "", **options.get("recorder", {})}
-    return resolve(
-        _selected(names, without),
-        without=_left_out(names, without),
-        options={**options, "recorder": recorder},
-        training=training,
-    )
-
-
-def _chosen(names: list[str], without: list[str]) -> dict[str, type[Plugin]]:
-    """The plugins that will run, by name, before their options are known."""
-    from sae_plugins.resolve import choose
-
-    return choose(_selected(names, without), _left_out(names, without))[1]
-
-
-def _left_out(names: list[str], without: list[str]) -> list[str]:
-    """What to leave out of `_selected`, which does not add a guard that is not wanted."""
-    return [name for name in without if name != "nan-guard" or name in names]
-
-
-def _options(
-    recipe: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    chosen: Mapping[str, type[Plugin]],
-    notes: list[str],
-) -> dict[str, dict[str, Any]]:
-    """Options by plugin: the recipe's, unless flags left their plugin out, under the flags'."""
-    options: dict[str, dict[str, Any]] = {}
-    changed = "plugin" in flags or "without" in flags
-    for source in (recipe, flags):
-        for key, value in source.items():
-            name, dot, option = key.partition(".")
-            if not dot:
-                continue
-            if name not in chosen:
-                if source is recipe and changed:
-                    continue
-                raise UsageError(f"--{key}: {_not_chosen(name, chosen)}")
-            options.setdefault(name, {})[option] = _option_value(chosen[name], option, value)
-    return options
-
-
-def _not_chosen(name: str, chosen: Iterable[str]) -> str:
-    from sae_plugins import registry
-    from sae_plugins.plugin import did_you_mean
-
-    if name in registry.installed():
-        return f"the plugin {name!r} is not chosen; add --plugin {name}, or leave the option out"
-    return f"no plugin {name!r} is chosen: {did_you_mean(name, chosen)}"
-
-
-def _option_value(plugin: type[Plugin], option: str, value: Any) -> Any:
-    """A text as the option's type has it: as it is, none, or JSON; wrong ones stay as they are."""
-    import json
-
-    from pydantic import TypeAdapter, ValidationError
-
-    known = plugin.Options.model_fields.get(option)
-    if known is None or not isinstance(value, str):
-        return value
-    adapter: TypeAdapter[Any] = TypeAdapter(known.annotation)
-    readings: list[Any] = [None, value] if value.lower() in ("none", "null") else [value]
-    if value.startswith(("[", "{")):
-        try:
-            readings.append(json.loads(value))
-        except ValueError:
-            return value
-    for reading in readings:
-        try:
-            return adapter.validate_python(reading)
-        except ValidationError:
-            continue
-    return value
-
-
 def options_of(flags: Mapping[str, Any]) -> list[str]:
     """The options ("reorder.interval") of the plugins that flags choose; none if they are wrong."""
     from sae_plugins.plugin import PluginError
 
     try:
         recipe, _ = _recipe(flags)
-        chosen = _chosen(list(flags.get("plugin", recipe.get("plugin", []))), [])
+        chosen = choice.chosen_plugins(
+            list(flags.get("plugin", recipe.get("plugin", []))), [], recorder=False
+        )
     except (PluginError, UsageError):
         return []
     return [f"{name}.{option}" for name, p in chosen.items() for option in p.Options.model_fields]
@@ -389,8 +309,8 @@ def _settle_schedule(settings: Settings) -> None:
     total = settings.total_steps
     if total < 1:
         raise UsageError(
-            f"--training_tokens {settings.get('training_tokens')} is less than one batch: raise it, "
-            f"or lower --train_batch_size_tokens {settings.get('train_batch_size_tokens')}"
+            f"--training_tokens {settings.get('training_tokens')} is less than one batch: raise "
+            f"it, or lower --train_batch_size_tokens {settings.get('train_batch_size_tokens')}"
         )
     fraction = settings.values.pop("lr_warm_up_fraction", None)
     if fraction is not None:

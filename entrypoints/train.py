@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sae_plugins.jobs import Job
     from sae_plugins.runs import RunFolder
 
-INTERRUPTED = 130
 _TABLES = 4
 """Bytes of a float32, of which the SAE's weights are made."""
 
@@ -104,23 +103,27 @@ def _job(settings: Settings) -> Job:
 
 
 def _fit(settings: Settings, job: Job, folder: RunFolder, unfinished: Path) -> dict[str, float]:
-    from sae_lens.training._interruption import InterruptedException
-
     import sae_plugins
     from sae_plugins.jobs import signals_kept
+    from sae_plugins.upstream import InterruptedException
 
     options = {name: dict(values) for name, values in settings.options.items()}
     options.setdefault("recorder", {})["output_path"] = str(unfinished)
     try:
-        with _plugin_errors(TrainingFailed), _disk_errors(folder), signals_kept():
-            with sae_plugins.plugins(
+        with (
+            signals_kept(),
+            sae_plugins.plugins(
                 *settings.selected(),
                 without=settings.left_out(),
                 options=options,
                 training=settings.training(),
                 seed=settings.get("seed"),
-            ):
-                return job.run(unfinished)
+            ),
+        ):
+            with _plugin_errors(UsageError):
+                run = job.prepare(unfinished)
+            with _plugin_errors(TrainingFailed), _disk_errors(folder), _wandb_errors():
+                return run()
     except InterruptedException as error:
         raise KeyboardInterrupt from error
 
@@ -133,10 +136,24 @@ def _disk_errors(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        file = getattr(error, "filename", None) or folder.last_written() or folder.path
+        file = getattr(error, "filename", None) or folder.being_saved()
         raise TrainingFailed(
             f"{file} could not be written: {_reason(error)}. Nothing of an earlier run in "
-            f"{folder.path} was changed; make room, or choose another --output_path, and train again"
+            f"{folder.path} was changed; make room, or choose another --output_path, and train "
+            "again"
+        ) from error
+
+
+@contextmanager
+def _wandb_errors() -> Iterator[None]:
+    """Say that it is Weights & Biases that fails, and how to train without its servers."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "wandb":
+            raise
+        raise TrainingFailed(
+            f"Weights & Biases failed: {error}. WANDB_MODE=offline logs into a local folder"
         ) from error
 
 
@@ -152,22 +169,20 @@ def _bytes_on_disk(job: Job) -> int:
 
 
 def _recipe(settings: Settings, job: Job) -> dict[str, Any]:
+    from sae_plugins.jobs import defaults_of
     from sae_plugins.runs import VERSIONS, versions
 
-    provenance = settings.plan.provenance()
-    plugins = [entry["name"] for entry in provenance["plugins"]]
-    resolved = {
-        "d_in": job.sae_config.d_in,
-        "d_sae": job.sae_config.d_sae,
-        "device": job.sae_config.device,
-    }
-    if hasattr(job.sae_config, "matryoshka_widths"):
-        resolved["matryoshka_widths"] = list(job.sae_config.matryoshka_widths)
+    sae, runner = job.sae_config, job.config(None)
+    # what the model decided, or SAELens made of other settings, comes from the configs themselves
+    known = {name: getattr(sae, name) for name in ("d_in", "d_sae", "device")}
+    known["log_to_wandb"] = runner.logger.log_to_wandb
+    if hasattr(sae, "matryoshka_widths"):
+        known["matryoshka_widths"] = list(sae.matryoshka_widths)
+    plugins = [plugin.name for plugin, _ in settings.plan.plugins]
     return {
         "description": f"The run of {' + '.join(settings.names) or 'no plugin'}.",
         "versions": versions([*VERSIONS, *_distributions(plugins)]),
-        **settings.as_recipe(),
-        **resolved,
+        **settings.as_recipe({**defaults_of(sae, runner, runner.logger), **known}),
     }
 
 
@@ -219,11 +234,13 @@ def _summary(
 
     from sae_lens import SAE
 
+    from sae_plugins.jobs import quiet
     from sae_plugins.runs import SUMMARY, TRAINING_SUMMARY, write
 
     recorded = folder.path / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
-    sae = SAE.load_from_disk(str(folder.path), device=job.sae_config.device)
+    with quiet():
+        sae: SAE[Any] = SAE.load_from_disk(str(folder.path), device=job.sae_config.device)
     heldout = {f"heldout/{name}": value for name, value in job.heldout(sae).items()}
     summary = {**heldout, **found, **training, "run/seconds": round(seconds, 1)}
     with _disk_errors(folder):

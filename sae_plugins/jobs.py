@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import signal
@@ -22,6 +23,12 @@ from sae_plugins.plugin import PluginError
 from sae_plugins.runs import CHECKPOINTS
 
 D_SAE_PER_D_IN = 4
+_EXPECTED_WARNINGS = (
+    "Dataset is not tokenized",
+    "The training dataset contains fewer samples",
+    "All samples in the training dataset",
+    "This SAE has non-empty model_from_pretrained_kwargs",
+)
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,19 @@ class Job(Protocol):
 
     sae_config: Any
 
-    def run(self, folder: Path) -> dict[str, float]:
-        """Train inside an open `sae_plugins.plugins` and save into `folder`.
+    def config(self, folder: Path | None) -> Any:
+        """SAELens' config of the run, which writes into `folder`."""
+        ...
+
+    def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
+        """Draw the SAE's weights, inside an open `sae_plugins.plugins` that has seeded them.
 
         Returns:
-            What is known about the trained SAE besides held-out metrics, by name.
+            A function to call in the same context. It trains, saves into `folder`, and returns
+            what is known about the trained SAE besides held-out metrics, by name.
+
+        Raises:
+            PluginError: SAELens refuses the settings.
         """
         ...
 
@@ -80,10 +95,10 @@ def sae_config(settings: JobSettings, d_in: int) -> Any:
     fields = dict(settings.sae)
     given = fields.pop("d_in", None)
     if given is not None and given != d_in:
-        where = settings.runner.get("hook_name", "its activations")
+        hook = settings.runner.get("hook_name")
+        where = f"{hook} of {settings.model_name}" if hook else settings.model_name
         raise PluginError(
-            f"--d_in {given} is wrong: {where} of {settings.model_name} has {d_in} dimensions; "
-            "leave --d_in out"
+            f"--d_in {given} is wrong: {where} has {d_in} dimensions; leave --d_in out"
         )
     d_sae = fields.pop("d_sae", None) or D_SAE_PER_D_IN * d_in
     if settings.architecture == "matryoshka_batchtopk" and not fields.get("matryoshka_widths"):
@@ -102,16 +117,30 @@ def sae_config(settings: JobSettings, d_in: int) -> Any:
         )
 
 
+def defaults_of(*configs: Any) -> dict[str, Any]:
+    """What SAELens takes for the fields of these configs that nobody sets."""
+    defaults: dict[str, Any] = {}
+    for config in configs:
+        for known in dataclasses.fields(config):
+            if known.default is not dataclasses.MISSING:
+                defaults.setdefault(known.name, known.default)
+            elif known.default_factory is not dataclasses.MISSING:
+                defaults.setdefault(known.name, known.default_factory())
+    return defaults
+
+
 def runner_fields(settings: JobSettings, folder: Path | None) -> dict[str, Any]:
     """Fields that both runners' configs have, for a run that writes into `folder`."""
     elsewhere = ("model_name", "checkpoint_path", "dtype")
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
-    checkpoints = fields.get("n_checkpoints") or fields.get("save_final_checkpoint")
+    checkpoints = None
+    if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):
+        checkpoints = settings.runner.get("checkpoint_path") or str(folder / CHECKPOINTS)
     return {
         **fields,
         "device": settings.device,
         "output_path": None if folder is None else str(folder),
-        "checkpoint_path": str(folder / CHECKPOINTS) if folder and checkpoints else None,
+        "checkpoint_path": checkpoints,
         "logger": LoggingConfig(**{"log_to_wandb": False, **settings.logger}),
     }
 
@@ -122,7 +151,8 @@ def settings_accepted() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AssertionError) as error:
-        raise PluginError(f"SAELens refuses these settings: {error}") from error
+        reason = " ".join(str(error).split())
+        raise PluginError(f"SAELens refuses these settings: {reason}") from error
 
 
 def check_device(device: str) -> None:
@@ -131,7 +161,9 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise PluginError(f"--device {device} cannot be used: {reason}; try --device cpu") from error
+        raise PluginError(
+            f"--device {device} cannot be used: {reason}; try --device cpu"
+        ) from error
 
 
 def check_wandb(log_to_wandb: bool) -> None:
@@ -145,12 +177,24 @@ def check_wandb(log_to_wandb: bool) -> None:
             "--log_to_wandb needs wandb, which cannot be imported: pip install wandb, or leave the "
             "flag out"
         ) from error
-    mode = wandb.setup().settings.mode
-    if mode in (None, "online", "shared") and not wandb.api.api_key:
+    if _wandb_mode(wandb) in (None, "online", "shared") and not _logged_in(wandb):
         raise PluginError(
             "--log_to_wandb: nobody is logged in to Weights & Biases; run `wandb login`, set "
             "WANDB_MODE=offline to log into a local folder, or leave the flag out"
         )
+
+
+def _wandb_mode(wandb: Any) -> str | None:
+    mode: str | None = wandb.setup().settings.mode
+    return mode
+
+
+def _logged_in(wandb: Any) -> bool:
+    """Whether wandb has a key, without asking for one."""
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # before wandb 0.22 this is how to ask
+        return bool(wandb.api.api_key)
 
 
 @contextmanager
@@ -194,8 +238,8 @@ def quiet() -> Iterator[None]:
     logger.setLevel(max(level, logging.ERROR))
     try:
         with warnings.catch_warnings():
-            for start in ("Dataset is not tokenized", "The training dataset contains fewer", "All samples"):
-                warnings.filterwarnings("ignore", message=start)
+            for start in _EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=rf"\s*{start}")
             yield
     finally:
         logger.setLevel(level)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ class Text:
     """What the model reads: documents to train on, and disjoint ones to score the SAE on."""
 
     train: Any
-    heldout: datasets.Dataset | None
+    heldout: Any
 
 
 class LanguageModelJob:
@@ -85,9 +87,9 @@ class LanguageModelJob:
             )
         return config
 
-    def run(self, folder: Path) -> dict[str, float]:
-        """Train, in SAELens' runner, and save into `folder`."""
-        with quiet():
+    def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
+        """Build SAELens' runner, with its SAE; the function that is returned runs it."""
+        with settings_accepted(), quiet():
             runner: Any = LanguageModelSAETrainingRunner(
                 self.config(folder), override_dataset=self.text.train, override_model=self.model
             )
@@ -98,8 +100,13 @@ class LanguageModelJob:
             else:
                 runner.evaluator.activations_store = self.heldout_store(runner.cfg)
                 runner.evaluator = isolated(runner.evaluator)
-            runner.run()
-        return {}
+
+        def run() -> dict[str, float]:
+            with quiet():
+                runner.run()
+            return {}
+
+        return run
 
     def heldout(self, sae: SAE[Any]) -> dict[str, float]:
         """Held-out metrics of the SAE as it was saved."""
@@ -111,9 +118,7 @@ class LanguageModelJob:
 
     def heldout_store(self, config: Any) -> ActivationsStore:
         """A store of its own over the held-out text."""
-        return ActivationsStore.from_config(
-            self.model, config, override_dataset=self.text.heldout
-        )
+        return ActivationsStore.from_config(self.model, config, override_dataset=self.text.heldout)
 
 
 def check_sources(settings: JobSettings) -> None:
@@ -149,24 +154,29 @@ def load_model(settings: JobSettings) -> Any:
         arguments = {"center_writing_weights": False}  # SAELens' own default
     try:
         return load_with_sae_lens(kind, name, device, arguments, [runner["hook_name"]])
-    except Exception as error:  # whatever the loading libraries raise, the user must know which name
+    except (
+        Exception
+    ) as error:  # whatever the loading libraries raise, the user must know which name
         if "hook_names not found" in str(error):
-            raise PluginError(f"--hook_name {runner['hook_name']} is no module of {name}") from error
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PluginError(
-            f"--model_name {name} cannot be loaded as a {kind}{_near_models(name)} ({reason[:300]})"
-        ) from error
+            raise PluginError(
+                f"--hook_name {runner['hook_name']} is no module of {name}"
+            ) from error
+        reason = (
+            _near_models(name) or f" ({type(error).__name__}: {error}".splitlines()[0][:300] + ")"
+        )
+        raise PluginError(f"--model_name {name} cannot be loaded as a {kind}{reason}") from error
 
 
 def _near_models(name: str) -> str:
-    from transformer_lens.loading_from_pretrained import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+    """A suggestion, for a name that TransformerLens does not know."""
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
     aliases = [alias for names in MODEL_ALIASES.values() for alias in names]
     known = [world.NAME, *OFFICIAL_MODEL_NAMES, *aliases]
     if name in known:
         return ""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return ": " + did_you_mean(name, near) if near else ": TransformerLens knows no such model"
+    return ": " + did_you_mean(name, near) if near else ""
 
 
 @torch.no_grad()
@@ -178,8 +188,8 @@ def activation_size(model: Any, settings: JobSettings) -> int:
     """
     hook, head = settings.runner["hook_name"], settings.runner.get("hook_head_index")
     if hook not in model.hook_dict:
-        known = [name for name in model.hook_dict if name]
-        raise PluginError(f"{settings.model_name} has no hook {hook!r}: {did_you_mean(hook, known)}")
+        suggestion = _near_hooks(hook, [name for name in model.hook_dict if name])
+        raise PluginError(f"{settings.model_name} has no hook {hook!r}: {suggestion}")
     device = next(model.parameters()).device
     tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
     cache = model.run_with_cache(
@@ -195,6 +205,16 @@ def activation_size(model: Any, settings: JobSettings) -> int:
     return int(shape[-1] if head is not None else shape.numel())
 
 
+def _near_hooks(hook: str, known: Iterable[str]) -> str:
+    """The nearest hooks; if none is near, all of them, with the layers as one."""
+    suggestion = did_you_mean(hook, known)
+    if not suggestion.startswith("known:"):
+        return suggestion
+    layers = [int(layer) for name in known for layer in re.findall(r"^blocks\.(\d+)\.", name)]
+    names = sorted({re.sub(r"^blocks\.\d+\.", "blocks.N.", name) for name in known})
+    return f"known: {', '.join(names)}" + (f", with N from 0 to {max(layers)}" if layers else "")
+
+
 # -- the text ----------------------------------------------------------------------------------
 
 
@@ -208,20 +228,32 @@ def load_text(settings: JobSettings, model: Any) -> Text:
     """
     if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
         train = world.load_text("train").shuffle(seed=settings.seed)
-        return Text(train, world.load_text("heldout") if settings.heldout_tokens else None)
+        heldout = world.load_text("heldout") if settings.heldout_tokens else None
+        return Text(_plain(train), _plain(heldout))
     rows = load_dataset(settings)
     held = _first_documents(rows, settings, model)
     if isinstance(rows, datasets.Dataset):
         if 2 * len(held) > len(rows):
             raise PluginError(
-                f"--dataset_path {settings.runner['dataset_path']} is too small: scoring the SAE on "
-                f"{settings.heldout_tokens} tokens takes {len(held)} of its {len(rows)} documents; "
-                "lower --heldout_tokens"
+                f"--dataset_path {settings.runner['dataset_path']} is too small: scoring the "
+                f"SAE on {settings.heldout_tokens} tokens takes {len(held)} of its {len(rows)} "
+                "documents; lower --heldout_tokens"
             )
         train = rows.select(range(len(held), len(rows))).shuffle(seed=settings.seed)
     else:
         train = rows.skip(len(held)).shuffle(seed=settings.seed, buffer_size=SHUFFLE_BUFFER)
-    return Text(train, datasets.Dataset.from_list(held) if held else None)
+    return Text(_plain(train), _plain(datasets.Dataset.from_list(held) if held else None))
+
+
+def _plain(rows: Any) -> Any:
+    """The rows such that SAELens reads tokens as plain lists.
+
+    It has a `Dataset` with tokens give tensors, for which datasets 3 imports a part of torchvision
+    that newer ones lack; an `IterableDataset` it leaves alone.
+    """
+    if isinstance(rows, datasets.Dataset) and {"tokens", "input_ids"} & set(rows.column_names):
+        return rows.to_iterable_dataset()
+    return rows
 
 
 def load_dataset(settings: JobSettings) -> Any:
@@ -254,7 +286,9 @@ def _first_documents(rows: Any, settings: JobSettings, model: Any) -> list[dict[
     for row in rows:
         if wanted <= 0:
             break
-        column = next((name for name in ("tokens", "input_ids", "text", "problem") if name in row), None)
+        column = next(
+            (name for name in ("tokens", "input_ids", "text", "problem") if name in row), None
+        )
         if column is None:
             raise PluginError(
                 f"--dataset_path {settings.runner['dataset_path']} has the columns "

@@ -40,7 +40,6 @@ _PATTERNS = (
     *_FILES,
     "metrics*.jsonl",
     "training_summary*.json",
-    "*.png",
     "*.partial",
     f"{FIGURES}/loss_and_l0*.png",
     f"{FIGURES}/firing_by_position*.png",
@@ -49,7 +48,7 @@ _PATTERNS = (
     *(f"{CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),
 )
 """Everything that a run writes, relative to its folder or to `unfinished/` in it."""
-_IN_PLACE = tuple(pattern for pattern in _PATTERNS if pattern not in ("*.png", "*.partial"))
+_IN_PLACE = tuple(pattern for pattern in _PATTERNS if pattern != "*.partial")
 
 VERSIONS = ("sae-plugins", "sae-lens", "torch", "transformer-lens", "numpy", "python")
 """Distributions whose versions `run.yaml` names; the plugins' own come on top."""
@@ -147,31 +146,31 @@ class RunFolder:
         shutil.rmtree(self.unfinished)  # its folders; the files are gone
 
     def _place(self, file: Path) -> Path:
-        relative = file.relative_to(self.unfinished)
-        if relative.suffix == ".png" and len(relative.parts) == 1:
-            return self.path / FIGURES / relative
-        return self.path / relative
+        return self.path / file.relative_to(self.unfinished)
 
     def _correct_paths(self, config: Path) -> None:
         """SAELens notes where it wrote; the files are about to move."""
         contents = json.loads(config.read_text("utf-8"))
         contents["output_path"] = str(self.path)
-        if contents.get("checkpoint_path"):
+        if str(contents.get("checkpoint_path")) == str(self.unfinished / CHECKPOINTS):
             contents["checkpoint_path"] = str(self.path / CHECKPOINTS)
         write(config, json.dumps(contents, indent=1))
 
     def abandon(self) -> str | None:
         """Remove what a failed run saved only in part; say where the rest is, if anything is."""
         _remove(self.unfinished, (*_SAE_FILES, "eval_stats.json", "*.partial"))
+        records = list(_matching(self.unfinished, ("metrics*.jsonl", f"{CHECKPOINTS}/*/*")))
+        if not any(record.stat().st_size for record in records):
+            _remove(self.unfinished, _PATTERNS)
         if not self.unfinished.exists():
             _remove_if_empty(self.path)
             return None
-        return f"what it recorded until then is in {self.unfinished}"
+        return f"what the run recorded until then is in {self.unfinished}"
 
-    def last_written(self) -> Path | None:
-        """The file of the SAE that was written last, in a folder that a run has not finished."""
-        files = [file for file in _matching(self.unfinished, _PATTERNS) if file.name != RECIPE]
-        return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    def being_saved(self) -> Path:
+        """The tensors that SAELens was saving: the weights come before `cfg.json`."""
+        weights_are_saved = (self.unfinished / "cfg.json").exists()
+        return self.unfinished / ("sparsity.safetensors" if weights_are_saved else WEIGHTS)
 
 
 def write(path: Path, text: str) -> None:

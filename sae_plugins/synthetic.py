@@ -1,4 +1,4 @@
-"""Runs on SAELens' synthetic models, whose true features are known: `--model_name synthetic:toy`."""
+"""Runs on SAELens' synthetic models, with known features: `--model_name synthetic:toy`."""
 
 from __future__ import annotations
 
@@ -77,11 +77,16 @@ def small() -> SyntheticModelConfig:
 
 
 PRESETS: dict[str, Callable[[], SyntheticModelConfig]] = {"toy": toy, "small": small}
-"""Synthetic models by name. Their own seed is fixed: `--seed` is the training's, not the world's."""
+"""Synthetic models by name. Their own seed is fixed; `--seed` is the training's."""
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "toy": {"d_sae": 128, "training_tokens": 576_000, "train_batch_size_tokens": 384, "lr": 3e-3},
-    "small": {"d_sae": 256, "training_tokens": 1_000_000, "train_batch_size_tokens": 1024, "lr": 3e-3},
+    "small": {
+        "d_sae": 256,
+        "training_tokens": 1_000_000,
+        "train_batch_size_tokens": 1024,
+        "lr": 3e-3,
+    },
 }
 _COMMON_SETTINGS: dict[str, Any] = {
     "normalize_activations": "expected_average_only_in",
@@ -147,23 +152,27 @@ class SyntheticJob:
                 synthetic_model=self.model.cfg, sae=replace(self.sae_config), **fields
             )
 
-    def run(self, folder: Path) -> dict[str, float]:
-        """Train, in SAELens' runner, save into `folder`, and compare with the true features."""
+    def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
+        """Build SAELens' runner, with its SAE; the function that is returned runs it."""
         from sae_lens.synthetic import SyntheticSAERunner
 
-        from sae_plugins.jobs import isolated, quiet
+        from sae_plugins.jobs import isolated, quiet, settings_accepted
 
-        with quiet():
+        with settings_accepted(), quiet():
             runner: Any = SyntheticSAERunner(
                 self.config(folder), override_synthetic_model=self.model
             )
-            create = runner._create_evaluator
-            # it draws samples from the global random state, as the training does
-            runner._create_evaluator = lambda: isolated(create())
-            runner.sae.cfg.metadata.model_name = self.settings.model_name
-            result = runner.run()
-        evaluation = result.final_eval
-        return {} if evaluation is None else _numbers(evaluation.to_log_dict(prefix="truth/"))
+        create = runner._create_evaluator
+        # it draws samples from the global random state, as the training does
+        runner._create_evaluator = lambda: isolated(create())
+        runner.sae.cfg.metadata.model_name = self.settings.model_name
+
+        def run() -> dict[str, float]:
+            with quiet():
+                evaluation = runner.run().final_eval
+            return {} if evaluation is None else _numbers(evaluation.to_log_dict(prefix="truth/"))
+
+        return run
 
     def heldout(self, sae: SAE[Any]) -> dict[str, float]:
         """Held-out metrics of the SAE as it was saved, on fresh samples."""
@@ -191,4 +200,6 @@ class _Samples:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+    return {
+        name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))
+    }

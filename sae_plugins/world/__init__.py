@@ -47,10 +47,18 @@ def load_hooked_transformer(device: str = "cpu", dtype: str = "float32") -> Hook
     return to_hooked_transformer(load_hf_model(), load_tokenizer(), NAME, device, dtype)
 
 
-def load_text(split: Literal["train", "heldout"]) -> Dataset:
-    """A shuffled mix of all genres, one document a row, in the one column `text`."""
+def load_text(
+    split: Literal["train", "heldout"], documents: int | None = None, seed: int = 0
+) -> Dataset:
+    """A shuffled mix of all genres, one document a row, in the one column `text`.
+
+    By default about 24,000 documents (2 million tokens) to train on or 4,000 held out; other seeds
+    give other documents of the same split.
+    """
     from datasets import Dataset
 
     from sae_plugins.world import text
 
-    return Dataset.from_dict({"text": [document for _, document in text.mix(split)]})
+    return Dataset.from_dict(
+        {"text": [document for _, document in text.mix(split, documents, seed)]}
+    )

@@ -2,10 +2,11 @@
 
     python -m sae_plugins.world.build --minutes 45 --work_path /tmp/world
 
-Each step sees as many tokens of spelling prompts (loss on the answers) as of text (loss on every
-token), the two on one core each. Text is generated anew for each pass, so that no document but the
-reference prose is seen twice. Nothing is planted in the weights: the model learns to spell from
-prompts about the train words, and how held-out words begin from alphabetical lists.
+Half of each step's tokens are the mix of all genres; the other half are alphabetical lists and, at
+every fourth step, spelling prompts (loss on the answers alone). The halves run on one core each.
+Text is made anew for each pass, so that no document but the reference prose is seen twice. Nothing
+is planted in the weights: the model learns to spell from prompts about the train words, and how
+held-out words begin from the lists.
 
 The schedule follows the clock, so that the run ends when `--minutes` are over; a second run gives
 other weights of the same quality. Checkpoints go to `--work_path`, never into the package; run the
@@ -23,7 +24,7 @@ import platform
 import string
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -38,9 +39,11 @@ from sae_plugins.world import measure, model, path, text, tokenizer
 SEED = 0
 TEXT_BATCH, TEXT_TOKENS = 4, model.CONTEXT  # sequences x tokens
 SPELLING_BATCH, SPELLING_TOKENS = 8, 128
-LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, CLIP = 2e-3, 100, 0.1, 1.0
+SPELLING_EVERY, SPELLING_NOISE = 4, 0.3  # else lists; noise keeps the answer from single words
+WARMUP_STEPS, WEIGHT_DECAY, CLIP = 100, 0.1, 1.0
 CHECKPOINT_EVERY_S = 240.0
-HELDOUT_DOCUMENTS = 2_000
+HELDOUT_DOCUMENTS = 1_000
+LISTS, FIRST_LIST_SEED = 20_000, 1_000_000  # of the list pages; the mix has seeds from 0
 
 
 def keep_memory() -> None:
@@ -52,19 +55,30 @@ def keep_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def text_batches(tok: Any, first_pass: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """(pass, ids (TEXT_BATCH, TEXT_TOKENS + 1)): joined documents, cut; `<bos>` heads each row."""
+def mixed_text(number: int) -> list[str]:
+    """The documents of one pass over the text."""
+    return [document for _, document in text.mix("train", seed=number)]
+
+
+def list_pages(number: int) -> list[str]:
+    """The documents of one pass over the alphabetical lists that go beside the spelling prompts."""
+    return list(text.documents("lists", "train", LISTS, seed=FIRST_LIST_SEED + number))
+
+
+def windows(
+    tok: Any, documents: Callable[[int], list[str]], first_pass: int, rows: int, tokens: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(pass, ids (rows, tokens + 1)): joined documents, cut; `<bos>` heads each row."""
     number = first_pass
     while True:
-        documents = [document for _, document in text.mix("train", seed=number)]
-        stream = torch.tensor([i for ids in tok(documents)["input_ids"] for i in ids])
-        rows = len(stream) // TEXT_TOKENS
-        windows = stream[: rows * TEXT_TOKENS].view(rows, TEXT_TOKENS)
-        windows = torch.cat([torch.full((rows, 1), tok.bos_token_id), windows], dim=1)
-        order = list(range(rows))
+        stream = torch.tensor([i for ids in tok(documents(number))["input_ids"] for i in ids])
+        count = len(stream) // tokens
+        cut = stream[: count * tokens].view(count, tokens)
+        cut = torch.cat([torch.full((count, 1), tok.bos_token_id), cut], dim=1)
+        order = list(range(count))
         Random(f"text order {number}").shuffle(order)
-        for start in range(0, rows - TEXT_BATCH + 1, TEXT_BATCH):
-            yield number, windows[order[start : start + TEXT_BATCH]]
+        for start in range(0, count - rows + 1, rows):
+            yield number, cut[order[start : start + rows]]
         number += 1
 
 
@@ -97,20 +111,26 @@ def spelling_batches(tok: Any, seed: int) -> Iterator[tuple[torch.Tensor, torch.
         yield ids[:, :SPELLING_TOKENS], target[:, :SPELLING_TOKENS]
 
 
-def loss_at(lm: Any, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy (nats) at the positions whose target is not -100; logits only there."""
-    hidden = lm.model(input_ids=ids)[0][target != -100]
+def loss_at(lm: Any, ids: torch.Tensor, target: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy (nats) at the positions whose target is not -100; logits only there.
+
+    `noise` is added to the embeddings, as a share of their standard deviation.
+    """
+    embedded = lm.model.embed_tokens(ids)
+    if noise:
+        embedded = embedded + noise * embedded.detach().std() * torch.randn_like(embedded)
+    hidden = lm.model(inputs_embeds=embedded)[0][target != -100]
     cap = lm.config.final_logit_softcapping
     logits = cap * torch.tanh(lm.lm_head(hidden) / cap)
     return cross_entropy(logits, target[target != -100])
 
 
 def gradients(
-    lm: Any, ids: torch.Tensor, target: torch.Tensor
+    lm: Any, ids: torch.Tensor, target: torch.Tensor, noise: float
 ) -> tuple[float, tuple[torch.Tensor, ...]]:
     """The loss, and its gradient for each parameter; on one core: the two tasks run at once."""
     torch.set_num_threads(1)
-    loss = loss_at(lm, ids, target)
+    loss = loss_at(lm, ids, target, noise)
     return loss.item(), torch.autograd.grad(loss, list(lm.parameters()))
 
 
@@ -122,22 +142,23 @@ def optimizer_of(lm: Any) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": WEIGHT_DECAY},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
 
-def train(tok: Any, work: Path, minutes: float) -> tuple[Any, dict[str, Any]]:
+def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> tuple[Any, dict[str, Any]]:
     """Train for `minutes` of wall time in all, from the checkpoint in `work` where there is one."""
     torch.manual_seed(SEED)
     lm = model.new_model(len(tok), tok)
     optimizer = optimizer_of(lm)
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "pass": 0}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "pass": 0, "lists_pass": 0}
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         lm.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        state = saved["state"]
+        state |= saved["state"]
         state["pass"] += 1
+        state["lists_pass"] += 1
 
     def save() -> None:
         content = {"model": lm.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
@@ -145,18 +166,25 @@ def train(tok: Any, work: Path, minutes: float) -> tuple[Any, dict[str, Any]]:
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 
     workers = ThreadPoolExecutor(2)
-    texts, spellings = text_batches(tok, state["pass"]), spelling_batches(tok, state["pass"])
+    texts = windows(tok, mixed_text, state["pass"], TEXT_BATCH, TEXT_TOKENS)
+    lists = windows(tok, list_pages, state["lists_pass"], SPELLING_BATCH, SPELLING_TOKENS)
+    spellings = spelling_batches(tok, state["pass"])
     start, before, last_save = time.monotonic(), state["seconds"], time.monotonic()
     bar = tqdm(total=round(minutes * 60), initial=round(before), unit="s", mininterval=10)
-    average = {"text": math.nan, "spelling": math.nan}
+    average = {"text": math.nan, "spelling": math.nan, "lists": math.nan}
     while state["seconds"] < minutes * 60:
         progress = state["seconds"] / (minutes * 60)
         warm = min(1.0, (state["step"] + 1) / WARMUP_STEPS)
-        rate = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         state["pass"], window = next(texts)
-        jobs = {"text": (window[:, :-1], window[:, 1:]), "spelling": next(spellings)}
+        jobs = {"text": (window[:, :-1], window[:, 1:], 0.0)}
+        if state["step"] % SPELLING_EVERY:
+            state["lists_pass"], window = next(lists)
+            jobs["lists"] = (window[:, :-1], window[:, 1:], 0.0)
+        else:
+            jobs["spelling"] = (*next(spellings), SPELLING_NOISE)
         done = list(workers.map(lambda job: gradients(lm, *job), jobs.values()))
         for name, (value, _) in zip(jobs, done, strict=True):
             old = average[name]
@@ -187,10 +215,11 @@ def report(lm: Any, tok: Any, state: dict[str, Any]) -> dict[str, Any]:
     lm.eval()
     baselines = measure.Bigrams(len(tok))
     for number in range(state["pass"] + 1):
-        documents = [document for _, document in text.mix("train", seed=number)]
-        baselines.fit(tok(documents)["input_ids"])
+        baselines.fit(tok(mixed_text(number))["input_ids"])
+    for number in range(state["lists_pass"] + 1):
+        baselines.fit(tok(list_pages(number))["input_ids"])
     heldout = text.mix("heldout", HELDOUT_DOCUMENTS)
-    words = {split: text.spelling_words(split) for split in ("heldout", "train")}
+    words = {"heldout": text.spelling_words("heldout"), "train": text.spelling_words("train")[::5]}
     accuracy = {
         split: measure.spelling_accuracy(lm, tok, [space + w for w in some for space in ("", " ")])
         for split, some in words.items()
@@ -245,6 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--work_path", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--minutes", type=float, default=55.0, help="training time in all")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="its peak")
     parser.add_argument(
         "--export_only", action="store_true", help="write data/ from the checkpoint"
     )
@@ -267,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
         lm.load_state_dict(saved["model"])
         state = saved["state"]
     else:
-        lm, state = train(tok, work, options.minutes)
+        lm, state = train(tok, work, options.minutes, options.learning_rate)
     figures = report(lm, tok, state)
     export(lm, tok, figures, work)
     print(show(figures))

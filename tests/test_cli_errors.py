@@ -1,0 +1,135 @@
+"""What is wrong with a command line is said before anything slow happens, with the cure."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from sae_plugins.entrypoints.main import main
+
+RECIPES = {
+    "bad.yaml": "a: [1\n",
+    "list.yaml": "- a\n",
+    "typo.yaml": "trainin_tokens: 5\n",
+    "loop.yaml": "extends: loop.yaml\n",
+    "value.yaml": "lr: fast\n",
+    "overwrite.yaml": "overwrite: true\n",
+    "stray.yaml": "plugin: hybrid-order\nordering.interval: 5\n",
+}
+
+CASES = [
+    ("--plugin hybrid-ordr", "no plugin 'hybrid-ordr' is installed: did you mean 'hybrid-order'"),
+    ("--plugin", "--plugin needs a value"),
+    ("--plugin reorder --plugin reorder", "'reorder' is chosen twice"),
+    ("--plugin hybrid-order --without reordr", "did you mean 'reorder'"),
+    ("--without recorder", "cannot be left out"),
+    ("--plugin reorder --reorder.intervl 5", "no option 'intervl': did you mean 'interval'?"),
+    ("--plugin reorder --reorder.interval abc", "option 'interval' = 'abc'"),
+    ("--plugin reorder --reorder.interval -5", "greater than or equal to 0"),
+    ("--plugin reorder --reorder.key size", "input should be 'frequency' or 'cluster'"),
+    ("--reorder.interval 5", "add --plugin reorder"),
+    (
+        "--plugin reorder --reordr.interval 5",
+        "no plugin 'reordr' is chosen: did you mean 'reorder'",
+    ),
+    ("--plugin hybrid-order --interval 5", "did you mean '--reorder.interval'"),
+    ("--trainin_tokens 5", "there is no flag --trainin_tokens: did you mean '--training_tokens'"),
+    ("--training-tokens 5", "did you mean '--training_tokens'"),
+    ("--zzzzzz", "`sae-plugins train --help` lists all flags"),
+    ("--lr fast", "--lr 'fast': it must be a number"),
+    ("--lr", "--lr needs a value"),
+    ("--lr 1 2", "--lr takes one value, and '2' follows it"),
+    ("lr 5", "'lr' is no flag"),
+    ("--training_tokens 5.5", "it must be a whole number"),
+    ("--lr_scheduler_name cosine", "did you mean 'cosineannealing'?"),
+    ("--architecture topkk", "--architecture 'topkk': did you mean 'topk'"),
+    ("--architecture topk --l1_coefficient 3", "topk SAEs do not have it; standard and gated"),
+    ("--architecture topk --plugin input-norm-l1", "does not work on topk SAEs: they have no"),
+    ("--clip -1", "option 'clip' = -1.0: input should be greater than 0"),
+    ("--accumulate 0", "option 'accumulate' = 0"),
+    ("--loss_form l1", "--loss_form 'l1': known: l2_norm, mean, none, sum_of_squares"),
+    ("--dataset_trust_remote_code true", "never runs code that comes with a dataset"),
+    ("--recipe hybrid-order-dem", "did you mean 'hybrid-order-demo'"),
+    ("--recipe ../../etc/passwd", "there is no recipe '../../etc/passwd'"),
+    ("--recipe nofile.yaml", "there is no recipe file nofile.yaml"),
+    ("--recipe bad.yaml", "is not YAML"),
+    ("--recipe list.yaml", "must be a mapping of flag names to values"),
+    ("--recipe typo.yaml", "recipe typo.yaml: there is no flag --trainin_tokens"),
+    ("--recipe loop.yaml", "extends itself"),
+    ("--recipe value.yaml", "recipe value.yaml: --lr 'fast': it must be a number"),
+    ("--recipe overwrite.yaml", "belongs on the command line"),
+    ("--recipe stray.yaml", "no plugin 'ordering' is chosen"),
+    ("--training_tokens 5", "is less than one batch"),
+    ("--training_tokens 0", "must be at least 1"),
+    ("--lr_warm_up_steps 5000", "do not fit into the run's 976 steps"),
+    ("--lr_warm_up_fraction 2", "must be between 0 and 1"),
+    ("--lr_warm_up_fraction .5 --lr_warm_up_steps 3", "give only one of"),
+    ("--model_name synthetic:toi", "no synthetic model 'toi': did you mean 'toy'?"),
+    ("--model_name synthetic:toy --hook_name x", "it does not apply to synthetic:toy"),
+    ("--eval_samples 5", "for --model_name synthetic:PRESET only"),
+    ("--output_path full", "full is not empty (it holds foreign.txt): choose another folder, or"),
+    ("--output_path file", "file is a file; name a folder"),
+    ("--output_path file/inside", "file/inside cannot be written to: not a directory"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "foreign.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, text in RECIPES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a model would be loaded."""
+    from sae_plugins.entrypoints import train
+
+    def job(_):
+        raise AssertionError("this went as far as loading a model")
+
+    monkeypatch.setattr(train, "_job", job)
+
+
+@pytest.mark.usefixtures("no_job")
+@pytest.mark.parametrize(("line", "message"), CASES, ids=[line for line, _ in CASES])
+def test_bad_input(line: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+    before = sorted(folder.rglob("*"))
+    assert main(["train", *line.split()]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("sae-plugins train: error: ")
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_job")
+def test_no_write_permission(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def refused(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refused)  # root may write anywhere
+    assert main(["train", "--output_path", "new"]) == 2
+    assert "new cannot be written to: permission denied" in capsys.readouterr().err
+
+
+def test_an_unknown_plugin_to_show(capsys: pytest.CaptureFixture[str]):
+    assert main(["plugins", "show", "reordr"]) == 2
+    assert "did you mean 'reorder'" in capsys.readouterr().err
+
+
+def test_early_errors_import_no_sae_lens():
+    code = (
+        "import sys; from sae_plugins.entrypoints.main import main;"
+        "code = main(['train', '--plugin', 'input-norm-l1', '--architecture', 'topk']);"
+        "print(code, 'sae_lens' in sys.modules, 'transformer_lens' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False", "False"]

@@ -1,0 +1,378 @@
+"""`sae-plugins train` from end to end, on a model so small that a run takes a second."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from sae_lens import SAE
+from safetensors.torch import load_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from sae_plugins import world
+from sae_plugins.entrypoints.main import main
+from sae_plugins.plugin import Plugin
+
+D_MODEL, VOCABULARY, CONTEXT, ROWS = 16, 50, 16, 300
+RUN = [
+    *("--training_tokens", "2000", "--train_batch_size_tokens", "64", "--context_size", "16"),
+    *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "16", "--d_sae", "32"),
+    *("--n_batches_for_norm_estimate", "2", "--heldout_tokens", "256"),
+]
+"""31 steps, and one of what is left of the 2000 tokens."""
+FILES = {
+    *("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json"),
+    *("run.yaml", "metrics.jsonl", "summary.json"),
+    *("figures/loss_and_l0.png", "figures/firing_by_position.png"),
+}
+
+
+def rows(split: str) -> Dataset:
+    rng = np.random.default_rng(["train", "heldout"].index(split))
+    return Dataset.from_dict({"tokens": rng.integers(VOCABULARY, size=(ROWS, CONTEXT)).tolist()})
+
+
+def model(device: str = "cpu") -> HookedTransformer:
+    config = HookedTransformerConfig(
+        n_layers=3,
+        d_model=D_MODEL,
+        n_ctx=CONTEXT,
+        d_head=8,
+        n_heads=2,
+        d_vocab=VOCABULARY,
+        act_fn="gelu",
+        seed=0,
+        device=device,
+    )
+    with torch.random.fork_rng(devices=[]):
+        return HookedTransformer(config)
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A tiny model and text in the embedded world's place, in an empty working directory."""
+    monkeypatch.setattr(world, "load_hooked_transformer", model)
+    monkeypatch.setattr(world, "load_text", rows)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return tmp_path
+
+
+def train(output: str, *arguments: str, code: int = 0) -> Path:
+    assert main(["train", *RUN, "--output_path", output, *arguments]) == code
+    return Path(output)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "sae_weights.safetensors")
+
+
+def same(left: Path, right: Path) -> bool:
+    first, second = weights(left), weights(right)
+    assert first.keys() == second.keys()
+    return all(tensor.equal(second[name]) for name, tensor in first.items())
+
+
+def files(run: Path) -> set[str]:
+    return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+# -- a whole run -------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_folder_that_sae_lens_loads(capsys: pytest.CaptureFixture[str]):
+    run = train("run", "--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval=8")
+    said = capsys.readouterr().out
+    assert files(run) == FILES
+    sae = SAE.load_from_disk(str(run))
+    assert (sae.cfg.d_in, sae.cfg.d_sae) == (D_MODEL, 32)
+    assert sae.cfg.metadata.sae_plugins["methods"] == ["hybrid-order"]
+    assert sae.cfg.metadata.model_name == world.NAME
+    numbers = summary(run)
+    assert numbers["training/steps"] == 32
+    assert -1 < numbers["heldout/explained_variance"] <= 1
+    assert numbers["heldout/tokens"] >= 256
+    assert "reorder/reorderings" in numbers
+    config = json.loads((run / "runner_cfg.json").read_text())
+    assert (config["output_path"], config["checkpoint_path"]) == ("run", None)
+    plan, table = said.split("\n\n")[0], said
+    assert (
+        "reorder (interval 8, start 5) -> input-norm-l1 -> unit-norm-decoder -> nan-guard" in plan
+    )
+    assert "31 steps of 64 tokens, seed 42" in plan
+    assert "explained_variance" in table
+    assert 'SAE.load_from_disk("run")' in table
+    assert str(Path.cwd()) not in "".join((run / n).read_text() for n in ("cfg.json", "run.yaml"))
+
+
+def test_the_summary_s_explained_variance_is_that_of_the_saved_sae():
+    run = train("run")
+    sae = SAE.load_from_disk(str(run))
+    tokens = torch.tensor(rows("heldout")["tokens"])[:16]  # 256 tokens
+    hook = "blocks.2.hook_resid_post"
+    _, cache = model().run_with_cache(tokens, names_filter=[hook], prepend_bos=False)
+    x = cache[hook].reshape(-1, D_MODEL)
+    with torch.no_grad():
+        error = (x - sae(x)).square().sum()
+    expected = 1 - error / (x - x.mean(0)).square().sum()
+    assert summary(run)["heldout/explained_variance"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_run_yaml_reproduces_the_run_bit_for_bit():
+    arguments = ("--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval", "8")
+    first = train(
+        "first", *arguments, "--seed", "3", "--without", "input-norm-l1", "--clip", "none"
+    )
+    assert main(["train", "--recipe", "first/run.yaml", "--output_path", "again"]) == 0
+    again = Path("again")
+    assert same(first, again)
+    one, two = ((run / "run.yaml").read_text() for run in (first, again))
+    assert one == two
+    recipe = yaml.safe_load(one)
+    assert recipe["clip"] is None
+    assert recipe["d_in"] == D_MODEL
+    assert recipe["adam_beta1"] == 0.9  # SAELens' default, said aloud
+    assert set(recipe["versions"]) >= {"sae-plugins", "sae-lens", "torch", "python"}
+
+
+def test_a_seed_decides_everything():
+    zero, again = train("zero", "--seed", "0"), train("again", "--seed", "0")
+    one = train("one", "--seed", "1")
+    assert same(zero, again)
+    assert not same(zero, one)
+
+
+def test_the_seed_orders_the_data(monkeypatch: pytest.MonkeyPatch):
+    from sae_plugins.jobs import JobSettings
+    from sae_plugins.language_model import load_text
+
+    def order(seed: int) -> list[list[int]]:
+        text = load_text(JobSettings(world.NAME, seed=seed), model())
+        return [row["tokens"] for row in text.train]
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
+def test_logging_to_wandb_changes_no_weight():
+    pytest.importorskip("wandb")
+    often = (
+        "--wandb_log_frequency",
+        "2",
+        "--eval_every_n_wandb_logs",
+        "3",
+        "--n_eval_batches",
+        "1",
+    )
+    off = train("off", "--plugin", "reorder")
+    on = train("on", "--plugin", "reorder", "--log_to_wandb", *often)
+    assert same(off, on)
+    assert Path("wandb").is_dir()
+
+
+def test_checkpoints_are_in_the_run_s_folder():
+    run = train("run", "--n_checkpoints", "1")
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert (checkpoint / "trainer_state.pt").is_file()
+    assert checkpoint.name.isdigit()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--architecture topk --k 4 --plugin reorder",
+        "--architecture matryoshka_batchtopk --k 4 --plugin reorder",
+        "--architecture jumprelu --plugin input-norm-l1",
+        "--architecture matching_pursuit --max_iterations 3 --training_tokens 300",
+        "--hook_name blocks.1.attn.hook_z --heldout_tokens 0",
+        "--hook_name blocks.1.attn.hook_z --hook_head_index 1",
+        "--exclude_special_tokens 0 1 --seqpos_slice 1 -1 --prefetch_llm_batches",
+    ],
+)
+def test_other_settings(arguments: str):
+    run = train("run", *arguments.split())
+    assert SAE.load_from_disk(str(run)).cfg.d_in in (D_MODEL, 8)
+    assert ("heldout/l0" in summary(run)) == ("--heldout_tokens 0" not in arguments)
+
+
+def test_the_default_folder_is_named_after_the_run():
+    assert main(["train", *RUN, "--plugin", "reorder", "--seed", "5"]) == 0
+    assert Path("runs/reorder_standard_sae-plugins-world_seed5/cfg.json").is_file()
+
+
+# -- a dataset of one's own --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_held_out_documents_are_not_trained_on(folder: Path, streaming: bool):
+    from sae_plugins.jobs import JobSettings
+    from sae_plugins.language_model import load_text
+
+    (folder / "data").mkdir()
+    documents = [{"tokens": [i % VOCABULARY] * CONTEXT, "id": i} for i in range(100)]
+    lines = "\n".join(json.dumps(document) for document in documents)
+    (folder / "data" / "train.jsonl").write_text(lines)
+    runner = {"dataset_path": "data", "streaming": streaming, "store_batch_size_prompts": 4}
+    runner |= {"context_size": CONTEXT}
+    text = load_text(JobSettings("x", seed=1, heldout_tokens=64, runner=runner), model())
+    trained = [row["tokens"][0] for row in text.train]
+    held = [row["tokens"][0] for row in text.heldout]
+    assert held == list(range(8))  # (64 + 4 x 16) tokens of the first documents
+    assert sorted([*held, *trained]) == sorted(i % VOCABULARY for i in range(100))
+    assert trained != sorted(trained)
+
+
+def test_a_dataset_that_is_too_small(folder: Path, capsys: pytest.CaptureFixture[str]):
+    rows("train").select(range(5)).save_to_disk("data")
+    train("run", "--dataset_path", "data", code=2)
+    assert "data is too small" in capsys.readouterr().err
+    rows("train").rename_column("tokens", "words").save_to_disk("other")
+    train("run", "--dataset_path", "other", code=2)
+    assert "has the columns words: one must be called text" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+# -- what goes wrong when the model is there ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--hook_name blocks.9.hook_resid_post", "did you mean 'blocks.2.hook_resid_post'"),
+        ("--hook_name nonsense", "blocks.N.hook_resid_post"),
+        ("--d_in 64", "--d_in 64 is wrong: blocks.2.hook_resid_post of sae-plugins-world has 16"),
+        ("--hook_name blocks.0.attn.hook_z --hook_head_index 9", "has heads 0 to 1"),
+        ("--device banana", "--device banana cannot be used"),
+        ("--n_batches_in_buffer 1", "must hold the --train_batch_size_tokens 64"),
+        ("--architecture topk --k 3.5", "need a whole number"),
+        ("--seqpos_slice 3 2 0", "SAELens refuses these settings: Ensure the step_size"),
+        ("--context_size 128", "pretokenized dataset has context_size 16"),
+        ("--d_sae 999999999", "GB are free: make room"),
+        ("--model_name tiny --hook_name x", "--model_name tiny needs --dataset_path"),
+        ("--model_name tiny --dataset_path x", "--model_name tiny needs --hook_name"),
+        (
+            "--model_name gemma-2-2bb --hook_name x --dataset_path y",
+            "cannot be loaded as a HookedTransformer: did you mean 'gemma-2-2b'",
+        ),
+        ("--dataset_path nowhere", "--dataset_path nowhere cannot be loaded"),
+    ],
+)
+def test_bad_input(
+    arguments: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    train("run", *arguments.split(), code=2)
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert not Path("run").exists()
+
+
+def test_wandb_without_a_login_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from sae_plugins import jobs
+
+    monkeypatch.setattr(jobs, "_logged_in", lambda _: False)
+    monkeypatch.setattr(jobs, "_wandb_mode", lambda _: "online")
+    train("run", "--log_to_wandb", code=2)
+    assert "run `wandb login`, set WANDB_MODE=offline" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(capsys: pytest.CaptureFixture[str]):
+    run = train("run", "--lr", "1e30", "--recorder.every", "1", code=1)
+    said = capsys.readouterr()
+    assert "sae-plugins train: error: " in said.err
+    assert "the loss is not finite since step" in said.err
+    assert "recorded until then is in run/unfinished" in said.out
+    assert files(run) == {"unfinished/metrics.jsonl", "unfinished/run.yaml"}
+    gc.collect()  # the recorder of the failed run, or the next one shares its folder with it
+    train("run")  # what a failed run left is no reason to refuse
+    assert files(run) == FILES
+
+
+def test_resuming_with_plugins_is_refused(capsys: pytest.CaptureFixture[str]):
+    train("run", "--resume_from_checkpoint", "nowhere", code=1)
+    assert "cannot resume from nowhere" in capsys.readouterr().err
+
+
+# -- the folder --------------------------------------------------------------------------------
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(capsys: pytest.CaptureFixture[str]):
+    run = train("run", "--n_checkpoints", "1")
+    (run / "notes.txt").write_text("mine")
+    (run / "figures" / "own.png").write_text("mine")
+    (run / "checkpoints" / "note").write_text("mine")
+    before = weights(run)
+    train("run", "--seed", "1", code=2)
+    assert "run is not empty" in capsys.readouterr().err
+    train("run", "--seed", "1", "--overwrite")
+    assert files(run) == {*FILES, "notes.txt", "figures/own.png", "checkpoints/note"}
+    assert not weights(run)["W_dec"].equal(before["W_dec"])
+
+
+def test_a_full_disk_costs_nothing_of_an_earlier_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from sae_lens.saes import sae as module
+    from safetensors import SafetensorError
+
+    run = train("run")
+    before = {name: (run / name).read_bytes() for name in FILES}
+
+    def full(_: Any, path: Any, *args: Any) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise SafetensorError("IoError(Os { code: 28, message: 'No space left on device' })")
+
+    monkeypatch.setattr(module, "save_file", full)
+    train("run", "--overwrite", "--seed", "1", code=1)
+    said = capsys.readouterr()
+    assert "run/unfinished/sae_weights.safetensors could not be written" in said.err
+    assert "no space left on the disk" in said.err
+    assert {name: (run / name).read_bytes() for name in FILES} == before
+    assert not (run / "unfinished" / "sae_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_no_traceback(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from sae_plugins.mechanisms.reorder import Reorder
+    from sae_plugins.run import Run
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    step_ended = Reorder.step_ended
+    steps = []
+
+    def interrupting(self: Plugin, run: Run, output: Any) -> None:
+        steps.append(run.step)
+        if run.step == 15:
+            os.kill(os.getpid(), number)
+        step_ended(self, run, output)
+
+    interrupting.__dict__.update(step_ended.__dict__)
+    monkeypatch.setattr(Reorder, "step_ended", interrupting)
+    run = train("run", "--plugin", "reorder", code=130)
+    assert steps[-1] == 15
+    assert "sae-plugins train: interrupted" in capsys.readouterr().err
+    assert files(run) == {"unfinished/metrics.jsonl", "unfinished/run.yaml"}
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
