@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from sae_plugins.jobs import Job
     from sae_plugins.runs import RunFolder
 
-_TABLES = 4
-"""Bytes of a float32, of which the SAE's weights are made."""
+_FLOAT32_BYTES = 4
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""The errors of a disk that takes nothing more; others come from data that cannot be read."""
 
 
 class TrainingFailed(UsageError):
@@ -136,6 +138,8 @@ def _disk_errors(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_WRITING:
+            raise TrainingFailed(f"training stopped: {type(error).__name__}: {error}") from error
         file = getattr(error, "filename", None) or folder.being_saved()
         raise TrainingFailed(
             f"{file} could not be written: {_reason(error)}. Nothing of an earlier run in "
@@ -165,7 +169,7 @@ def _reason(error: Exception) -> str:
 def _bytes_on_disk(job: Job) -> int:
     """What the SAE takes, twice over: a plugin's export edits a copy."""
     config = job.sae_config
-    return int(2 * _TABLES * config.d_sae * (2 * config.d_in + 3))
+    return int(2 * _FLOAT32_BYTES * config.d_sae * (2 * config.d_in + 3))
 
 
 def _recipe(settings: Settings, job: Job) -> dict[str, Any]:

@@ -138,15 +138,12 @@ class RunFolder:
             if (self.unfinished / config).exists():
                 self._correct_paths(self.unfinished / config)
         files = [file for file in sorted(self.unfinished.rglob("*")) if not file.is_dir()]
-        places = [self._place(file) for file in files]
+        places = [self.path / file.relative_to(self.unfinished) for file in files]
         for file, place in zip(files, places, strict=True):
             place.parent.mkdir(exist_ok=True, parents=True)
             os.replace(file, place)
         _remove(self.path, _IN_PLACE, but=places)
         shutil.rmtree(self.unfinished)  # its folders; the files are gone
-
-    def _place(self, file: Path) -> Path:
-        return self.path / file.relative_to(self.unfinished)
 
     def _correct_paths(self, config: Path) -> None:
         """SAELens notes where it wrote; the files are about to move."""

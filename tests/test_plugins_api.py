@@ -86,7 +86,7 @@ def test_an_installed_plugin_is_found_by_name(install: Any) -> None:
     plan = resolve(["bundle"])
     assert [plugin.name for plugin, _ in plan.plugins] == ["shrink", "nan-guard"]
     assert plan.methods == ("bundle",)
-    (shrink, _) = plan.provenance()["plugins"]
+    (shrink,) = plan.provenance()["plugins"]
     assert shrink == {"name": "shrink", "version": "1.2", "options": {}}
     with_plugin, without = train("shrink"), train()
     assert "W_dec" in differences(snapshot(with_plugin), snapshot(without))

@@ -42,6 +42,7 @@ SPELLING_BATCH, SPELLING_TOKENS = 8, 128
 SPELLING_EVERY, SPELLING_NOISE = 4, 0.3  # else lists; noise keeps the answer from single words
 WARMUP_STEPS, WEIGHT_DECAY, CLIP = 100, 0.1, 1.0
 CHECKPOINT_EVERY_S = 240.0
+AVERAGE_FROM = 0.75  # the model is the mean of the checkpoints after this share of the time
 HELDOUT_DOCUMENTS = 1_000
 LISTS, FIRST_LIST_SEED = 20_000, 1_000_000  # of the list pages; the mix has seeds from 0
 
@@ -145,7 +146,7 @@ def optimizer_of(lm: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
 
-def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> tuple[Any, dict[str, Any]]:
+def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> None:
     """Train for `minutes` of wall time in all, from the checkpoint in `work` where there is one."""
     torch.manual_seed(SEED)
     lm = model.new_model(len(tok), tok)
@@ -164,6 +165,8 @@ def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> tuple[A
         content = {"model": lm.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
         torch.save(content, checkpoint.with_suffix(".tmp"))
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        if state["seconds"] > AVERAGE_FROM * minutes * 60:
+            torch.save(lm.state_dict(), work / f"weights-{state['step']}.pt")
 
     workers = ThreadPoolExecutor(2)
     texts = windows(tok, mixed_text, state["pass"], TEXT_BATCH, TEXT_TOKENS)
@@ -207,7 +210,16 @@ def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> tuple[A
     bar.close()
     workers.shutdown()
     save()
-    return lm.eval(), state
+
+
+def averaged_model(tok: Any, work: Path) -> Any:
+    """The model whose weights are the mean of those kept late in training: it generalises better."""
+    files = sorted(work.glob("weights-*.pt")) or [work / "checkpoint.pt"]
+    kept = [torch.load(file, weights_only=True) for file in files]
+    kept = [weights.get("model", weights) for weights in kept]
+    lm = model.new_model(len(tok), tok)
+    lm.load_state_dict({name: sum(w[name] for w in kept) / len(kept) for name in kept[0]})
+    return lm.eval()
 
 
 def report(lm: Any, tok: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -291,13 +303,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     tok = AutoTokenizer.from_pretrained(str(folder))
     print(f"tokenizer: {len(tok)} tokens, {time.monotonic() - started:.0f} s", flush=True)
-    if options.export_only:
-        saved = torch.load(work / "checkpoint.pt", weights_only=True)
-        lm = model.new_model(len(tok), tok)
-        lm.load_state_dict(saved["model"])
-        state = saved["state"]
-    else:
-        lm, state = train(tok, work, options.minutes, options.learning_rate)
+    if not options.export_only:
+        train(tok, work, options.minutes, options.learning_rate)
+    state = torch.load(work / "checkpoint.pt", weights_only=True)["state"]
+    lm = averaged_model(tok, work)
     figures = report(lm, tok, state)
     export(lm, tok, figures, work)
     print(show(figures))
