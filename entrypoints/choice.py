@@ -30,6 +30,7 @@ def resolve_plan(
     without: list[str],
     options: dict[str, dict[str, Any]],
     training: Mapping[str, Any],
+    sae_lens: Mapping[str, Any],
 ) -> Plan:
     from sae_plugins.resolve import resolve
 
@@ -41,6 +42,7 @@ def resolve_plan(
         without=left_out(names, without),
         options=options,
         training=training,
+        sae_lens=sae_lens,
     )
 
 

@@ -170,7 +170,9 @@ def settle(flags: Mapping[str, Any]) -> Settings:
     chosen = choice.chosen_plugins(names, without, recorder=recorder)
     options = choice.merged_options(recipe, flags, chosen)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TRAINING}
-    plan = choice.resolve_plan(names, without, options, training)
+    plan = choice.resolve_plan(
+        names, without, options, training, _flags_only(recipe) | _flags_only(flags)
+    )
     method = {name: _known(name, value, "a method's ") for name, value in plan.sae_lens.items()}
     values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
     settings = Settings(values, names, without, options, plan, notes)

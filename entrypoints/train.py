@@ -107,7 +107,7 @@ def _job(settings: Settings) -> Job:
 def _fit(settings: Settings, job: Job, folder: RunFolder, unfinished: Path) -> dict[str, float]:
     import sae_plugins
     from sae_plugins.jobs import signals_kept
-    from sae_plugins.upstream import InterruptedException
+    from sae_plugins.upstream import interruption
 
     options = {name: dict(values) for name, values in settings.options.items()}
     options.setdefault("recorder", {})["output_path"] = str(unfinished)
@@ -126,7 +126,7 @@ def _fit(settings: Settings, job: Job, folder: RunFolder, unfinished: Path) -> d
                 run = job.prepare(unfinished)
             with _plugin_errors(TrainingFailed), _disk_errors(folder), _wandb_errors():
                 return run()
-    except InterruptedException as error:
+    except interruption() as error:
         raise KeyboardInterrupt from error
 
 

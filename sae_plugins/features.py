@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_plugins.architectures import architecture_of, prefix_groups
 from sae_plugins.plugin import Plugin, PluginError
 from sae_plugins.upstream import ADAM_MOMENTS, TRAINER_COUNTERS
+
+if TYPE_CHECKING:
+    from sae_lens.training.sae_trainer import SAETrainer
 
 logger = logging.getLogger(__name__)
 

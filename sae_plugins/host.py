@@ -64,9 +64,9 @@ class Host:
             except PluginError as error:
                 raise PluginError(f"plugin {plugin.name!r}, event {event!r}: {error}") from error
             except Exception as error:
-                from sae_plugins.upstream import InterruptedException
+                from sae_plugins.upstream import interruption
 
-                if isinstance(error, InterruptedException):
+                if isinstance(error, interruption()):
                     raise  # SIGINT or SIGTERM, which SAELens answers with a checkpoint
                 raise PluginError(
                     f"plugin {plugin.name!r} failed in event {event!r}: "

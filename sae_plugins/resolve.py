@@ -38,7 +38,7 @@ class Plan:
     training: TrainingSettings
     methods: tuple[str, ...] = ()
     sae_lens: Mapping[str, Any] = field(default_factory=dict)
-    """Defaults for SAELens' flags that belong to the methods."""
+    """SAELens' flags that belong to the methods, at the user's values where there are any."""
 
     def provenance(self) -> dict[str, Any]:
         """What `cfg.json` and `run.yaml` say about how the SAE was made; plain JSON values."""
@@ -73,6 +73,7 @@ def resolve(
     without: Iterable[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
+    sae_lens: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Expand methods, add what is required, order, and validate every option.
 
@@ -81,6 +82,7 @@ def resolve(
         without: mechanisms to leave out of what `names` expands to (an ablation).
         options: options by plugin name; they override the methods'.
         training: `TrainingSettings` that override the methods'.
+        sae_lens: SAELens flags that the user gave; they settle what two methods disagree about.
 
     Raises:
         PluginError: anything that is wrong with them, naming the culprit and the cure.
@@ -92,6 +94,7 @@ def resolve(
     plan_training = _validated(TrainingSettings, settings, "training settings")
     _check_claims(ordered, plan_training)
     given = _merged_options(methods, chosen, options or {})
+    flags = _merge("SAELens flag", methods, lambda m: m.sae_lens, sae_lens)
     return Plan(
         plugins=tuple(
             (plugin, _validated(plugin.Options, given[plugin.name], f"plugin {plugin.name!r}"))
@@ -99,7 +102,7 @@ def resolve(
         ),
         training=plan_training,
         methods=tuple(method.name for method in methods),
-        sae_lens=_merge("SAELens flag", methods, lambda m: m.sae_lens, None),
+        sae_lens={k: v for k, v in flags.items() if any(k in m.sae_lens for m in methods)},
     )
 
 

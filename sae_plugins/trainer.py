@@ -108,7 +108,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         """Resume; refused with plugins, whose state SAELens' checkpoints do not hold."""
-        if not self._inert:
+        observers = all(plugin.observes_only for plugin in self.host.plugins)
+        if not (observers and self.plan.training == STOCK_SETTINGS):
             raise PluginError(
                 f"cannot resume from {checkpoint_path}: SAELens' checkpoints do not hold the state "
                 "of plugins and accumulated gradients, so the run would silently differ; start it "

@@ -26,10 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sae_lens.training._interruption import InterruptedException as InterruptedException
-from sae_lens.training.sae_trainer import SAETrainer
+if TYPE_CHECKING:
+    from sae_lens.training.sae_trainer import SAETrainer
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
@@ -37,7 +37,16 @@ TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
 _substitute: Callable[[], type[SAETrainer[Any, Any]]] | None = None
 
 
+def interruption() -> type[Exception]:
+    """What SAELens' runners raise when they receive SIGINT or SIGTERM."""
+    from sae_lens.training._interruption import InterruptedException
+
+    return InterruptedException
+
+
 def _new(cls: type[SAETrainer[Any, Any]], *_: Any, **__: Any) -> SAETrainer[Any, Any]:
+    from sae_lens.training.sae_trainer import SAETrainer
+
     wanted = _substitute() if _substitute is not None and cls is SAETrainer else cls
     return object.__new__(wanted)
 
@@ -50,6 +59,8 @@ def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Itera
     module; `__new__` is the one place that serves them all. It stays afterwards and then does what
     Python does by default, since CPython cannot restore a class's missing `__new__`.
     """
+    from sae_lens.training.sae_trainer import SAETrainer
+
     global _substitute
     if _substitute is not None:
         raise RuntimeError("`sae_plugins.plugins` contexts cannot be nested: name all in one call")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import Field
-from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_plugins import Method, Plugin, PluginError, hookimpl, plugins, registry
@@ -26,6 +25,7 @@ from sae_plugins.testing import (
     tiny_trainer,
     train,
 )
+from sae_plugins.upstream import interruption
 
 
 def define(name: str, base: type = Plugin, **attributes: Any) -> Any:
@@ -368,7 +368,7 @@ def test_an_exception_names_the_plugin_and_the_event(event: str, tmp_path: Path)
     def attempt(error: Exception) -> BaseException:
         plugin = define("culprit", error=error, **{event: hookimpl(fail)})
         with pytest.raises(
-            type(error) if isinstance(error, InterruptedException) else PluginError
+            type(error) if isinstance(error, interruption()) else PluginError
         ) as caught:
             with plugins("nan-guard", plugin):
                 trainer = tiny_trainer(tiny_sae("standard"))
@@ -384,7 +384,7 @@ def test_an_exception_names_the_plugin_and_the_event(event: str, tmp_path: Path)
     expected = f"plugin 'culprit', event '{event}': turn it off"
     assert str(attempt(PluginError("turn it off"))) == expected
     # a signal may arrive inside a plugin: SAELens must see it, and save a checkpoint
-    interruption = InterruptedException()
+    interruption = interruption()()
     assert attempt(interruption) is interruption
 
 

@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -253,17 +252,16 @@ def test_model_spells_words_it_never_spelt_in_training(model: Any, tokenizer: An
     from sae_plugins.world.measure import spelling_accuracy
 
     words = [space + word for word in text.spelling_words("heldout") for space in ("", " ")]
-    sample = Random(0).sample(words, 200)
-    assert spelling_accuracy(model, tokenizer, sample) > 0.95
+    assert spelling_accuracy(model, tokenizer, words) > 0.95
 
 
 def test_model_predicts_heldout_text_better_than_bigrams(model: Any, tokenizer: Any) -> None:
     from sae_plugins.world.measure import Bigrams, cross_entropies
 
     baselines = Bigrams(len(tokenizer))
-    baselines.fit(tokenizer([document for _, document in text.mix("train", 12_000)])["input_ids"])
+    baselines.fit(tokenizer([document for _, document in text.mix("train", 6_000)])["input_ids"])
     figures = cross_entropies(model, tokenizer, baselines, text.mix("heldout", 250))
     assert figures["all"]["model"] < figures["all"]["bigram"] < figures["all"]["unigram"]
-    assert figures["all"]["model"] < 2.5
+    assert figures["all"]["model"] < 1.6
     for genre, row in figures.items():
         assert row["model"] < row["bigram"], genre

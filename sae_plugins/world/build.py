@@ -1,6 +1,6 @@
 """Builds the world's tokenizer and model from its text into `data/`.
 
-    python -m sae_plugins.world.build --minutes 45 --work_path /tmp/world
+    python -m sae_plugins.world.build --minutes 45 --work_path world-build
 
 Half of each step's tokens are the mix of all genres; the other half are alphabetical lists and, at
 every fourth step, spelling prompts (loss on the answers alone). The halves run on one core each.
@@ -213,7 +213,7 @@ def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> None:
 
 
 def averaged_model(tok: Any, work: Path) -> Any:
-    """The model whose weights are the mean of those kept late in training: it generalises better."""
+    """The model whose weights are the mean of those kept late in training: it spells better."""
     files = sorted(work.glob("weights-*.pt")) or [work / "checkpoint.pt"]
     kept = [torch.load(file, weights_only=True) for file in files]
     kept = [weights.get("model", weights) for weights in kept]
