@@ -35,7 +35,7 @@ _ON_SYNTHETIC = {
 }
 
 WORLD_DEFAULTS: dict[str, Any] = {
-    "hook_name": "blocks.2.hook_resid_post",
+    "hook_name": "blocks.1.hook_resid_post",
     "is_dataset_tokenized": False,
     "streaming": False,
     "training_tokens": 1_000_000,

@@ -158,7 +158,9 @@ class Features:
         """
         pairs = self._indices(into), self._indices(source)
         if len(into) != len(source):
-            raise PluginError(f"{len(into)} features cannot be merged with {len(source)}: pair them")
+            raise PluginError(
+                f"{len(into)} features cannot be merged with {len(source)}: pair them"
+            )
         weights = torch.as_tensor(weight, device=self._sae.device)
         if weights.shape not in ((), into.shape):
             raise PluginError(

@@ -122,7 +122,10 @@ class LanguageModelJob:
 
 
 def check_sources(settings: JobSettings) -> None:
-    """Refuse a run that does not say where its activations come from."""
+    """Refuse a run that does not say where its activations or its checkpoint come from."""
+    checkpoint = settings.runner.get("resume_from_checkpoint")
+    if checkpoint and not Path(checkpoint).is_dir():
+        raise PluginError(f"--resume_from_checkpoint {checkpoint} is no folder; name a checkpoint")
     if settings.model_name == world.NAME:
         return
     for name, example in (

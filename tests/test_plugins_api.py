@@ -367,9 +367,8 @@ def test_an_exception_names_the_plugin_and_the_event(event: str, tmp_path: Path)
 
     def attempt(error: Exception) -> BaseException:
         plugin = define("culprit", error=error, **{event: hookimpl(fail)})
-        with pytest.raises(
-            type(error) if isinstance(error, interruption()) else PluginError
-        ) as caught:
+        expected = type(error) if isinstance(error, interruption()) else PluginError
+        with pytest.raises(expected) as caught:  # noqa: PT012
             with plugins("nan-guard", plugin):
                 trainer = tiny_trainer(tiny_sae("standard"))
             every_event(trainer, tmp_path)
@@ -384,8 +383,8 @@ def test_an_exception_names_the_plugin_and_the_event(event: str, tmp_path: Path)
     expected = f"plugin 'culprit', event '{event}': turn it off"
     assert str(attempt(PluginError("turn it off"))) == expected
     # a signal may arrive inside a plugin: SAELens must see it, and save a checkpoint
-    interruption = interruption()()
-    assert attempt(interruption) is interruption
+    signalled = interruption()()
+    assert attempt(signalled) is signalled
 
 
 def test_a_loss_term_must_be_a_scalar() -> None:

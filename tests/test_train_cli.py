@@ -123,7 +123,7 @@ def test_the_summary_s_explained_variance_is_that_of_the_saved_sae():
     run = train("run")
     sae = SAE.load_from_disk(str(run))
     tokens = torch.tensor(rows("heldout")["tokens"])[:16]  # 256 tokens
-    hook = "blocks.2.hook_resid_post"
+    hook = "blocks.1.hook_resid_post"
     _, cache = model().run_with_cache(tokens, names_filter=[hook], prepend_bos=False)
     x = cache[hook].reshape(-1, D_MODEL)
     with torch.no_grad():
@@ -252,9 +252,9 @@ def test_a_dataset_that_is_too_small(folder: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--hook_name blocks.9.hook_resid_post", "did you mean 'blocks.2.hook_resid_post'"),
+        ("--hook_name blocks.9.hook_resid_post", "did you mean"),
         ("--hook_name nonsense", "blocks.N.hook_resid_post"),
-        ("--d_in 64", "--d_in 64 is wrong: blocks.2.hook_resid_post of sae-plugins-world has 16"),
+        ("--d_in 64", "--d_in 64 is wrong: blocks.1.hook_resid_post of sae-plugins-world has 16"),
         ("--hook_name blocks.0.attn.hook_z --hook_head_index 9", "has heads 0 to 1"),
         ("--device banana", "--device banana cannot be used"),
         ("--n_batches_in_buffer 1", "must hold the --train_batch_size_tokens 64"),
@@ -310,8 +310,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(capsys: pytest.CaptureFixture[s
 
 
 def test_resuming_with_plugins_is_refused(capsys: pytest.CaptureFixture[str]):
-    train("run", "--resume_from_checkpoint", "nowhere", code=1)
-    assert "cannot resume from nowhere" in capsys.readouterr().err
+    Path("checkpoint").mkdir()
+    train("run", "--plugin", "reorder", "--resume_from_checkpoint", "checkpoint", code=1)
+    assert "cannot resume from checkpoint" in capsys.readouterr().err
+
+
+def test_resuming_from_no_checkpoint_is_refused(capsys: pytest.CaptureFixture[str]):
+    train("run", "--resume_from_checkpoint", "nowhere", code=2)
+    assert "--resume_from_checkpoint nowhere is no folder" in capsys.readouterr().err
 
 
 # -- the folder --------------------------------------------------------------------------------

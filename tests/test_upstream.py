@@ -1,0 +1,290 @@
+"""One test per seam of SAELens that the framework relies on, as `sae_plugins.upstream` lists them.
+
+A failure here means that SAELens moved something: mend what uses the seam, then the list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
+
+from sae_plugins import plugins, upstream
+from sae_plugins.architectures import ARCHITECTURES, architecture_of
+from sae_plugins.testing import (
+    CASES,
+    D_IN,
+    D_SAE,
+    STEPS,
+    TOKENS,
+    advance,
+    tiny_batches,
+    tiny_sae,
+    tiny_trainer,
+)
+from sae_plugins.upstream import ADAM_MOMENTS, TRAINER_COUNTERS
+
+TESTED: list[str] = []
+
+
+def seam(beginning: str) -> Callable[[Any], Any]:
+    """Name the entry of the list, by its beginning, that a test is about."""
+    TESTED.append(beginning)
+    return lambda test: test
+
+
+def test_every_seam_of_the_list_has_its_test() -> None:
+    listed = re.findall(r"^- (.*(?:\n  .*)*)", upstream.__doc__ or "", re.M)
+    assert len(listed) == len(TESTED)
+    for entry, beginning in zip(listed, TESTED, strict=True):
+        assert entry.startswith(beginning), f"the list says {entry!r}, the tests {beginning!r}"
+
+
+@seam("`SAETrainer(cfg, sae, data_provider, evaluator, save_checkpoint_fn)`")
+def test_runners_build_their_trainer_through_the_class() -> None:
+    import sae_lens.llm_sae_training_runner
+    import sae_lens.synthetic.synthetic_sae_runner
+    import sae_lens.synthetic.training
+    import sae_lens.training.multi_sae_trainer
+
+    parameters = ["self", "cfg", "sae", "data_provider", "evaluator", "save_checkpoint_fn"]
+    assert list(inspect.signature(SAETrainer.__init__).parameters) == parameters
+    for module in (
+        sae_lens.llm_sae_training_runner,
+        sae_lens.synthetic.synthetic_sae_runner,
+        sae_lens.synthetic.training,
+        sae_lens.training.multi_sae_trainer,
+    ):
+        assert module.SAETrainer is SAETrainer
+        assert re.search(r"\bSAETrainer(\[.*\])?\(", inspect.getsource(module)), module.__name__
+    with plugins():
+        pass  # raises if SAELens has given the class a __new__ of its own
+
+
+@seam("`SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`")
+def test_public_seams_of_the_trainer() -> None:
+    for name, parameters in {
+        "step": ["self", "batch"],
+        "load_trainer_state": ["self", "checkpoint_path"],
+        "set_final_sae_metadata": ["self"],
+    }.items():
+        assert list(inspect.signature(getattr(SAETrainer, name)).parameters) == parameters
+
+
+@seam("`SAETrainer` calls `self.sae.training_forward_pass(step_input=...)`")
+def test_the_forward_pass_is_looked_up_on_the_instance() -> None:
+    trainer = tiny_trainer(tiny_sae("standard"), autocast=True)
+    forward, seen = trainer.sae.training_forward_pass, []
+
+    def replacement(*, step_input: Any) -> Any:
+        output = forward(step_input=step_input)
+        output.loss = output.loss * 0 + 7
+        output.losses["mine"] = torch.tensor(5.0)
+        output.metrics["mine"] = lambda: torch.tensor(3.0)
+        seen.append((torch.is_autocast_enabled("cpu"), dict(step_input.coefficients)))
+        return output
+
+    trainer.sae.training_forward_pass = replacement
+    before = trainer.sae.W_dec.detach().clone()
+    (batch,) = tiny_batches(steps=1)
+    output = trainer.step(batch)
+    assert seen == [(True, {"l1": 0.1})]
+    assert torch.equal(trainer.sae.W_dec, before)  # the loss that was differentiated is constant
+    logged = trainer.build_train_step_log_dict(output, 1)
+    assert logged["losses/overall_loss"] == 7
+    assert logged["losses/mine"] == 5
+    assert logged["metrics/mine"] == 3
+
+
+@seam("between backward and the optimizer's step SAELens only clips at norm 1")
+def test_between_backward_and_update() -> None:
+    trainer = tiny_trainer(tiny_sae("standard", dtype=torch.float64))
+    raw, clipped, events = {}, {}, []
+    for name, parameter in trainer.sae.named_parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, n=name: raw.update({n: p.grad.clone()})
+        )
+
+    def before(*_: Any) -> None:
+        events.append("step")
+        clipped.update({n: p.grad.clone() for n, p in trainer.sae.named_parameters()})
+        trainer.sae.b_enc.grad = None
+
+    trainer.optimizer.register_step_pre_hook(before)
+    (batch,) = tiny_batches(steps=1, dtype=torch.float64)
+    trainer.step(10 * batch)
+    total = torch.stack([gradient.norm() for gradient in raw.values()]).norm()
+    assert total > 1
+    assert events == ["step"]
+    for name, gradient in raw.items():
+        torch.testing.assert_close(clipped[name], gradient / (total + 1e-6))
+    assert trainer.sae.b_enc not in trainer.optimizer.state  # skipped: it had no gradient
+    assert all(parameter.grad is None for parameter in trainer.sae.parameters())
+
+
+@seam("`optimizer` is torch's Adam over `sae.parameters()` in one group")
+def test_the_optimizer() -> None:
+    trainer = tiny_trainer(tiny_sae("gated"))
+    advance(trainer, tiny_batches(steps=1))
+    assert type(trainer.optimizer) is torch.optim.Adam
+    (group,) = trainer.optimizer.param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in trainer.sae.parameters()]
+    for parameter in trainer.sae.parameters():
+        state = trainer.optimizer.state[parameter]
+        assert state.keys() == {"step", *ADAM_MOMENTS}
+        assert all(state[moment].shape == parameter.shape for moment in ADAM_MOMENTS)
+
+
+@seam("`TRAINER_COUNTERS`")
+def test_the_trainers_counters() -> None:
+    trainer = tiny_trainer(tiny_sae("topk"))
+    per_feature = {
+        name
+        for name, value in vars(trainer).items()
+        if isinstance(value, torch.Tensor) and value.shape == (D_SAE,)
+    }
+    assert per_feature == set(TRAINER_COUNTERS)
+    fired = torch.zeros(D_SAE)
+    for batch in tiny_batches(steps=3):
+        output = trainer.step(batch)
+        fired += (output.feature_acts != 0).sum(dim=0)
+        assert torch.equal(trainer.act_freq_scores, fired)
+
+
+@seam("`n_training_steps` counts completed steps")
+def test_who_counts_steps_and_samples() -> None:
+    batches = tiny_batches()
+    trainer = tiny_trainer(tiny_sae("standard"), batches)
+    trainer.step(batches[0])
+    assert (trainer.n_training_steps, trainer.n_training_samples) == (0, TOKENS)
+    trainer.n_training_samples = 0
+    trainer.fit()
+    assert trainer.n_training_steps == STEPS
+    assert trainer.n_training_samples == trainer.cfg.total_training_samples == STEPS * TOKENS
+
+
+@seam("`activation_scaler.scaling_factor` holds until `fit` folds it")
+def test_the_activation_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = tiny_sae("standard", normalize_activations="expected_average_only_in")
+    trainer = tiny_trainer(
+        sae, tiny_batches(), n_batches_for_norm_estimate=2, total_training_samples=2 * TOKENS
+    )
+    scales, folded = [], []
+    step, fold = trainer.step, sae.fold_activation_norm_scaling_factor
+
+    def watched(batch: torch.Tensor) -> Any:
+        scales.append(trainer.activation_scaler.scaling_factor)
+        output = step(batch)
+        torch.testing.assert_close(output.sae_in, batch * scales[-1])
+        return output
+
+    monkeypatch.setattr(trainer, "step", watched)
+    monkeypatch.setattr(
+        sae,
+        "fold_activation_norm_scaling_factor",
+        lambda scale: (folded.append(scale), fold(scale)),
+    )
+    trainer.fit()
+    assert len(scales) == 2
+    assert scales[0] == scales[1] == folded[0]
+    assert trainer.activation_scaler.scaling_factor is None
+
+
+@seam("`TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses")
+@pytest.mark.parametrize("architecture", CASES)
+def test_the_reconstruction_loss(architecture: str) -> None:
+    sae, calls = tiny_sae(architecture), []
+    trainer = tiny_trainer(sae)
+
+    def loss(sae_out: torch.Tensor, sae_in: torch.Tensor) -> torch.Tensor:
+        calls.append((sae_out.shape, sae_in.shape))
+        return (sae_out * 0 + 2)[:, :3]
+
+    sae.mse_loss_fn = loss
+    (batch,) = tiny_batches(steps=1)
+    output = trainer.step(batch)
+    assert set(calls) == {((TOKENS, D_IN), (TOKENS, D_IN))}
+    assert output.losses["mse_loss"] == 6  # summed over the last axis, averaged over tokens
+
+
+@seam("`TrainingSAE.save_inference_model(path)` writes")
+def test_saving_the_inference_model(tmp_path: Path) -> None:
+    sae = tiny_sae("standard")
+    paths = sae.save_inference_model(tmp_path)
+    assert paths == (tmp_path / SAE_WEIGHTS_FILENAME, tmp_path / SAE_CFG_FILENAME)
+    assert load_file(paths[0]).keys() == {"W_enc", "W_dec", "b_enc", "b_dec"}
+    assert json.loads(paths[1].read_text())["d_sae"] == D_SAE
+
+
+@seam("`TrainingSAE.cfg.metadata` keeps any attribute")
+def test_metadata(tmp_path: Path) -> None:
+    sae = tiny_sae("standard")
+    sae.cfg.metadata.sae_plugins = {"plugins": [{"name": "p"}]}
+    for save in (sae.save_model, sae.save_inference_model):
+        _, config = save(tmp_path)
+        saved = json.loads(Path(config).read_text())
+        assert saved["metadata"]["sae_plugins"] == {"plugins": [{"name": "p"}]}
+
+
+@seam("on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`")
+def test_interruption() -> None:
+    from sae_lens import llm_sae_training_runner, multi_sae_training_runner
+
+    for module in (llm_sae_training_runner, multi_sae_training_runner):
+        source = inspect.getsource(module)
+        assert "signal.signal(signal.SIGINT, interrupt_callback)" in source
+        assert "signal.signal(signal.SIGTERM, interrupt_callback)" in source
+        with pytest.raises(upstream.interruption()):
+            module.interrupt_callback(2, None)
+        assert module.InterruptedException is upstream.interruption()
+
+
+@seam("the parameters of each architecture are those of `sae_plugins.architectures`")
+@pytest.mark.parametrize("architecture", CASES)
+def test_parameters(architecture: str) -> None:
+    sae, row = tiny_sae(architecture), ARCHITECTURES[architecture]
+    assert architecture_of(sae) is row
+    named = dict(sae.named_parameters())
+    assert named.keys() == row.feature_axes.keys() | (row.shared & named.keys())
+    for name, axis in row.feature_axes.items():
+        assert named[name].shape[axis] == D_SAE
+    for bias, value in row.biases.items():
+        initial = getattr(sae.cfg, value) if isinstance(value, str) else value
+        assert (named[bias] == initial).all()  # a reset goes back to the initial value
+    expected = {row.sparsity_coefficient} if row.sparsity_coefficient else set()
+    assert sae.get_coefficients().keys() == expected
+    assert ("W_enc" not in named) == row.tied
+    signed = sae.encode(torch.cat(tiny_batches(steps=2))).min() < 0
+    assert bool(signed) == row.signed
+
+
+def test_the_table_names_saelens_own_architectures() -> None:
+    assert ARCHITECTURES.keys() <= SAE_TRAINING_CLASS_REGISTRY.keys()
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_the_table_knows_who_weighs_tokens(architecture: str) -> None:
+    """A coefficient per token gives a scalar loss exactly where the table says so."""
+    row, sae = ARCHITECTURES[architecture], tiny_sae(architecture)
+    if row.sparsity_coefficient is None:
+        assert not row.weighs_tokens
+        return
+    trainer = tiny_trainer(sae)
+    weights = torch.linspace(0, 1, TOKENS)
+    trainer.get_coefficients = lambda: {row.sparsity_coefficient: weights}
+    (batch,) = tiny_batches(steps=1)
+    fails = pytest.raises(RuntimeError, match="scalar")
+    with contextlib.nullcontext() if row.weighs_tokens else fails:
+        output = trainer.step(batch)
+        assert output.loss.ndim == 0
