@@ -267,7 +267,7 @@ class PluginContract:
                     self._trainer(name)
 
     def test_trains(self, architecture: str) -> None:
-        """The weights move and stay finite."""
+        """The weights move and stay finite; those of an observer as they would without it."""
         trainer = self._trainer(architecture)
         before = snapshot(trainer)
         advance(trainer, self._batches())
@@ -276,6 +276,11 @@ class PluginContract:
         assert "W_dec" in differences(before, after), "the plugin keeps the SAE from learning"
         broken = [name for name, value in after.items() if not value.isfinite().all()]
         assert not broken, f"NaN or infinity in {broken}: guard divisions, logarithms and roots"
+        if all(plugin.observes_only for plugin in trainer.host.plugins):
+            alone = tiny_trainer(tiny_sae(architecture), self._batches())
+            advance(alone, self._batches())
+            changed = differences(alone.sae.state_dict(), trainer.sae.state_dict())
+            assert not changed, f"the plugin says `observes_only`, yet it changes {changed}"
 
     def test_repeats_with_the_same_seed(self, architecture: str) -> None:
         """Two runs are bitwise equal."""

@@ -105,6 +105,10 @@ class Freezing(Good):
             parameter.grad = None
 
 
+class Meddler(Good):
+    observes_only = True
+
+
 class Curt(Good):
     @classmethod
     def unsupported(cls, architecture: Any, options: Any) -> str | None:
@@ -130,6 +134,7 @@ class Picky(Good):
         (Coarse, "keeps_float32_statistics_under_autocast", "below float32"),
         (Exploding, "trains", "guard divisions"),
         (Freezing, "trains", "keeps the SAE from learning"),
+        (Meddler, "trains", "observes_only"),
         (Curt, "supports_an_architecture_and_gives_reasons_for_the_others", "reason in words"),
         (Picky, "supports_an_architecture_and_gives_reasons_for_the_others", "refuses every"),
     ],

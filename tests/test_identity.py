@@ -46,7 +46,10 @@ def trained(*names: Any, architecture: str = "standard", compiled: Any = None, *
     if compiled is not None:
         forward = trainer.sae.training_forward_pass
         trainer.sae.training_forward_pass = torch.compile(forward, backend=compiled)
-    return trainer, advance(trainer, batches)
+    before = vars(trainer.sae).get("training_forward_pass")
+    losses = advance(trainer, batches)
+    assert vars(trainer.sae).get("training_forward_pass") is before  # compiled still, or none
+    return trainer, losses
 
 
 def trained_by_sae_lens(architecture: str, **config: Any):

@@ -163,7 +163,7 @@ def test_an_unknown_name_is_answered_with_near_ones() -> None:
         PluginError, match="no plugin 'reoder' is installed: did you mean 'reorder'"
     ):
         resolve(["reoder"])
-    with pytest.raises(PluginError, match="known: .*nan-guard.*plugins list"):
+    with pytest.raises(PluginError, match=r"known: .*nan-guard.*plugins list"):
         resolve(["zzzzzz"])
 
 
@@ -283,7 +283,7 @@ def test_one_claim_has_one_owner() -> None:
         resolve([a, b])
     with pytest.raises(PluginError, match="'loss_form' and 'a' both claim the reconstruction_loss"):
         resolve([a], training={"loss_form": "mean"})
-    with pytest.raises(PluginError, match="claims 'decoder_nrm': did you mean 'decoder_norm'?"):
+    with pytest.raises(PluginError, match=r"claims 'decoder_nrm': did you mean 'decoder_norm'\?"):
         resolve([define("d", claims=("decoder_nrm",))])
 
 
@@ -318,7 +318,7 @@ def test_two_methods_must_agree_or_the_user_decide() -> None:
     third = method("third", training={"accumulate": 2})
     same = method("same", options={"reorder": {"interval": 7}}, training={"accumulate": 4})
     assert order(one, same) == ["reorder"]
-    message = r"methods 'one' and 'other' want different values for the reorder option 'interval' \(7, 8\)"
+    message = r"'one' and 'other' want different values for the reorder option 'interval' \(7, 8\)"
     with pytest.raises(PluginError, match=message):
         resolve([one, other])
     plan = resolve([one, other], options={"reorder": {"interval": 9}})
@@ -347,7 +347,7 @@ def test_an_event_without_its_mark_is_refused() -> None:
 
 def test_an_argument_that_the_event_lacks_is_refused() -> None:
     plugin = define("p", after_forward=hookimpl(lambda self, run, outputs: None))
-    with pytest.raises(PluginError, match="plugin 'p': .*outputs"):
+    with pytest.raises(PluginError, match=r"plugin 'p': .*outputs"):
         Host([plugin()])
 
 
@@ -637,13 +637,20 @@ def test_resuming_is_refused_with_plugins_and_possible_without(tmp_path: Path) -
     for names, training in (((define("p"),), None), ((), {"accumulate": 2})):
         with plugins(*names, training=training):
             trainer = tiny_trainer(tiny_sae("standard"))
-        with pytest.raises(PluginError, match="cannot resume.*start it anew"):
+        with pytest.raises(PluginError, match=r"cannot resume.*start it anew"):
             trainer.load_trainer_state(tmp_path)
-    with plugins():
-        trainer = tiny_trainer(tiny_sae("standard"))
-    trainer.load_trainer_state(tmp_path)
-    assert trainer.n_training_steps == 12
-    assert torch.equal(trainer.act_freq_scores, plain.act_freq_scores)
+    for names in ((), ("nan-guard",), (define("o", observes_only=True),)):
+        with plugins(*names):
+            trainer = tiny_trainer(tiny_sae("standard"))
+        trainer.load_trainer_state(tmp_path)
+        assert trainer.n_training_steps == 12
+        assert torch.equal(trainer.act_freq_scores, plain.act_freq_scores)
+
+
+def test_observers_are_no_part_of_how_a_sae_was_made() -> None:
+    observer = define("o", observes_only=True)
+    made = train(observer, define("p")).sae.cfg.metadata.sae_plugins
+    assert [plugin["name"] for plugin in made["plugins"]] == ["p"]
 
 
 # -- randomness --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sae_lens import (
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
@@ -72,7 +72,7 @@ def expect(instances: list[Any], saes: list[Any], steps: int) -> None:
         assert sae.cfg.metadata.sae_plugins["plugins"][0]["name"] == "counter"
 
 
-def language_model() -> tuple[HookedTransformer, Dataset]:
+def language_model() -> tuple[HookedTransformer, IterableDataset]:
     torch.manual_seed(0)
     config = HookedTransformerConfig(
         n_layers=1,
@@ -84,8 +84,9 @@ def language_model() -> tuple[HookedTransformer, Dataset]:
         d_vocab=20,
         act_fn="relu",
     )
-    tokens = torch.randint(20, (128, 16)).tolist()
-    return HookedTransformer(config), Dataset.from_dict({"tokens": tokens})
+    tokens = torch.randint(20, (512, 16)).tolist()
+    # iterable: what datasets 3 does with a `Dataset` of tokens needs an older torchvision
+    return HookedTransformer(config), Dataset.from_dict({"tokens": tokens}).to_iterable_dataset()
 
 
 def llm_settings(**settings: Any) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def llm_settings(**settings: Any) -> dict[str, Any]:
         "store_batch_size_prompts": 4,
         "n_batches_in_buffer": 4,
         "prepend_bos": False,
-        "streaming": False,
+        "streaming": True,
         "checkpoint_path": None,
         "output_path": None,
         "logger": QUIET,
