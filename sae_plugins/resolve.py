@@ -129,18 +129,23 @@ def choose(
 
 
 def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:
-    methods: list[type[Method]] = []
+    loaded = [registry.load(name) if isinstance(name, str) else name for name in names]
+    for selected in loaded:
+        if not isinstance(selected, type):
+            raise PluginError(
+                f"{selected!r} is no plugin: give its name, or its class and not an instance"
+            )
+    methods = [selected for selected in loaded if issubclass(selected, Method)]
+    bundled = {
+        method: [_load_plugin(name, f"method {method.name!r}") for name in method.mechanisms]
+        for method in methods
+    }
     mechanisms: list[type[Plugin]] = []
-    for selected in names:
-        loaded = registry.load(selected) if isinstance(selected, str) else selected
-        if issubclass(loaded, Plugin):
-            mechanisms.append(loaded)
-            continue
-        methods.append(loaded)
-        for mechanism in loaded.mechanisms:
-            plugin = _load_plugin(mechanism, f"method {loaded.name!r}")
-            if plugin not in mechanisms:  # two methods may share a mechanism
-                mechanisms.append(plugin)
+    for selected in loaded:
+        if issubclass(selected, Method):
+            mechanisms += [plugin for plugin in bundled[selected] if plugin not in mechanisms]
+        elif selected not in mechanisms or loaded.count(selected) > 1:
+            mechanisms.append(selected)  # unless a method has brought it
     return methods, mechanisms
 
 

@@ -261,6 +261,18 @@ def test_conflicts_and_repeated_names_are_refused() -> None:
         order("nan-guard", "nan-guard")
 
 
+def test_a_mechanism_may_be_named_beside_its_method_in_any_order() -> None:
+    for names in (["hybrid-order", "reorder"], ["reorder", "hybrid-order"]):
+        chosen = {plugin.name for plugin, _ in resolve(names).plugins}
+        assert chosen == {"reorder", "input-norm-l1", "unit-norm-decoder"}
+    assert order("hybrid-order", "nan-guard")[-1] == "nan-guard"
+
+
+def test_an_instance_in_place_of_a_class_is_explained() -> None:
+    with pytest.raises(PluginError, match="give its name, or its class and not an instance"):
+        resolve([define("p")()])
+
+
 def test_without_leaves_a_mechanism_out() -> None:
     full = order("hybrid-order")
     assert "reorder" in full
