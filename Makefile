@@ -61,7 +61,7 @@ types: env ## check types with mypy --strict
 	    --cache-dir $(CURDIR)/.mypy_cache -p sae_plugins
 
 world: env ## train the embedded world's language model anew
-	$(BIN)/python -m sae_plugins.world.build
+	$(BIN)/python -m sae_plugins.world.build --work_path world-build
 
 bench: env ## time plugins against plain SAELens
 	$(BIN)/python benchmarks/bench_step.py

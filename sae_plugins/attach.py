@@ -46,8 +46,13 @@ def plugins(
     from sae_plugins.trainer import PluginTrainer
     from sae_plugins.upstream import trainer_class
 
+    built = False
+
     class Bound(PluginTrainer):
-        pass
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            nonlocal built
+            built = True
+            super().__init__(*args, **kwargs)
 
     Bound.plan, Bound.seed = plan, 0 if seed is None else seed
     if seed is not None:
@@ -56,3 +61,9 @@ def plugins(
     logger.info("plugins, in order: %s", order or "none")
     with trainer_class(lambda: Bound):
         yield plan
+    if plan.plugins and not built:
+        logger.warning(
+            "no trainer was built inside `sae_plugins.plugins(%s)`, so nothing was trained with "
+            "it: call the runner's run(), or SAETrainer(), inside the with block",
+            ", ".join(plugin.name for plugin, _ in plan.plugins),
+        )

@@ -134,7 +134,7 @@ class Features:
                     ": permute within `run.features.groups`"
                 )
         if self._permutation is not None:
-            logger.warning("two plugins reorder features at one step: the first one wins")
+            logger.warning("a second order is requested before the first is carried out: dropped")
             return
         self._permutation = order
         self._move_moments = move_moments
@@ -142,7 +142,8 @@ class Features:
     def reset(self, index: Tensor, directions: Tensor) -> None:
         """Request that features `index` [k] start anew along `directions` [k, d_in].
 
-        Directions live in the space of the SAE's processed input; their length is ignored.
+        Directions live in the space of the SAE's processed input. Their length is ignored; a zero
+        direction leaves the feature silent.
         """
         self._resets.append((self._indices(index), self._directions(index, directions)))
 

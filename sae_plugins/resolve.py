@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,9 @@ class TrainingSettings(BaseModel):
         pattern="^(sum_of_squares|l2_norm|mean)$",
         description="reconstruction loss of a token: sum_of_squares (SAELens' own), l2_norm, mean",
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, as in AdamW")
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled weight decay of all parameters, as in AdamW"
+    )
     clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm, or none")
 
 
@@ -135,7 +138,11 @@ def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Pl
             raise PluginError(
                 f"{selected!r} is no plugin: give its name, or its class and not an instance"
             )
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", selected.name):
+            raise PluginError(f"the name {selected.name!r} must be lower-case words-with-hyphens")
     methods = [selected for selected in loaded if issubclass(selected, Method)]
+    if len(set(methods)) < len(methods):
+        raise PluginError(f"a method is chosen twice: {', '.join(m.name for m in methods)}")
     bundled = {
         method: [_load_plugin(name, f"method {method.name!r}") for name in method.mechanisms]
         for method in methods

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MethodType
 from typing import Any, ClassVar, cast
 
 import torch
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -74,8 +77,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
         for plugin in self.host.plugins:
             plugin.rng = generator(self.seed, plugin.name)
         if self.host.listens("export_inference"):
-            self._save_inference_model = self.sae.save_inference_model
-            self.sae.save_inference_model = self._export
+            # bound to the SAE, so that a deep copy of it exports itself
+            self.sae.save_inference_model = MethodType(partial(_export, self), self.sae)
         with torch.no_grad():
             self.host.notify("attached", run=self.run)
 
@@ -168,7 +171,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             for plugin, multipliers in self.host.call(
                 "before_forward", run=self.run, step_input=step_input
             ):
-                for name, multiplier in (multipliers or {}).items():
+                for name, multiplier in _by_name(plugin, "before_forward", multipliers):
                     self._check_multiplier(plugin, name, multiplier, coefficients, tokens)
                     coefficients[name] = coefficients[name] * multiplier
                     changed.add(name)
@@ -193,6 +196,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
                 f"plugin {plugin.name!r} multiplies the coefficient {name!r}, but {row.name} SAEs "
                 f"have {sorted(coefficients) or 'none'}"
             )
+        if not isinstance(multiplier, (float, int, Tensor)):
+            raise PluginError(
+                f"plugin {plugin.name!r} multiplies the coefficient {name!r} by {multiplier!r}: "
+                "return a number or a tensor"
+            )
         per_token = isinstance(multiplier, Tensor) and multiplier.ndim > 0
         if per_token and not (row.weighs_tokens and name == row.sparsity_coefficient):
             raise PluginError(
@@ -210,7 +218,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         for plugin, terms in self.host.call(
             "extra_losses", run=self.run, step_input=step_input, output=output
         ):
-            for term, value in (terms or {}).items():
+            for term, value in _by_name(plugin, "extra_losses", terms):
                 if not isinstance(value, Tensor) or value.ndim > 0:
                     raise PluginError(
                         f"plugin {plugin.name!r}: the loss term {term!r} must be a scalar tensor, "
@@ -242,17 +250,29 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.run.updated = True
             self.host.notify("after_update", run=self.run)
 
-    # -- saving the inference SAE --------------------------------------------------------------
 
-    def _export(self, path: str | Path) -> tuple[Path, Path]:
-        """SAELens' `save_inference_model`, with the plugins' edits."""
-        weights_path, cfg_path = self._save_inference_model(path)
-        assert (weights_path.name, cfg_path.name) == (SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME)
-        weights, config = load_file(weights_path), json.loads(cfg_path.read_text())
-        self.host.notify("export_inference", run=self.run, weights=weights, config=config)
-        staged = weights_path.with_suffix(".partial"), cfg_path.with_suffix(".partial")
+def _export(trainer: PluginTrainer, sae: TrainingSAE[Any], path: str | Path) -> tuple[Path, Path]:
+    """SAELens' `save_inference_model`, with the plugins' edits; both files or neither."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as staging:
+        staged = type(sae).save_inference_model(sae, staging)
+        weights, config = load_file(staged[0]), json.loads(staged[1].read_text())
+        trainer.host.notify("export_inference", run=trainer.run, weights=weights, config=config)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, staged[0])
         staged[1].write_text(json.dumps(config))
-        os.replace(staged[0], weights_path)
-        os.replace(staged[1], cfg_path)
-        return weights_path, cfg_path
+        for file in staged:
+            os.replace(file, folder / file.name)
+    return folder / SAE_WEIGHTS_FILENAME, folder / SAE_CFG_FILENAME
+
+
+def _by_name(plugin: Plugin, event: str, returned: Any) -> Iterable[tuple[str, Any]]:
+    """What an event returned by name: the items of a mapping, or nothing."""
+    if returned is None:
+        return ()
+    if not isinstance(returned, Mapping):
+        raise PluginError(
+            f"plugin {plugin.name!r}: {event} must return values by name, as in "
+            f'{{"name": value}}, or None, not {type(returned).__name__}'
+        )
+    return returned.items()

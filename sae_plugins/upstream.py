@@ -47,8 +47,13 @@ def interruption() -> type[Exception]:
 def _new(cls: type[SAETrainer[Any, Any]], *_: Any, **__: Any) -> SAETrainer[Any, Any]:
     from sae_lens.training.sae_trainer import SAETrainer
 
-    wanted = _substitute() if _substitute is not None and cls is SAETrainer else cls
-    return object.__new__(wanted)
+    if _substitute is None:
+        return object.__new__(cls)
+    substitute = _substitute()
+    if cls is SAETrainer:
+        return object.__new__(substitute)
+    # somebody's own subclass keeps its methods, around which the plugins' events run
+    return object.__new__(type(cls.__name__, (substitute, cls), {}))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from pydantic import Field
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
 
 from sae_plugins import Method, Plugin, PluginError, hookimpl, plugins, registry
 from sae_plugins.architectures import architecture
@@ -615,7 +617,7 @@ def test_contexts_cannot_be_nested_and_leave_saelens_as_it_was() -> None:
     plain = tiny_trainer(tiny_sae("standard"))
     arguments = (plain.cfg, plain.sae, iter(()))
     with plugins():
-        assert type(Own(*arguments)) is Own
+        assert isinstance(Own(*arguments), Own)  # with the plugins, see below
         assert isinstance(SAETrainer[Any, Any](*arguments), SAETrainer)
         assert type(SAETrainer[Any, Any](*arguments)) is not SAETrainer
     assert type(SAETrainer[Any, Any](*arguments)) is SAETrainer
@@ -728,3 +730,69 @@ def test_the_seed_sets_the_global_random_state_and_none_leaves_it() -> None:
         state()
     with plugins():
         assert state() == rest
+
+
+# -- what a subclass, a copy and a forgetful user get ------------------------------------------
+
+
+def test_a_subclass_of_the_trainer_keeps_its_methods_and_gets_the_plugins() -> None:
+    class Mine(SAETrainer):  # type: ignore[type-arg]
+        def step(self, batch: torch.Tensor) -> Any:
+            self.seen = True
+            return super().step(batch)
+
+    plugin = define("p", after_update=hookimpl(lambda self, run: run.sae.W_dec.data.zero_()))
+    sae, batches = tiny_sae("standard"), tiny_batches(steps=2)
+    with plugins(plugin):
+        trainer = Mine(tiny_trainer(tiny_sae("standard"), batches).cfg, sae, iter(batches))
+    advance(trainer, batches)
+    assert isinstance(trainer, Mine)
+    assert trainer.seen
+    assert not trainer.sae.W_dec.any()
+
+
+def test_a_context_in_which_nothing_was_trained_warns(caplog: pytest.LogCaptureFixture) -> None:
+    with plugins(define("p")):
+        pass
+    assert "no trainer was built inside `sae_plugins.plugins(p)`" in caplog.text
+
+
+def test_a_deep_copy_of_an_sae_exports_itself(tmp_path: Path) -> None:
+    def double(self: Any, weights: dict[str, torch.Tensor]) -> None:
+        weights["W_dec"] *= 2
+
+    with plugins(define("p", export_inference=hookimpl(double))):
+        trainer = tiny_trainer(tiny_sae("standard"), tiny_batches(steps=1))
+    copied = copy.deepcopy(trainer.sae)
+    copied.W_dec.data.fill_(3)
+    copied.save_inference_model(tmp_path)
+    assert (load_file(tmp_path / "sae_weights.safetensors")["W_dec"] == 6).all()
+    assert {file.name for file in tmp_path.iterdir()} == {"cfg.json", "sae_weights.safetensors"}
+
+
+def test_a_failing_export_leaves_no_file(tmp_path: Path) -> None:
+    def fail(self: Any) -> None:
+        raise ValueError("no")
+
+    with plugins(define("p", export_inference=hookimpl(fail))):
+        trainer = tiny_trainer(tiny_sae("standard"), tiny_batches(steps=1))
+    with pytest.raises(PluginError, match="'p' failed in event 'export_inference'"):
+        trainer.sae.save_inference_model(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_event_returns_must_be_by_name() -> None:
+    for event in ("before_forward", "extra_losses"):
+        for value in (0.5, torch.ones(()), [1]):
+            plugin = define("p", **{event: hookimpl(lambda self, v=value: v)})
+            with pytest.raises(PluginError, match=f"'p': {event} must return values by name"):
+                train(plugin, steps=1)
+    plugin = define("p", before_forward=hookimpl(lambda self: {"l1": "x"}))
+    with pytest.raises(PluginError, match="'p' multiplies the coefficient 'l1' by 'x'"):
+        train(plugin, steps=1)
+
+
+def test_names_are_words_with_hyphens() -> None:
+    for name in ("a.b", "a/b", "A", ""):
+        with pytest.raises(PluginError, match="words-with-hyphens"):
+            resolve([define(name)])

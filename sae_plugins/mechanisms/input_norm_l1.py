@@ -71,5 +71,7 @@ class InputNormL1(Plugin):
             self.average = torch.lerp(mean, self.average, self.options.decay)
         run.log("input-norm-l1/average_norm", self.average)
         ratio = norm_ratio(norms if self.options.per == "token" else mean, self.average)
+        run.log("input-norm-l1/least", ratio.min)
+        run.log("input-norm-l1/greatest", ratio.max)
         assert run.architecture.sparsity_coefficient is not None
         return {run.architecture.sparsity_coefficient: ratio}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +72,7 @@ class OrderReport:
         self.steps: list[int] = []
         self.correlations: list[float] = []
         self.loss_changes: list[float] = []
-        self.positions: list[Tensor] = []
+        self.positions: deque[Tensor] = deque(maxlen=4)
         self._pending: tuple[Tensor, Tensor, str] | None = None
 
     def before(self, run: Run, sae_in: Tensor, cause: str) -> None:
@@ -108,7 +109,7 @@ class OrderReport:
             "triggered": self.causes.count("triggered"),
             "largest_loss_change": max((abs(c) for c in self.loss_changes), default=None),
             "order_stable_from_step": stable[0] if stable else None,
-            "oscillating_share": oscillating_share(torch.stack(self.positions))
+            "oscillating_share": oscillating_share(torch.stack(list(self.positions)))
             if self.positions
             else None,
             "features_firing_above_0.5": int((frequency > 0.5).sum()),
@@ -119,6 +120,12 @@ class OrderReport:
         }
         for name, value in lines.items():
             run.summarise(f"{self.owner.name}/{name}", value)
+        run.sae.cfg.metadata.sae_plugins["reorderings"] = {
+            "steps": self.steps,
+            "causes": self.causes,
+            # where the feature at each position stood when training began
+            "origin": self.identity.tolist(),
+        }
 
 
 def memory_ratio(run: Run, owner: str) -> float:

@@ -7,6 +7,7 @@ order of its own: it changes how features can be read, and neither the loss nor 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -49,12 +50,13 @@ def activation_variance(
         variance = variance * tokens**2
     elif statistic == "cv2":
         noise = mean * (1 - mean) / tokens
-        variance = (variance - noise).clamp_min(0) / mean.square().clamp_min(1e-12)
+        variance = (variance - noise) / mean.square().clamp_min(1e-12)
+    # clamped only here: clamping each feature would leave the noise's positive half
     if reduction == "max":
-        return variance.max()
+        return variance.max().clamp_min(0)
     if reduction == "mean":
-        return variance.mean()
-    return (variance * mean).sum() / mean.sum().clamp_min(1e-12)
+        return variance.mean().clamp_min(0)
+    return ((variance * mean).sum() / mean.sum().clamp_min(1e-12)).clamp_min(0)
 
 
 def frequency_order(frequency: Tensor) -> Tensor:
@@ -188,6 +190,9 @@ class Reorder(Plugin):
             return None
         variance = activation_variance(self.recent, tokens, options.statistic, options.reduction)
         run.log("reorder/variance", variance)
+        for printed in ("frequency", "count"):  # the printed text's readings of Eq. 1
+            value = partial(activation_variance, self.recent.clone(), tokens, printed, "mean")
+            run.log(f"reorder/variance_of_{printed}", value)
         drifts = bool(variance > options.threshold)
         rested = step - self.last_reordering >= options.cooldown
         return "triggered" if drifts and rested else None

@@ -18,6 +18,7 @@ class HybridOrder(Method):
     training = {"accumulate": 4, "clip": 1.0, "loss_form": "sum_of_squares"}
     sae_lens = {
         "architecture": "standard",
+        "decoder_init_norm": 1.0,  # with unit rows, W_enc starts as the transpose of W_dec
         "lr_scheduler_name": "cosineannealing",
         "lr_warm_up_fraction": 3000 / _PAPER_STEPS,
         "lr_end": 0.0,
