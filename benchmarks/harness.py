@@ -30,7 +30,7 @@ class Ratio:
     rounds: int
 
     def __str__(self) -> str:
-        return f"{self.arm:<34} {self.ratio:6.3f}  [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.arm:<37} {self.ratio:6.3f}  [{self.low:.3f}, {self.high:.3f}]"
 
 
 def interleave(

@@ -24,10 +24,10 @@
     ..................................................... training_ended
     whenever the inference SAE is saved ................. export_inference
 
-Events run with autocast off, so statistics stay float32, and in the resolved plugin order (which
-`sae-plugins train` prints and `sae_plugins.plugins` logs); `after_update` runs in the reverse order, so that plugins unwind like a
-stack. An implementation takes the subset of the arguments that it needs. An exception in it is
-re-raised as a `PluginError` that names the plugin and the event.
+Events run with autocast off, so statistics stay float32, and in the resolved plugin order, which
+`sae-plugins train` prints and `sae_plugins.plugins` logs; `after_update` runs in the reverse order,
+so that plugins unwind like a stack. An implementation takes the subset of the arguments that it
+needs. An exception in it is re-raised as a `PluginError` that names the plugin and the event.
 
 Shapes: B tokens in a batch, d_in the input dimension, d_sae the number of features.
 """
