@@ -33,6 +33,10 @@ _HOME = {
 }
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # Lazy: `sae-plugins --help` must not pay for pydantic, torch or sae_lens.
     if name == "testing":

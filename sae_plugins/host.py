@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ class Host:
                     raise  # SIGINT or SIGTERM, which SAELens answers with a checkpoint
                 raise PluginError(
                     f"plugin {plugin.name!r} failed in event {event!r}: "
-                    f"{type(error).__name__}: {error}"
+                    f"{type(error).__name__}: {error} ({_where(error)})"
                 ) from error
             yield plugin, results[0] if results else None
 
@@ -93,6 +94,12 @@ def _check_events(plugin: Plugin) -> None:
                 f"plugin {plugin.name!r} implements {name}(), which is no event: "
                 f"{did_you_mean(name, EVENTS)}"
             )
+
+
+def _where(error: Exception) -> str:
+    """The innermost line of the traceback: file, line and code."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}, line {frame.lineno}: {frame.line}"
 
 
 def _last_line(error: Exception) -> str:

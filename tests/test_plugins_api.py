@@ -390,9 +390,10 @@ def test_an_exception_names_the_plugin_and_the_event(event: str, tmp_path: Path)
 
     error = ZeroDivisionError("by nothing")
     caught = attempt(error)
-    assert (
-        str(caught) == f"plugin 'culprit' failed in event '{event}': ZeroDivisionError: by nothing"
-    )
+    said = f"plugin 'culprit' failed in event '{event}': ZeroDivisionError: by nothing ("
+    assert str(caught).startswith(said)
+    assert __file__ in str(caught)  # where in the plugin
+    assert str(caught).endswith(": raise self.error)")
     assert caught.__cause__ is error
     expected = f"plugin 'culprit', event '{event}': turn it off"
     assert str(attempt(PluginError("turn it off"))) == expected

@@ -1,5 +1,6 @@
 """The README's snippets are run: the third-party plugin that it teaches is built and installed."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from sae_plugins import registry
+from sae_plugins.entrypoints.main import main
+from sae_plugins.recorder import read_rows
 from sae_plugins.testing import train
 
 README = Path(__file__).parents[1] / "README.md"
@@ -52,12 +55,51 @@ def test_an_installed_package_is_found_by_name_listed_and_trained_with(
     assert entry == {"name": "spread", "version": "0.1", "options": {"weight": 0.5}}
 
 
+def test_the_command_line_knows_an_installed_package(
+    third_party: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.syspath_prepend(str(third_party))
+    assert main(["plugins", "list"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "spread" in line]
+    assert "Push decoder rows apart" in line
+    short = "--training_tokens 8192 --train_batch_size_tokens 512 --n_batches_for_norm_estimate 4"
+    store = "--store_batch_size_prompts 8 --heldout_tokens 1024 --n_batches_in_buffer 64"
+    chosen = [
+        "--plugin",
+        "spread",
+        "--spread.weight",
+        "0.5",
+        "--output_path",
+        str(tmp_path / "run"),
+    ]
+    assert main(["train", *chosen, *short.split(), *store.split()]) == 0
+    (last,) = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["step"] == 16]
+    assert last["losses/spread/cosine"] > 0
+    config = json.loads((tmp_path / "run" / "cfg.json").read_text())
+    (entry,) = config["metadata"]["sae_plugins"]["plugins"]
+    assert entry == {"name": "spread", "version": "0.1", "options": {"weight": 0.5}}
+
+
 def test_the_contract_that_the_readme_shows_passes(
     third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.syspath_prepend(str(third_party))
     (contract,) = blocks("python", "class TestSpread(PluginContract)")
     test = tmp_path / "test_spread.py"
-    test.write_text("from sae_spread import Spread\n" + contract)
+    test.write_text(contract)
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
     assert pytest.main([*options, "--rootdir", str(tmp_path), str(test)]) == 0
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python", "LanguageModelSAERunnerConfig(")
+    assert "training_tokens=100_000" in example
+    exec(example.replace("100_000", "30_000"), {})  # the README's own lines, on fewer tokens
+    config = json.loads((tmp_path / "runs" / "python" / "cfg.json").read_text())
+    provenance = config["metadata"]["sae_plugins"]
+    assert provenance["methods"] == ["hybrid-order"]
+    assert provenance["reorderings"]["steps"] == [52]  # step 50 is inside an accumulation window
