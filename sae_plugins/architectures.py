@@ -30,8 +30,10 @@ class Architecture:
         weighs_tokens: whether that coefficient multiplies each token's loss before the mean over
             the batch, so that it may be a vector [B].
         signed: activations may be negative; a feature is active where it is not 0.
-        batch_coupled: why the loss of a batch is not the mean of its tokens' losses, if it is not;
-            then accumulating micro-batches is not the same as one large batch.
+        batch_coupled: why accumulating micro-batches is not the same as one large batch, if it is
+            not: the loss is no mean over tokens, or it depends on how long features have not fired,
+            which SAELens counts in micro-batches. (A JumpReLU SAE's does if it has a
+            `pre_act_loss_coefficient`, which is not the default.)
         ordered: the position of a feature has a meaning (prefixes are trained to reconstruct).
     """
 
@@ -53,7 +55,14 @@ class Architecture:
         return weights | dict.fromkeys(self.biases, 0)
 
 
-_BATCH_TOPK = "its k is shared by the whole batch, so each micro-batch chooses other features"
+_DEAD = (
+    "its auxiliary loss trains dead features, and those are the ones that have not fired for "
+    "dead_feature_window micro-batches, on fewer tokens each; equal as long as no feature is dead"
+)
+_BATCH_TOPK = (
+    "its k is shared by the whole batch, so each micro-batch chooses other features; and its "
+    "auxiliary loss trains features that are dead, as counted in micro-batches"
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
@@ -71,8 +80,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             sparsity_coefficient="l0",
             weighs_tokens=True,
         ),
-        Architecture("topk"),
-        Architecture("abstopk", signed=True),
+        Architecture("topk", batch_coupled=_DEAD),
+        Architecture("abstopk", signed=True, batch_coupled=_DEAD),
         Architecture(
             "batchtopk",
             shared=frozenset({"b_dec", "topk_threshold"}),

@@ -18,6 +18,21 @@
 - `TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses, summed over the last axis.
 - `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.
 - `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json`.
+- `SAETrainer.build_train_step_log_dict(output, n_training_samples)` gives the metrics of a step.
+- `SAE.hook_z_reshaping_mode` tells whether an SAE takes heads apart and puts them together, which
+  `turn_off_forward_pass_hook_z_reshaping` and `turn_on_...` switch.
+- `ActivationsStore.from_config(model, cfg, override_dataset=...)` reads that dataset alone;
+  `get_batch_tokens(raise_at_epoch_end=True)` gives its tokens, StopIteration where it ends.
+- `ActivationsStore.get_filtered_llm_batch(raise_on_epoch_end=True)` gives activations [n, d_in] in
+  the order of the text, without excluded tokens, and raises StopIteration where the text ends.
+- `LanguageModelSAERunnerConfig.checkpoint_path` gets a random subfolder when the config is made,
+  and may be set afterwards.
+- `LanguageModelSAETrainingRunner.evaluator` is set when the runner is made and passed on by `run`;
+  its `activations_store` may be replaced, and is all the text that it reads.
+- `SyntheticSAERunner._create_evaluator()` (private) is called by `run`, on the instance.
+- `extract_stop_at_layer_from_tlens_hook_name(hook_name)` is the first layer that need not run.
+- `get_sae_training_class(architecture)` gives the classes of a training SAE and of its config.
+- the warnings that `sae_plugins.jobs` silences begin as it says.
 - on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`, at any bytecode.
 - the parameters of each architecture are those of `sae_plugins.architectures`.
 """

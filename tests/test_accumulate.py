@@ -24,8 +24,8 @@ from sae_plugins.testing import (
 )
 
 F64 = torch.float64
-UNCOUPLED = sorted(name for name in CASES if ARCHITECTURES[name].batch_coupled is None)
-COUPLED = sorted(CASES.keys() - UNCOUPLED)
+SHARED_K = ["batchtopk", "matryoshka_batchtopk"]
+"""Coupled by the choice of features; the others at most by which features are dead."""
 
 
 class Gradients(Plugin):
@@ -54,7 +54,7 @@ def train(batches: list[Tensor], architecture: str = "standard", config: Any = N
     """A trainer that has trained on `batches` with these training settings, and its gradients."""
     with plugins(Gradients, training=training):
         sae = tiny_sae(architecture, dtype=F64)
-        trainer = tiny_trainer(sae, batches, dead_feature_window=10**6, **(config or {}))
+        trainer = tiny_trainer(sae, batches, **{"dead_feature_window": 10**6, **(config or {})})
     advance(trainer, batches)
     return trainer, trainer.host.plugins[0]
 
@@ -84,25 +84,60 @@ def clipped(gradients: dict[str, Tensor], bound: float) -> dict[str, Tensor]:
     return {n: g * min(1.0, bound / (norm(gradients) + 1e-6)) for n, g in gradients.items()}
 
 
-def test_only_the_batchtopk_architectures_couple_a_batch() -> None:
-    assert COUPLED == ["batchtopk", "matryoshka_batchtopk"]
-    for name in COUPLED:
-        assert "k is shared by the whole batch" in (ARCHITECTURES[name].batch_coupled or "")
+def difference_of_micro_batches(
+    architecture: str, kill: bool, **sae_config: Any
+) -> dict[str, float]:
+    """What differs between 5 large batches and 4 accumulated micro-batches for each of them.
+
+    With `kill`, some features do not fire until they are dead; without it none ever is.
+    """
+    large = tiny_batches(steps=5, tokens=64, dtype=F64)
+    small = [part for batch in large for part in batch.split(16)]
+    trainers = []
+    for batches, accumulate in ((large, 1), (small, 4)):
+        sae = tiny_sae(architecture, dtype=F64, **sae_config)
+        tied, died = ARCHITECTURES[architecture].tied, False
+        if kill and not tied:
+            sae.W_enc.data[:, ::3] = 0
+        with plugins(Gradients, training={"accumulate": accumulate}):
+            trainer = tiny_trainer(sae, batches, dead_feature_window=2 if kill else 10**6)
+        for batch in batches:
+            advance(trainer, [batch])
+            died |= bool(trainer.dead_neurons.any())
+        assert tied or died == kill
+        trainers.append(trainer)
+    whole, parts = trainers
+    assert parts.run.updates == whole.run.updates == 5
+    (gradients,) = parts.host.plugins
+    assert gradients.at == [(4, 0), (8, 1), (12, 2), (16, 3), (20, 4)]
+    tolerance = 1e-6 if architecture == "jumprelu" else 1e-9  # its threshold is float32 always
+    return differences(
+        dict(parts.sae.named_parameters()), dict(whole.sae.named_parameters()), tolerance
+    )
 
 
 @pytest.mark.parametrize("architecture", CASES)
-def test_four_small_batches_are_one_large_batch_unless_it_is_coupled(architecture: str) -> None:
-    large = tiny_batches(steps=5, tokens=64, dtype=F64)
-    small = [part for batch in large for part in batch.split(16)]
-    whole, _ = train(large, architecture)
-    parts, gradients = train(small, architecture, accumulate=4)
-    assert parts.run.updates == whole.run.updates == 5
-    assert gradients.at == [(4, 0), (8, 1), (12, 2), (16, 3), (20, 4)]
-    tolerance = 1e-6 if architecture == "jumprelu" else 1e-9  # its threshold is float32 always
-    found = differences(
-        dict(parts.sae.named_parameters()), dict(whole.sae.named_parameters()), tolerance
-    )
-    assert bool(found) == (architecture in COUPLED), found
+def test_four_small_batches_are_one_large_batch_unless_k_is_shared(architecture: str) -> None:
+    """As long as no feature is dead."""
+    found = difference_of_micro_batches(architecture, kill=False)
+    assert bool(found) == (architecture in SHARED_K), found
+
+
+@pytest.mark.parametrize("architecture", CASES)
+def test_with_dead_features_they_are_unless_the_table_gives_a_reason(architecture: str) -> None:
+    """SAELens counts how long a feature has not fired in micro-batches."""
+    found = difference_of_micro_batches(architecture, kill=True)
+    assert bool(found) == (ARCHITECTURES[architecture].batch_coupled is not None), found
+
+
+def test_the_table_gives_the_reasons() -> None:
+    coupled = {name: row.batch_coupled for name, row in ARCHITECTURES.items() if row.batch_coupled}
+    assert coupled.keys() == {"topk", "abstopk", *SHARED_K}
+    for name, reason in coupled.items():
+        assert ("k is shared by the whole batch" in reason) == (name in SHARED_K)
+        assert "dead" in reason
+    optional = difference_of_micro_batches("jumprelu", kill=True, pre_act_loss_coefficient=0.1)
+    assert optional  # as the docstring of the table says
 
 
 @pytest.mark.parametrize("clip", [0.5, 1.0, 2.0, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -81,37 +82,62 @@ def test_the_inert_plugin_hears_every_event_of_training(tmp_path) -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations, and the bytes of the tensors that they make."""
+    """Counts operations, the bytes of the tensors that they make, and the peak of those alive."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count, self.bytes = 0, 0
+        self.count = self.bytes = self.live = self.peak = 0
+        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {id(storage) for storage in storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         self.count += 1
-        inputs = {t.data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in inputs:
-                self.bytes += tensor.nbytes
+        for storage in storages(result):
+            if id(storage) not in given and storage not in self.known:
+                self.known.add(storage)
+                self.bytes += storage.nbytes()
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.freed, storage.nbytes())
+        self.peak = max(self.peak, self.live)
         return result
+
+    def freed(self, size: int) -> None:
+        self.live -= size
+
+
+def storages(values: Any) -> list[torch.UntypedStorage]:
+    return [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+def test_the_peak_is_that_of_what_is_alive_at_once() -> None:
+    with Operations() as operations:
+        for _ in range(3):
+            a = torch.zeros(1000)
+            b = a.view(10, 100) + 1
+            del a, b
+    assert operations.bytes == 3 * 2 * 4000
+    assert operations.peak == 2 * 4000
+    assert operations.live == 0
 
 
 @pytest.mark.parametrize("architecture", CASES)
 def test_without_plugins_no_operation_and_no_byte_is_added(architecture: str) -> None:
-    def cost(context: Any) -> tuple[int, int]:
+    def cost(context: Any) -> tuple[int, int, int]:
         if context is None:
             trainer = tiny_trainer(tiny_sae(architecture))
         else:
             with context:
                 trainer = tiny_trainer(tiny_sae(architecture))
+        batches = tiny_batches(steps=4)
         with Operations() as operations:
-            advance(trainer, tiny_batches(steps=4))
-        return operations.count, operations.bytes
+            advance(trainer, batches)
+        return operations.count, operations.bytes, operations.peak
 
     plain = cost(None)
     assert cost(plugins()) == plain
-    assert cost(plugins(Observing))[0] > plain[0]  # the counter does count
+    more = cost(plugins(Observing))
+    assert all(ours > theirs for ours, theirs in zip(more, plain, strict=True))  # they do count
 
 
 class Observing(Plugin):

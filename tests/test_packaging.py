@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -166,3 +168,44 @@ def test_no_file_names_a_registry_host() -> None:
 
 def test_no_file_of_the_repository_is_too_large() -> None:
     assert [path for path in repository_files() if path.stat().st_size > LARGEST_FILE] == []
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_from_an_empty_environment(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Nothing of the repository is in reach: neither its files nor its top-level folders."""
+    venv, folder = tmp_path / "venv", tmp_path / "empty"
+    folder.mkdir()
+    python, command = venv / "bin" / "python", venv / "bin" / "sae-plugins"
+    foreign = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+
+    def run(*arguments: str | Path, code: int = 0) -> str:
+        done = subprocess.run(
+            [str(argument) for argument in arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    uv = (sys.executable, "-m", "uv")
+    run(*uv, "venv", "--quiet", "--python", sys.executable, venv)
+    assert wheel.filename is not None
+    run(*uv, "pip", "install", "--quiet", "--python", python, wheel.filename)
+    assert "No module named 'entrypoints'" in run(python, "-c", "import entrypoints", code=1)
+    assert "No module named 'eval_suites'" in run(python, "-c", "import eval_suites", code=1)
+    assert "hybrid-order" in run(command, "plugins", "list")
+    short = "--training_tokens 16384 --heldout_tokens 4096 --n_batches_in_buffer 64"
+    reorder = "--reorder.start 8 --reorder.interval 8"
+    recipe = ("--recipe", "hybrid-order-demo", "--output_path", "run")
+    run(command, "train", *recipe, *short.split(), *reorder.split())
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["training/steps"] == 32
+    assert summary["reorder/reorderings"] >= 3
+    assert summary["heldout/tokens"] >= 4096
+    load = "import sys, sae_lens; sae_lens.SAE.load_from_disk('run'); "
+    run(python, "-c", load + "assert 'sae_plugins' not in sys.modules")

@@ -9,18 +9,36 @@ import contextlib
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, IterableDataset
+from sae_lens import (
+    SAE,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    llm_sae_training_runner,
+)
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from safetensors.torch import load_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from sae_plugins import plugins, upstream
+from sae_plugins import jobs, plugins, upstream
 from sae_plugins.architectures import ARCHITECTURES, architecture_of
 from sae_plugins.testing import (
     CASES,
@@ -235,6 +253,212 @@ def test_metadata(tmp_path: Path) -> None:
         _, config = save(tmp_path)
         saved = json.loads(Path(config).read_text())
         assert saved["metadata"]["sae_plugins"] == {"plugins": [{"name": "p"}]}
+
+
+@seam("`SAETrainer.build_train_step_log_dict(output, n_training_samples)`")
+def test_the_metrics_of_a_step() -> None:
+    parameters = inspect.signature(SAETrainer.build_train_step_log_dict).parameters
+    assert list(parameters) == ["self", "output", "n_training_samples"]
+    trainer = tiny_trainer(tiny_sae("standard"))
+    (batch,) = tiny_batches(steps=1)
+    output = trainer.step(batch)
+    logged = trainer.build_train_step_log_dict(output, 7)
+    assert logged["losses/overall_loss"] == output.loss.item()
+    assert logged["details/n_training_samples"] == 7
+    ours = {"metrics/l0", "metrics/explained_variance", "sparsity/dead_features"}
+    assert logged.keys() >= {*ours, "details/current_learning_rate"}  # in summaries and figures
+
+
+@seam("`SAE.hook_z_reshaping_mode`")
+def test_reshaping_of_heads(tmp_path: Path) -> None:
+    sae = tiny_sae("standard", reshape_activations="hook_z")
+    sae.cfg.metadata.hook_name = "blocks.0.attn.hook_z"
+    assert sae.hook_z_reshaping_mode is False  # never in training
+    sae.save_inference_model(tmp_path)
+    loaded = SAE.load_from_disk(str(tmp_path))
+    heads = torch.randn(5, 2, D_IN // 2)
+    assert loaded.hook_z_reshaping_mode is True
+    expected = loaded(heads)
+    assert expected.shape == heads.shape
+    loaded.turn_off_forward_pass_hook_z_reshaping()
+    assert loaded.hook_z_reshaping_mode is False
+    torch.testing.assert_close(loaded(heads.flatten(1)), expected.flatten(1))
+    loaded.turn_on_forward_pass_hook_z_reshaping()
+    assert loaded.hook_z_reshaping_mode is True
+
+
+def text(rows: int, token: int | None = None) -> IterableDataset:
+    """`rows` documents of 16 tokens below 19, or of one token."""
+    tokens = torch.randint(19, (rows, 16)) if token is None else torch.full((rows, 16), token)
+    # iterable: what datasets 3 does with a `Dataset` of tokens needs an older torchvision
+    return Dataset.from_dict({"tokens": tokens.tolist()}).to_iterable_dataset()
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedTransformer:
+    with torch.random.fork_rng():
+        shape = {"n_layers": 2, "d_model": D_IN, "d_head": 4, "n_ctx": 16, "d_vocab": 20}
+        return HookedTransformer(HookedTransformerConfig(**shape, act_fn="relu", seed=0))
+
+
+def runner_config(**settings: Any) -> LanguageModelSAERunnerConfig[Any]:
+    return LanguageModelSAERunnerConfig(
+        sae=StandardTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
+        **{
+            "model_name": "tiny",
+            "hook_name": "blocks.0.hook_resid_post",
+            "dataset_path": "none",
+            "context_size": 16,
+            "training_tokens": 128,
+            "train_batch_size_tokens": 32,
+            "store_batch_size_prompts": 2,
+            "n_batches_in_buffer": 4,
+            "n_eval_batches": 1,
+            "prepend_bos": False,
+            "checkpoint_path": None,
+            "output_path": None,
+            "logger": LoggingConfig(log_to_wandb=False),
+            **settings,
+        },
+    )
+
+
+@seam("`ActivationsStore.from_config(model, cfg, override_dataset=...)`")
+def test_a_store_over_given_text(model: HookedTransformer) -> None:
+    dataset = text(4)
+    # the config's dataset, "none", exists nowhere
+    store = ActivationsStore.from_config(model, runner_config(), override_dataset=dataset)
+    first = torch.tensor([row["tokens"] for row in dataset][:2])
+    assert torch.equal(store.get_batch_tokens(raise_at_epoch_end=True), first)
+    store.get_batch_tokens(raise_at_epoch_end=True)
+    with pytest.raises(StopIteration):
+        store.get_batch_tokens(raise_at_epoch_end=True)
+
+
+@seam("`ActivationsStore.get_filtered_llm_batch(raise_on_epoch_end=True)`")
+def test_batches_of_a_store(model: HookedTransformer) -> None:
+    dataset = text(4)
+    excluded = int(next(iter(dataset))["tokens"][0])
+    config = runner_config(exclude_special_tokens=[excluded])
+    store = ActivationsStore.from_config(model, config, override_dataset=dataset)
+    batches = [store.get_filtered_llm_batch(raise_on_epoch_end=True) for _ in range(2)]
+    with pytest.raises(StopIteration):
+        store.get_filtered_llm_batch(raise_on_epoch_end=True)
+    tokens = torch.tensor([row["tokens"] for row in dataset])
+    _, cache = model.run_with_cache(tokens, prepend_bos=False)
+    expected = cache["blocks.0.hook_resid_post"][tokens != excluded]
+    assert expected.shape[0] < tokens.numel()
+    torch.testing.assert_close(torch.cat(batches), expected)
+
+
+@seam("`LanguageModelSAERunnerConfig.checkpoint_path` gets a random subfolder")
+def test_the_checkpoint_path(tmp_path: Path) -> None:
+    config = runner_config(checkpoint_path=str(tmp_path))
+    assert Path(config.checkpoint_path).parent == tmp_path
+    config.checkpoint_path = str(tmp_path)
+    assert config.to_sae_trainer_config().checkpoint_path == str(tmp_path)
+    assert runner_config(checkpoint_path=None).checkpoint_path is None
+
+
+@seam("`LanguageModelSAETrainingRunner.evaluator`")
+def test_the_runners_evaluator(model: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = runner_config()
+    runner = LanguageModelSAETrainingRunner(config, override_model=model, override_dataset=text(40))
+    assert type(runner.evaluator) is LLMSaeEvaluator
+    assert runner.evaluator.activations_store is runner.activations_store
+    read: list[Any] = []
+    monkeypatch.setattr(
+        llm_sae_training_runner,
+        "run_evals",
+        lambda **arguments: (read.append(arguments["activation_store"]), ({}, {}))[1],
+    )
+    other = ActivationsStore.from_config(model, config, override_dataset=text(4))
+    runner.evaluator.activations_store = other
+    runner.evaluator(runner.sae, None, ActivationScaler())
+    assert read == [other]
+    trainers: list[Any] = []
+    monkeypatch.setattr(SAETrainer, "fit", lambda self: (trainers.append(self), self.sae)[1])
+    monkeypatch.setattr(SAETrainer, "log_feature_sparsity", torch.zeros(D_SAE), raising=False)
+    runner.evaluator = evaluator = object()
+    runner.run()
+    assert trainers[0].evaluator is evaluator
+
+
+@seam("`SyntheticSAERunner._create_evaluator()`")
+def test_the_evaluator_of_synthetic_runs() -> None:
+    small = SyntheticModelConfig(num_features=12, hidden_dim=D_IN, bias=False, seed=0)
+    runner: Any = SyntheticSAERunner(
+        SyntheticSAERunnerConfig(
+            synthetic_model=small,
+            sae=StandardTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
+            training_samples=64,
+            batch_size=32,
+            eval_frequency=1,
+            eval_samples=32,
+            output_path=None,
+            checkpoint_path=None,
+            logger=LoggingConfig(log_to_wandb=False),
+        )
+    )
+    create, created = runner._create_evaluator, []
+
+    def creating() -> Any:
+        created.append(create())
+        return created[0]
+
+    runner._create_evaluator = creating
+    runner.run()
+    (evaluator,) = created
+    assert list(inspect.signature(evaluator).parameters) == [
+        "sae",
+        "data_provider",
+        "activation_scaler",
+    ]
+
+
+@seam("`extract_stop_at_layer_from_tlens_hook_name(hook_name)`")
+def test_where_a_model_may_stop() -> None:
+    assert extract_stop_at_layer_from_tlens_hook_name("blocks.3.hook_resid_post") == 4
+    assert extract_stop_at_layer_from_tlens_hook_name("hook_embed") is None
+
+
+@seam("`get_sae_training_class(architecture)`")
+@pytest.mark.parametrize("architecture", CASES)
+def test_the_registry(architecture: str) -> None:
+    sae_class, config_class = get_sae_training_class(architecture)
+    assert issubclass(sae_class, TrainingSAE)
+    assert issubclass(config_class, TrainingSAEConfig)
+    assert type(tiny_sae(architecture)) is sae_class
+    assert config_class.architecture() == architecture
+
+
+@seam("the warnings that `sae_plugins.jobs` silences")
+def test_the_silenced_warnings(model: HookedTransformer) -> None:
+    def warned(work: Callable[[], Any]) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+        return [str(warning.message).strip() for warning in caught]
+
+    def untokenised() -> None:
+        with contextlib.suppress(Exception):  # this model has no tokenizer; it warns before
+            rows = Dataset.from_dict({"text": ["a b c"]})
+            ActivationsStore.from_config(model, runner_config(), override_dataset=rows)
+
+    def short() -> None:
+        rows = text(2)
+        config = runner_config(training_tokens=10**6)
+        store = ActivationsStore.from_config(model, config, override_dataset=rows)
+        batches = store._iterate_filtered_activations()
+        next(batches), next(batches)
+
+    def with_arguments() -> None:
+        metadata = SAEMetadata(model_from_pretrained_kwargs={"center_writing_weights": False})
+        StandardTrainingSAE(StandardTrainingSAEConfig(D_IN, D_SAE, metadata=metadata))
+
+    said = [*warned(untokenised), *warned(short), *warned(with_arguments)]
+    for beginning in (*jobs._EXPECTED_WARNINGS, jobs._NEW_EPOCH):
+        assert any(message.startswith(beginning) for message in said), said
 
 
 @seam("on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`")
