@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import re
 import shutil
 import textwrap
@@ -135,6 +136,50 @@ REFUSED = {
     "sae_lens_training_version": "it is read from what is installed",
 }
 """SAELens' flags that `train` does not take, and why."""
+
+
+BOUNDS = {
+    "> 0 < inf": ("lr", "k", "lp_norm", "jumprelu_bandwidth", "jumprelu_init_threshold"),
+    ">= 0 < inf": ("lr_end", "l1_coefficient", "l0_coefficient"),
+    ">= 0 < 1": ("adam_beta1", "adam_beta2"),
+    ">= 0 <= 1": ("activations_mixing_fraction", "lr_warm_up_fraction"),
+    ">= 0 < 9223372036854775808": ("seed",),  # torch's generators take no more
+    ">= 0": (
+        *("heldout_tokens", "n_checkpoints", "lr_warm_up_steps", "lr_decay_steps"),
+        *("l1_warm_up_steps", "l0_warm_up_steps", "dead_feature_window", "eval_samples"),
+        *("eval_frequency",),
+    ),
+    ">= 1": (
+        *("training_tokens", "train_batch_size_tokens", "d_in", "d_sae", "context_size"),
+        *("store_batch_size_prompts", "n_batches_in_buffer", "n_batches_for_norm_estimate"),
+        *("n_restart_cycles", "feature_sampling_window", "max_iterations", "n_eval_batches"),
+        *("eval_batch_size_prompts", "wandb_log_frequency", "eval_every_n_wandb_logs"),
+    ),
+}
+"""What values of flags must be; SAELens takes others, and fails on them in the midst of things."""
+
+_COMPARISONS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    ">": ("greater than", operator.gt),
+    ">=": ("at least", operator.ge),
+    "<": ("less than", operator.lt),
+    "<=": ("at most", operator.le),
+}
+
+
+def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
+    return zip(words[::2], words[1::2], strict=True)
+
+
+def check_bounds(values: Mapping[str, Any]) -> None:
+    """Refuse values out of their bounds; a `UsageError` names the first."""
+    for bounds, names in BOUNDS.items():
+        words = bounds.split()
+        limits = [(*_COMPARISONS[sign], end) for sign, end in _pairs(words)]
+        for name in names:
+            value = values.get(name)
+            if value is not None and not all(fits(value, float(end)) for _, fits, end in limits):
+                wanted = " and ".join(f"{word} {end}" for word, _, end in limits if end != "inf")
+                raise UsageError(f"--{name} {value}: it must be {wanted}")
 
 
 SYNTHETIC_NAMES = {

@@ -12,6 +12,7 @@ from sae_plugins.entrypoints.flags import (
     Flag,
     UsageError,
     all_flags,
+    check_bounds,
     convert,
     unknown_flag,
 )
@@ -169,6 +170,11 @@ def settle(flags: Mapping[str, Any]) -> Settings:
     recorder = any(key.startswith("recorder.") for key in (*recipe, *flags))
     chosen = choice.chosen_plugins(names, without, recorder=recorder)
     options = choice.merged_options(recipe, flags, chosen)
+    if "output_path" in options.get("recorder", {}):
+        raise UsageError(
+            "--recorder.output_path: here the recorder writes into the run's folder, which is "
+            "--output_path"
+        )
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TRAINING}
     plan = choice.resolve_plan(
         names, without, options, training, _flags_only(recipe) | _flags_only(flags)
@@ -177,6 +183,8 @@ def settle(flags: Mapping[str, Any]) -> Settings:
     values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
     settings = Settings(values, names, without, options, plan, notes)
     _check_architecture(settings)
+    _check_code(settings)
+    check_bounds(values)
     _settle_schedule(settings)
     return settings
 
@@ -305,9 +313,6 @@ def _check_architecture(settings: Settings) -> None:
 
 def _settle_schedule(settings: Settings) -> None:
     """Turn the warm-up's share into steps, and check that the schedule fits into the run."""
-    for name in ("training_tokens", "train_batch_size_tokens"):
-        if settings.get(name) < 1:
-            raise UsageError(f"--{name} must be at least 1, not {settings.get(name)}")
     total = settings.total_steps
     if total < 1:
         raise UsageError(
@@ -316,12 +321,28 @@ def _settle_schedule(settings: Settings) -> None:
         )
     fraction = settings.values.pop("lr_warm_up_fraction", None)
     if fraction is not None:
-        if not 0 <= fraction <= 1:
-            raise UsageError(f"--lr_warm_up_fraction {fraction} must be between 0 and 1")
         settings.values["lr_warm_up_steps"] = round(fraction * total)
     warm_up, decay = settings.get("lr_warm_up_steps"), settings.get("lr_decay_steps")
-    if warm_up + decay > total:
+    scheduler, lr, lr_end = (settings.get(n) for n in ("lr_scheduler_name", "lr", "lr_end"))
+    needed = {"constant": 0, "cosineannealing": 1}.get(scheduler, settings.get("n_restart_cycles"))
+    if warm_up + decay + needed > total:
         raise UsageError(
             f"--lr_warm_up_steps {warm_up} and --lr_decay_steps {decay} do not fit into the run's "
-            f"{total} steps: lower them, or raise --training_tokens"
+            f"{total} steps{f', of which {scheduler} needs {needed}' if needed else ''}: lower "
+            "them, or raise --training_tokens"
         )
+    if decay and scheduler != "constant" and lr_end is not None and not 0 < lr_end <= lr:
+        raise UsageError(
+            f"--lr_decay_steps {decay} decays from --lr_end {lr_end}, which must be greater than 0 "
+            f"and at most --lr {lr}"
+        )
+
+
+def _check_code(settings: Settings) -> None:
+    """Refuse to run code that comes with a model, whoever asks for it."""
+    for name in ("model_from_pretrained_kwargs", "model_kwargs"):
+        if "trust_remote_code" in str(settings.get(name)):
+            raise UsageError(
+                f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
+                "comes with a model"
+            )

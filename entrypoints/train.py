@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _FLOAT32_BYTES = 4
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """The errors of a disk that takes nothing more; others come from data that cannot be read."""
+_OF_TORCH_SAVE = "inline_container"
+"""Part of what `torch.save` says when its file takes nothing more."""
 
 
 class TrainingFailed(UsageError):
@@ -48,9 +51,31 @@ def main(arguments: Sequence[str]) -> int:
             settings.names, settings.model_name, settings.architecture, settings.get("seed")
         )
         folder = RunFolder(Path(settings.get("output_path") or default).expanduser())
+        _check_checkpoints(settings, folder)
         folder.check(bool(settings.get("overwrite")))
-    _train(settings, folder)
+    try:
+        _train(settings, folder)
+    finally:
+        folder.release()
     return 0
+
+
+def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
+    """Refuse to write over another run's checkpoints, or to move those to resume from."""
+    resumed = settings.get("resume_from_checkpoint")
+    if resumed and folder.unfinished.resolve() in Path(resumed).resolve().parents:
+        raise UsageError(
+            f"--resume_from_checkpoint {resumed} is in the folder that this run would write into: "
+            "choose another --output_path"
+        )
+    path = settings.get("checkpoint_path")
+    if not path or resumed or settings.get("overwrite") or not Path(path).exists():
+        return
+    if not Path(path).is_dir() or any(Path(path).iterdir()):
+        raise UsageError(
+            f"--checkpoint_path {path} is not empty: choose another folder, or --overwrite to "
+            "replace the checkpoints in it"
+        )
 
 
 def _options_of(given: Mapping[str, Any]) -> list[str]:
@@ -75,11 +100,13 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         with _plugin_errors(UsageError):
             print(f"loading {settings.model_name} ...", flush=True)
             job = _job(settings)
-            folder.check_space(_bytes_on_disk(job))
+            folder.check_space(_bytes_on_disk(settings, job))
             _print_plan(settings, job, folder)
-            unfinished = folder.start(_recipe(settings, job))
-        found = _fit(settings, job, folder, unfinished)
+            recipe = _recipe(settings, job)
         with _disk_errors(folder):
+            unfinished = folder.start(recipe)
+        found = _fit(settings, job, folder, unfinished)
+        with _plugin_errors(TrainingFailed):
             folder.finish()
     except BaseException:
         left = folder.abandon()
@@ -106,6 +133,7 @@ def _job(settings: Settings) -> Job:
 
 def _fit(settings: Settings, job: Job, folder: RunFolder, unfinished: Path) -> dict[str, float]:
     import sae_plugins
+    from sae_plugins import recorder
     from sae_plugins.jobs import signals_kept
     from sae_plugins.upstream import interruption
 
@@ -128,24 +156,28 @@ def _fit(settings: Settings, job: Job, folder: RunFolder, unfinished: Path) -> d
                 return run()
     except interruption() as error:
         raise KeyboardInterrupt from error
+    finally:
+        recorder.release(unfinished)
 
 
 @contextmanager
-def _disk_errors(folder: RunFolder) -> Iterator[None]:
-    """Name the file that could not be written."""
+def _disk_errors(folder: RunFolder, state: str = "") -> Iterator[None]:
+    """Name the file that could not be written, and the state that the folder is in."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _OF_TORCH_SAVE not in str(error):
+            raise
         if isinstance(error, OSError) and error.errno not in _OF_WRITING:
             raise TrainingFailed(f"training stopped: {type(error).__name__}: {error}") from error
         file = getattr(error, "filename", None) or folder.being_saved()
-        raise TrainingFailed(
-            f"{file} could not be written: {_reason(error)}. Nothing of an earlier run in "
-            f"{folder.path} was changed; make room, or choose another --output_path, and train "
-            "again"
-        ) from error
+        state = state or (
+            f"Nothing of an earlier run in {folder.path} was changed; make room, or choose another "
+            "--output_path, and train again"
+        )
+        raise TrainingFailed(f"{file} could not be written: {_reason(error)}. {state}") from error
 
 
 @contextmanager
@@ -163,13 +195,19 @@ def _wandb_errors() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
+    if _OF_TORCH_SAVE in text:
+        return "the disk may be full"  # torch does not say why
     return "no space left on the disk" if "space left" in text.lower() else text
 
 
-def _bytes_on_disk(job: Job) -> int:
-    """What the SAE takes, twice over: a plugin's export edits a copy."""
+def _bytes_on_disk(settings: Settings, job: Job) -> int:
+    """What the SAE takes, twice over, and its checkpoints: a plugin's export edits a copy."""
     config = job.sae_config
-    return int(2 * _FLOAT32_BYTES * config.d_sae * (2 * config.d_in + 3))
+    checkpoints = 0
+    if not settings.get("checkpoint_path"):  # which may be another disk
+        checkpoints = settings.get("n_checkpoints") + bool(settings.get("save_final_checkpoint"))
+    copies = 2 + 3 * checkpoints  # Adam has two moments of every weight
+    return int(copies * _FLOAT32_BYTES * config.d_sae * (2 * config.d_in + 3))
 
 
 def _recipe(settings: Settings, job: Job) -> dict[str, Any]:
@@ -246,8 +284,12 @@ def _summary(
     with quiet():
         sae: SAE[Any] = SAE.load_from_disk(str(folder.path), device=job.sae_config.device)
     heldout = {f"heldout/{name}": value for name, value in job.heldout(sae).items()}
-    summary = {**heldout, **found, **training, "run/seconds": round(seconds, 1)}
-    with _disk_errors(folder):
-        write(folder.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    values = {**heldout, **found, **training, "run/seconds": round(seconds, 1)}
+    summary = {  # JSON has no NaN
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    with _disk_errors(folder, f"The trained SAE is in {folder.path}"):
+        write(folder.path / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
         recorded.unlink(missing_ok=True)
     return summary

@@ -25,10 +25,10 @@ from sae_plugins.runs import CHECKPOINTS
 D_SAE_PER_D_IN = 4
 _EXPECTED_WARNINGS = (
     "Dataset is not tokenized",
-    "The training dataset contains fewer samples",
-    "All samples in the training dataset",
+    "The training dataset contains fewer samples",  # compares documents with tokens
     "This SAE has non-empty model_from_pretrained_kwargs",
 )
+_NEW_EPOCH = "All samples in the training dataset"
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,16 @@ def sae_config(settings: JobSettings, d_in: int) -> Any:
         raise PluginError(f"--k {k}: {settings.architecture} SAEs need a whole number")
     _, config_class = get_sae_training_class(settings.architecture)
     with settings_accepted():
-        return config_class(
+        config: Any = config_class(
             d_in=d_in,
             d_sae=d_sae,
             device=settings.device,
             dtype=settings.runner.get("dtype", "float32"),
             **fields,
         )
+    if hasattr(config, "k") and config.k > d_sae:
+        raise PluginError(f"--k {config.k} must be at most the --d_sae {d_sae}")
+    return config
 
 
 def defaults_of(*configs: Any) -> dict[str, Any]:
@@ -231,14 +234,18 @@ def signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep SAELens from announcing what its caller arranged: our model, our text, no tokens."""
+def quiet(repeats: bool = True) -> Iterator[None]:
+    """Keep SAELens from announcing what its caller arranged: our model, our text, no tokens.
+
+    Args:
+        repeats: also that the text begins anew, which is news about a dataset of the user's.
+    """
     logger = logging.getLogger("sae_lens")
     level = logger.level
     logger.setLevel(max(level, logging.ERROR))
     try:
         with warnings.catch_warnings():
-            for start in _EXPECTED_WARNINGS:
+            for start in (*_EXPECTED_WARNINGS, *([_NEW_EPOCH] if repeats else [])):
                 warnings.filterwarnings("ignore", message=rf"\s*{start}")
             yield
     finally:

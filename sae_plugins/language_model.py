@@ -57,9 +57,11 @@ class LanguageModelJob:
         check_sources(settings)
         self.settings = settings
         self.model = load_model(settings)
+        check_context_size(self.model, settings)
         self.sae_config = sae_config(settings, activation_size(self.model, settings))
         self.config(None)
         self.text = load_text(settings, self.model)
+        self.check_heldout()
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
@@ -102,7 +104,7 @@ class LanguageModelJob:
                 runner.evaluator = isolated(runner.evaluator)
 
         def run() -> dict[str, float]:
-            with quiet():
+            with quiet(repeats=not self.settings.runner.get("dataset_path")):
                 runner.run()
             return {}
 
@@ -115,6 +117,21 @@ class LanguageModelJob:
         with quiet(), isolated_random_state():
             store = self.heldout_store(self.config(None))
             return heldout_metrics(sae, store, self.settings.heldout_tokens)
+
+    def check_heldout(self) -> None:
+        """Refuse held-out text that is less than the one batch that scoring starts with."""
+        if self.text.heldout is None:
+            return
+        config = self.config(None)
+        with settings_accepted(), quiet(), isolated_random_state():
+            try:
+                self.heldout_store(config).get_batch_tokens(raise_at_epoch_end=True)
+            except StopIteration:
+                raise PluginError(
+                    f"the held-out text is less than --store_batch_size_prompts "
+                    f"{config.store_batch_size_prompts} prompts of --context_size "
+                    f"{config.context_size} tokens: lower them, or set --heldout_tokens 0"
+                ) from None
 
     def heldout_store(self, config: Any) -> ActivationsStore:
         """A store of its own over the held-out text."""
@@ -168,6 +185,16 @@ def load_model(settings: JobSettings) -> Any:
             _near_models(name) or f" ({type(error).__name__}: {error}".splitlines()[0][:300] + ")"
         )
         raise PluginError(f"--model_name {name} cannot be loaded as a {kind}{reason}") from error
+
+
+def check_context_size(model: Any, settings: JobSettings) -> None:
+    """Refuse prompts that are longer than the model's."""
+    size = settings.runner.get("context_size", 128)
+    limit = getattr(getattr(model, "cfg", None), "n_ctx", None)  # of TransformerLens models
+    if limit is not None and size > limit:
+        raise PluginError(
+            f"--context_size {size} is too large: {settings.model_name} reads {limit} tokens"
+        )
 
 
 def _near_models(name: str) -> str:

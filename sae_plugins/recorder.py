@@ -42,6 +42,12 @@ _SUMMARY_METRICS = {
 _taken: weakref.WeakValueDictionary[Path, Recorder] = weakref.WeakValueDictionary()
 
 
+def release(folder: Path) -> None:
+    """Free the names in a folder whose run has ended; one that failed may live on in a cycle."""
+    for path in [path for path in _taken if path.parent == folder.resolve()]:
+        _taken.pop(path, None)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, without an unfinished last line."""
     lines = path.read_text().splitlines(keepends=True)

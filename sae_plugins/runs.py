@@ -2,11 +2,13 @@
 
 A run writes into `unfinished/` inside its folder, and moves everything to its place when the SAE
 is saved: what an earlier run left stays whole until then, and a full disk costs nothing of it.
-`unfinished/` stays behind only when a run fails, for its `metrics.jsonl`.
+`unfinished/` stays behind only when a run fails, for its `metrics.jsonl`; the next run into the
+folder renames it to `unfinished-1`. A run locks its folder, so that two never share one.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,6 +23,7 @@ from typing import Any
 from sae_plugins.plugin import PluginError
 
 WEIGHTS = "sae_weights.safetensors"
+CONFIG = "cfg.json"
 RUNNER_CONFIG = "runner_cfg.json"
 SYNTHETIC_RUNNER_CONFIG = "runner_config.json"
 RECIPE = "run.yaml"
@@ -34,7 +37,7 @@ _CHECKPOINT_FILES = (
     "activation_scaler.json",
     "activations_store_state.safetensors",
 )
-_SAE_FILES = (WEIGHTS, "cfg.json", "sparsity.safetensors", RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG)
+_SAE_FILES = (WEIGHTS, "sparsity.safetensors", RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG)
 _FILES = (*_SAE_FILES, RECIPE, SUMMARY, "eval_stats.json")
 _PATTERNS = (
     *_FILES,
@@ -81,9 +84,11 @@ class RunFolder:
         """Name the folder; nothing happens yet."""
         self.path = path
         self.unfinished = path / UNFINISHED
+        self._lock: int | None = None
+        self._started = self._moving = False
 
     def check(self, overwrite: bool) -> None:
-        """Refuse a folder that is taken or cannot be written to; make it if it does not exist.
+        """Refuse a folder that is taken or cannot be written to; make and lock it otherwise.
 
         Raises:
             PluginError: what is wrong, and what to do about it.
@@ -91,7 +96,19 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise PluginError(f"--output_path {self.path} is a file; name a folder")
         try:
-            taken = self._taken() if self.path.is_dir() else []
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
+        self._take_lock()
+        try:
+            self._check_contents(overwrite)
+        except PluginError:
+            self.release()
+            raise
+
+    def _check_contents(self, overwrite: bool) -> None:
+        try:
+            taken = self._taken()
         except OSError as error:
             raise PluginError(f"--output_path {self.path} cannot be read: {_why(error)}") from error
         if taken and not overwrite:
@@ -101,20 +118,46 @@ class RunFolder:
                 "replace the run in it (other files stay)"
             )
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.path):
                 pass
         except OSError as error:
+            raise self._not_writable(error) from error
+
+    def _not_writable(self, error: OSError) -> PluginError:
+        return PluginError(f"--output_path {self.path} cannot be written to: {_why(error)}")
+
+    def _take_lock(self) -> None:
+        """Lock the folder until `release` or the end of the process, where that is possible."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has none
+            return
+        try:
+            self._lock = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
             raise PluginError(
-                f"--output_path {self.path} cannot be written to: {_why(error)}"
+                f"--output_path {self.path}: another run is writing into it; choose another folder"
             ) from error
+        except OSError:  # some network disks know no locks
+            self.release()
+
+    def release(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _taken(self) -> list[str]:
-        """Names in the folder, less those of a run that failed without leaving a checkpoint."""
-        names = sorted(entry.name for entry in self.path.iterdir())
-        if UNFINISHED in names and not (self.unfinished / CHECKPOINTS).exists():
-            names.remove(UNFINISHED)
-        return names
+        """Names in the folder, less those of failed runs that left no checkpoint and no SAE."""
+        return sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if not re.fullmatch(rf"{UNFINISHED}(-\d+)?", entry.name)
+            or (entry / CHECKPOINTS).exists()
+            or _is_saved(entry)
+        )
 
     def check_space(self, needed: int) -> None:
         """Refuse a disk that has no room for `needed` bytes; a `PluginError` names both numbers."""
@@ -127,23 +170,50 @@ class RunFolder:
 
     def start(self, recipe: Mapping[str, Any]) -> Path:
         """Make an empty `unfinished/` with `run.yaml` in it, and return it."""
-        _remove(self.unfinished, _PATTERNS)
-        self.unfinished.mkdir(exist_ok=True)
+        if self.unfinished.exists() and not _remove_if_empty(self.unfinished):
+            names = (self.path / f"{UNFINISHED}-{number}" for number in itertools.count(1))
+            self.unfinished.rename(next(name for name in names if not name.exists()))
+        self.unfinished.mkdir()
+        self._started = True
         write(self.unfinished / RECIPE, _yaml(recipe))
         return self.unfinished
 
     def finish(self) -> None:
-        """Move everything out of `unfinished/`, in place of an earlier run's files."""
+        """Move everything out of `unfinished/`, in place of an earlier run's files.
+
+        Raises:
+            PluginError: that failed; no file that the run wrote is lost.
+        """
+        try:
+            places = self._places()
+        except OSError as error:
+            raise PluginError(
+                f"the trained SAE could not be moved to {self.path}, where nothing was changed: "
+                f"{error}"
+            ) from error
+        self._moving = True
+        try:
+            for file, place in places.items():
+                os.replace(file, place)
+            _remove(self.path, _IN_PLACE, but=places.values())
+            shutil.rmtree(self.unfinished)  # its folders; the files are gone
+        except OSError as error:
+            raise PluginError(f"moving the trained SAE to {self.path} failed: {error}") from error
+
+    def _places(self) -> dict[Path, Path]:
+        """Where each file goes, `cfg.json` last; makes the folders, and checks what can be."""
         for config in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
             if (self.unfinished / config).exists():
                 self._correct_paths(self.unfinished / config)
         files = [file for file in sorted(self.unfinished.rglob("*")) if not file.is_dir()]
-        places = [self.path / file.relative_to(self.unfinished) for file in files]
-        for file, place in zip(files, places, strict=True):
+        last = [self.unfinished / name for name in _SAE_FILES]
+        files.sort(key=lambda file: last.index(file) if file in last else -1)
+        places = {file: self.path / file.relative_to(self.unfinished) for file in files}
+        for place in places.values():
             place.parent.mkdir(exist_ok=True, parents=True)
-            os.replace(file, place)
-        _remove(self.path, _IN_PLACE, but=places)
-        shutil.rmtree(self.unfinished)  # its folders; the files are gone
+            if place.is_dir():
+                raise IsADirectoryError(f"{place} is a folder")
+        return places
 
     def _correct_paths(self, config: Path) -> None:
         """SAELens notes where it wrote; the files are about to move."""
@@ -155,6 +225,14 @@ class RunFolder:
 
     def abandon(self) -> str | None:
         """Remove what a failed run saved only in part; say where the rest is, if anything is."""
+        if not self._started:
+            _remove_if_empty(self.path)
+            return None
+        if self._moving:
+            rest = f", but for what is still in {self.unfinished}"
+            return f"the trained SAE is in {self.path}{rest if self.unfinished.exists() else ''}"
+        if _is_saved(self.unfinished):
+            return f"the trained SAE is in {self.unfinished}"
         _remove(self.unfinished, (*_SAE_FILES, "eval_stats.json", "*.partial"))
         records = list(_matching(self.unfinished, ("metrics*.jsonl", f"{CHECKPOINTS}/*/*")))
         if not any(record.stat().st_size for record in records):
@@ -165,9 +243,19 @@ class RunFolder:
         return f"what the run recorded until then is in {self.unfinished}"
 
     def being_saved(self) -> Path:
-        """The tensors that SAELens was saving: the weights come before `cfg.json`."""
-        weights_are_saved = (self.unfinished / "cfg.json").exists()
-        return self.unfinished / ("sparsity.safetensors" if weights_are_saved else WEIGHTS)
+        """The tensors that were being saved: those of the newest file, else the weights."""
+        files = [*self.unfinished.rglob("*.safetensors"), *self.unfinished.rglob("*.pt")]
+        newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+        return newest or self.unfinished / WEIGHTS
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether a whole SAE is in the folder: `cfg.json` is written after the weights."""
+    try:
+        json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / WEIGHTS).is_file()
 
 
 def write(path: Path, text: str) -> None:

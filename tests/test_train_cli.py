@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -246,6 +245,12 @@ def test_a_dataset_that_is_too_small(folder: Path, capsys: pytest.CaptureFixture
     assert not Path("run").exists()
 
 
+def test_text_that_is_read_twice_is_news():
+    rows("train").select(range(60)).save_to_disk("data")
+    with pytest.warns(UserWarning, match="beginning new epoch"):
+        train("run", "--dataset_path", "data")
+
+
 # -- what goes wrong when the model is there ---------------------------------------------------
 
 
@@ -260,7 +265,13 @@ def test_a_dataset_that_is_too_small(folder: Path, capsys: pytest.CaptureFixture
         ("--n_batches_in_buffer 1", "must hold the --train_batch_size_tokens 64"),
         ("--architecture topk --k 3.5", "need a whole number"),
         ("--seqpos_slice 3 2 0", "SAELens refuses these settings: Ensure the step_size"),
-        ("--context_size 128", "pretokenized dataset has context_size 16"),
+        (
+            "--context_size 128",
+            "--context_size 128 is too large: sae-plugins-world reads 16 tokens",
+        ),
+        ("--architecture topk --k 10000", "--k 10000 must be at most the --d_sae 32"),
+        ("--store_batch_size_prompts 8192", "the held-out text is less than"),
+        ("--n_checkpoints 1000000000", "TB of disk, and"),
         ("--d_sae 999999999", "GB are free: make room"),
         ("--model_name tiny --hook_name x", "--model_name tiny needs --dataset_path"),
         ("--model_name tiny --dataset_path x", "--model_name tiny needs --hook_name"),
@@ -304,9 +315,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(capsys: pytest.CaptureFixture[s
     assert "the loss is not finite since step" in said.err
     assert "recorded until then is in run/unfinished" in said.out
     assert files(run) == {"unfinished/metrics.jsonl", "unfinished/run.yaml"}
-    gc.collect()  # the recorder of the failed run, or the next one shares its folder with it
-    train("run")  # what a failed run left is no reason to refuse
-    assert files(run) == FILES
+    train("run")  # what a failed run left is no reason to refuse, and stays
+    assert files(run) == {*FILES, "unfinished-1/metrics.jsonl", "unfinished-1/run.yaml"}
 
 
 def test_resuming_with_plugins_is_refused(capsys: pytest.CaptureFixture[str]):
@@ -356,6 +366,109 @@ def test_a_full_disk_costs_nothing_of_an_earlier_run(
     assert "no space left on the disk" in said.err
     assert {name: (run / name).read_bytes() for name in FILES} == before
     assert not (run / "unfinished" / "sae_weights.safetensors").exists()
+
+
+def test_a_full_disk_while_a_checkpoint_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 448 vs 342")
+
+    monkeypatch.setattr(torch, "save", full)
+    train("run", "--n_checkpoints", "1", code=1)
+    assert "could not be written: the disk may be full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_fails_after_the_sae_is_saved_does_not_cost_it(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from sae_lens import LanguageModelSAETrainingRunner as Runner
+
+    save = Runner.save_final_sae
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        raise error("wandb, for example")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "save_final_sae", failing)
+        if error is RuntimeError:
+            with pytest.raises(RuntimeError):
+                train("run")
+        else:
+            train("run", code=130)
+    assert "the trained SAE is in run/unfinished" in capsys.readouterr().out
+    SAE.load_from_disk("run/unfinished")
+    train("run", code=2)
+    assert "run is not empty (it holds unfinished)" in capsys.readouterr().err
+    train("run", "--overwrite")
+    SAE.load_from_disk("run/unfinished-1")
+
+
+def test_a_run_that_cannot_be_moved_into_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from sae_plugins import runs
+
+    run = train("run")
+    before = {name: (run / name).read_bytes() for name in FILES}
+    (run / "figures").rename(run / "pictures")
+    (run / "figures").write_text("in the way")
+    train("run", "--overwrite", "--seed", "1", code=1)
+    said = capsys.readouterr()
+    assert "could not be moved to run, where nothing was changed" in said.err
+    assert "the trained SAE is in run/unfinished" in said.out
+    for name, contents in before.items():
+        assert (run / name.replace("figures", "pictures")).read_bytes() == contents
+    SAE.load_from_disk("run/unfinished")
+
+    (run / "figures").unlink()
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target) == run / "cfg.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(runs.os, "replace", full)
+    train("run", "--overwrite", "--seed", "1", code=1)
+    said = capsys.readouterr()
+    assert "moving the trained SAE to run failed" in said.err
+    assert "the trained SAE is in run, but for what is still in run/unfinished" in said.out
+    assert {path.name for path in (run / "unfinished").iterdir()} >= {"cfg.json"}
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(capsys: pytest.CaptureFixture[str]):
+    from sae_plugins.plugin import PluginError
+    from sae_plugins.runs import RunFolder
+
+    first = RunFolder(Path("run"))
+    first.check(overwrite=False)
+    first.start({})
+    train("run", "--overwrite", code=2)
+    assert "run: another run is writing into it" in capsys.readouterr().err
+    assert Path("run/unfinished/run.yaml").is_file()
+    with pytest.raises(PluginError, match="another run"):
+        RunFolder(Path("run")).check(overwrite=False)
+    first.release()
+    RunFolder(Path("run")).check(overwrite=False)
+
+
+def test_another_run_s_checkpoints_are_not_overwritten(capsys: pytest.CaptureFixture[str]):
+    own = ("--checkpoint_path", "own", "--n_checkpoints", "1")
+    train("run", *own)
+    assert list(Path("own").glob("*/trainer_state.pt"))
+    train("other", *own, code=2)
+    assert "--checkpoint_path own is not empty" in capsys.readouterr().err
+    train("other", *own, "--overwrite")
+
+
+def test_what_is_not_a_number_is_null(monkeypatch: pytest.MonkeyPatch):
+    from sae_plugins import language_model
+
+    monkeypatch.setattr(language_model, "heldout_metrics", lambda *_: {"mse": float("nan")})
+    assert summary(train("run"))["heldout/mse"] is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
