@@ -375,10 +375,10 @@ Train a sparse autoencoder with plugins, on any SAELens architecture. With no --
 trains offline on the embedded world, a small language model that comes with the package.
 
 examples:
-  sae-plugins train --plugin hybrid-order
-  sae-plugins train --plugin hybrid-order --reorder.interval 250 --without input-norm-l1
+  sae-plugins train --recipe hybrid-order-demo
+  sae-plugins train --recipe hybrid-order-demo --reorder.interval 50 --without input-norm-l1
   sae-plugins train --recipe hybrid-order-demo --seed 1 --output_path runs/demo-1
-  sae-plugins train --plugin reorder --model_name synthetic:toy --architecture batchtopk --k 8
+  sae-plugins train --plugin reorder --reorder.start 200 --model_name synthetic:toy
   sae-plugins train --recipe runs/demo-1/run.yaml --output_path runs/again   # the same, bitwise
   sae-plugins train --plugin hybrid-order --model_name gpt2 --hook_name blocks.6.hook_resid_post \\
       --dataset_path NeelNanda/pile-10k --d_sae 6144 --training_tokens 10_000_000

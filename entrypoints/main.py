@@ -11,7 +11,7 @@ from sae_plugins.entrypoints.flags import UsageError
 _DESCRIPTION = "Train sparse autoencoders with plugins, on SAELens."
 _EXAMPLES = """\
 examples:
-  sae-plugins train --plugin hybrid-order      train offline, on the embedded world
+  sae-plugins train --recipe hybrid-order-demo train offline, on the embedded world
   sae-plugins train --help                     all flags, SAELens' own included
   sae-plugins plugins list                     the installed plugins and methods
   sae-plugins plugins show hybrid-order        options, settings and the paper's tables
