@@ -56,7 +56,7 @@ def chosen_plugins(
 
 
 def left_out(names: list[str], without: list[str]) -> list[str]:
-    """What to leave out of `_selected`, which does not add a guard that is not wanted."""
+    """What to leave out of `selected`, which does not add a guard that is not wanted."""
     return [name for name in without if name != "nan-guard" or name in names]
 
 

@@ -49,17 +49,19 @@ def plugins(
     built = False
 
     class Bound(PluginTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            nonlocal built
-            built = True
-            super().__init__(*args, **kwargs)
+        pass
+
+    def bound() -> type[PluginTrainer]:
+        nonlocal built
+        built = True
+        return Bound
 
     Bound.plan, Bound.seed = plan, 0 if seed is None else seed
     if seed is not None:
         seed_everything(seed)
     order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
     logger.info("plugins, in order: %s", order or "none")
-    with trainer_class(lambda: Bound):
+    with trainer_class(bound):
         yield plan
     if plan.plugins and not built:
         logger.warning(

@@ -143,14 +143,12 @@ def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Pl
     methods = [selected for selected in loaded if issubclass(selected, Method)]
     if len(set(methods)) < len(methods):
         raise PluginError(f"a method is chosen twice: {', '.join(m.name for m in methods)}")
-    bundled = {
-        method: [_load_plugin(name, f"method {method.name!r}") for name in method.mechanisms]
-        for method in methods
-    }
     mechanisms: list[type[Plugin]] = []
     for selected in loaded:
         if issubclass(selected, Method):
-            mechanisms += [plugin for plugin in bundled[selected] if plugin not in mechanisms]
+            wanted_by = f"method {selected.name!r}"
+            bundle = [_load_plugin(name, wanted_by) for name in selected.mechanisms]
+            mechanisms += [plugin for plugin in bundle if plugin not in mechanisms]
         elif selected not in mechanisms or loaded.count(selected) > 1:
             mechanisms.append(selected)  # unless a method has brought it
     return methods, mechanisms
