@@ -106,6 +106,7 @@ def our_flags() -> dict[str, Flag]:
         Flag("seed", "int", "orders the data, draws the weights, feeds every plugin", 42, "run"),
         Flag("output_path", "str | none", "folder of the run (default: in runs/)", group="run"),
         Flag("overwrite", "bool", "replace an earlier run in that folder", False, "run"),
+        Flag("resume", "str | none", "folder of an unfinished run: go on with it", group="run"),
         Flag("heldout_tokens", "int", "held-out tokens that score the SAE; 0: none", 50_000, "run"),
         Flag("accumulate", "int", "batches whose mean gradient makes one update", 1, "training"),
         Flag("clip", "float | none", "bound of the gradient's norm", 1.0, "training"),
@@ -124,6 +125,25 @@ def our_flags() -> dict[str, Flag]:
             "--lr_warm_up_steps as a share of the run's steps",
             None,
             "training",
+        ),
+        Flag(
+            "checkpoint_every",
+            "str",
+            "how often the run is saved so that --resume can go on with it: 500 (steps) or 10min; "
+            "0: only when it is interrupted",
+            "10min",
+            "resuming",
+        ),
+        Flag("keep_checkpoints", "int", "how many of the newest stay", 2, "resuming"),
+        Flag(
+            "resume_buffer",
+            "choice",
+            "exact: checkpoints hold the activations that wait in SAELens' buffer (2.4 GB for "
+            "Gemma-2-2B and 2048 contexts), and a resumed run is bitwise the same; refill: they "
+            "do not, and a resumed run fills its buffer with new text: another run",
+            "exact",
+            "resuming",
+            ("exact", "refill"),
         ),
     )
     return {flag.name: flag for flag in flags}
@@ -150,6 +170,7 @@ BOUNDS = {
         *("eval_frequency",),
     ),
     ">= 1": (
+        "keep_checkpoints",
         *("training_tokens", "train_batch_size_tokens", "d_in", "d_sae", "context_size"),
         *("store_batch_size_prompts", "n_batches_in_buffer", "n_batches_for_norm_estimate"),
         *("n_restart_cycles", "feature_sampling_window", "max_iterations", "n_eval_batches"),
@@ -180,7 +201,14 @@ def check_bounds(values: Mapping[str, Any]) -> None:
             if value is not None and not all(fits(value, float(end)) for _, fits, end in limits):
                 wanted = " and ".join(f"{word} {end}" for word, _, end in limits if end != "inf")
                 raise UsageError(f"--{name} {value}: it must be {wanted}")
+    for name, value in values.items():
+        limit = _GREATEST.get(type(value))
+        if limit is not None and not abs(value) <= limit:
+            raise UsageError(f"--{name} {value}: it must be at most {limit:.2g}, and a number")
 
+
+_GREATEST = {int: 2**63 - 1, float: 3.4028234663852886e38}
+"""What torch's whole numbers and its float32 hold."""
 
 SYNTHETIC_NAMES = {
     "training_tokens": "training_samples",
@@ -249,7 +277,7 @@ def convert(flag: Flag, value: Any, where: str = "") -> Any:
     """
     if isinstance(value, dict) and "dict" in flag.alternatives:
         return value
-    text = _as_text(value)
+    text = as_text(value)
     try:
         return _read_as(flag.alternatives, flag.choices, text)
     except ValueError:
@@ -260,10 +288,10 @@ def convert(flag: Flag, value: Any, where: str = "") -> Any:
         raise UsageError(f"{where}--{flag.name} {text!r}: {wanted}") from None
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """YAML's value as the command line would have it."""
     if isinstance(value, (list, tuple)):
-        return " ".join(_as_text(item) for item in value)
+        return " ".join(as_text(item) for item in value)
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return str(value)
@@ -380,9 +408,11 @@ examples:
   sae-plugins train --recipe hybrid-order-demo --seed 1 --output_path runs/demo-1
   sae-plugins train --plugin reorder --reorder.start 200 --model_name synthetic:toy
   sae-plugins train --recipe runs/demo-1/run.yaml --output_path runs/again   # the same, bitwise
+  sae-plugins train --resume runs/demo-1                   # it was interrupted: go on, bitwise
   sae-plugins train --plugin hybrid-order --model_name gpt2 --hook_name blocks.6.hook_resid_post \\
       --dataset_path NeelNanda/pile-10k --d_sae 6144 --training_tokens 10_000_000
 
+Ctrl-C and SIGTERM end the step in progress and write a checkpoint; a second one stops at once.
 A method's settings override the defaults, a recipe's those, and flags override all of them.
 """
 
@@ -395,6 +425,7 @@ the plugins' options:
 GROUPS = {
     "run": "what to run:",
     "training": "training settings that SAELens lacks (a method may set them):",
+    "resuming": "checkpoints to go on from (SAELens' own, --n_checkpoints, are SAEs to look at):",
     "runner": "SAELens' flags, with SAELens' defaults; the embedded world has some of its own:",
     "sae": "SAELens' flags of the SAE:",
     "synthetic": "SAELens' flags for --model_name synthetic:PRESET only:",
@@ -422,7 +453,7 @@ def _help_line(flag: Flag, width: int) -> str:
     own = f" [{_family(flag.architectures)}]" if flag.architectures else ""
     choices = f": {', '.join(flag.choices)}" if kind == "WORD" else ""
     default = "" if flag.default in (None, (), "") else f" (default {_shown(flag.default)})"
-    if flag.group in ("run", "training"):
+    if flag.group in ("run", "training", "resuming"):
         text = f"{flag.help}{choices}{default}"
         return _wrapped(left, text, width)
     text = flag.help.split(". ")[0].rstrip(".").removeprefix("The ")

@@ -12,18 +12,22 @@ from sae_plugins.entrypoints.flags import (
     Flag,
     UsageError,
     all_flags,
+    as_text,
     check_bounds,
     convert,
     unknown_flag,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sae_plugins.jobs import JobSettings
     from sae_plugins.resolve import Plan, Selected
 
 SYNTHETIC = "synthetic:"
 TRAINING = ("accumulate", "clip", "weight_decay", "loss_form")
 GROUPS = ("sae", "runner", "synthetic", "logger")
+RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
 NOT_IN_RUN_YAML = ("checkpoint_path",)
 _ABOUT_A_RECIPE = ("description", "versions")
 _ONE_OF = ("lr_warm_up_steps", "lr_warm_up_fraction")
@@ -136,7 +140,7 @@ class Settings:
         Args:
             resolved: SAELens' defaults, and what was read from the model, by field.
         """
-        values = {"seed": self.get("seed"), "heldout_tokens": self.get("heldout_tokens")}
+        values = {name: self.get(name) for name in ("seed", "heldout_tokens", *RESUMING)}
         for name, flag in all_flags().items():
             applies = _does_not_apply(flag, self.model_name, self.architecture) is None
             if applies and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
@@ -146,11 +150,46 @@ class Settings:
             f"{plugin.name}.{name}": value
             for plugin, chosen in self.plan.plugins
             for name, value in chosen.model_dump(mode="json").items()
-            if (plugin.name, name) != ("recorder", "output_path")
         }
         training = self.plan.training.model_dump(mode="json")
         lists = {"plugin": self.names, "without": self.without}
         return {**lists, "architecture": self.architecture, **training, **options, **values}
+
+
+def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The flags of a run that goes on, from its `run.yaml`; others given must be the same.
+
+    Raises:
+        UsageError: lists what differs.
+    """
+    from sae_plugins.recipes import load
+    from sae_plugins.runs import RECIPE, UNFINISHED
+
+    for name in ("recipe", "output_path", "overwrite"):
+        if name in flags:
+            raise UsageError(f"--{name} cannot be combined with --resume, which goes on as it was")
+    recipe = folder / UNFINISHED / RECIPE
+    began = load(str(recipe))
+    free = {name: flags[name] for name in (*RESUMING, *NOT_IN_RUN_YAML) if name in flags}
+    changed = [
+        f"--{name} {as_text(value)}, it began with {as_text(began.get(name))}"
+        for name, value in flags.items()
+        if name != "resume" and name not in free and not _same(value, began.get(name))
+    ]
+    if changed:
+        raise UsageError(
+            f"--resume {folder} goes on with the run as it began; leave these out, or start "
+            "another run:\n  " + "\n  ".join(changed)
+        )
+    return {"recipe": str(recipe), "output_path": str(folder), "resume": str(folder), **free}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values say the same, as texts or as numbers."""
+    try:
+        return as_text(one) == as_text(other) or float(one) == float(other)
+    except (TypeError, ValueError):
+        return False
 
 
 def settle(flags: Mapping[str, Any]) -> Settings:
@@ -185,6 +224,7 @@ def settle(flags: Mapping[str, Any]) -> Settings:
     _check_architecture(settings)
     _check_code(settings)
     check_bounds(values)
+    _check_interval(settings)
     _settle_schedule(settings)
     return settings
 
@@ -196,9 +236,11 @@ def _recipe(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     where = f"recipe {flags['recipe']}: "
     contents = recipes.load(flags["recipe"])
-    notes = _version_notes(contents.get("versions", {}), str(flags["recipe"]))
+    # of a resumed run, the checkpoint knows them
+    versions = {} if "resume" in flags else contents.get("versions", {})
+    notes = _version_notes(versions, str(flags["recipe"]))
     keys = {name: value for name, value in contents.items() if name not in _ABOUT_A_RECIPE}
-    for name in ("recipe", "overwrite"):
+    for name in ("recipe", "overwrite", "resume"):
         if name in keys:
             raise UsageError(f"{where}{name!r} belongs on the command line, not in a recipe")
     return {name: _known(name, value, where) for name, value in keys.items()}, notes
@@ -307,8 +349,15 @@ def _does_not_apply(flag: Flag, model_name: str, architecture: str) -> str | Non
 
 def _check_architecture(settings: Settings) -> None:
     from sae_plugins.architectures import architecture
+    from sae_plugins.plugin import PluginError
 
-    settings.plan.check(architecture(settings.architecture))
+    name = settings.architecture
+    try:
+        settings.plan.check(architecture(name))
+    except PluginError as error:  # the plugin may be one that a method brings
+        raise UsageError(
+            f"--architecture {name}: {error}; or choose another, or leave the plugin --without"
+        ) from error
 
 
 def _settle_schedule(settings: Settings) -> None:
@@ -331,11 +380,27 @@ def _settle_schedule(settings: Settings) -> None:
             f"{total} steps{f', of which {scheduler} needs {needed}' if needed else ''}: lower "
             "them, or raise --training_tokens"
         )
+    if settings.get("n_checkpoints") > total:
+        raise UsageError(
+            f"--n_checkpoints {settings.get('n_checkpoints')} is more than the run's {total} steps"
+        )
     if decay and scheduler != "constant" and lr_end is not None and not 0 < lr_end <= lr:
         raise UsageError(
             f"--lr_decay_steps {decay} decays from --lr_end {lr_end}, which must be greater than 0 "
             f"and at most --lr {lr}"
         )
+
+
+def _check_interval(settings: Settings) -> None:
+    if "checkpoint_every" not in settings.values:
+        return
+    from sae_plugins.checkpoints import interval
+    from sae_plugins.plugin import PluginError
+
+    try:
+        interval(settings.get("checkpoint_every"))
+    except PluginError as error:
+        raise UsageError(f"--checkpoint_every {error}") from error
 
 
 def _check_code(settings: Settings) -> None:

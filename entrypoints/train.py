@@ -6,7 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from sae_plugins.entrypoints import flags as flag_table
 from sae_plugins.entrypoints.flags import UsageError
 
 if TYPE_CHECKING:
+    from sae_plugins.checkpoints import Checkpoints
     from sae_plugins.entrypoints.settings import Settings
     from sae_plugins.jobs import Job
     from sae_plugins.runs import RunFolder
@@ -41,23 +42,42 @@ def main(arguments: Sequence[str]) -> int:
         print(flag_table.help_text())
         return 0
     given = flag_table.parse(arguments, _options_of)
-    from sae_plugins.entrypoints.settings import settle  # imports pydantic and the plugins
-
     with _plugin_errors(UsageError):
-        settings = settle(given)
-        from sae_plugins.runs import RunFolder, default_path
-
-        default = default_path(
-            settings.names, settings.model_name, settings.architecture, settings.get("seed")
-        )
-        folder = RunFolder(Path(settings.get("output_path") or default).expanduser())
-        _check_checkpoints(settings, folder)
-        folder.check(bool(settings.get("overwrite")))
+        settings, folder = _resumed(given) if given.get("resume") else _new(given)
     try:
         _train(settings, folder)
     finally:
         folder.release()
     return 0
+
+
+def _new(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
+    """The settings and the folder, locked, of a run that starts."""
+    from sae_plugins.entrypoints.settings import settle  # imports pydantic and the plugins
+    from sae_plugins.runs import RunFolder, default_path
+
+    settings = settle(given)
+    default = default_path(
+        settings.names, settings.model_name, settings.architecture, settings.get("seed")
+    )
+    folder = RunFolder(Path(settings.get("output_path") or default).expanduser())
+    _check_checkpoints(settings, folder)
+    folder.check(bool(settings.get("overwrite")))
+    return settings, folder
+
+
+def _resumed(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
+    """The settings and the folder, locked, of a run that goes on."""
+    from sae_plugins.entrypoints.settings import of_resumed, settle
+    from sae_plugins.runs import RunFolder
+
+    folder = RunFolder(Path(given["resume"]).expanduser())
+    folder.reopen()
+    try:
+        return settle(of_resumed(given, folder.path)), folder
+    except BaseException:
+        folder.release()
+        raise
 
 
 def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
@@ -86,10 +106,12 @@ def _options_of(given: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
-    from sae_plugins.plugin import PluginError
+    from sae_plugins.plugin import PluginError, StateError
 
     try:
         yield
+    except StateError as error:  # before anything was trained
+        raise UsageError(str(error)) from error
     except PluginError as error:
         raise turn_into(str(error)) from error
 
@@ -100,12 +122,18 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         with _plugin_errors(UsageError):
             print(f"loading {settings.model_name} ...", flush=True)
             job = _job(settings)
-            folder.check_space(_bytes_on_disk(settings, job))
-            _print_plan(settings, job, folder)
+            each = _bytes_of_checkpoint(settings, job)
+            # one more than stay is there while it is written
+            kept = settings.get("keep_checkpoints") + 1 if _is_saved_regularly(settings) else 1
+            folder.check_space(_bytes_on_disk(settings, job), kept * each)
             recipe = _recipe(settings, job)
         with _disk_errors(folder):
-            unfinished = folder.start(recipe)
-        found = _fit(settings, job, folder, unfinished)
+            if not settings.get("resume"):
+                folder.start(recipe)
+        with _plugin_errors(UsageError):
+            checkpoints = _checkpoints(settings, folder)
+            _print_plan(settings, job, folder, checkpoints, each)
+        found = _fit(settings, job, folder, checkpoints)
         with _plugin_errors(TrainingFailed):
             folder.finish()
     except BaseException:
@@ -131,23 +159,40 @@ def _job(settings: Settings) -> Job:
     return LanguageModelJob(settings.job())
 
 
-def _fit(settings: Settings, job: Job, folder: RunFolder, unfinished: Path) -> dict[str, float]:
+def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
+    """Where the run is saved to go on from, and, of one that is resumed, where it is."""
+    from sae_plugins.checkpoints import Checkpoints
+    from sae_plugins.runs import RESUME
+
+    return Checkpoints(
+        folder.unfinished / RESUME,
+        every=settings.get("checkpoint_every"),
+        keep=settings.get("keep_checkpoints"),
+        rows=settings.get("resume_buffer") == "exact",
+        resume=bool(settings.get("resume")),
+    )
+
+
+def _fit(
+    settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints
+) -> dict[str, float]:
     import sae_plugins
     from sae_plugins import recorder
-    from sae_plugins.jobs import signals_kept
     from sae_plugins.upstream import interruption
 
+    unfinished = folder.unfinished
     options = {name: dict(values) for name, values in settings.options.items()}
     options.setdefault("recorder", {})["output_path"] = str(unfinished)
     try:
         with (
-            signals_kept(),
+            _wandb(settings, checkpoints),
             sae_plugins.plugins(
                 *settings.selected(),
                 without=settings.left_out(),
                 options=options,
                 training=settings.training(),
                 seed=settings.get("seed"),
+                checkpoints=checkpoints,
             ),
         ):
             with _plugin_errors(UsageError):
@@ -158,6 +203,15 @@ def _fit(settings: Settings, job: Job, folder: RunFolder, unfinished: Path) -> d
         raise KeyboardInterrupt from error
     finally:
         recorder.release(unfinished)
+
+
+def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManager[None]:
+    from sae_plugins.jobs import wandb_run
+
+    if not settings.get("log_to_wandb"):
+        return nullcontext()
+    resumed = checkpoints.step is not None
+    return wandb_run(checkpoints.notes, settings.get("wandb_id"), resumed)
 
 
 @contextmanager
@@ -210,6 +264,28 @@ def _bytes_on_disk(settings: Settings, job: Job) -> int:
     return int(copies * _FLOAT32_BYTES * config.d_sae * (2 * config.d_in + 3))
 
 
+def _bytes_of_checkpoint(settings: Settings, job: Job) -> int:
+    """What a checkpoint takes: weights, two moments, a gradient that is held, and the buffer."""
+    config = job.sae_config
+    copies = 4 if settings.plan.training.accumulate > 1 else 3
+    return int(copies * _FLOAT32_BYTES * config.d_sae * (2 * config.d_in + 3)) + _bytes_of_buffer(
+        settings, job
+    )
+
+
+def _bytes_of_buffer(settings: Settings, job: Job) -> int:
+    if settings.is_synthetic or settings.get("resume_buffer") != "exact":
+        return 0
+    contexts, tokens = settings.get("n_batches_in_buffer"), settings.get("context_size")
+    return int(_FLOAT32_BYTES * contexts * tokens * job.sae_config.d_in)
+
+
+def _is_saved_regularly(settings: Settings) -> bool:
+    from sae_plugins.checkpoints import interval
+
+    return any(interval(settings.get("checkpoint_every")))
+
+
 def _recipe(settings: Settings, job: Job) -> dict[str, Any]:
     from sae_plugins.jobs import defaults_of
     from sae_plugins.runs import VERSIONS, versions
@@ -239,7 +315,11 @@ def _distributions(plugins: Sequence[str]) -> list[str]:
 # -- what is printed ---------------------------------------------------------------------------
 
 
-def _print_plan(settings: Settings, job: Job, folder: RunFolder) -> None:
+def _print_plan(
+    settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints, each: int
+) -> None:
+    from sae_plugins.runs import size
+
     config = job.sae_config
     where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
     rows = {
@@ -249,12 +329,24 @@ def _print_plan(settings: Settings, job: Job, folder: RunFolder) -> None:
         "training": f"{settings.total_steps} steps of {settings.get('train_batch_size_tokens')} "
         f"tokens, seed {settings.get('seed')}, on {config.device}",
         "folder": str(folder.path),
+        "saved": f"{_when(settings)}, {size(each)} each, {size(buffer)} of it waiting activations"
+        if (buffer := _bytes_of_buffer(settings, job))
+        else f"{_when(settings)}, {size(each)} each",
     }
+    if checkpoints.step is not None:
+        rows["resumed"] = f"after step {checkpoints.step}"
     for name, value in rows.items():
         print(f"{name:<10}{value}")
     for note in settings.notes:
         print(f"note: {note}")
     print(flush=True)
+
+
+def _when(settings: Settings) -> str:
+    if not _is_saved_regularly(settings):
+        return "only when interrupted"
+    every, keep = settings.get("checkpoint_every"), settings.get("keep_checkpoints")
+    return f"every {every}{' steps' if every.isdigit() else ''}, the newest {keep} stay"
 
 
 def _described(settings: Settings) -> Iterator[str]:

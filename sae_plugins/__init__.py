@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_plugins import testing as testing
     from sae_plugins.attach import plugins as plugins
+    from sae_plugins.checkpoints import Checkpoints as Checkpoints
     from sae_plugins.hookspecs import hookimpl as hookimpl
     from sae_plugins.plugin import Method as Method
     from sae_plugins.plugin import Plugin as Plugin
     from sae_plugins.plugin import PluginError as PluginError
 
-__all__ = ["Method", "Plugin", "PluginError", "hookimpl", "plugins", "testing"]
+__all__ = ["Checkpoints", "Method", "Plugin", "PluginError", "hookimpl", "plugins", "testing"]
 
 _HOME = {
+    "Checkpoints": "sae_plugins.checkpoints",
     "Method": "sae_plugins.plugin",
     "Plugin": "sae_plugins.plugin",
     "PluginError": "sae_plugins.plugin",

@@ -7,7 +7,8 @@ parameters without gradients), until the last micro-batch of a window gives back
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ class GradientWindow:
         self.size = size
         self.clip = clip
         self.batches = 0
+        self._parameters = list(parameters)
         self._held: dict[Parameter, Tensor] = {}
-        for parameter in parameters:
+        for parameter in self._parameters:
             parameter.register_post_accumulate_grad_hook(self._hold)
 
     def _hold(self, parameter: Parameter) -> None:
@@ -45,6 +47,16 @@ class GradientWindow:
         for parameter, gradient in self._held.items():
             parameter.grad = gradient if self.batches == 1 else gradient.div_(self.batches)
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._held, self.clip)
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.clip)
         self._held = {}
         self.batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window in progress: its batches so far, and the gradient that is held of each."""
+        return {"batches": self.batches, "held": [self._held.get(p) for p in self._parameters]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a window in progress."""
+        self.batches = state["batches"]
+        pairs = zip(self._parameters, state["held"], strict=True)
+        self._held = {parameter: held for parameter, held in pairs if held is not None}

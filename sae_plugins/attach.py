@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.resolve import Plan, Selected, resolve
+
+if TYPE_CHECKING:
+    from sae_plugins.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +22,7 @@ def plugins(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
     seed: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Iterator[Plan]:
     """Make every `SAETrainer` that is built inside, by any SAELens runner, use these plugins.
 
@@ -29,6 +33,7 @@ def plugins(
         training: settings that SAELens lacks: `accumulate`, `loss_form`, `weight_decay`, `clip`.
         seed: seeds python, numpy and torch on entry, and each plugin's own generator. None leaves
             the global random state alone.
+        checkpoints: where the state of the training is kept, and resumed from; None for nowhere.
 
     SAELens' own settings (learning rate, its schedule, ...) stay those of the runner's config; the
     ones that a method asks for are in the yielded plan's `sae_lens`.
@@ -61,7 +66,8 @@ def plugins(
         seed_everything(seed)
     order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
     logger.info("plugins, in order: %s", order or "none")
-    with trainer_class(bound):
+    Bound.checkpoints = checkpoints
+    with trainer_class(bound), nullcontext() if checkpoints is None else checkpoints.open():
         yield plan
     if plan.plugins and not built:
         logger.warning(

@@ -8,7 +8,7 @@ changes; the framework carries them out, at one point of the step, and tells eve
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 ENCODER_RESET_SCALE = 0.2
 """Norm of a reset encoder column relative to the mean of the others (Bricken et al. 2023)."""
+
+
+_REQUESTS = ("_permutation", "_move_moments", "_resets", "_merges")
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,30 @@ class Features:
         yield from self._plugin_state.values()
 
     # -- what the trainer calls ----------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What plugins track, and the requests that wait for the end of a window."""
+        return {
+            "tracked": {name: entry.get() for name, entry in self._plugin_state.items()},
+            **{name: getattr(self, name) for name in _REQUESTS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's; what is tracked is filled in place.
+
+        Raises:
+            PluginError: other tensors were tracked then.
+        """
+        changed = sorted(state["tracked"].keys() ^ self._plugin_state.keys())
+        if changed:
+            raise PluginError(
+                f"the checkpoint and the plugins do not track the same tensors ({changed[0]}, ...)"
+                ": go on with the version of the plugin that wrote it"
+            )
+        for name, entry in self._plugin_state.items():
+            entry.get().copy_(state["tracked"][name])
+        for name in _REQUESTS:
+            setattr(self, name, state[name])
 
     @torch.no_grad()
     def carry_out(self) -> Iterator[FeatureChange]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import random
-import signal
+import re
+import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from sae_lens import SAE
-from sae_lens.config import LoggingConfig
-from sae_lens.registry import get_sae_training_class
+from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+from sae_lens.util import str_to_dtype
 
 from sae_plugins.plugin import PluginError
 from sae_plugins.runs import CHECKPOINTS
@@ -103,6 +106,20 @@ def sae_config(settings: JobSettings, d_in: int) -> Any:
     d_sae = fields.pop("d_sae", None) or D_SAE_PER_D_IN * d_in
     if settings.architecture == "matryoshka_batchtopk" and not fields.get("matryoshka_widths"):
         fields["matryoshka_widths"] = [d_sae // 8, d_sae // 4, d_sae // 2, d_sae]
+    reshape, hook = fields.get("reshape_activations"), settings.runner.get("hook_name", "")
+    if reshape == "hook_z" and not hook.endswith("_z"):
+        raise PluginError(
+            "--reshape_activations hook_z is for a --hook_name that ends in hook_z; leave it out"
+        )
+    mode = fields.get("jumprelu_sparsity_loss_mode")
+    if mode == "quadratic" and fields.get("target_l0") is None:
+        raise PluginError("--jumprelu_sparsity_loss_mode quadratic needs --target_l0, a number")
+    sparse = settings.architecture == "topk" and fields.get("use_sparse_activations")
+    if sparse and settings.device == "cpu" and fields.get("rescale_acts_by_decoder_norm", True):
+        raise PluginError(
+            "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
+            "out, or add --rescale_acts_by_decoder_norm false"
+        )
     k = fields.get("k")
     if settings.architecture in ("topk", "abstopk") and isinstance(k, float):
         raise PluginError(f"--k {k}: {settings.architecture} SAEs need a whole number")
@@ -154,19 +171,71 @@ def settings_accepted() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())
+        reason = _as_flags(" ".join(str(error).split()))
         raise PluginError(f"SAELens refuses these settings: {reason}") from error
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is not there."""
+def _as_flags(reason: str) -> str:
+    """SAELens' names of settings, such as cfg.target_l0, as the flags that they are."""
+    configs: tuple[Any, ...] = (
+        LanguageModelSAERunnerConfig,
+        *(c for _, c in SAE_TRAINING_CLASS_REGISTRY.values()),
+    )
+    known = {known.name for config in configs for known in dataclasses.fields(config)}
+    # a short name without an underscore, such as k, may be any word
+    names = "|".join(sorted(name for name in known if "_" in name))
+    return re.sub(rf"\bcfg\.(?=\w)|(?<![\w.-])(?=(?:{names})\b)", "--", reason)
+
+
+def check_devices(settings: JobSettings) -> None:
+    """Refuse devices that are not there."""
+    given = {name: settings.runner.get(name) for name in ("llm_device", "act_store_device")}
+    for name, device in {"device": settings.device, **given}.items():
+        if device is None or (name, device) == ("act_store_device", "with_model"):
+            continue
+        if device.startswith("cpu:"):
+            raise PluginError(f"--{name} {device}: there is one cpu; give --{name} cpu")
+        try:
+            torch.zeros(1, device=device).item()  # a "meta" device holds no numbers
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise PluginError(
+                f"--{name} {device} cannot be used: {reason}; try --{name} cpu"
+            ) from error
+
+
+def check_memory(settings: JobSettings, sae: Any, buffers: Mapping[str, int]) -> None:
+    """Refuse what can never fit into memory, by the first flag that asks for more than there is.
+
+    Args:
+        settings: the run's.
+        sae: the SAE's config.
+        buffers: numbers in memory on account of other flags, by flag.
+    """
+    batch = settings.runner.get("train_batch_size_tokens", 4096)
+    numbers = {
+        "d_sae": 4 * sae.d_sae * (2 * sae.d_in + 1),  # weights, gradients, Adam's two moments
+        "train_batch_size_tokens": batch * (3 * sae.d_sae + sae.d_in),
+        **buffers,
+    }
+    there = _memory_of(settings.device) / 1e9
+    for flag, count in numbers.items():
+        needed = count * str_to_dtype(sae.dtype).itemsize / 1e9
+        if needed > there:
+            raise PluginError(
+                f"--{flag} needs {needed:,.0f} GB of memory, and {settings.device} has "
+                f"{there:,.0f}: lower it (--d_sae is {sae.d_sae}, the batch {batch} tokens)"
+            )
+
+
+def _memory_of(device: str) -> float:
+    """Bytes of memory that a device has, at most; infinite where that is not known."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise PluginError(
-            f"--device {device} cannot be used: {reason}; try --device cpu"
-        ) from error
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError):  # Windows
+        return float("inf")
 
 
 def check_wandb(log_to_wandb: bool) -> None:
@@ -213,24 +282,38 @@ def isolated_random_state() -> Iterator[None]:
 
 
 def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """An evaluator that leaves no trace in the global random state."""
+    """SAELens' evaluator, such that it leaves no trace in the global random state."""
 
-    def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        with isolated_random_state():
-            return evaluator(*args, **kwargs)
+    def evaluate(sae: Any, data_provider: Any, activation_scaler: Any) -> dict[str, Any]:
+        # A thread that reads ahead shuffles too. The evaluator would pause it inside, where what
+        # it has drawn until then is lost; it reads nothing from the provider.
+        paused = getattr(data_provider, "paused", nullcontext)
+        with paused(), isolated_random_state():
+            return evaluator(sae, iter(()), activation_scaler)
 
     return evaluate
 
 
 @contextmanager
-def signals_kept() -> Iterator[None]:
-    """Put back the handlers of SIGINT and SIGTERM, which SAELens' runner replaces."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def wandb_run(notes: dict[str, Any], given: str | None, resumed: bool) -> Iterator[None]:
+    """Log under one id, noted as "wandb_id", however often the run is interrupted.
+
+    Args:
+        notes: what the run's checkpoints keep.
+        given: the id that the user wants.
+        resumed: the run goes on, and so does its log.
+    """
+    import wandb
+
+    settings = wandb.setup().settings
+    before = settings.run_id, settings.resume
+    notes.setdefault("wandb_id", given or settings.run_id or secrets.token_hex(4))
+    settings.run_id = notes["wandb_id"]
+    settings.resume = "allow" if resumed else settings.resume
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        settings.run_id, settings.resume = before
 
 
 @contextmanager

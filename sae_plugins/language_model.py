@@ -12,6 +12,13 @@ from typing import Any
 import datasets
 import torch
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
 from sae_lens.load_model import load_model as load_with_sae_lens
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
@@ -20,7 +27,8 @@ from sae_plugins import world
 from sae_plugins.heldout import heldout_metrics
 from sae_plugins.jobs import (
     JobSettings,
-    check_device,
+    check_devices,
+    check_memory,
     check_wandb,
     isolated,
     isolated_random_state,
@@ -53,21 +61,35 @@ class LanguageModelJob:
             PluginError: no such model, hook, dataset or device, or settings that do not fit.
         """
         check_wandb(bool(settings.logger.get("log_to_wandb")))
-        check_device(settings.device)
+        check_devices(settings)
         check_sources(settings)
         self.settings = settings
         self.model = load_model(settings)
         check_context_size(self.model, settings)
+        check_positions(settings)
+        check_tokens(self.model, settings)
         self.sae_config = sae_config(settings, activation_size(self.model, settings))
-        self.config(None)
+        check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
         self.text = load_text(settings, self.model)
         self.check_heldout()
+
+    @staticmethod
+    def _in_buffers(config: Any) -> dict[str, int]:
+        """Numbers that are in memory at once on account of a flag, besides the SAE's own."""
+        positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
+        d_in = config.sae.d_in
+        return {
+            "n_batches_in_buffer": config.n_batches_in_buffer * positions * d_in,
+            "store_batch_size_prompts": config.store_batch_size_prompts
+            * config.context_size
+            * d_in,
+        }
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
         fields = runner_fields(self.settings, folder)
         checkpoint_path = fields.pop("checkpoint_path")
-        if isinstance(fields.get("seqpos_slice"), list):
+        if "seqpos_slice" in fields:
             fields["seqpos_slice"] = tuple(fields["seqpos_slice"])
         with settings_accepted(), quiet():
             config: Any = LanguageModelSAERunnerConfig(
@@ -138,11 +160,33 @@ class LanguageModelJob:
         return ActivationsStore.from_config(self.model, config, override_dataset=self.text.heldout)
 
 
+_FOLDERS = {
+    "resume_from_checkpoint": (
+        *(SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME, ACTIVATION_SCALER_CFG_FILENAME),
+        ACTIVATIONS_STORE_STATE_FILENAME,
+    ),
+    "from_pretrained_path": (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME),
+    "cached_activations_path": (),
+}
+"""Flags that name a folder to read, and what SAELens looks for in it."""
+
+
 def check_sources(settings: JobSettings) -> None:
     """Refuse a run that does not say where its activations or its checkpoint come from."""
-    checkpoint = settings.runner.get("resume_from_checkpoint")
-    if checkpoint and not Path(checkpoint).is_dir():
-        raise PluginError(f"--resume_from_checkpoint {checkpoint} is no folder; name a checkpoint")
+    used = settings.runner.get("use_cached_activations") or None
+    if used and not settings.runner.get("cached_activations_path"):
+        raise PluginError("--use_cached_activations needs --cached_activations_path FOLDER")
+    for name, files in _FOLDERS.items():
+        folder = settings.runner.get(name)
+        if folder is None or (name, used) == ("cached_activations_path", None):
+            continue
+        if not Path(folder).is_dir():
+            raise PluginError(f"--{name} {folder} is no folder; name another, or leave it out")
+        missing = [file for file in files if not (Path(folder) / file).is_file()]
+        if missing:
+            raise PluginError(
+                f"--{name} {folder} lacks {', '.join(missing)}; name another, or leave it out"
+            )
     if settings.model_name == world.NAME:
         return
     for name, example in (
@@ -197,6 +241,41 @@ def check_context_size(model: Any, settings: JobSettings) -> None:
         )
 
 
+def check_positions(settings: JobSettings) -> None:
+    """Refuse a slice of the prompts' positions that is none, or has nothing in it."""
+    ends, size = (
+        settings.runner.get("seqpos_slice", [None]),
+        settings.runner.get("context_size", 128),
+    )
+    step = ends[2] if len(ends) == 3 else None
+    well_formed = 1 <= len(ends) <= 3 and (step is None or step > 1)  # so SAELens wants it
+    if not well_formed or not range(size)[slice(*ends)]:
+        shown = " ".join("none" if end is None else str(end) for end in ends)
+        raise PluginError(
+            f"--seqpos_slice {shown} leaves none of the --context_size {size} positions, or is no "
+            "slice: give START END, or START END STEP with a STEP of 2 or more; any may be none"
+        )
+
+
+def check_tokens(model: Any, settings: JobSettings) -> None:
+    """Refuse tokens that the model does not have, and chats where it has no template for them."""
+    size = getattr(getattr(model, "cfg", None), "d_vocab", None)  # of TransformerLens models
+    for name in ("sequence_separator_token", "exclude_special_tokens"):
+        given = settings.runner.get(name)
+        tokens = given if isinstance(given, list) else [given]
+        wrong = [t for t in tokens if type(t) is int and size is not None and not 0 <= t < size]
+        if wrong and size is not None:
+            raise PluginError(
+                f"--{name} {wrong[0]}: the tokens of {settings.model_name} are 0 to {size - 1}"
+            )
+    template = getattr(getattr(model, "tokenizer", None), "chat_template", None)
+    if settings.runner.get("use_chat_formatting") and not template:
+        raise PluginError(
+            f"--use_chat_formatting: the tokenizer of {settings.model_name} has no chat template; "
+            "leave it out"
+        )
+
+
 def _near_models(name: str) -> str:
     """A suggestion, for a name that TransformerLens does not know."""
     from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
@@ -219,20 +298,41 @@ def activation_size(model: Any, settings: JobSettings) -> int:
     hook, head = settings.runner["hook_name"], settings.runner.get("hook_head_index")
     if hook not in model.hook_dict:
         suggestion = _near_hooks(hook, [name for name in model.hook_dict if name])
-        raise PluginError(f"{settings.model_name} has no hook {hook!r}: {suggestion}")
-    device = next(model.parameters()).device
-    tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
-    cache = model.run_with_cache(
-        tokens,
-        names_filter=[hook],
-        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
-        prepend_bos=False,
-        **settings.runner.get("model_kwargs", {}),
-    )[1]
-    shape = cache[hook].shape[2:]
+        raise PluginError(
+            f"--hook_name {hook!r}: {settings.model_name} has no such hook; {suggestion}"
+        )
+    shapes = [_shape_at(hook, model, settings, tokens) for tokens in (1, 2)]
+    if [shape[:2] for shape in shapes] != [(1, 1), (1, 2)] or shapes[0][2:] != shapes[1][2:]:
+        raise PluginError(
+            f"--hook_name {hook} of {settings.model_name} has no vector per token, but the shape "
+            f"{tuple(shapes[1])} for a prompt of 2: choose another, such as a hook_resid_post"
+        )
+    shape = shapes[0][2:]
+    if len(shape) == 1 and head is not None:
+        raise PluginError(f"--hook_head_index {head}: {hook} has no heads; leave it out")
     if len(shape) == 2 and head is not None and not 0 <= head < shape[0]:
         raise PluginError(f"--hook_head_index {head}: {hook} has heads 0 to {shape[0] - 1}")
     return int(shape[-1] if head is not None else shape.numel())
+
+
+def _shape_at(hook: str, model: Any, settings: JobSettings, tokens: int) -> torch.Size:
+    """The shape of what a hook sees of one prompt of so many tokens."""
+    device = next(model.parameters()).device
+    kwargs = settings.runner.get("model_kwargs", {})
+    try:
+        cache = model.run_with_cache(
+            torch.zeros((1, tokens), dtype=torch.long, device=device),
+            names_filter=[hook],
+            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
+            prepend_bos=False,
+            **kwargs,
+        )[1]
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise PluginError(f"--model_kwargs {kwargs} do not suit the model: {error}") from error
+    shape: torch.Size = cache[hook].shape
+    return shape
 
 
 def _near_hooks(hook: str, known: Iterable[str]) -> str:

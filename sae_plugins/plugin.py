@@ -20,6 +20,10 @@ class PluginError(Exception):
     """Something is wrong with a plugin or the way it is used; the message says what to do."""
 
 
+class StateError(PluginError):
+    """A checkpoint is damaged, or of another run; the message names it and says what is wrong."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that suggests the nearest known names, or lists them when none is near."""
     names = sorted(known)
@@ -29,12 +33,35 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "none are known"
 
 
-class Plugin:
+class Stateful:
+    """Something whose attributes are saved with a run's checkpoints, and restored from them.
+
+    Plain values, containers, tensors, numpy arrays, torch generators and objects that are
+    themselves stateful need nothing more. Name the rest in `transient`, or override both methods.
+    """
+
+    transient: ClassVar[tuple[str, ...]] = ()
+    """Attributes that are no state: `attached` or the constructor makes them anew."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: every attribute but the transient ones, by name."""
+        return {name: value for name, value in vars(self).items() if name not in self.transient}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint kept; tensors are filled in place."""
+        from sae_plugins.state import restored  # which imports torch
+
+        for name, value in state.items():
+            setattr(self, name, restored(getattr(self, name, None), value))
+
+
+class Plugin(Stateful):
     """One mechanism: a class with options whose `hookimpl` methods are events.
 
     Subclasses set `name` and, where needed, the class attributes below. An instance serves one
     trainer. The framework sets `rng`; randomness must come from there, never from the global
-    state, so that adding a plugin does not change what the others draw.
+    state, so that adding a plugin does not change what the others draw. Its attributes are saved
+    with checkpoints; when a run goes on, they are put back after `attached`.
     """
 
     name: ClassVar[str]
@@ -51,6 +78,8 @@ class Plugin:
 
     observes_only: ClassVar[bool] = False
     """It changes nothing in the training, so the SAE's provenance does not mention it."""
+    state_version: ClassVar[int] = 1
+    """Raise it when the meaning of the saved attributes changes: older checkpoints are refused."""
 
     class Options(BaseModel):
         """The plugin's options: pydantic fields with a type, bounds and a description.
@@ -66,6 +95,12 @@ class Plugin:
     def __init__(self, options: Any = None) -> None:
         """Keep validated `Options`; the defaults when None."""
         self.options = self.Options() if options is None else options
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: every attribute but the options and the transient ones."""
+        state = super().state_dict()
+        state.pop("options", None)
+        return state
 
     @classmethod
     def unsupported(cls, architecture: Architecture, options: Any) -> str | None:

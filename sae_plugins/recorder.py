@@ -8,9 +8,11 @@ import math
 import os
 import time
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -65,17 +67,24 @@ class Recorder(Plugin):
     has one, so that what plugins log of the event is kept, but SAELens' metrics, which cost a GPU
     sync, only if it is due anyway. Numbers that are not finite are null.
 
+    A full disk costs no row: it is written as soon as there is room. The rows are part of a
+    checkpoint, so that a resumed run has each of them once.
+
     Several SAEs that train at once into one folder get `metrics.jsonl`, `metrics-2.jsonl`, ...,
     and so on for the other files, in the order in which they were built.
     """
 
     name = "recorder"
     observes_only = True
+    transient = ("started", "folder", "suffix", "written", "full")
 
     class Options(Plugin.Options):
         """Where and how often to write."""
 
-        output_path: str = Field(description="folder for the files; made if it does not exist")
+        # excluded, since a run is the same run in any folder
+        output_path: str = Field(
+            description="folder for the files; made if it does not exist", exclude=True
+        )
         every: int = Field(
             10, ge=1, description="steps between rows of metrics.jsonl; each costs one GPU sync"
         )
@@ -93,7 +102,9 @@ class Recorder(Plugin):
             self.suffix = f"-{int(self.suffix[1:] or 1) + 1}"
         _taken[self.path(METRICS)] = self
         self.path(METRICS).write_text("")
-        self.failed = False
+        self.lines = bytearray()
+        self.written = 0
+        self.full = False
         self.row: dict[str, Any] | None = None
         self.last: dict[str, Any] = {}
         self.counts = run.features.track(
@@ -161,14 +172,20 @@ class Recorder(Plugin):
     def flush(self) -> None:
         """Write the row in waiting, which the events of its step have completed by now."""
         row, self.row = self.row, None
-        if row is None or self.failed:
+        if row is not None:
+            self.lines += json.dumps(row, allow_nan=False).encode() + b"\n"
+        if len(self.lines) == self.written:
             return
         try:
-            with self.path(METRICS).open("a") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            with self.path(METRICS).open("ab") as file:
+                whole = min(self.written, file.tell())
+                file.truncate(whole)  # an earlier attempt may have written a line in part
+                file.write(self.lines[whole:])
+            self.written, self.full = len(self.lines), False
         except OSError as error:
-            self.failed = True
-            logger.error("%s ends at step %d: %s", self.path(METRICS), row["step"], error)
+            if not self.full:
+                logger.error("%s waits for room on the disk: %s", self.path(METRICS), error)
+            self.full = True
 
     def count(self, run: Run, tokens: int) -> None:
         """Count firings in the windows that end at the snapshots, and take those that are due.
@@ -186,6 +203,22 @@ class Recorder(Plugin):
             self.snapshots.append(figures.Snapshot(label, run.step, self.tokens, frequency))
             self.counts.zero_()
             self.tokens = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it: the rows, the snapshots and the time so far."""
+        return {
+            **super().state_dict(),
+            "lines": np.frombuffer(self.lines, np.uint8).copy(),
+            "snapshots": [vars(snapshot) for snapshot in self.snapshots],
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a checkpoint's rows; they are written with the next one."""
+        state = dict(state)
+        self.started = time.perf_counter() - state.pop("seconds")
+        state["snapshots"] = [figures.Snapshot(**fields) for fields in state["snapshots"]]
+        super().load_state_dict({**state, "lines": bytearray(state["lines"].tobytes())})
 
     def write_summary(self, run: Run, seconds: float) -> None:
         """Write the closing summary: the last row's metrics and what the plugins summarise."""

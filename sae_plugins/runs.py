@@ -2,8 +2,9 @@
 
 A run writes into `unfinished/` inside its folder, and moves everything to its place when the SAE
 is saved: what an earlier run left stays whole until then, and a full disk costs nothing of it.
-`unfinished/` stays behind only when a run fails, for its `metrics.jsonl`; the next run into the
-folder renames it to `unfinished-1`. A run locks its folder, so that two never share one.
+`unfinished/` stays behind only when a run fails or is interrupted: with its checkpoints, from which
+it can go on, and its `metrics.jsonl`. A new run into the folder renames it to `unfinished-1`. A run
+locks its folder, so that two never share one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ TRAINING_SUMMARY = "training_summary.json"
 UNFINISHED = "unfinished"
 FIGURES = "figures"
 CHECKPOINTS = "checkpoints"
+RESUME = "resume"
+"""Folder of the checkpoints to go on from; `CHECKPOINTS` has SAELens' own."""
 _CHECKPOINT_FILES = (
     "trainer_state.pt",
     "activation_scaler.json",
@@ -106,11 +109,43 @@ class RunFolder:
             self.release()
             raise
 
+    def reopen(self) -> None:
+        """Lock the folder of an unfinished run, to go on with it.
+
+        Raises:
+            PluginError: it holds none, or none that can go on.
+        """
+        if not self.path.is_dir():
+            raise PluginError(f"--resume {self.path}: there is no such folder")
+        self._take_lock()
+        try:
+            if not (self.unfinished / RECIPE).is_file():
+                state = "is finished" if _is_saved(self.path) else "holds no unfinished run"
+                raise PluginError(f"--resume {self.path} {state}: there is nothing to go on with")
+            if not self._checkpoints():
+                raise PluginError(
+                    f"--resume {self.path}: the run ended before its first checkpoint; start it "
+                    f"anew: sae-plugins train --recipe {self.unfinished / RECIPE} "
+                    f"--output_path {self.path}"
+                )
+        except PluginError:
+            self.release()
+            raise
+        self._started = True
+
+    def _checkpoints(self) -> list[Path]:
+        return list(_matching(self.unfinished / RESUME, ["*.safetensors"]))
+
     def _check_contents(self, overwrite: bool) -> None:
         try:
             taken = self._taken()
         except OSError as error:
             raise PluginError(f"--output_path {self.path} cannot be read: {_why(error)}") from error
+        if taken and self._checkpoints() and not overwrite:
+            raise PluginError(
+                f"--output_path {self.path} holds an unfinished run: go on with it (sae-plugins "
+                f"train --resume {self.path}), choose another folder, or --overwrite to start anew"
+            )
         if taken and not overwrite:
             raise PluginError(
                 f"--output_path {self.path} is not empty (it holds {', '.join(taken[:3])}"
@@ -156,16 +191,19 @@ class RunFolder:
             for entry in self.path.iterdir()
             if not re.fullmatch(rf"{UNFINISHED}(-\d+)?", entry.name)
             or (entry / CHECKPOINTS).exists()
+            or (entry / RESUME).exists()
             or _is_saved(entry)
         )
 
-    def check_space(self, needed: int) -> None:
-        """Refuse a disk that has no room for `needed` bytes; a `PluginError` names both numbers."""
+    def check_space(self, sae: int, checkpoints: int) -> None:
+        """Refuse a disk without room for so many bytes; a `PluginError` names all numbers."""
         free = shutil.disk_usage(self.path).free
-        if free < needed:
+        if free < sae + checkpoints:
             raise PluginError(
-                f"--output_path {self.path}: the SAE needs {_size(needed)} of disk, and "
-                f"{_size(free)} are free: make room, or choose a folder on another disk"
+                f"--output_path {self.path}: the SAE needs {size(sae)} of disk and the checkpoints "
+                f"to go on from {size(checkpoints)}, and {size(free)} are free: make room, choose "
+                "a folder on another disk, or lower --keep_checkpoints; --resume_buffer refill "
+                "and --checkpoint_every 0 need less, and say in --help what that costs"
             )
 
     def start(self, recipe: Mapping[str, Any]) -> Path:
@@ -196,7 +234,8 @@ class RunFolder:
             for file, place in places.items():
                 os.replace(file, place)
             _remove(self.path, _IN_PLACE, but=places.values())
-            shutil.rmtree(self.unfinished)  # its folders; the files are gone
+            # its folders, whose files are gone, and the checkpoints, from which nothing goes on
+            shutil.rmtree(self.unfinished)
         except OSError as error:
             raise PluginError(f"moving the trained SAE to {self.path} failed: {error}") from error
 
@@ -206,6 +245,7 @@ class RunFolder:
             if (self.unfinished / config).exists():
                 self._correct_paths(self.unfinished / config)
         files = [file for file in sorted(self.unfinished.rglob("*")) if not file.is_dir()]
+        files = [file for file in files if file.parent != self.unfinished / RESUME]
         last = [self.unfinished / name for name in _SAE_FILES]
         files.sort(key=lambda file: last.index(file) if file in last else -1)
         places = {file: self.path / file.relative_to(self.unfinished) for file in files}
@@ -234,6 +274,8 @@ class RunFolder:
         if _is_saved(self.unfinished):
             return f"the trained SAE is in {self.unfinished}"
         _remove(self.unfinished, (*_SAE_FILES, "eval_stats.json", "*.partial"))
+        if self._checkpoints():
+            return f"go on with it: sae-plugins train --resume {self.path}"
         records = list(_matching(self.unfinished, ("metrics*.jsonl", f"{CHECKPOINTS}/*/*")))
         if not any(record.stat().st_size for record in records):
             _remove(self.unfinished, _PATTERNS)
@@ -245,6 +287,7 @@ class RunFolder:
     def being_saved(self) -> Path:
         """The tensors that were being saved: those of the newest file, else the weights."""
         files = [*self.unfinished.rglob("*.safetensors"), *self.unfinished.rglob("*.pt")]
+        files = [file for file in files if file.parent != self.unfinished / RESUME]
         newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
         return newest or self.unfinished / WEIGHTS
 
@@ -308,9 +351,12 @@ def _why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _size(count: int) -> str:
-    units = ["bytes", "KB", "MB", "GB", "TB"]
-    size, unit = float(count), 0
-    while size >= 1000 and unit < len(units) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{size:.0f} {units[unit]}" if unit == 0 else f"{size:.1f} {units[unit]}"
+def size(count: float) -> str:
+    """A number of bytes for readers."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("KB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"

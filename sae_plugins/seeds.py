@@ -1,7 +1,11 @@
 """One seed for everything that is random in a run."""
 
+from __future__ import annotations
+
 import hashlib
 import random
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,3 +26,23 @@ def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     # torch's generators take seeds below 2**63
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def random_states() -> dict[str, Any]:
+    """The global random states of python, numpy and torch, on the CPU and on every GPU."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put back what `random_states` gave."""
+    random.setstate(states["python"])
+    np.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -108,7 +108,10 @@ def settings_of(name: str) -> dict[str, Any]:
         PluginError: there is no such preset.
     """
     if name not in PRESETS:
-        raise PluginError(f"no synthetic model {name!r}: {did_you_mean(name, PRESETS)}")
+        raise PluginError(
+            f"--model_name synthetic:{name}: no synthetic model {name!r}: "
+            f"{did_you_mean(name, PRESETS)}"
+        )
     return _COMMON_SETTINGS | _SETTINGS[name]
 
 
@@ -119,10 +122,10 @@ class SyntheticJob:
         """Make the synthetic model and check the settings."""
         from sae_lens.synthetic import SyntheticModel
 
-        from sae_plugins.jobs import check_device, check_wandb, sae_config
+        from sae_plugins.jobs import check_devices, check_memory, check_wandb, sae_config
 
         check_wandb(bool(settings.logger.get("log_to_wandb")))
-        check_device(settings.device)
+        check_devices(settings)
         self.settings = settings
         # SAELens draws a progress bar for every synthetic model
         with contextlib.redirect_stderr(io.StringIO()):
@@ -130,6 +133,15 @@ class SyntheticJob:
             self.model = SyntheticModel(config, device=settings.device)
         self.sae_config = sae_config(settings, config.hidden_dim)
         self.config(None)
+        check_memory(settings, self.sae_config, {})
+        scored = settings.runner.get("run_final_eval", True) and settings.runner.get("eval_samples")
+        sparse = settings.architecture == "topk" and self.sae_config.use_sparse_activations
+        if scored and (sparse or self.sae_config.dtype != "float32"):
+            what = "--use_sparse_activations" if sparse else f"--dtype {self.sae_config.dtype}"
+            raise PluginError(
+                f"{what}: SAELens compares SAEs with the true features in dense float32 only; "
+                "leave it out, or add --run_final_eval false"
+            )
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import random
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +39,7 @@ from sae_plugins.hookspecs import hookimpl
 from sae_plugins.plugin import Method, Plugin, PluginError
 from sae_plugins.resolve import Selected, resolve
 from sae_plugins.run import Run
+from sae_plugins.state import read_state, write_state
 from sae_plugins.upstream import TRAINER_COUNTERS
 
 D_IN, D_SAE = 8, 24
@@ -225,6 +228,25 @@ def differences(
     return {name: size for name, size in found.items() if not size <= tolerance}
 
 
+def equal_values(one: Any, other: Any) -> bool:
+    """Whether two values of a state are bitwise the same, tensors and arrays included."""
+    if isinstance(one, torch.Generator) and isinstance(other, torch.Generator):
+        return torch.equal(one.get_state(), other.get_state())
+    if hasattr(one, "state_dict"):
+        return equal_values(one.state_dict(), other.state_dict())
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(equal_values(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple, deque)):
+        return len(one) == len(other) and all(map(equal_values, one, other))
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    return bool(one == other)
+
+
 def _global_random_states() -> dict[str, Any]:
     numpy_state = np.random.get_state()
     return {
@@ -343,6 +365,35 @@ class PluginContract:
                     "weights in after_update, or request a change of run.features"
                 )
         assert trainer.run.updates == -(-self.steps // 4)
+
+    def test_goes_on_from_a_checkpoint(self, architecture: str, tmp_path: Path) -> None:
+        """A run that is saved inside an accumulation window and goes on is bitwise the same run."""
+        stop = self.steps // 2
+        stop += stop % 4 == 0
+        batches, file = self._batches(), tmp_path / "state.safetensors"
+        one, other = (self._trainer(architecture, training={"accumulate": 4}) for _ in range(2))
+        advance(one, batches[:stop])
+        try:
+            write_state(file, one.state_dict())
+        except TypeError as error:
+            raise AssertionError(
+                f"{error}: keep numbers, strings, tensors and containers of them on self, name the "
+                "attribute in `transient`, or override state_dict and load_state_dict"
+            ) from error
+        other.load_state_dict(read_state(file))
+        for trainer in (one, other):
+            advance(trainer, batches[stop:])
+        found = differences(snapshot(one), snapshot(other))
+        for mine, theirs in zip(one.host.plugins, other.host.plugins, strict=True):
+            found |= {
+                f"{mine.name}.{name}": float("inf")
+                for name, value in mine.state_dict().items()
+                if not equal_values(value, theirs.state_dict()[name])
+            }
+        assert not found, (
+            f"after a checkpoint at step {stop} the run differs in {found}: keep what must last "
+            "from step to step in attributes of self, and set them in `attached`"
+        )
 
     def test_keeps_float32_statistics_under_autocast(self, architecture: str) -> None:
         """It trains under bfloat16 autocast, and no tracked tensor is of a lower precision."""

@@ -16,12 +16,14 @@ from typing import Any, ClassVar, cast
 import torch
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_plugins.accumulate import GradientWindow
 from sae_plugins.architectures import architecture_of
+from sae_plugins.checkpoints import Checkpoints
 from sae_plugins.features import Features
 from sae_plugins.host import Host
 from sae_plugins.losses import LOSS_FORMS, LossForm
@@ -29,11 +31,20 @@ from sae_plugins.plugin import Plugin, PluginError
 from sae_plugins.resolve import Plan, TrainingSettings
 from sae_plugins.run import Run
 from sae_plugins.seeds import generator
+from sae_plugins.upstream import TRAINER_COUNTERS, not_passed
 
 logger = logging.getLogger(__name__)
 
 STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
+
+
+COUNTERS = (
+    *TRAINER_COUNTERS,
+    *("n_training_steps", "n_training_samples", "n_frac_active_samples"),
+    *("started_fine_tuning", "checkpoint_thresholds"),
+)
+"""What SAELens' trainer counts."""
 
 
 class PluginTrainer(SAETrainer[Any, Any]):
@@ -44,6 +55,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
     plan: ClassVar[Plan]
     seed: ClassVar[int]
+    checkpoints: ClassVar[Checkpoints | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Build SAELens' trainer, then attach the plugins to it.
@@ -52,16 +64,22 @@ class PluginTrainer(SAETrainer[Any, Any]):
             PluginError: a plugin cannot work on this SAE or is wrong in itself.
         """
         super().__init__(*args, **kwargs)
-        plan, settings = self.plan, self.plan.training
-        self.host = Host([plugin(options) for plugin, options in plan.plugins])
+        if self.checkpoints is not None:
+            self.checkpoints.check(self)
+        settings = self.plan.training
+        self.host = Host([plugin(options) for plugin, options in self.plan.plugins])
         self.run = Run(self)
+        self._window: GradientWindow | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
-        if self._inert:
-            return
-        self.sae.cfg.metadata.sae_plugins = plan.provenance()
+        if not self._inert:
+            self._prepare(settings)
+        if self.checkpoints is not None:
+            self.checkpoints.joined(self)
+
+    def _prepare(self, settings: TrainingSettings) -> None:
+        self.sae.cfg.metadata.sae_plugins = self.plan.provenance()
         if settings.loss_form is not None:
             self.sae.mse_loss_fn = LOSS_FORMS[cast(LossForm, settings.loss_form)]
-        self._window: GradientWindow | None = None
         if settings.accumulate > 1 or settings.clip != STOCK_SETTINGS.clip:
             self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
         self._ends_window = True
@@ -86,6 +104,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
     def step(self, batch: Tensor) -> TrainStepOutput:
         """Train on one batch [B, d_in] of activations, calling the events."""
+        if self.checkpoints is not None:
+            self.checkpoints.taken(batch)
         if self._inert:
             return super().step(batch)
         run = self.run
@@ -109,25 +129,83 @@ class PluginTrainer(SAETrainer[Any, Any]):
         output.metrics.update(run.metrics)
         return output
 
+    def maybe_reset_sparsity(self) -> dict[str, Any]:
+        """SAELens calls this between two steps, when nothing is under way."""
+        if self.checkpoints is not None:
+            self.checkpoints.step_begins(self)
+        return super().maybe_reset_sparsity()
+
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
-        """Resume; refused with plugins, whose state SAELens' checkpoints do not hold."""
+        """Resume from a checkpoint of SAELens' own; refused with plugins, whose state it lacks."""
         observers = all(plugin.observes_only for plugin in self.host.plugins)
         if not (observers and self.plan.training == STOCK_SETTINGS):
             raise PluginError(
                 f"cannot resume from {checkpoint_path}: SAELens' checkpoints do not hold the state "
-                "of plugins and accumulated gradients, so the run would silently differ; start it "
-                "anew, or resume it without plugins"
+                "of plugins and accumulated gradients, so the run would silently differ; resume "
+                "from one of sae-plugins' own (sae-plugins train --resume, or in Python "
+                "plugins(checkpoints=Checkpoints(..., resume=True)))"
             )
+        if self.checkpoints is not None:
+            self.checkpoints.read_by_sae_lens(self.data_provider)
         super().load_trainer_state(checkpoint_path)
+        self.checkpoint_thresholds = not_passed(self.checkpoint_thresholds, self)
 
     def set_final_sae_metadata(self) -> None:
         """Record SAELens' closing statistics, then tell the plugins that training has ended."""
         super().set_final_sae_metadata()
+        if self.checkpoints is not None:
+            self.checkpoints.ended()
         if self.host.plugins:
             with torch.no_grad():
                 self.host.notify(
                     "training_ended", run=self.run, activation_scale=self._activation_scale
                 )
+
+    # -- the whole state -----------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on, between two steps."""
+        schedulers = self.coefficient_schedulers.items()
+        whitening = self.activation_scaler.whitening
+        return {
+            "sae": self.sae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "coefficient_schedulers": {name: item.state_dict() for name, item in schedulers},
+            "scaling_factor": self.activation_scaler.scaling_factor,
+            "whitening": None if whitening is None else vars(whitening),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "run": {"updates": self.run.updates, "summary": self.run.summary},
+            "window": self._window and self._window.state_dict(),
+            "features": self.run.features.state_dict() if self.host.plugins else None,
+            "plugins": {plugin.name: plugin.state_dict() for plugin in self.host.plugins},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put a trainer that was built in the same way where another one was."""
+        self.sae.load_state_dict(state["sae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        for name, scheduler in self.coefficient_schedulers.items():
+            scheduler.load_state_dict(state["coefficient_schedulers"][name])
+        self.activation_scaler.scaling_factor = state["scaling_factor"]
+        if state["whitening"] is not None:
+            self.activation_scaler.whitening = ActivationWhitening(**state["whitening"])
+        for name in COUNTERS:
+            setattr(self, name, state["counters"][name])
+        self.run.updates, self.run.summary = state["run"]["updates"], state["run"]["summary"]
+        if self._window is not None:
+            self._window.load_state_dict(state["window"])
+        if self.host.plugins:
+            self.run.features.load_state_dict(state["features"])
+        for plugin in self.host.plugins:
+            plugin.load_state_dict(state["plugins"][plugin.name])
+
+    def is_finite(self) -> bool:
+        """Whether no weight and no gradient that is held is NaN or infinite."""
+        held = [] if self._window is None else self._window.state_dict()["held"]
+        tensors = [*self.sae.parameters(), *(gradient for gradient in held if gradient is not None)]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     # -- around the forward pass ---------------------------------------------------------------
 

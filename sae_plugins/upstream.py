@@ -44,6 +44,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sae_lens.training.activations_store import ActivationsStore
     from sae_lens.training.sae_trainer import SAETrainer
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -93,3 +94,79 @@ def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Itera
         yield
     finally:
         _substitute = None
+
+
+@contextmanager
+def data_loader(substitute: Callable[[ActivationsStore, bool], Any]) -> Iterator[None]:
+    """Have activation stores draw their batches from `substitute(store, multi_hook)`, while open.
+
+    Where that is None, from SAELens' own loader.
+    """
+    from sae_lens.training.activations_store import ActivationsStore as Store
+
+    own, own_multi_hook = Store.get_data_loader, Store.get_multi_hook_data_loader
+
+    def get_data_loader(store: Store) -> Any:
+        return substitute(store, False) or own(store)
+
+    def get_multi_hook_data_loader(store: Store) -> Any:
+        return substitute(store, True) or own_multi_hook(store)
+
+    Store.get_data_loader = get_data_loader  # type: ignore[method-assign,assignment]
+    Store.get_multi_hook_data_loader = get_multi_hook_data_loader  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Store.get_data_loader = own  # type: ignore[method-assign]
+        Store.get_multi_hook_data_loader = own_multi_hook  # type: ignore[method-assign]
+
+
+@contextmanager
+def prefetched(taken: Callable[[Any], None]) -> Iterator[None]:
+    """Tell `taken` each batch that leaves a prefetching queue, while this is open."""
+    from sae_lens.training.prefetch import PrefetchingIterator
+
+    own = PrefetchingIterator.__next__
+
+    def following(self: PrefetchingIterator[Any]) -> Any:
+        batch = own(self)
+        taken(batch)
+        return batch
+
+    PrefetchingIterator.__next__ = following  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PrefetchingIterator.__next__ = own  # type: ignore[method-assign]
+
+
+@contextmanager
+def continued_multi_training() -> Iterator[None]:
+    """Have `MultiSAETrainer.fit` start where its trainers are, while this is open.
+
+    What it counts, and its data, is shared with the first of them, whose state is saved.
+    """
+    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+
+    own = MultiSAETrainer.fit
+
+    def fit(self: MultiSAETrainer) -> Any:
+        first = next(iter(self.trainers.values()))
+        first.data_provider = self.data_provider  # type: ignore[assignment]
+        if self.n_training_steps == first.n_training_steps:  # new, or resumed by SAELens
+            first.checkpoint_thresholds = not_passed(self.checkpoint_thresholds, first)
+        self.checkpoint_thresholds = first.checkpoint_thresholds
+        self.n_training_steps = first.n_training_steps
+        self.n_training_samples = first.n_training_samples
+        return own(self)
+
+    MultiSAETrainer.fit = fit  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MultiSAETrainer.fit = own  # type: ignore[method-assign]
+
+
+def not_passed(thresholds: list[int], trainer: SAETrainer[Any, Any]) -> list[int]:
+    """The checkpoints that are still to come; SAELens would write one per step for the others."""
+    return [threshold for threshold in thresholds if threshold >= trainer.n_training_samples]

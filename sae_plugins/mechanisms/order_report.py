@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sae_plugins.plugin import Stateful
 from sae_plugins.upstream import TRAINER_COUNTERS
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def reconstruction_loss(sae: TrainingSAE[Any], sae_in: Tensor) -> Tensor:
     return sae.mse_loss_fn(sae_out, sae_in).sum(dim=-1).mean()
 
 
-class OrderReport:
+class OrderReport(Stateful):
     """Collects one row per reordering, and the closing summary."""
+
+    transient = ("owner",)
 
     def __init__(self, owner: Plugin, run: Run) -> None:
         """Track each feature's identity: its position when training began."""

@@ -124,7 +124,11 @@ class Reorder(Plugin):
         )
         reduction: Reduction = Field("weighted", description="of the variance over features")
         window: int = Field(
-            10, ge=2, title="k", description="steps in the variance, and between looks at it"
+            10,
+            ge=2,
+            le=1000,
+            title="k",
+            description="steps in the variance, and between looks at it",
         )
         cooldown: int = Field(50, ge=0, description="least steps between triggered reorderings")
         decay: float = Field(

@@ -1,0 +1,388 @@
+"""Checkpoints: the whole state of a run, so that it can stop at any moment and go on as it was.
+
+SAELens' own checkpoints (`n_checkpoints`) are SAEs to look at; these are for going on. One file
+holds everything that the rest of the training depends on: weights, optimizer, schedules, counters,
+plugins, accumulated gradients, the activation buffer, the place in the text, every random state.
+It is taken between two steps, when nothing is under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sae_plugins.plugin import PluginError, StateError
+from sae_plugins.recorder import Recorder, release
+from sae_plugins.runs import versions
+from sae_plugins.seeds import random_states, set_random_states
+from sae_plugins.signals import Signals
+from sae_plugins.state import differences, read_state, write_state
+from sae_plugins.upstream import continued_multi_training, data_loader, interruption, prefetched
+
+if TYPE_CHECKING:
+    from sae_plugins.stream import Stream
+    from sae_plugins.trainer import PluginTrainer
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_NAME = "step-{:09d}.safetensors"
+_VERSIONS = ("sae-plugins", "sae-lens", "torch", "numpy")
+_NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
+"""Fields of SAELens' trainer config that do not change what is trained."""
+_ONE_TRAINING = (
+    "one `sae_plugins.plugins(checkpoints=...)` context serves one training, and a second one has "
+    "begun in it: open another, with another folder"
+)
+
+
+def interval(every: str) -> tuple[int | None, float | None]:
+    """Steps and seconds between checkpoints, one of them None: "500" steps, "10min", "0" for none.
+
+    Raises:
+        PluginError: it is neither.
+    """
+    match = re.fullmatch(r"(\d+)( ?steps?)?|(\d+(?:\.\d+)?) ?min(?:utes?)?", every.strip())
+    if match is None:
+        raise PluginError(
+            f"{every!r} is no interval between checkpoints: give steps (500), or minutes (10min)"
+        )
+    steps, _, minutes = match.groups()
+    return (int(steps), None) if steps else (None, 60 * float(minutes))
+
+
+def files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    return sorted(folder.glob("step-*.safetensors"), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    number = re.sub(r"\D", "", path.stem)
+    return int(number) if number else -1
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that is whole; a damaged one is skipped with a warning.
+
+    Raises:
+        StateError: there is none; says what is wrong with each.
+    """
+    broken = []
+    for path in files(folder):
+        try:
+            tree = read_state(path)
+            if tree.get("format") != FORMAT:
+                raise StateError(
+                    f"{path} has format {tree.get('format')}, and this version of sae-plugins "
+                    f"reads format {FORMAT}: go on with the version that wrote it"
+                )
+        except StateError as error:
+            broken.append(str(error))
+            continue
+        for reason in broken:
+            logger.warning("%s; going on from the one before it, %s", reason, path.name)
+        return path, tree
+    reasons = "; ".join(broken) or f"there is no checkpoint in {folder}"
+    raise StateError(f"{reasons}. Nothing can be resumed: start the run anew")
+
+
+class Checkpoints:
+    """When the run inside `plugins(checkpoints=...)` is saved, where, and whether it goes on.
+
+    SIGINT and SIGTERM end the step in progress, write a checkpoint and then raise what SAELens
+    raises; a second one stops at once. A data provider that is neither SAELens' activation store
+    nor draws from the global random state must have `state_dict` and `load_state_dict`, or start
+    by itself where the checkpoint was taken.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every: str = "10min",
+        keep: int = 2,
+        rows: bool = True,
+        resume: bool = False,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Describe the checkpoints of one run.
+
+        Args:
+            folder: for `step-*.safetensors`; made if it does not exist.
+            every: "500" steps or "10min"; "0" for only when the run is interrupted.
+            keep: how many of the newest stay.
+            rows: keep the activation buffer; without it a checkpoint is small, and a resumed run
+                fills its buffer with new text: not the same run.
+            resume: go on from the newest whole checkpoint, or start where there is none.
+            notes: JSON values that are kept with each checkpoint.
+
+        Raises:
+            PluginError: `every` is no interval, `keep` keeps none, or checkpoints exist that are
+                not to be resumed.
+            StateError: none of the checkpoints that exist is whole.
+        """
+        self.folder = Path(folder)
+        self.steps, self.seconds = interval(every)
+        if keep < 1:
+            raise PluginError(f"keep={keep}: the newest checkpoint must stay, so keep 1 or more")
+        self.keep, self.rows = keep, rows
+        self.saved: dict[str, Any] | None = None
+        self.path: Path | None = None
+        """The newest checkpoint, written or resumed from."""
+        if files(self.folder) and not resume:
+            raise PluginError(
+                f"{self.folder} holds the checkpoints of an unfinished run: resume it, or choose "
+                "another folder"
+            )
+        if resume and files(self.folder):
+            self.path, self.saved = newest(self.folder)
+        self.notes = {**(self.saved["notes"] if self.saved else {}), **(notes or {})}
+        self._trainers: list[PluginTrainer] = []
+        self._facts: list[Any] = []
+        self._ended = False
+        self._stream: Stream | None = None
+        self._stream_facts: dict[str, Any] | None = None
+        self._random = self.saved and self.saved["random"]
+        self._signals = Signals()
+        self._written = time.monotonic()
+
+    @property
+    def step(self) -> int | None:
+        """Completed training steps in the newest checkpoint."""
+        return None if self.path is None else _step(self.path)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Watch over the trainers and activation stores that are built and used inside."""
+        with ExitStack() as stack:
+            stack.callback(self._release_files)
+            stack.enter_context(data_loader(self._stream_of))
+            stack.enter_context(prefetched(self.taken))
+            stack.enter_context(continued_multi_training())
+            stack.enter_context(self._signals.kept())
+            yield
+
+    def _release_files(self) -> None:
+        """Let a run that goes on have the files of this one, which a traceback may keep alive."""
+        for trainer in self._trainers:
+            for plugin in trainer.host.plugins:
+                if isinstance(plugin, Recorder):
+                    release(plugin.folder)
+
+    # -- what the trainer calls ----------------------------------------------------------------
+
+    def check(self, trainer: PluginTrainer) -> None:
+        """Refuse a trainer that is not the one that was saved, before anything of it is used.
+
+        Raises:
+            PluginError: lists the differences.
+        """
+        if self._ended:
+            raise PluginError(_ONE_TRAINING)
+        facts = _facts(trainer)
+        number = len(self._facts)
+        self._facts.append(facts)
+        if self.saved is None:
+            return
+        if number >= len(self.saved["facts"]):
+            raise PluginError(f"{self.path} holds {number} SAEs, and more are being trained now")
+        self._compare(self.saved["facts"][number], facts)
+        now = versions(_VERSIONS)
+        changed = differences(self.saved["versions"], now)
+        if changed and number == 0:
+            logger.warning("the resumed run may differ in the last digit: %s", "; ".join(changed))
+
+    def joined(self, trainer: PluginTrainer) -> None:
+        """A trainer is ready: put it where it was."""
+        if self.saved is not None:
+            trainer.load_state_dict(self.saved["trainers"][len(self._trainers)])
+        self._trainers.append(trainer)
+
+    def step_begins(self, trainer: PluginTrainer) -> None:
+        """Between two steps: resume the random state, write a checkpoint, obey a signal."""
+        if trainer is not self._trainers[0]:
+            if trainer.n_training_steps != self._trainers[0].n_training_steps:
+                raise PluginError(_ONE_TRAINING)
+            return  # trained in lockstep with the first
+        if self.saved is not None:
+            self._resumed()
+        self._signals.defer()
+        if self._signals.received:
+            self.write()
+            self._stop(trainer)
+        elif trainer.n_training_steps and self._is_due(trainer.n_training_steps):
+            self.write()
+
+    def read_by_sae_lens(self, provider: Any) -> None:
+        """SAELens is about to look for its place in a store's text: count what it reads."""
+        if hasattr(provider, "get_data_loader"):
+            provider._dataloader = provider.get_data_loader()
+
+    def taken(self, batch: Tensor | dict[str, Tensor]) -> None:
+        """A batch has left the queue of prefetched ones, or reached a trainer."""
+        if self._stream is not None:
+            self._stream.taken(batch)
+
+    def ended(self) -> None:
+        """Training has ended; from now on a signal stops at once."""
+        self._ended = True
+        self._signals.stop_deferring()
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def _is_due(self, step: int) -> bool:
+        if self.steps is not None:
+            return self.steps > 0 and step % self.steps == 0 and step != self.step
+        assert self.seconds is not None
+        return time.monotonic() - self._written >= self.seconds > 0
+
+    def write(self) -> None:
+        """Write a checkpoint; if it cannot be, the one before it stays and training goes on."""
+        step = self._trainers[0].n_training_steps
+        path = self.folder / _NAME.format(step)
+        self._written = time.monotonic()
+        if not all(trainer.is_finite() for trainer in self._trainers):
+            logger.error("no checkpoint at step %d: NaN or infinite weights%s", step, self._kept())
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with nullcontext() if self._stream is None else self._stream.lock:
+                self._write(path, self._tree())
+        except OSError as error:
+            logger.error("no checkpoint at step %d: %s%s", step, error, self._kept())
+            return
+        self.path = path
+        # those of later steps were found to be damaged
+        for old in [old for old in files(self.folder) if _step(old) != step]:
+            if _step(old) > step or old in files(self.folder)[self.keep :]:
+                with suppress(OSError):
+                    old.unlink()
+
+    def _write(self, path: Path, tree: Mapping[str, Any]) -> None:
+        try:
+            write_state(path, tree)
+        except TypeError as error:
+            plugin = re.fullmatch(r"trainers/\d+/plugins/([^/]+)/(.*)", str(error))
+            what = f"plugin {plugin[1]!r}: self.{plugin[2]}" if plugin else str(error)
+            raise PluginError(
+                f"no checkpoint can be made of {what}: keep numbers, strings, tensors and "
+                "containers of them there, name the attribute in `transient`, or override "
+                "state_dict and load_state_dict"
+            ) from error
+
+    def _check_provider(self, provider: Any) -> None:
+        """Say so if where the batches come from cannot be saved."""
+        from sae_lens.synthetic.training import SyntheticActivationIterator
+
+        known = self._stream is not None or isinstance(provider, SyntheticActivationIterator)
+        if self.path is None and not known and not _is_stateful(provider):
+            logger.warning(
+                "checkpoints do not hold where in its data the %s is, which has no state_dict and "
+                "load_state_dict: a resumed run must be given the batches that follow",
+                type(provider).__name__,
+            )
+
+    def _kept(self) -> str:
+        return f"; the last good one is {self.path}" if self.path else ""
+
+    def _tree(self) -> dict[str, Any]:
+        provider: Any = self._trainers[0].data_provider
+        self._check_provider(provider)
+        return {
+            "format": FORMAT,
+            "facts": self._facts,
+            "versions": versions(_VERSIONS),
+            "notes": self.notes,
+            "random": random_states(),
+            "stream": self._stream and self._stream.state_dict(rows=self.rows),
+            "stream_facts": self._stream_facts,
+            "provider": provider.state_dict() if _is_stateful(provider) else None,
+            "trainers": [trainer.state_dict() for trainer in self._trainers],
+        }
+
+    def _stop(self, trainer: PluginTrainer) -> None:
+        if trainer.cfg.checkpoint_path is not None:
+            # SAELens answers with a file in this folder, which it forgets to make
+            folder = Path(trainer.cfg.checkpoint_path) / str(trainer.n_training_samples)
+            folder.mkdir(parents=True, exist_ok=True)
+        logger.warning("stopped after step %d%s", trainer.n_training_steps, self._kept())
+        raise interruption()
+
+    # -- going on ------------------------------------------------------------------------------
+
+    def _compare(self, saved: Any, present: Any) -> None:
+        found = differences(saved, present)
+        if found:
+            raise StateError(
+                f"{self.path} is of another run, so this one cannot go on from it:\n  "
+                + "\n  ".join(found)
+            )
+
+    def _resumed(self) -> None:
+        assert self.saved is not None
+        if len(self._trainers) < len(self.saved["facts"]):
+            raise PluginError(
+                f"{self.path} holds {len(self.saved['facts'])} SAEs, and {len(self._trainers)} are "
+                "being trained now: build all of them"
+            )
+        self._restore_random()
+        provider: Any = self._trainers[0].data_provider
+        if self.saved["provider"] is not None:
+            provider.load_state_dict(self.saved["provider"])
+        self.saved["provider"], self.saved["trainers"] = None, []  # which may be large
+
+    def _restore_random(self) -> None:
+        if self._random is not None:
+            set_random_states(self._random)
+            self._random = None
+
+    def _stream_of(self, store: Any, multi_hook: bool) -> Stream | None:
+        """The batches of the run's activation store, from the place where the run is."""
+        if self._stream is not None:
+            return None  # a store of somebody else's
+        from sae_plugins.stream import Stream
+
+        self._stream = stream = Stream(store, multi_hook=multi_hook)
+        self._stream_facts = stream.facts()
+        if self.saved is not None and self.saved["stream"] is not None:
+            self._compare(self.saved["stream_facts"], self._stream_facts)
+            stream.load_state_dict(self.saved["stream"])
+            self.saved["stream"] = None
+            # a thread that reads ahead shuffles before the first step begins
+            self._restore_random()
+        return stream
+
+
+def _facts(trainer: PluginTrainer) -> Any:
+    """What must be the same for a run to go on, as JSON has it."""
+    plan = trainer.plan
+    config = dataclasses.asdict(trainer.cfg)
+    sae = trainer.sae.cfg.to_dict()
+    facts = {
+        "plugins": {
+            plugin.name: {
+                "place": place,
+                "state_version": plugin.state_version,
+                **options.model_dump(mode="json"),
+            }
+            for place, (plugin, options) in enumerate(plan.plugins)
+        },
+        "training": plan.training.model_dump(mode="json"),
+        "seed": trainer.seed,
+        "sae": {name: value for name, value in sae.items() if name != "metadata"},
+        "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
+def _is_stateful(provider: Any) -> bool:
+    return hasattr(provider, "state_dict") and hasattr(provider, "load_state_dict")

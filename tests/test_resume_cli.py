@@ -1,0 +1,336 @@
+"""`sae-plugins train --resume`: a run that is killed, at any moment, ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from sae_plugins import world
+from sae_plugins.checkpoints import files as checkpoints_in
+from sae_plugins.entrypoints.main import main
+from sae_plugins.runs import RESUME, UNFINISHED
+
+D_MODEL, VOCABULARY, CONTEXT, ROWS = 16, 50, 16, 300
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+METHOD = [
+    *("--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval", "7"),
+    *("--recorder.every", "1", "--checkpoint_every", "3"),
+]
+RUNS = {
+    "language model": [
+        *("--training_tokens", "6400", "--train_batch_size_tokens", "64", "--context_size", "16"),
+        *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "32", "--d_sae", "32"),
+        *("--n_batches_for_norm_estimate", "2", "--heldout_tokens", "256", *METHOD),
+    ],
+    "synthetic": [
+        *("--model_name", "synthetic:toy", "--training_tokens", "9600", "--d_sae", "64"),
+        *("--train_batch_size_tokens", "96", "--eval_samples", "500", "--heldout_tokens", "500"),
+        *("--n_batches_for_norm_estimate", "2", *METHOD),
+    ],
+}
+"""100 steps each; hybrid-order accumulates 4 batches, so that most checkpoints are in a window."""
+
+
+def rows(split: str) -> Dataset:
+    rng = np.random.default_rng(["train", "heldout"].index(split))
+    return Dataset.from_dict({"tokens": rng.integers(VOCABULARY, size=(ROWS, CONTEXT)).tolist()})
+
+
+def model(device: str = "cpu") -> HookedTransformer:
+    config = HookedTransformerConfig(
+        n_layers=3,
+        d_model=D_MODEL,
+        n_ctx=CONTEXT,
+        d_head=8,
+        n_heads=2,
+        d_vocab=VOCABULARY,
+        act_fn="gelu",
+        seed=0,
+        device=device,
+    )
+    with torch.random.fork_rng(devices=[]):
+        return HookedTransformer(config)
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A tiny model and text in the embedded world's place, in an empty working directory."""
+    monkeypatch.setattr(world, "load_hooked_transformer", model)
+    monkeypatch.setattr(world, "load_text", rows)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(*arguments: str, code: int = 0) -> None:
+    assert main(["train", *arguments]) == code
+
+
+# -- a process that is killed ------------------------------------------------------------------
+
+
+def _child(arguments: list[str]) -> None:
+    with Path("log.txt").open("a") as sys.stdout:
+        sys.stderr = sys.stdout
+        code = main(["train", *arguments])
+    os._exit(code)
+
+
+def rows_written(run: Path) -> int:
+    try:
+        return (run / UNFINISHED / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def killed(run: Path, number: signal.Signals, after_row: int, *arguments: str) -> int:
+    """Run the command in a process of its own, and kill it; its exit code, 0 if it was faster."""
+    # a fork: importing SAELens takes ten seconds
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(list(arguments),))
+    process.start()
+    while process.is_alive() and rows_written(run) < after_row:
+        time.sleep(0.001)
+    time.sleep(random.random() / 100)
+    if process.is_alive():
+        os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode is not None, "it does not stop"
+    return process.exitcode
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """What a run leaves, without the times that it took and where it is."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        name = str(path.relative_to(run))
+        if path.suffix in (".json", ".jsonl"):
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            found[name] = [
+                {k: v for k, v in json.loads(line).items() if not re.search("second|_path", k)}
+                for line in lines
+            ]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The uninterrupted runs, each made when it is first asked for."""
+    return {}
+
+
+def uninterrupted(kind: str, expected: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    if kind not in expected:
+        train(*RUNS[kind], "--output_path", "whole")
+        expected[kind] = contents(Path("whole"))
+    return expected[kind]
+
+
+def check(kind: str, number: signal.Signals, seed: int, expected: dict[str, Any]) -> None:
+    """Kill the run twice at random moments, let it end, and compare."""
+    whole = uninterrupted(kind, expected)
+    random.seed(seed)
+    run, first = Path("run"), random.randint(0, 99)
+    command = [*RUNS[kind], "--output_path", "run"]
+    for after_row in (first, random.randint(first, 99)):
+        code = killed(run, number, after_row, *command)
+        if code == 0:
+            break
+        assert code == (-9 if number == signal.SIGKILL else 130), Path("log.txt").read_text()
+        can_go_on = bool(checkpoints_in(run / UNFINISHED / RESUME))
+        if number != signal.SIGKILL and can_go_on:
+            said = Path("log.txt").read_text()
+            assert "go on with it: sae-plugins train --resume run" in said
+        command = ["--resume", "run"] if can_go_on else command
+    else:
+        train(*command)
+    assert contents(run) == whole, f"{kind}, {number.name}, seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [("language model", n) for n in SIGNALS] + [("synthetic", signal.SIGKILL)]
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    kind: str, number: signal.Signals, expected: dict[str, dict[str, Any]]
+):
+    check(kind, number, 1, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_may_be_killed_at_any_moment(
+    kind: str, number: signal.Signals, seed: int, expected: dict[str, dict[str, Any]]
+):
+    check(kind, number, 1000 + seed, expected)
+
+
+# -- what is refused, and what is said ---------------------------------------------------------
+
+SHORT = [*RUNS["language model"], "--training_tokens", "1280"]
+"""20 steps."""
+
+
+@pytest.fixture
+def unfinished() -> Path:
+    """A run that was interrupted after about ten steps."""
+    assert killed(Path("run"), signal.SIGTERM, 10, *SHORT, "--output_path", "run") == 130
+    return Path("run")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    train(*arguments, code=2)
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_resumed_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert "there is no such folder" in refusal(capsys, "--resume", "nowhere")
+    train(*SHORT, "--output_path", "run")
+    assert "--resume run is finished" in refusal(capsys, "--resume", "run")
+    Path("other").mkdir()
+    assert "holds no unfinished run" in refusal(capsys, "--resume", "other")
+    early = [*SHORT, "--checkpoint_every", "0", "--output_path", "early"]
+    killed(Path("early"), signal.SIGKILL, 5, *early)
+    said = refusal(capsys, "--resume", "early")
+    assert "before its first checkpoint" in said
+    assert "sae-plugins train --recipe early/unfinished/run.yaml --output_path early" in said
+    train("--recipe", "early/unfinished/run.yaml", "--output_path", "early")
+
+
+def test_a_resumed_run_must_be_the_one_that_began(
+    unfinished: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refusal(capsys, "--resume", "run", "--lr", "0.5", "--reorder.interval", "8")
+    assert "--lr 0.5, it began with 0.001" in said
+    assert "--reorder.interval 8, it began with 7" in said
+    for flags in (["--recipe", "hybrid-order"], ["--output_path", "other"], ["--overwrite"]):
+        assert f"{flags[0]} cannot be combined with --resume" in refusal(
+            capsys, "--resume", "run", *flags
+        )
+    recipe = unfinished / UNFINISHED / "run.yaml"
+    edited = recipe.read_text().replace("seed: 42", "seed: 43")
+    edited = edited.replace("reorder.window: 10", "reorder.window: 12")
+    recipe.write_text(edited)
+    said = refusal(capsys, "--resume", "run")
+    assert "step-0" in said
+    assert "seed: 42 in the checkpoint, 43 now" in said
+    assert "plugins.reorder.window: 10 in the checkpoint, 12 now" in said
+    recipe.write_text(edited.replace("seed: 43", "seed: 42").replace("window: 12", "window: 10"))
+    train("--resume", "run", "--lr", "1e-3", "--seed", "42")  # what is the same may be said
+    assert (unfinished / "cfg.json").exists()
+
+
+def test_a_folder_with_an_unfinished_run_is_not_overwritten(
+    unfinished: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refusal(capsys, *SHORT, "--output_path", "run")
+    assert "go on with it (sae-plugins train --resume run)" in said
+    before = checkpoints_in(unfinished / UNFINISHED / RESUME)
+    train(*SHORT, "--output_path", "run", "--overwrite")
+    moved = checkpoints_in(unfinished / f"{UNFINISHED}-1" / RESUME)
+    assert [path.name for path in moved] == [path.name for path in before]
+
+
+def test_a_damaged_checkpoint_is_skipped_and_named(
+    unfinished: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    newest, *_ = found = checkpoints_in(unfinished / UNFINISHED / RESUME)
+    assert len(found) == 2
+    newest.write_bytes(newest.read_bytes()[:-100])
+    train("--resume", "run")
+    assert f"{newest.name} cannot be read" in caplog.text
+    train(*SHORT, "--output_path", "whole")
+    assert contents(Path("run")) == contents(Path("whole"))
+
+
+def test_only_damaged_checkpoints_are_an_error_that_names_them(
+    unfinished: Path, capsys: pytest.CaptureFixture[str]
+):
+    for path in checkpoints_in(unfinished / UNFINISHED / RESUME):
+        path.write_bytes(b"nothing")
+    said = refusal(capsys, "--resume", "run")
+    assert path.name in said
+    assert "start the run anew" in said
+    assert (unfinished / UNFINISHED / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("every", ["often", "-3", "10 hours", ""])
+def test_an_interval_that_is_none_is_refused(every: str, capsys: pytest.CaptureFixture[str]):
+    said = refusal(capsys, *SHORT, f"--checkpoint_every={every}")
+    assert f"--checkpoint_every '{every}' is no interval" in said
+
+
+def test_the_newest_are_kept_and_gone_at_the_end():
+    arguments = ("--keep_checkpoints", "3", "--output_path", "run")
+    killed(Path("run"), signal.SIGTERM, 15, *SHORT, *arguments)
+    assert len(checkpoints_in(Path("run", UNFINISHED, RESUME))) == 3
+    train("--resume", "run")
+    assert not list(Path("run").rglob("step-*"))
+    assert not Path("run", UNFINISHED).exists()
+
+
+def test_a_checkpoint_is_written_when_it_is_asked_for_only_at_interruptions():
+    run = Path("run")
+    killed(run, signal.SIGINT, 15, *SHORT, "--checkpoint_every", "0", "--output_path", "run")
+    assert len(checkpoints_in(run / UNFINISHED / RESUME)) == 1
+    train("--resume", "run")
+    train(*SHORT, "--checkpoint_every", "0", "--output_path", "whole")
+    assert contents(run) == contents(Path("whole"))
+
+
+def test_a_buffer_that_is_refilled_makes_small_checkpoints_and_another_run():
+    sizes = {}
+    for buffer in ("exact", "refill"):
+        killed(
+            Path(buffer),
+            signal.SIGTERM,
+            10,
+            *SHORT,
+            "--resume_buffer",
+            buffer,
+            "--output_path",
+            buffer,
+        )
+        newest, *_ = checkpoints_in(Path(buffer, UNFINISHED, RESUME))
+        sizes[buffer] = newest.stat().st_size
+        train("--resume", buffer)
+    assert sizes["refill"] < sizes["exact"] - 15_000
+    weights = [Path(name, "sae_weights.safetensors").read_bytes() for name in sizes]
+    assert weights[0] != weights[1]
+
+
+def test_the_log_at_weights_and_biases_goes_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb = ("--log_to_wandb", "--wandb_log_frequency", "1")
+    killed(Path("run"), signal.SIGTERM, 10, *SHORT, *wandb, "--output_path", "run")
+    train("--resume", "run")
+    ids = {path.name.rpartition("-")[2] for path in Path("wandb").glob("offline-run-*")}
+    assert len(list(Path("wandb").glob("offline-run-*"))) == 2
+    assert len(ids) == 1
+
+
+def test_sae_lens_own_checkpoints_still_resume():
+    plain = list(SHORT[: SHORT.index("--plugin")])
+    plain += ["--training_tokens", "1280", "--n_checkpoints", "3"]
+    train(*plain, "--output_path", "first")
+    own = sorted(Path("first", "checkpoints").iterdir(), key=lambda path: int(path.name))
+    train(*plain, "--output_path", "second", "--resume_from_checkpoint", str(own[0]))
+    steps = [int(path.name) for path in Path("second", "checkpoints").iterdir()]
+    assert sorted(steps) == sorted(int(path.name) for path in own[1:])
