@@ -264,15 +264,15 @@ def test_text_that_is_read_twice_is_news():
         ("--device banana", "--device banana cannot be used"),
         ("--n_batches_in_buffer 1", "must hold the --train_batch_size_tokens 64"),
         ("--architecture topk --k 3.5", "need a whole number"),
-        ("--seqpos_slice 3 2 0", "SAELens refuses these settings: Ensure the step_size"),
+        ("--seqpos_slice 3 2 0", "--seqpos_slice 3 2 0 leaves none of"),
         (
             "--context_size 128",
             "--context_size 128 is too large: sae-plugins-world reads 16 tokens",
         ),
         ("--architecture topk --k 10000", "--k 10000 must be at most the --d_sae 32"),
         ("--store_batch_size_prompts 8192", "the held-out text is less than"),
-        ("--n_checkpoints 1000000000", "TB of disk, and"),
-        ("--d_sae 999999999", "GB are free: make room"),
+        ("--n_checkpoints 1000000000", "is more than the run's 31 steps"),
+        ("--d_sae 999999999", "--d_sae needs 528 GB of memory, and cpu has"),
         ("--model_name tiny --hook_name x", "--model_name tiny needs --dataset_path"),
         ("--model_name tiny --dataset_path x", "--model_name tiny needs --hook_name"),
         (
@@ -294,6 +294,18 @@ def test_bad_input(
     said = capsys.readouterr()
     assert message in said.err
     assert "Traceback" not in said.err
+    assert not Path("run").exists()
+
+
+def test_a_disk_that_is_too_small(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from sae_plugins import runs
+
+    usage = runs.shutil.disk_usage
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    train("run", code=2)
+    assert "1.0 KB are free" in capsys.readouterr().err
     assert not Path("run").exists()
 
 
@@ -321,6 +333,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(capsys: pytest.CaptureFixture[s
 
 def test_resuming_with_plugins_is_refused(capsys: pytest.CaptureFixture[str]):
     Path("checkpoint").mkdir()
+    for name in ("trainer_state.pt", "activation_scaler.json", "sae_weights.safetensors"):
+        Path("checkpoint", name).touch()
+    Path("checkpoint", "activations_store_state.safetensors").touch()
     train("run", "--plugin", "reorder", "--resume_from_checkpoint", "checkpoint", code=1)
     assert "cannot resume from checkpoint" in capsys.readouterr().err
 
@@ -492,6 +507,9 @@ def test_an_interruption_is_no_traceback(
     monkeypatch.setattr(Reorder, "step_ended", interrupting)
     run = train("run", "--plugin", "reorder", code=130)
     assert steps[-1] == 15
-    assert "sae-plugins train: interrupted" in capsys.readouterr().err
-    assert files(run) == {"unfinished/metrics.jsonl", "unfinished/run.yaml"}
+    said = capsys.readouterr()
+    assert "sae-plugins train: interrupted" in said.err
+    assert "go on with it: sae-plugins train --resume run" in said.out
+    checkpoint = "unfinished/resume/step-000000015.safetensors"
+    assert files(run) == {"unfinished/metrics.jsonl", "unfinished/run.yaml", checkpoint}
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
