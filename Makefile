@@ -63,8 +63,9 @@ types: env ## check types with mypy --strict
 world: env ## train the embedded world's language model anew
 	$(BIN)/python -m sae_plugins.world.build --work_path world-build
 
-bench: env ## time plugins against plain SAELens
+bench: env ## time plugins against plain SAELens, and checkpoints against plain safetensors
 	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_checkpoint.py
 
 # Neither index nor host is written down: whoever installs uses the registry of their own settings.
 lock: $(UV) ## resolve requirements.lock anew (UPGRADE=1: to the newest versions)

@@ -60,3 +60,5 @@ class GradientWindow:
         self.batches = state["batches"]
         pairs = zip(self._parameters, state["held"], strict=True)
         self._held = {parameter: held for parameter, held in pairs if held is not None}
+        if any(parameter.shape != held.shape for parameter, held in self._held.items()):
+            raise ValueError("a gradient that is held has not the shape of its parameter")

@@ -26,7 +26,13 @@ from sae_plugins.runs import versions
 from sae_plugins.seeds import random_states, set_random_states
 from sae_plugins.signals import Signals
 from sae_plugins.state import differences, read_state, write_state
-from sae_plugins.upstream import continued_multi_training, data_loader, interruption, prefetched
+from sae_plugins.upstream import (
+    continued_multi_training,
+    data_loader,
+    interrupted_runs_saved,
+    interruption,
+    prefetched,
+)
 
 if TYPE_CHECKING:
     from sae_plugins.stream import Stream
@@ -35,6 +41,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_CONTENTS = {
+    *("facts", "versions", "notes", "random", "stream", "stream_facts", "provider", "trainers"),
+}
+_CURE = "go on with the versions of sae-plugins, SAELens and torch that wrote it"
 _NAME = "step-{:09d}.safetensors"
 _VERSIONS = ("sae-plugins", "sae-lens", "torch", "numpy")
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
@@ -82,12 +92,15 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
             tree = read_state(path)
             if tree.get("format") != FORMAT:
                 raise StateError(
-                    f"{path} has format {tree.get('format')}, and this version of sae-plugins "
+                    f"{path} has format {tree.get('format')!r}, and this version of sae-plugins "
                     f"reads format {FORMAT}: go on with the version that wrote it"
                 )
         except StateError as error:
             broken.append(str(error))
             continue
+        if not tree.keys() >= _CONTENTS:
+            missing = ", ".join(sorted(_CONTENTS - tree.keys()))
+            raise StateError(f"{path} lacks {missing}: {_CURE}")
         for reason in broken:
             logger.warning("%s; going on from the one before it, %s", reason, path.name)
         return path, tree
@@ -168,6 +181,7 @@ class Checkpoints:
             stack.enter_context(data_loader(self._stream_of))
             stack.enter_context(prefetched(self.taken))
             stack.enter_context(continued_multi_training())
+            stack.enter_context(interrupted_runs_saved())
             stack.enter_context(self._signals.kept())
             yield
 
@@ -194,7 +208,9 @@ class Checkpoints:
         if self.saved is None:
             return
         if number >= len(self.saved["facts"]):
-            raise PluginError(f"{self.path} holds {number} SAEs, and more are being trained now")
+            raise PluginError(
+                f"{self.path} holds {number} SAEs, and more are being trained now: build as many"
+            )
         self._compare(self.saved["facts"][number], facts)
         now = versions(_VERSIONS)
         changed = differences(self.saved["versions"], now)
@@ -204,7 +220,8 @@ class Checkpoints:
     def joined(self, trainer: PluginTrainer) -> None:
         """A trainer is ready: put it where it was."""
         if self.saved is not None:
-            trainer.load_state_dict(self.saved["trainers"][len(self._trainers)])
+            with self._fitting():
+                trainer.load_state_dict(self.saved["trainers"][len(self._trainers)])
         self._trainers.append(trainer)
 
     def step_begins(self, trainer: PluginTrainer) -> None:
@@ -218,7 +235,8 @@ class Checkpoints:
         self._signals.defer()
         if self._signals.received:
             self.write()
-            self._stop(trainer)
+            logger.warning("stopped after step %d%s", trainer.n_training_steps, self._kept())
+            raise interruption()
         elif trainer.n_training_steps and self._is_due(trainer.n_training_steps):
             self.write()
 
@@ -261,11 +279,12 @@ class Checkpoints:
             logger.error("no checkpoint at step %d: %s%s", step, error, self._kept())
             return
         self.path = path
-        # those of later steps were found to be damaged
-        for old in [old for old in files(self.folder) if _step(old) != step]:
-            if _step(old) > step or old in files(self.folder)[self.keep :]:
-                with suppress(OSError):
-                    old.unlink()
+        # those of later steps were found to be damaged, and what is partial was killed
+        stale = [old for old in files(self.folder) if _step(old) > step]
+        kept = [old for old in files(self.folder) if _step(old) <= step]
+        for old in [*stale, *kept[self.keep :], *self.folder.glob("step-*.partial")]:
+            with suppress(OSError):
+                old.unlink()
 
     def _write(self, path: Path, tree: Mapping[str, Any]) -> None:
         try:
@@ -309,26 +328,30 @@ class Checkpoints:
             "trainers": [trainer.state_dict() for trainer in self._trainers],
         }
 
-    def _stop(self, trainer: PluginTrainer) -> None:
-        if trainer.cfg.checkpoint_path is not None:
-            # SAELens answers with a file in this folder, which it forgets to make
-            folder = Path(trainer.cfg.checkpoint_path) / str(trainer.n_training_samples)
-            folder.mkdir(parents=True, exist_ok=True)
-        logger.warning("stopped after step %d%s", trainer.n_training_steps, self._kept())
-        raise interruption()
-
     # -- going on ------------------------------------------------------------------------------
 
     def _compare(self, saved: Any, present: Any) -> None:
         found = differences(saved, present)
         if found:
             raise StateError(
-                f"{self.path} is of another run, so this one cannot go on from it:\n  "
-                + "\n  ".join(found)
+                f"{self.path} is of another run, so this one cannot go on from it; go on with its "
+                "settings, or choose another folder:\n  " + "\n  ".join(found)
             )
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Name the file whose contents cannot be taken over, whatever the reason."""
+        try:
+            yield
+        except PluginError as error:
+            raise StateError(f"{self.path}: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise StateError(f"{self.path} does not fit this run ({error!r}): {_CURE}") from error
 
     def _resumed(self) -> None:
         assert self.saved is not None
+        if not self.saved["trainers"]:
+            return
         if len(self._trainers) < len(self.saved["facts"]):
             raise PluginError(
                 f"{self.path} holds {len(self.saved['facts'])} SAEs, and {len(self._trainers)} are "
@@ -336,13 +359,17 @@ class Checkpoints:
             )
         self._restore_random()
         provider: Any = self._trainers[0].data_provider
+        if _is_stateful(provider) is (self.saved["provider"] is None):
+            raise StateError(f"{self.path} is of another data provider: go on with that one")
         if self.saved["provider"] is not None:
-            provider.load_state_dict(self.saved["provider"])
+            with self._fitting():
+                provider.load_state_dict(self.saved["provider"])
         self.saved["provider"], self.saved["trainers"] = None, []  # which may be large
 
     def _restore_random(self) -> None:
         if self._random is not None:
-            set_random_states(self._random)
+            with self._fitting():
+                set_random_states(self._random)
             self._random = None
 
     def _stream_of(self, store: Any, multi_hook: bool) -> Stream | None:
@@ -355,7 +382,8 @@ class Checkpoints:
         self._stream_facts = stream.facts()
         if self.saved is not None and self.saved["stream"] is not None:
             self._compare(self.saved["stream_facts"], self._stream_facts)
-            stream.load_state_dict(self.saved["stream"])
+            with self._fitting():
+                stream.load_state_dict(self.saved["stream"])
             self.saved["stream"] = None
             # a thread that reads ahead shuffles before the first step begins
             self._restore_random()

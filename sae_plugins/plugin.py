@@ -51,6 +51,12 @@ class Stateful:
         """Take over what a checkpoint kept; tensors are filled in place."""
         from sae_plugins.state import restored  # which imports torch
 
+        missing = vars(self).keys() - {"options", *self.transient} - state.keys()
+        if missing:
+            raise PluginError(
+                f"{type(self).__name__} has {', '.join(sorted(missing))}, which the checkpoint "
+                "lacks: go on with the version of it that wrote the checkpoint"
+            )
         for name, value in state.items():
             setattr(self, name, restored(getattr(self, name, None), value))
 

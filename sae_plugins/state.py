@@ -120,6 +120,23 @@ def differences(saved: Any, present: Any, name: str = "") -> list[str]:
     return [] if saved == present else [f"{name}: {saved!r} in the checkpoint, {present!r} now"]
 
 
+def check_fits(saved: Any, present: Any, name: str = "") -> None:
+    """Refuse a saved tree that lacks names of the present one, or has a tensor of another shape.
+
+    Raises:
+        ValueError: says where.
+    """
+    if isinstance(present, Tensor):
+        if not isinstance(saved, Tensor) or saved.shape != present.shape:
+            found = list(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
+            raise ValueError(f"{name} is {found} and must be {list(present.shape)}")
+    elif isinstance(present, dict):
+        if not isinstance(saved, dict) or not present.keys() <= saved.keys():
+            raise ValueError(f"something is missing in {name or 'it'}")
+        for key, value in present.items():
+            check_fits(saved[key], value, f"{name}/{key}".strip("/"))
+
+
 class _Encoder:
     """Turns a tree into JSON, with its tensors aside; a tensor that is shared is kept once."""
 
@@ -242,5 +259,6 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.as_strided((tensor.numel(),), (1,))  # with one element it has any stride
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

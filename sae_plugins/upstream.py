@@ -5,6 +5,15 @@
 - `SAETrainer(cfg, sae, data_provider, evaluator, save_checkpoint_fn)`: all runners build their
   trainer through this class, which has no `__new__` of its own (`trainer_class`).
 - `SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`: public seams, overridden.
+- `SAETrainer.maybe_reset_sparsity` is called by `fit` and `MultiSAETrainer`, for one trainer after
+  another, when a step begins: `n_training_steps` is advanced, and the batch not yet pulled.
+- the attributes of a `SAETrainer` are those that `PluginTrainer.state_dict` covers or that its
+  arguments give.
+- `SAETrainer.checkpoint_thresholds` loses one per step at most, and `load_trainer_state` does not
+  drop those that were passed (`not_passed`).
+- `MultiSAETrainer.fit` goes on from its `n_training_steps`, `n_training_samples` and
+  `checkpoint_thresholds`, which its trainers lack, as they lack its `data_provider`
+  (`continued_multi_training`).
 - `SAETrainer` calls `self.sae.training_forward_pass(step_input=...)`, looked up on the instance,
   inside autocast; its loss is `output.loss`; `output.losses` and `output.metrics` are logged.
 - between backward and the optimizer's step SAELens only clips at norm 1, and skips parameters
@@ -25,15 +34,21 @@
   `get_batch_tokens(raise_at_epoch_end=True)` gives its tokens, StopIteration where it ends.
 - `ActivationsStore.get_filtered_llm_batch(raise_on_epoch_end=True)` gives activations [n, d_in] in
   the order of the text, without excluded tokens, and raises StopIteration where the text ends.
+- `ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where the runners'
+  batches come from, with and without prefetching, and each is called once (`data_loader`).
+- `PrefetchingIterator.__next__` is where batches leave its queue (`prefetched`).
 - `LanguageModelSAERunnerConfig.checkpoint_path` gets a random subfolder when the config is made,
   and may be set afterwards.
 - `LanguageModelSAETrainingRunner.evaluator` is set when the runner is made and passed on by `run`;
   its `activations_store` may be replaced, and is all the text that it reads.
 - `SyntheticSAERunner._create_evaluator()` (private) is called by `run`, on the instance.
+- `SyntheticActivationIterator` has no state but torch's global random state.
 - `extract_stop_at_layer_from_tlens_hook_name(hook_name)` is the first layer that need not run.
 - `get_sae_training_class(architecture)` gives the classes of a training SAE and of its config.
 - the warnings that `sae_plugins.jobs` silences begin as it says.
 - on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`, at any bytecode.
+- `LanguageModelSAETrainingRunner.save_checkpoint(path)` is called on interruption with the folder
+  `checkpoint_path`/`n_training_samples`, which nobody has made (`interrupted_runs_saved`).
 - the parameters of each architecture are those of `sae_plugins.architectures`.
 """
 
@@ -44,6 +59,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sae_lens.training.activations_store import ActivationsStore
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -138,6 +155,28 @@ def prefetched(taken: Callable[[Any], None]) -> Iterator[None]:
         yield
     finally:
         PrefetchingIterator.__next__ = own  # type: ignore[method-assign]
+
+
+@contextmanager
+def interrupted_runs_saved() -> Iterator[None]:
+    """Have the language model runner make the folder that it writes to when it is interrupted.
+
+    It forgets to, and fails with another error than the interruption.
+    """
+    from sae_lens import LanguageModelSAETrainingRunner as Runner
+
+    own = Runner.save_checkpoint
+
+    def save_checkpoint(self: Runner, checkpoint_path: Path | None) -> None:
+        if checkpoint_path is not None:
+            checkpoint_path.mkdir(parents=True, exist_ok=True)
+        own(self, checkpoint_path)
+
+    Runner.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Runner.save_checkpoint = own  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,40 @@ class Picky(Good):
         return "it is not in the mood for this"
 
 
+class Hides(Good):
+    """State that decides what the plugin does, where no checkpoint finds it."""
+
+    transient = ("age",)
+
+    @hookimpl
+    def attached(self, run: Any) -> None:
+        self.age = 0
+
+    @hookimpl
+    def extra_losses(self, run: Any) -> dict[str, torch.Tensor]:
+        self.age += 1
+        return {"age": 1e-3 * self.age * run.sae.W_dec.square().sum()}
+
+
+class Renews(Hides):
+    """State that is saved and then made anew."""
+
+    transient = ()
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+class Encloses(Good):
+    @hookimpl
+    def attached(self, run: Any) -> None:
+        self.strength = lambda: torch.ones(D_SAE)
+
+    @hookimpl
+    def extra_losses(self, run: Any) -> dict[str, torch.Tensor]:
+        return {"penalty": (self.strength() * run.sae.W_dec.square().sum(dim=1)).sum()}
+
+
 @pytest.mark.parametrize(
     ("plugin", "promise", "message"),
     [
@@ -131,6 +166,10 @@ class Picky(Good):
         (DrawsFromPython, "leaves_the_global_random_state_alone", "'random'"),
         (Remembers, "repeats_with_the_same_seed", "class attributes"),
         (Impatient, "waits_for_the_end_of_an_accumulation_window", "change weights in after_upd"),
+        (Hides, "goes_on_from_a_checkpoint", "keep what must last from step to step"),
+        (Renews, "goes_on_from_a_checkpoint", "'good.age'"),
+        (Encloses, "goes_on_from_a_checkpoint", "plugins/good/strength is function"),
+        (Encloses, "goes_on_from_a_checkpoint", "in `transient`"),
         (Coarse, "keeps_float32_statistics_under_autocast", "below float32"),
         (Exploding, "trains", "guard divisions"),
         (Freezing, "trains", "keeps the SAE from learning"),
@@ -139,13 +178,16 @@ class Picky(Good):
         (Picky, "supports_an_architecture_and_gives_reasons_for_the_others", "refuses every"),
     ],
 )
-def test_a_broken_promise_fails_with_advice(plugin: Any, promise: str, message: str) -> None:
+def test_a_broken_promise_fails_with_advice(
+    plugin: Any, promise: str, message: str, tmp_path: Path
+) -> None:
     class Contract(PluginContract):
         pass
 
     Contract.plugin = plugin
     test = getattr(Contract(), f"test_{promise}")
     arguments = [] if "reasons" in promise else ["standard"]
+    arguments += [tmp_path] if "checkpoint" in promise else []
     with pytest.raises(AssertionError) as caught:
         test(*arguments)
     assert message in str(caught.value)

@@ -89,19 +89,22 @@ def _child(arguments: list[str]) -> None:
     os._exit(code)
 
 
-def rows_written(run: Path) -> int:
+def rows_written(run: Path, since: float) -> int:
+    """Rows of a file that has been written to since then; a resumed run finds one."""
+    metrics = run / UNFINISHED / "metrics.jsonl"
     try:
-        return (run / UNFINISHED / "metrics.jsonl").read_bytes().count(b"\n")
+        return metrics.read_bytes().count(b"\n") if metrics.stat().st_mtime > since else -1
     except OSError:
-        return 0
+        return -1
 
 
 def killed(run: Path, number: signal.Signals, after_row: int, *arguments: str) -> int:
     """Run the command in a process of its own, and kill it; its exit code, 0 if it was faster."""
     # a fork: importing SAELens takes ten seconds
     process = multiprocessing.get_context("fork").Process(target=_child, args=(list(arguments),))
+    started = time.time()
     process.start()
-    while process.is_alive() and rows_written(run) < after_row:
+    while process.is_alive() and rows_written(run, started) < after_row:
         time.sleep(0.001)
     time.sleep(random.random() / 100)
     if process.is_alive():

@@ -6,11 +6,13 @@ A failure here means that SAELens moved something: mend what uses the seam, then
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import re
+import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,24 @@ from sae_lens import (
     StandardTrainingSAEConfig,
     llm_sae_training_runner,
 )
+from sae_lens.config import SAETrainerConfig
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig
-from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+from sae_lens.synthetic import (
+    ActivationGenerator,
+    FeatureDictionary,
+    SyntheticModelConfig,
+    SyntheticSAERunner,
+    SyntheticSAERunnerConfig,
+)
+from sae_lens.synthetic.training import SyntheticActivationIterator
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from safetensors.torch import load_file
@@ -40,6 +53,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_plugins import jobs, plugins, upstream
 from sae_plugins.architectures import ARCHITECTURES, architecture_of
+from sae_plugins.seeds import random_states, set_random_states
 from sae_plugins.testing import (
     CASES,
     D_IN,
@@ -51,9 +65,11 @@ from sae_plugins.testing import (
     tiny_sae,
     tiny_trainer,
 )
+from sae_plugins.trainer import COUNTERS
 from sae_plugins.upstream import ADAM_MOMENTS, TRAINER_COUNTERS
 
 TESTED: list[str] = []
+HOOK = "blocks.0.hook_resid_post"
 
 
 def seam(beginning: str) -> Callable[[Any], Any]:
@@ -98,6 +114,110 @@ def test_public_seams_of_the_trainer() -> None:
         "set_final_sae_metadata": ["self"],
     }.items():
         assert list(inspect.signature(getattr(SAETrainer, name)).parameters) == parameters
+
+
+def multi_trainer(batches: Any, **config: Any) -> MultiSAETrainer:
+    saes = {"a": tiny_sae("standard"), "b": tiny_sae("topk")}
+    fields = {
+        "total_training_samples": 4 * TOKENS,
+        "train_batch_size_samples": TOKENS,
+        "lr_end": 1e-4,
+        "logger": LoggingConfig(log_to_wandb=False),
+        **config,
+    }
+    provider = ({"here": batch} for batch in batches)
+    return MultiSAETrainer(SAETrainerConfig(**fields), saes, dict.fromkeys(saes, "here"), provider)
+
+
+@seam("`SAETrainer.maybe_reset_sparsity` is called by `fit` and `MultiSAETrainer`")
+def test_when_a_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+    reset = SAETrainer.maybe_reset_sparsity
+
+    def watched(self: Any) -> Any:
+        events.append((type(self.sae).__name__, self.n_training_steps))
+        return reset(self)
+
+    def pulled() -> Iterator[torch.Tensor]:
+        for batch in tiny_batches(steps=2):
+            events.append("pulled")
+            yield batch
+
+    monkeypatch.setattr(SAETrainer, "maybe_reset_sparsity", watched)
+    trainer = tiny_trainer(tiny_sae("standard"), total_training_samples=2 * TOKENS)
+    trainer.data_provider = pulled()
+    trainer.fit()
+    standard, topk = "StandardTrainingSAE", "TopKTrainingSAE"
+    assert events == [(standard, 0), "pulled", (standard, 1), "pulled"]
+    events.clear()
+    multi_trainer(pulled(), total_training_samples=2 * TOKENS).fit()
+    each = [[(standard, step), (topk, step), "pulled"] for step in range(2)]
+    assert events == [*each[0], *each[1]]
+
+
+@seam("the attributes of a `SAETrainer` are those that `PluginTrainer.state_dict` covers")
+def test_the_attributes_of_a_trainer() -> None:
+    trainer = tiny_trainer(tiny_sae("standard"))
+    given = {"cfg", "sae", "data_provider", "evaluator", "save_checkpoint_fn"}
+    made_from_the_config = {"autocast_if_enabled"}
+    with_state = {"optimizer", "lr_scheduler", "coefficient_schedulers", "activation_scaler"}
+    assert vars(trainer).keys() == given | made_from_the_config | with_state | {*COUNTERS}
+    advance(trainer, tiny_batches(steps=2))
+    assert vars(trainer).keys() == given | made_from_the_config | with_state | {*COUNTERS}
+    assert vars(trainer.activation_scaler).keys() == {"scaling_factor", "whitening"}
+    (scheduler,) = trainer.coefficient_schedulers.values()
+    assert vars(scheduler).keys() == {
+        *("warm_up_steps", "final_value"),  # from the config
+        *("current_step", "current_value"),  # the second follows from the first
+    }
+
+
+@seam("`SAETrainer.checkpoint_thresholds` loses one per step at most")
+def test_checkpoint_thresholds(tmp_path: Path) -> None:
+    def fit(trainer: Any) -> list[str]:
+        trainer.data_provider = iter(tiny_batches())
+        trainer.fit()
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    config = {"n_checkpoints": 3, "total_training_samples": 8 * TOKENS}
+    trainer = tiny_trainer(tiny_sae("standard"), checkpoint_path=str(tmp_path), **config)
+    assert trainer.checkpoint_thresholds == [2 * TOKENS, 4 * TOKENS, 6 * TOKENS]
+    trainer.checkpoint_thresholds[:0] = [0, 0]
+    assert fit(trainer) == ["160", "224", "32", "64", "96"]  # the first two for one
+    again = tmp_path / "again"
+    late = tiny_trainer(tiny_sae("standard"), checkpoint_path=str(again), **config)
+    late.load_trainer_state(tmp_path / "160")
+    assert late.checkpoint_thresholds == [2 * TOKENS, 4 * TOKENS, 6 * TOKENS]
+    assert upstream.not_passed(late.checkpoint_thresholds, late) == [6 * TOKENS]
+
+
+@seam("`MultiSAETrainer.fit` goes on from its `n_training_steps`, `n_training_samples`")
+def test_the_counters_of_a_multi_trainer(tmp_path: Path) -> None:
+    """Without the help of `continued_multi_training`, and with it."""
+
+    def fit() -> tuple[MultiSAETrainer, list[str]]:
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path)
+        trainer = multi_trainer(tiny_batches(), n_checkpoints=3, checkpoint_path=str(tmp_path))
+        for inner in trainer.trainers.values():
+            assert inner.checkpoint_thresholds == []
+            assert next(inner.data_provider, None) is None
+            inner.n_training_steps, inner.n_training_samples = 2, 2 * TOKENS
+        first = trainer.trainers["a"]
+        first.checkpoint_thresholds = [3 * TOKENS - 1]
+        trainer.fit()
+        return trainer, sorted(path.name for path in tmp_path.iterdir())
+
+    trainer, folders = fit()
+    assert (trainer.n_training_steps, trainer.n_training_samples) == (2, 4 * TOKENS)
+    assert folders == ["128", "96"]  # of 32, 64 and 96, which count from the start
+    own = MultiSAETrainer.fit
+    with upstream.continued_multi_training():
+        trainer, folders = fit()
+    assert MultiSAETrainer.fit is own
+    assert (trainer.n_training_steps, trainer.n_training_samples) == (4, 4 * TOKENS)
+    assert folders == ["96"]
+    assert trainer.trainers["a"].data_provider is trainer.data_provider
 
 
 @seam("`SAETrainer` calls `self.sae.training_forward_pass(step_input=...)`")
@@ -306,7 +426,7 @@ def runner_config(**settings: Any) -> LanguageModelSAERunnerConfig[Any]:
         sae=StandardTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
         **{
             "model_name": "tiny",
-            "hook_name": "blocks.0.hook_resid_post",
+            "hook_name": HOOK,
             "dataset_path": "none",
             "context_size": 16,
             "training_tokens": 128,
@@ -349,6 +469,65 @@ def test_batches_of_a_store(model: HookedTransformer) -> None:
     expected = cache["blocks.0.hook_resid_post"][tokens != excluded]
     assert expected.shape[0] < tokens.numel()
     torch.testing.assert_close(torch.cat(batches), expected)
+
+
+@seam("`ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where")
+@pytest.mark.parametrize("prefetch", [False, 2])
+@pytest.mark.parametrize("multi_hook", [False, True])
+def test_where_the_runners_batches_come_from(
+    multi_hook: bool, prefetch: Any, model: HookedTransformer
+) -> None:
+    asked: list[Any] = []
+    batches = tiny_batches(steps=20)
+
+    def substitute(store: Any, multi: bool) -> Any:
+        asked.append((store, multi))
+        return iter([{HOOK: batch} for batch in batches] if multi else batches)
+
+    own = ActivationsStore.get_data_loader, ActivationsStore.get_multi_hook_data_loader
+    with upstream.data_loader(substitute):
+        runner = runner_of(model, multi_hook, prefetch_llm_batches=prefetch)
+        runner.run()
+    assert asked == [(runner.activations_store, multi_hook)]
+    assert own == (ActivationsStore.get_data_loader, ActivationsStore.get_multi_hook_data_loader)
+    with upstream.data_loader(lambda store, multi: None):
+        runner_of(model, multi_hook, prefetch_llm_batches=prefetch).run()  # on SAELens' own
+
+
+def runner_of(model: HookedTransformer, multi_hook: bool, **settings: Any) -> Any:
+    given = {"override_model": model, "override_dataset": text(40)}
+    config = runner_config(**settings)
+    if not multi_hook:
+        return LanguageModelSAETrainingRunner(config, **given)
+    fields = vars(config).keys() & {
+        f.name for f in dataclasses.fields(MultiSAETrainingRunnerConfig)
+    }
+    several = MultiSAETrainingRunnerConfig(
+        saes={"a": config.sae}, hook_names=HOOK, **{name: vars(config)[name] for name in fields}
+    )
+    return MultiSAETrainingRunner(several, **given)
+
+
+@seam("`PrefetchingIterator.__next__` is where batches leave its queue")
+@pytest.mark.parametrize("multi_hook", [False, True])
+def test_where_prefetched_batches_leave_the_queue(
+    multi_hook: bool, model: HookedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    trained: list[torch.Tensor] = []
+    step = SAETrainer.step
+    monkeypatch.setattr(
+        SAETrainer, "step", lambda self, batch: (trained.append(batch), step(self, batch))[1]
+    )
+    own = PrefetchingIterator.__next__
+    with upstream.prefetched(taken.append):
+        runner_of(model, multi_hook, prefetch_llm_batches=2).run()
+        assert len(taken) == len(trained) == 4
+        runner_of(model, multi_hook).run()
+    assert PrefetchingIterator.__next__ is own
+    assert len(taken) == 4
+    for batch, other in zip(taken, trained, strict=False):
+        assert (batch[HOOK] if multi_hook else batch) is other
 
 
 @seam("`LanguageModelSAERunnerConfig.checkpoint_path` gets a random subfolder")
@@ -416,6 +595,23 @@ def test_the_evaluator_of_synthetic_runs() -> None:
     ]
 
 
+@seam("`SyntheticActivationIterator` has no state but torch's global random state")
+def test_synthetic_batches() -> None:
+    random_state = random_states()
+    features, generator = FeatureDictionary(16, D_IN), ActivationGenerator(16, 0.2)
+    set_random_states(random_state)
+    iterator = SyntheticActivationIterator(features, generator, 4)
+    next(iterator)
+    state = torch.get_rng_state()
+    expected = [next(iterator) for _ in range(3)]
+    torch.set_rng_state(state)
+    again = SyntheticActivationIterator(features, generator, 4)
+    assert all(torch.equal(next(again), batch) for batch in expected)
+    now = random_states()
+    assert now["python"] == random_state["python"]
+    assert (now["numpy"][1] == random_state["numpy"][1]).all()
+
+
 @seam("`extract_stop_at_layer_from_tlens_hook_name(hook_name)`")
 def test_where_a_model_may_stop() -> None:
     assert extract_stop_at_layer_from_tlens_hook_name("blocks.3.hook_resid_post") == 4
@@ -472,6 +668,36 @@ def test_interruption() -> None:
         with pytest.raises(upstream.interruption()):
             module.interrupt_callback(2, None)
         assert module.InterruptedException is upstream.interruption()
+
+
+@seam("`LanguageModelSAETrainingRunner.save_checkpoint(path)` is called on interruption")
+def test_the_folder_of_an_interrupted_run(
+    model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> Any:
+        config = runner_config()
+        config.checkpoint_path = str(tmp_path / "run")
+        with monkeypatch.context() as patched:
+            # it leaves its handlers behind
+            patched.setattr(llm_sae_training_runner.signal, "signal", lambda *_: None)
+            runner = LanguageModelSAETrainingRunner(
+                config, override_model=model, override_dataset=text(40)
+            )
+            patched.setattr(SAETrainer, "fit", stopped)
+            runner.run()
+
+    def stopped(self: Any) -> None:
+        self.n_training_samples = 7
+        raise upstream.interruption()
+
+    with pytest.raises(Exception, match="No such file") as caught:
+        interrupted()
+    assert not isinstance(caught.value, upstream.interruption())  # SAELens' own mistake
+    own = LanguageModelSAETrainingRunner.save_checkpoint
+    with upstream.interrupted_runs_saved(), pytest.raises(upstream.interruption()):
+        interrupted()
+    assert LanguageModelSAETrainingRunner.save_checkpoint is own
+    assert (tmp_path / "run" / "7" / "activations_store_state.safetensors").exists()
 
 
 @seam("the parameters of each architecture are those of `sae_plugins.architectures`")
