@@ -50,6 +50,21 @@
 - `LanguageModelSAETrainingRunner.save_checkpoint(path)` is called on interruption with the folder
   `checkpoint_path`/`n_training_samples`, which nobody has made (`interrupted_runs_saved`).
 - the parameters of each architecture are those of `sae_plugins.architectures`.
+- `mixing_buffer` (its variables): undecorated it is a generator function; between two batches,
+  what came in and was not served is `serving_buffer` after `batch_idx`, and `storage_buffer`.
+- `ActivationsStore.get_data_loader()` is `mixing_buffer` over `_iterate_filtered_activations()`,
+  of `n_batches_in_buffer * training_context_size` rows, served `train_batch_size_tokens` at a time.
+- `ActivationsStore.get_multi_hook_data_loader()` mixes `_iterate_filtered_multi_hook_activations()`
+  alike, with the hooks of `_hook_names` side by side, `_hook_d_ins` wide, and gives views by hook.
+- `ActivationsStore._dataloader` is made by `get_data_loader` at the first batch; `iter(store)` is
+  the store, so that a prefetching thread pulls from it too.
+- `ActivationsStore.iterable_sequences`, missing without a dataset, gives all text that is read; it
+  is an unstarted generator at first, and `_iterate_tokenized_sequences`, looked up on the instance,
+  makes it anew for each epoch; `n_dataset_processed` counts documents.
+- `ActivationsStore.load` skips no text where `n_dataset_processed` is already what was saved.
+- `ActivationsStore.current_row_idx` is the row of `cached_activation_dataset` that is read next.
+- `PrefetchingIterator` pulls in another thread and hands on the very objects, in order.
+- the settings of an `ActivationsStore` are those of which `Stream.facts` is made.
 """
 
 from __future__ import annotations

@@ -68,20 +68,21 @@ from sae_plugins.testing import (
 from sae_plugins.trainer import COUNTERS
 from sae_plugins.upstream import ADAM_MOMENTS, TRAINER_COUNTERS
 
-TESTED: list[str] = []
 HOOK = "blocks.0.hook_resid_post"
 
 
 def seam(beginning: str) -> Callable[[Any], Any]:
     """Name the entry of the list, by its beginning, that a test is about."""
-    TESTED.append(beginning)
     return lambda test: test
 
 
 def test_every_seam_of_the_list_has_its_test() -> None:
     listed = re.findall(r"^- (.*(?:\n  .*)*)", upstream.__doc__ or "", re.M)
-    assert len(listed) == len(TESTED)
-    for entry, beginning in zip(listed, TESTED, strict=True):
+    here = Path(__file__)
+    text = here.read_text() + here.with_name("test_upstream_stream.py").read_text()
+    tested = re.findall(r"^@seam\([\"'](.+)[\"']\)$", text, re.M)
+    assert len(listed) == len(tested)
+    for entry, beginning in zip(listed, tested, strict=True):
         assert entry.startswith(beginning), f"the list says {entry!r}, the tests {beginning!r}"
 
 

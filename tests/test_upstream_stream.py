@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -15,6 +16,12 @@ from sae_lens.training import activations_store
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.prefetch import PrefetchingIterator
+
+
+def seam(beginning: str) -> Callable[[Any], Any]:
+    """Name the entry of the list in `sae_plugins.upstream`, by its beginning."""
+    return lambda test: test
+
 
 HOOK = "blocks.0.hook_resid_post"
 D_IN, CONTEXT = 2, 3
@@ -63,7 +70,7 @@ def called_with(monkeypatch: pytest.MonkeyPatch, name: str) -> dict[str, Any]:
     return seen
 
 
-# `mixing_buffer` (private variables)
+@seam("`mixing_buffer`")
 def test_the_mixing_buffers_variables_are_its_state() -> None:
     numbers = iter(torch.arange(1000.0)[:, None].split(7))
     run: Any = inspect.unwrap(mixing_buffer)
@@ -90,7 +97,7 @@ def test_the_mixing_buffers_variables_are_its_state() -> None:
         assert variables["storage_buffer"].is_contiguous()
 
 
-# `ActivationsStore.get_data_loader()`
+@seam("`ActivationsStore.get_data_loader()`")
 def test_the_loader_mixes_the_filtered_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = called_with(monkeypatch, "mixing_buffer")
     made = store(activations_mixing_fraction=0.25, seqpos_slice=(1, None))
@@ -101,7 +108,7 @@ def test_the_loader_mixes_the_filtered_activations(monkeypatch: pytest.MonkeyPat
     assert loader.__qualname__ == "ActivationsStore._iterate_filtered_activations"
 
 
-# `ActivationsStore.get_multi_hook_data_loader()`
+@seam("`ActivationsStore.get_multi_hook_data_loader()`")
 def test_the_multi_hook_loader_packs_hooks_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     hooks = {HOOK: 2, "blocks.1.hook_in": 1}
     made = ActivationsStore.from_config_multi_hook(
@@ -127,7 +134,7 @@ def test_the_multi_hook_loader_packs_hooks_side_by_side(monkeypatch: pytest.Monk
     }
 
 
-# `ActivationsStore._dataloader`
+@seam("`ActivationsStore._dataloader`")
 def test_the_store_makes_its_loader_at_the_first_batch_and_pulls_from_it() -> None:
     made = store()
     assert made._dataloader is None
@@ -136,7 +143,7 @@ def test_the_store_makes_its_loader_at_the_first_batch_and_pulls_from_it() -> No
     assert [next(made), made.next_batch()] == ["a", "b"]
 
 
-# `ActivationsStore.iterable_sequences`
+@seam("`ActivationsStore.iterable_sequences`")
 def test_all_text_is_read_through_one_generator_which_each_epoch_makes_anew() -> None:
     made = store(sequences=5)
     sequences = made.iterable_sequences
@@ -161,7 +168,7 @@ def test_all_text_is_read_through_one_generator_which_each_epoch_makes_anew() ->
     assert made.get_batch_tokens().shape == (2, CONTEXT)
 
 
-# `ActivationsStore.load` (SAELens' own resuming)
+@seam("`ActivationsStore.load`")
 def test_saelens_own_fast_forward_stays_where_the_count_is_right(tmp_path: Any) -> None:
     made = store()
     made.get_batch_tokens()
@@ -172,7 +179,7 @@ def test_saelens_own_fast_forward_stays_where_the_count_is_right(tmp_path: Any) 
     assert inspect.getgeneratorstate(other.iterable_sequences) == inspect.GEN_CREATED
 
 
-# `ActivationsStore.current_row_idx`
+@seam("`ActivationsStore.current_row_idx`")
 def test_cached_activations_are_read_by_row(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "TORCHVISION_AVAILABLE", False)
     rows = torch.arange(5 * CONTEXT * D_IN).view(5, CONTEXT, D_IN).float()
@@ -191,7 +198,7 @@ def test_cached_activations_are_read_by_row(tmp_path: Any, monkeypatch: pytest.M
     assert made.current_row_idx == 0
 
 
-# `PrefetchingIterator`
+@seam("`PrefetchingIterator`")
 def test_prefetching_hands_on_the_very_objects_in_order() -> None:
     pulled_by = set()
 
@@ -209,7 +216,7 @@ def test_prefetching_hands_on_the_very_objects_in_order() -> None:
     provider.close()
 
 
-# the settings of an `ActivationsStore`
+@seam("the settings of an `ActivationsStore`")
 def test_what_the_facts_are_made_of() -> None:
     made = store(exclude_special_tokens=torch.tensor([1]))
     given = inspect.signature(ActivationsStore.__init__).parameters.keys()
