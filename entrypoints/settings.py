@@ -165,14 +165,11 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     from sae_plugins.recipes import load
     from sae_plugins.runs import RECIPE, UNFINISHED
 
-    for name in ("recipe", "output_path", "overwrite"):
-        if name in flags:
-            raise UsageError(f"--{name} cannot be combined with --resume, which goes on as it was")
     recipe = folder / UNFINISHED / RECIPE
     began = load(str(recipe))
     free = {name: flags[name] for name in (*RESUMING, *NOT_IN_RUN_YAML) if name in flags}
     changed = [
-        f"--{name} {as_text(value)}, it began with {as_text(began.get(name))}"
+        f"--{name} {as_text(value)}, it began with {as_text(began.get(name)) or 'none'}"
         for name, value in flags.items()
         if name != "resume" and name not in free and not _same(value, began.get(name))
     ]
@@ -181,7 +178,9 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             f"--resume {folder} goes on with the run as it began; leave these out, or start "
             "another run:\n  " + "\n  ".join(changed)
         )
-    return {"recipe": str(recipe), "output_path": str(folder), "resume": str(folder), **free}
+    run = {"recipe": str(recipe), "output_path": str(folder), "resume": str(folder)}
+    # where it began is behind it
+    return {**run, "resume_from_checkpoint": None, **free}
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -71,6 +71,9 @@ def _resumed(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
     from sae_plugins.entrypoints.settings import of_resumed, settle
     from sae_plugins.runs import RunFolder
 
+    for name in ("recipe", "output_path", "overwrite"):
+        if name in given:
+            raise UsageError(f"--{name} cannot be combined with --resume, which goes on as it was")
     folder = RunFolder(Path(given["resume"]).expanduser())
     folder.reopen()
     try:
@@ -118,8 +121,10 @@ def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
 
 def _train(settings: Settings, folder: RunFolder) -> None:
     started = time.perf_counter()
+    resumed = bool(settings.get("resume"))
     try:
         with _plugin_errors(UsageError):
+            checkpoints = _checkpoints(settings, folder) if resumed else None
             print(f"loading {settings.model_name} ...", flush=True)
             job = _job(settings)
             each = _bytes_of_checkpoint(settings, job)
@@ -128,17 +133,17 @@ def _train(settings: Settings, folder: RunFolder) -> None:
             folder.check_space(_bytes_on_disk(settings, job), kept * each)
             recipe = _recipe(settings, job)
         with _disk_errors(folder):
-            if not settings.get("resume"):
+            if not resumed:
                 folder.start(recipe)
         with _plugin_errors(UsageError):
-            checkpoints = _checkpoints(settings, folder)
+            checkpoints = checkpoints or _checkpoints(settings, folder)
             _print_plan(settings, job, folder, checkpoints, each)
         found = _fit(settings, job, folder, checkpoints)
         with _plugin_errors(TrainingFailed):
             folder.finish()
-    except BaseException:
+    except BaseException as error:
         left = folder.abandon()
-        if left:
+        if left and not (resumed and isinstance(error, UsageError) and error.exit_code == 2):
             print(left)
         raise
     summary = _summary(job, folder, found, time.perf_counter() - started)
@@ -162,15 +167,27 @@ def _job(settings: Settings) -> Job:
 def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
     """Where the run is saved to go on from, and, of one that is resumed, where it is."""
     from sae_plugins.checkpoints import Checkpoints
-    from sae_plugins.runs import RESUME
+    from sae_plugins.plugin import StateError
+    from sae_plugins.runs import RECIPE, RESUME
 
-    return Checkpoints(
-        folder.unfinished / RESUME,
-        every=settings.get("checkpoint_every"),
-        keep=settings.get("keep_checkpoints"),
-        rows=settings.get("resume_buffer") == "exact",
-        resume=bool(settings.get("resume")),
-    )
+    try:
+        checkpoints = Checkpoints(
+            folder.unfinished / RESUME,
+            every=settings.get("checkpoint_every"),
+            keep=settings.get("keep_checkpoints"),
+            rows=settings.get("resume_buffer") == "exact",
+            resume=bool(settings.get("resume")),
+        )
+    except StateError as error:
+        raise StateError(
+            f"{error}: sae-plugins train --recipe {folder.unfinished / RECIPE} "
+            f"--output_path {folder.path} --overwrite"
+        ) from error
+    # not in run.yaml, since another run must not write there
+    own = checkpoints.notes.setdefault("checkpoint_path", settings.get("checkpoint_path"))
+    if own is not None:
+        settings.values["checkpoint_path"] = own
+    return checkpoints
 
 
 def _fit(
@@ -202,7 +219,7 @@ def _fit(
     except interruption() as error:
         raise KeyboardInterrupt from error
     finally:
-        recorder.release(unfinished)
+        recorder.release()
 
 
 def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManager[None]:

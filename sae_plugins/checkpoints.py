@@ -13,19 +13,19 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sae_plugins import recorder
 from sae_plugins.plugin import PluginError, StateError
-from sae_plugins.recorder import Recorder, release
-from sae_plugins.runs import versions
+from sae_plugins.runs import lock, versions
 from sae_plugins.seeds import random_states, set_random_states
 from sae_plugins.signals import Signals
-from sae_plugins.state import differences, read_state, write_state
+from sae_plugins.state import changes, check_state, read_state, write_state
 from sae_plugins.upstream import (
     continued_multi_training,
     data_loader,
@@ -125,7 +125,6 @@ class Checkpoints:
         keep: int = 2,
         rows: bool = True,
         resume: bool = False,
-        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Describe the checkpoints of one run.
 
@@ -136,7 +135,6 @@ class Checkpoints:
             rows: keep the activation buffer; without it a checkpoint is small, and a resumed run
                 fills its buffer with new text: not the same run.
             resume: go on from the newest whole checkpoint, or start where there is none.
-            notes: JSON values that are kept with each checkpoint.
 
         Raises:
             PluginError: `every` is no interval, `keep` keeps none, or checkpoints exist that are
@@ -158,10 +156,11 @@ class Checkpoints:
             )
         if resume and files(self.folder):
             self.path, self.saved = newest(self.folder)
-        self.notes = {**(self.saved["notes"] if self.saved else {}), **(notes or {})}
+        self.notes: dict[str, Any] = self.saved["notes"] if self.saved else {}
+        """JSON values that are kept with each checkpoint."""
         self._trainers: list[PluginTrainer] = []
         self._facts: list[Any] = []
-        self._ended = False
+        self._began = self._ended = False
         self._stream: Stream | None = None
         self._stream_facts: dict[str, Any] | None = None
         self._random = self.saved and self.saved["random"]
@@ -177,7 +176,9 @@ class Checkpoints:
     def open(self) -> Iterator[None]:
         """Watch over the trainers and activation stores that are built and used inside."""
         with ExitStack() as stack:
-            stack.callback(self._release_files)
+            self._take_folder(stack)
+            # a traceback may keep a recorder alive whose files a run that goes on writes again
+            stack.callback(recorder.release)
             stack.enter_context(data_loader(self._stream_of))
             stack.enter_context(prefetched(self.taken))
             stack.enter_context(continued_multi_training())
@@ -185,12 +186,16 @@ class Checkpoints:
             stack.enter_context(self._signals.kept())
             yield
 
-    def _release_files(self) -> None:
-        """Let a run that goes on have the files of this one, which a traceback may keep alive."""
-        for trainer in self._trainers:
-            for plugin in trainer.host.plugins:
-                if isinstance(plugin, Recorder):
-                    release(plugin.folder)
+    def _take_folder(self, stack: ExitStack) -> None:
+        """Make the folder and lock it, so that no other run writes its checkpoints there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(lock(self.folder))
+        except BlockingIOError as error:
+            raise PluginError(f"{self.folder}: another run writes its checkpoints there") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise PluginError(f"{self.folder} cannot hold checkpoints: {reason}") from error
 
     # -- what the trainer calls ----------------------------------------------------------------
 
@@ -209,11 +214,11 @@ class Checkpoints:
             return
         if number >= len(self.saved["facts"]):
             raise PluginError(
-                f"{self.path} holds {number} SAEs, and more are being trained now: build as many"
+                f"{self.path} holds the state of {number} SAE(s), and more are being trained now: "
+                "build as many"
             )
         self._compare(self.saved["facts"][number], facts)
-        now = versions(_VERSIONS)
-        changed = differences(self.saved["versions"], now)
+        changed = changes(self.saved["versions"], self._versions(trainer))
         if changed and number == 0:
             logger.warning("the resumed run may differ in the last digit: %s", "; ".join(changed))
 
@@ -230,12 +235,13 @@ class Checkpoints:
             if trainer.n_training_steps != self._trainers[0].n_training_steps:
                 raise PluginError(_ONE_TRAINING)
             return  # trained in lockstep with the first
-        if self.saved is not None:
-            self._resumed()
-        self._signals.defer()
+        if not self._began:
+            self._begin(trainer)
         if self._signals.received:
             self.write()
-            logger.warning("stopped after step %d%s", trainer.n_training_steps, self._kept())
+            step = trainer.n_training_steps
+            saved = f"; saved in {self.path}" if self.step == step else self._kept()
+            logger.warning("stopped after step %d%s", step, saved)
             raise interruption()
         elif trainer.n_training_steps and self._is_due(trainer.n_training_steps):
             self.write()
@@ -253,7 +259,7 @@ class Checkpoints:
     def ended(self) -> None:
         """Training has ended; from now on a signal stops at once."""
         self._ended = True
-        self._signals.stop_deferring()
+        self._signals.training_ended()
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -272,11 +278,11 @@ class Checkpoints:
             logger.error("no checkpoint at step %d: NaN or infinite weights%s", step, self._kept())
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with nullcontext() if self._stream is None else self._stream.lock:
-                self._write(path, self._tree())
-        except OSError as error:
-            logger.error("no checkpoint at step %d: %s%s", step, error, self._kept())
+            with nullcontext() if self._stream is None else self._stream.lock, _savable():
+                write_state(path, self._tree())
+        except (OSError, PluginError) as error:
+            reason = getattr(error, "strerror", None) or error
+            logger.error("no checkpoint at step %d: %s%s", step, reason, self._kept())
             return
         self.path = path
         # those of later steps were found to be damaged, and what is partial was killed
@@ -286,24 +292,41 @@ class Checkpoints:
             with suppress(OSError):
                 old.unlink()
 
-    def _write(self, path: Path, tree: Mapping[str, Any]) -> None:
-        try:
-            write_state(path, tree)
-        except TypeError as error:
-            plugin = re.fullmatch(r"trainers/\d+/plugins/([^/]+)/(.*)", str(error))
-            what = f"plugin {plugin[1]!r}: self.{plugin[2]}" if plugin else str(error)
+    def _begin(self, trainer: PluginTrainer) -> None:
+        """The first step begins: everything that takes part is known, and nothing has moved."""
+        self._began = True
+        if self.saved is not None:
+            self._resumed(self.saved)
+        with _savable():
+            check_state({"trainers": [trainer.state_dict() for trainer in self._trainers]})
+        reads_ahead = hasattr(trainer.data_provider, "paused")
+        if self.rows and reads_ahead and "training_forward_pass" in vars(trainer.sae):
             raise PluginError(
-                f"no checkpoint can be made of {what}: keep numbers, strings, tensors and "
-                "containers of them there, name the attribute in `transient`, or override "
-                "state_dict and load_state_dict"
-            ) from error
+                "--prefetch_llm_batches and --compile_sae together cannot be resumed exactly: "
+                "torch.compile sets back the random state from which the other thread shuffles; "
+                "leave one of them out, or give up exactness with --resume_buffer refill (in "
+                "Python: rows=False)"
+            )
+        self._signals.defer()
+
+    def _is_stateful(self, provider: Any) -> bool:
+        """Whether the provider has a place to save; a stream is saved as such."""
+        if provider is self._stream:
+            return False
+        return hasattr(provider, "state_dict") and hasattr(provider, "load_state_dict")
 
     def _check_provider(self, provider: Any) -> None:
         """Say so if where the batches come from cannot be saved."""
         from sae_lens.synthetic.training import SyntheticActivationIterator
 
+        watched = None if self._stream is None else self._stream.store
+        if watched not in (None, provider) and hasattr(provider, "get_data_loader"):
+            raise PluginError(
+                "another activation store was read before the training's own, whose place is "
+                "therefore not known: read it outside the `sae_plugins.plugins` context"
+            )
         known = self._stream is not None or isinstance(provider, SyntheticActivationIterator)
-        if self.path is None and not known and not _is_stateful(provider):
+        if self.path is None and not known and not self._is_stateful(provider):
             logger.warning(
                 "checkpoints do not hold where in its data the %s is, which has no state_dict and "
                 "load_state_dict: a resumed run must be given the batches that follow",
@@ -311,7 +334,7 @@ class Checkpoints:
             )
 
     def _kept(self) -> str:
-        return f"; the last good one is {self.path}" if self.path else ""
+        return f"; the last good one is {self.path}" if self.path else "; there is none before it"
 
     def _tree(self) -> dict[str, Any]:
         provider: Any = self._trainers[0].data_provider
@@ -319,19 +342,23 @@ class Checkpoints:
         return {
             "format": FORMAT,
             "facts": self._facts,
-            "versions": versions(_VERSIONS),
+            "versions": self._versions(self._trainers[0]),
             "notes": self.notes,
             "random": random_states(),
             "stream": self._stream and self._stream.state_dict(rows=self.rows),
             "stream_facts": self._stream_facts,
-            "provider": provider.state_dict() if _is_stateful(provider) else None,
+            "provider": provider.state_dict() if self._is_stateful(provider) else None,
             "trainers": [trainer.state_dict() for trainer in self._trainers],
         }
+
+    def _versions(self, trainer: PluginTrainer) -> dict[str, Any]:
+        plugins = trainer.plan.provenance()["plugins"]
+        return versions(_VERSIONS) | {plugin["name"]: plugin["version"] for plugin in plugins}
 
     # -- going on ------------------------------------------------------------------------------
 
     def _compare(self, saved: Any, present: Any) -> None:
-        found = differences(saved, present)
+        found = changes(saved, present)
         if found:
             raise StateError(
                 f"{self.path} is of another run, so this one cannot go on from it; go on with its "
@@ -348,23 +375,20 @@ class Checkpoints:
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise StateError(f"{self.path} does not fit this run ({error!r}): {_CURE}") from error
 
-    def _resumed(self) -> None:
-        assert self.saved is not None
-        if not self.saved["trainers"]:
-            return
-        if len(self._trainers) < len(self.saved["facts"]):
+    def _resumed(self, saved: dict[str, Any]) -> None:
+        if len(self._trainers) < len(saved["facts"]):
             raise PluginError(
-                f"{self.path} holds {len(self.saved['facts'])} SAEs, and {len(self._trainers)} are "
-                "being trained now: build all of them"
+                f"{self.path} holds the state of {len(saved['facts'])} SAE(s), and "
+                f"{len(self._trainers)} are being trained now: build all of them"
             )
         self._restore_random()
         provider: Any = self._trainers[0].data_provider
-        if _is_stateful(provider) is (self.saved["provider"] is None):
+        if self._is_stateful(provider) is (saved["provider"] is None):
             raise StateError(f"{self.path} is of another data provider: go on with that one")
-        if self.saved["provider"] is not None:
+        if saved["provider"] is not None:
             with self._fitting():
-                provider.load_state_dict(self.saved["provider"])
-        self.saved["provider"], self.saved["trainers"] = None, []  # which may be large
+                provider.load_state_dict(saved["provider"])
+        saved["provider"], saved["trainers"] = None, []  # which may be large
 
     def _restore_random(self) -> None:
         if self._random is not None:
@@ -408,9 +432,34 @@ def _facts(trainer: PluginTrainer) -> Any:
         "seed": trainer.seed,
         "sae": {name: value for name, value in sae.items() if name != "metadata"},
         "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},
+        "data": _synthetic(trainer.data_provider),
     }
     return json.loads(json.dumps(facts, default=str))
 
 
-def _is_stateful(provider: Any) -> bool:
-    return hasattr(provider, "state_dict") and hasattr(provider, "load_state_dict")
+def _synthetic(provider: Any) -> str | None:
+    """What tells SAELens' synthetic models apart; None for other data."""
+    from sae_lens.synthetic.training import SyntheticActivationIterator
+
+    from sae_plugins.stream import fingerprint
+
+    if not isinstance(provider, SyntheticActivationIterator):
+        return None
+    generator = vars(provider.activations_generator).items()
+    tensors = [(name, value) for name, value in generator if isinstance(value, Tensor)]
+    return fingerprint([*provider.feature_dict.named_parameters(), *tensors])
+
+
+@contextmanager
+def _savable() -> Iterator[None]:
+    """Name the plugin and the attribute that cannot be saved, and what to do about it."""
+    try:
+        yield
+    except TypeError as error:
+        plugin = re.fullmatch(r"trainers/\d+/plugins/([^/]+)/(.*)", str(error))
+        what = f"plugin {plugin[1]!r}: self.{plugin[2]}" if plugin else str(error)
+        raise PluginError(
+            f"no checkpoint can be made of {what}: keep numbers, strings, tensors and containers "
+            "of them there, or, on a plugin, name the attribute in `transient` or override "
+            "state_dict and load_state_dict"
+        ) from error

@@ -44,10 +44,9 @@ _SUMMARY_METRICS = {
 _taken: weakref.WeakValueDictionary[Path, Recorder] = weakref.WeakValueDictionary()
 
 
-def release(folder: Path) -> None:
-    """Free the names in a folder whose run has ended; one that failed may live on in a cycle."""
-    for path in [path for path in _taken if path.parent == folder.resolve()]:
-        _taken.pop(path, None)
+def release() -> None:
+    """Free the names of files whose run has ended; one that failed may live on in a cycle."""
+    _taken.clear()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -214,11 +213,14 @@ class Recorder(Plugin):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a checkpoint's rows; they are written with the next one."""
+        """Go on with a checkpoint's rows."""
         state = dict(state)
         self.started = time.perf_counter() - state.pop("seconds")
         state["snapshots"] = [figures.Snapshot(**fields) for fields in state["snapshots"]]
         super().load_state_dict({**state, "lines": bytearray(state["lines"].tobytes())})
+        row, self.row = self.row, None
+        self.flush()
+        self.row = row
 
     def write_summary(self, run: Run, seconds: float) -> None:
         """Write the closing summary: the last row's metrics and what the plugins summarise."""

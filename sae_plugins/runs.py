@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class RunFolder:
         """Name the folder; nothing happens yet."""
         self.path = path
         self.unfinished = path / UNFINISHED
-        self._lock: int | None = None
+        self._unlock: Callable[[], None] = _nothing
         self._started = self._moving = False
 
     def check(self, overwrite: bool) -> None:
@@ -134,6 +134,9 @@ class RunFolder:
         self._started = True
 
     def _checkpoints(self) -> list[Path]:
+        """Those of a run that can go on; without `run.yaml`, it has ended."""
+        if not (self.unfinished / RECIPE).is_file():
+            return []
         return list(_matching(self.unfinished / RESUME, ["*.safetensors"]))
 
     def _check_contents(self, overwrite: bool) -> None:
@@ -162,27 +165,17 @@ class RunFolder:
         return PluginError(f"--output_path {self.path} cannot be written to: {_why(error)}")
 
     def _take_lock(self) -> None:
-        """Lock the folder until `release` or the end of the process, where that is possible."""
         try:
-            import fcntl
-        except ImportError:  # Windows has none
-            return
-        try:
-            self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._unlock = lock(self.path)
         except BlockingIOError as error:
-            self.release()
             raise PluginError(
                 f"--output_path {self.path}: another run is writing into it; choose another folder"
             ) from error
-        except OSError:  # some network disks know no locks
-            self.release()
 
     def release(self) -> None:
         """Let other runs have the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._unlock()
+        self._unlock = _nothing
 
     def _taken(self) -> list[str]:
         """Names in the folder, less those of failed runs that left no checkpoint and no SAE."""
@@ -191,13 +184,14 @@ class RunFolder:
             for entry in self.path.iterdir()
             if not re.fullmatch(rf"{UNFINISHED}(-\d+)?", entry.name)
             or (entry / CHECKPOINTS).exists()
-            or (entry / RESUME).exists()
+            or ((entry / RESUME).exists() and (entry / RECIPE).is_file())
             or _is_saved(entry)
         )
 
     def check_space(self, sae: int, checkpoints: int) -> None:
         """Refuse a disk without room for so many bytes; a `PluginError` names all numbers."""
         free = shutil.disk_usage(self.path).free
+        free += sum(file.stat().st_size for file in self._checkpoints())  # which give way
         if free < sae + checkpoints:
             raise PluginError(
                 f"--output_path {self.path}: the SAE needs {size(sae)} of disk and the checkpoints "
@@ -207,7 +201,11 @@ class RunFolder:
             )
 
     def start(self, recipe: Mapping[str, Any]) -> Path:
-        """Make an empty `unfinished/` with `run.yaml` in it, and return it."""
+        """Make an empty `unfinished/` with `run.yaml` in it, and return it.
+
+        An earlier one, which `--overwrite` gave up, keeps its records and loses its checkpoints.
+        """
+        shutil.rmtree(self.unfinished / RESUME, ignore_errors=True)
         if self.unfinished.exists() and not _remove_if_empty(self.unfinished):
             names = (self.path / f"{UNFINISHED}-{number}" for number in itertools.count(1))
             self.unfinished.rename(next(name for name in names if not name.exists()))
@@ -231,6 +229,8 @@ class RunFolder:
             ) from error
         self._moving = True
         try:
+            # until its own is there, new weights beside an old cfg.json would pass for an SAE
+            (self.path / CONFIG).unlink(missing_ok=True)
             for file, place in places.items():
                 os.replace(file, place)
             _remove(self.path, _IN_PLACE, but=places.values())
@@ -240,13 +240,17 @@ class RunFolder:
             raise PluginError(f"moving the trained SAE to {self.path} failed: {error}") from error
 
     def _places(self) -> dict[Path, Path]:
-        """Where each file goes, `cfg.json` last; makes the folders, and checks what can be."""
+        """Where each file goes; makes the folders, and checks what can be.
+
+        `cfg.json` follows the SAE's other files, and says that it is whole. `run.yaml` is the last
+        of all: with it, the run can go on.
+        """
         for config in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
             if (self.unfinished / config).exists():
                 self._correct_paths(self.unfinished / config)
         files = [file for file in sorted(self.unfinished.rglob("*")) if not file.is_dir()]
         files = [file for file in files if file.parent != self.unfinished / RESUME]
-        last = [self.unfinished / name for name in _SAE_FILES]
+        last = [self.unfinished / name for name in (*_SAE_FILES, RECIPE)]
         files.sort(key=lambda file: last.index(file) if file in last else -1)
         places = {file: self.path / file.relative_to(self.unfinished) for file in files}
         for place in places.values():
@@ -268,7 +272,7 @@ class RunFolder:
         if not self._started:
             _remove_if_empty(self.path)
             return None
-        if self._moving:
+        if self._moving and _is_saved(self.path):
             rest = f", but for what is still in {self.unfinished}"
             return f"the trained SAE is in {self.path}{rest if self.unfinished.exists() else ''}"
         if _is_saved(self.unfinished):
@@ -290,6 +294,34 @@ class RunFolder:
         files = [file for file in files if file.parent != self.unfinished / RESUME]
         newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
         return newest or self.unfinished / WEIGHTS
+
+
+def lock(folder: Path) -> Callable[[], None]:
+    """Lock a folder until the function that is returned is called, or the process ends.
+
+    Where that is impossible, as on Windows and some network disks, nothing is locked.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return _nothing
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        os.close(handle)
+        return _nothing
+    return lambda: os.close(handle)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _is_saved(folder: Path) -> bool:

@@ -21,6 +21,7 @@ class Signals:
         """Nothing is received, and nothing deferred yet."""
         self.received = False
         self._deferring = False
+        self._training = True
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -44,16 +45,22 @@ class Signals:
         for number in _SIGNALS:
             signal.signal(number, self._receive)
 
-    def stop_deferring(self) -> None:
-        """Let signals stop the run at once, as SAELens does."""
-        self._deferring = self.received = False
+    def training_ended(self) -> None:
+        """From now on the first signal lets the SAE be saved: there is nothing to go on from."""
+        self._training = False
+        if self.received:
+            _say("training has ended meanwhile, and the SAE is being saved")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received or not self._deferring:
             raise interruption()
         self.received = True
-        # not print: the signal may have come in the middle of one
-        os.write(2, b"\nfinishing the step and writing a checkpoint; again to stop at once\n")
+        _say("finishing the step and writing a checkpoint" if self._training else "saving the SAE")
+
+
+def _say(what: str) -> None:
+    # not print: the signal may have come in the middle of one
+    os.write(2, f"\n{what}; again to stop at once\n".encode())
 
 
 def _in_main_thread() -> bool:

@@ -56,6 +56,11 @@ def write_state(path: Path, tree: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_state(tree: Mapping[str, Any]) -> None:
+    """Raise the TypeError that writing such a tree would raise."""
+    _Encoder({}).encode(tree, "")
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """The tree that was written, with its tensors on the devices where they were.
 
@@ -74,6 +79,8 @@ def read_state(path: Path) -> dict[str, Any]:
         raise StateError(f"{path} is damaged: its contents do not match its digest")
     try:
         tree = _Decoder(tensors).decode(json.loads(metadata["tree"]))
+    except torch.OutOfMemoryError:
+        raise  # which says nothing about the file
     except (RuntimeError, AssertionError) as error:  # the latter where torch knows no GPUs at all
         raise StateError(f"{path} was made on a device that is not here: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -99,6 +106,8 @@ def restored(present: Any, saved: Any) -> Any:
     elif hasattr(present, "load_state_dict") and isinstance(saved, dict):
         present.load_state_dict(saved)
         return present
+    elif isinstance(saved, _OfObject):
+        raise ValueError("an object that was saved is not there: make it in `attached`")
     elif isinstance(present, dict) and isinstance(saved, dict):
         return {name: restored(present.get(name), value) for name, value in saved.items()}
     elif type(present) is type(saved) in (list, tuple) and len(present) == len(saved):
@@ -106,16 +115,14 @@ def restored(present: Any, saved: Any) -> Any:
     return saved
 
 
-def differences(saved: Any, present: Any, name: str = "") -> list[str]:
+def changes(saved: Any, present: Any, name: str = "") -> list[str]:
     """Where two trees of JSON values differ, a line each."""
     if isinstance(saved, dict) and isinstance(present, dict):
         names = dict.fromkeys([*saved, *present])
         return [
             line
             for key in names
-            for line in differences(
-                saved.get(key), present.get(key), f"{name}.{key}" if name else key
-            )
+            for line in changes(saved.get(key), present.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if saved == present else [f"{name}: {saved!r} in the checkpoint, {present!r} now"]
 
@@ -135,6 +142,10 @@ def check_fits(saved: Any, present: Any, name: str = "") -> None:
             raise ValueError(f"something is missing in {name or 'it'}")
         for key, value in present.items():
             check_fits(saved[key], value, f"{name}/{key}".strip("/"))
+
+
+class _OfObject(dict[str, Any]):
+    """The state of an object, which must be there to take it over."""
 
 
 class _Encoder:
@@ -160,10 +171,12 @@ class _Encoder:
             if not value.flags.writeable or min(value.strides, default=0) < 0:
                 value = value.copy()  # torch has no such tensors
             return {"array": self.encode(torch.from_numpy(value), path)}
+        if isinstance(value, np.generic):
+            return {"scalar": self.encode(np.asarray(value), path)}
         if isinstance(value, torch.Generator):
             return {"generator": self.keep(value.get_state(), path), "device": str(value.device)}
         if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-            value = value.state_dict()
+            return {"object": self.encode(value.state_dict(), path)}
         if type(value) in (dict, OrderedDict):
             if all(type(key) is str for key in value):
                 return {"dict": {key: self.encode(value[key], f"{path}/{key}") for key in value}}
@@ -219,6 +232,10 @@ class _Decoder:
             return self.placed[content].permute(sorted(range(len(order)), key=order.__getitem__))
         if kind == "array":
             return self.decode(content).numpy()
+        if kind == "scalar":
+            return self.decode(content)[()]
+        if kind == "object":
+            return _OfObject(self.decode(content))
         if kind == "generator":
             generator = torch.Generator(value["device"])
             return generator.set_state(self.tensors[content])

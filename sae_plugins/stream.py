@@ -46,6 +46,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
     Tensors [train_batch_size_tokens, d_in], or in multi-hook mode one of them per hook, by name.
 
     Attributes:
+        store: whose batches they are.
         lock: held during each pull: whoever holds it sees a stream at rest, whichever thread pulls.
     """
 
@@ -76,7 +77,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         self._kept: Tensor | None = None
         # Weakly: without a queue nobody tells when norm estimation is done with a batch, and a
         # thousand of them would fill the memory. SAELens' queue keeps alive what waits in it.
-        self._delivered: deque[tuple[TensorWeakRef, ...]] = deque()
+        self._delivered: deque[tuple[int, tuple[TensorWeakRef, ...]]] = deque()
         self._delivered_lock = threading.Lock()  # not `lock`: training must not wait for a pull
 
     # -- the batches ---------------------------------------------------------------------------
@@ -101,7 +102,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         """
         tensor = next(iter(batch.values())) if isinstance(batch, dict) else batch
         with self._delivered_lock:
-            for before, tensors in enumerate(self._delivered):
+            for before, (_, tensors) in enumerate(self._delivered):
                 if any(one() is tensor for one in tensors):
                     for _ in range(before + 1):
                         self._delivered.popleft()
@@ -109,9 +110,9 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
 
     def _remember(self, *tensors: Tensor) -> None:
         with self._delivered_lock:
-            while self._delivered and not _all_alive(self._delivered[0]):
+            while self._delivered and not _all_alive(self._delivered[0][1]):
                 self._delivered.popleft()
-            self._delivered.append(tuple(map(TensorWeakRef, tensors)))
+            self._delivered.append((threading.get_ident(), tuple(map(TensorWeakRef, tensors))))
 
     def _activations(self) -> Iterator[Tensor]:
         """What fills the mixing buffer; first together with what an earlier one had kept."""
@@ -207,13 +208,21 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
                 for name, value in store.model_kwargs.items()
                 if isinstance(value, (bool, int, float, str))
             },
-            "model": fingerprint(store.model),
+            "model": fingerprint(store.model.named_parameters()),
         }
 
     def _in_flight(self) -> list[Tensor]:
-        """The rows of every batch that was delivered, is not taken, and is alive as a whole."""
+        """The rows of every batch that a thread pulled ahead, and that is alive as a whole.
+
+        What the training's own thread pulled is taken, also where somebody still holds it.
+        """
+        here = threading.get_ident()
         with self._delivered_lock:
-            delivered = [[tensor() for tensor in tensors] for tensors in self._delivered]
+            delivered = [
+                [tensor() for tensor in tensors]
+                for thread, tensors in self._delivered
+                if thread != here
+            ]
         whole = [
             [tensor for tensor in tensors if tensor is not None]
             for tensors in delivered
@@ -330,10 +339,10 @@ class _Text:
         return rows[0, -1]
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
     """A hash of a model's parameters: names, shapes, dtypes and evenly strided elements."""
     digest = xxhash.xxh3_128()
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         size = parameter.numel()
         count = min(size, ELEMENTS_IN_FINGERPRINT)

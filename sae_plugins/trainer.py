@@ -147,6 +147,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
                 "plugins(checkpoints=Checkpoints(..., resume=True)))"
             )
         if self.checkpoints is not None:
+            if self.checkpoints.saved is not None:
+                raise PluginError(
+                    f"the run goes on from {self.checkpoints.path}, and would then go back to "
+                    f"{checkpoint_path}: set resume_from_checkpoint to None"
+                )
             self.checkpoints.read_by_sae_lens(self.data_provider)
         super().load_trainer_state(checkpoint_path)
         self.checkpoint_thresholds = not_passed(self.checkpoint_thresholds, self)

@@ -174,18 +174,17 @@ def prefetched(taken: Callable[[Any], None]) -> Iterator[None]:
 
 @contextmanager
 def interrupted_runs_saved() -> Iterator[None]:
-    """Have the language model runner make the folder that it writes to when it is interrupted.
+    """Keep the language model runner from writing to a folder that nobody has made.
 
-    It forgets to, and fails with another error than the interruption.
+    Interrupted, it would fail with another error than the interruption.
     """
     from sae_lens import LanguageModelSAETrainingRunner as Runner
 
     own = Runner.save_checkpoint
 
     def save_checkpoint(self: Runner, checkpoint_path: Path | None) -> None:
-        if checkpoint_path is not None:
-            checkpoint_path.mkdir(parents=True, exist_ok=True)
-        own(self, checkpoint_path)
+        if checkpoint_path is None or checkpoint_path.exists():
+            own(self, checkpoint_path)
 
     Runner.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
     try:

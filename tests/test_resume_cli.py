@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tqdm import tqdm
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_plugins import world
@@ -83,6 +85,8 @@ def train(*arguments: str, code: int = 0) -> None:
 
 
 def _child(arguments: list[str]) -> None:
+    # tqdm's own lock is shared among forked processes, and stays locked when one is killed
+    tqdm.set_lock(threading.RLock())
     with Path("log.txt").open("a") as sys.stdout:
         sys.stderr = sys.stdout
         code = main(["train", *arguments])

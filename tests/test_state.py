@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_plugins import Checkpoints, checkpoints, plugins, state, stream
 from sae_plugins.plugin import Stateful
-from sae_plugins.state import StateError, differences, read_state, restored, write_state
+from sae_plugins.state import StateError, changes, read_state, restored, write_state
 from sae_plugins.testing import advance, tiny_batches, tiny_sae, tiny_trainer
 
 DTYPES = [
@@ -511,8 +511,8 @@ def test_no_module_that_reads_state_could_run_code_from_it(module: Any) -> None:
 
 def test_differences_are_lines_with_both_values() -> None:
     saved = {"a": {"b": 1, "c": [1, 2]}, "same": None}
-    assert differences(saved, saved) == []
-    assert differences(saved, {"a": {"b": 2, "c": [1]}, "same": None, "new": 3}) == [
+    assert changes(saved, saved) == []
+    assert changes(saved, {"a": {"b": 2, "c": [1]}, "same": None, "new": 3}) == [
         "a.b: 1 in the checkpoint, 2 now",
         "a.c: [1, 2] in the checkpoint, [1] now",
         "new: None in the checkpoint, 3 now",

@@ -158,6 +158,15 @@ def pulls(stream: Stream, n: int) -> list[Any]:
     return batches
 
 
+def pulled_ahead(stream: Stream, n: int) -> list[Any]:
+    """Batches that another thread pulls, as SAELens' prefetching does."""
+    batches: list[Any] = []
+    thread = threading.Thread(target=lambda: batches.extend(next(stream) for _ in range(n)))
+    thread.start()
+    thread.join()
+    return batches
+
+
 def pulls_with_stops(stops: list[tuple[int, int]], n: int, folder: Any, **fields: Any) -> list[Any]:
     """As many batches as training takes, in a run that is stopped and resumed.
 
@@ -171,7 +180,7 @@ def pulls_with_stops(stops: list[tuple[int, int]], n: int, folder: Any, **fields
     stream, batches = make_stream(**fields), []
     for taken, untaken in stops:
         batches += pulls(stream, taken)
-        waiting = [next(stream) for _ in range(untaken)]
+        waiting = pulled_ahead(stream, untaken)
         with stream.lock:
             state, random = on_disk(stream.state_dict(), folder), torch.get_rng_state()
         del waiting
@@ -442,11 +451,14 @@ def test_what_was_taken_and_what_is_gone_is_not_in_flight() -> None:
     def in_flight() -> int:
         return len(stream._in_flight())
 
-    estimated = [next(stream) for _ in range(3)]
+    estimated = pulled_ahead(stream, 3)
     assert in_flight() == 3
     del estimated[:]
     assert in_flight() == 0
-    first, gone, second, third = (next(stream) for _ in range(4))
+    held = [next(stream) for _ in range(3)]  # by the training's own thread
+    assert in_flight() == 0
+    del held
+    first, gone, second, third = pulled_ahead(stream, 4)
     del gone
     assert in_flight() == 3
     stream.taken(second)
@@ -463,7 +475,7 @@ def test_what_was_taken_and_what_is_gone_is_not_in_flight() -> None:
 
 def test_of_a_dict_that_is_gone_one_tensor_may_live_on() -> None:
     stream = make_stream(multi_hook=True)
-    remembered = next(iter(next(stream).values()))
+    remembered = next(iter(pulled_ahead(stream, 1)[0].values()))
     assert not stream._in_flight()
     assert len(remembered)
 
@@ -589,9 +601,9 @@ def test_the_fingerprint_tells_models_apart_whatever_their_dtype_and_layout() ->
         return made
 
     plain = model()
-    known = {fingerprint(plain)}
+    known = {fingerprint(plain.named_parameters())}
     transposed = model(matrix=plain.matrix.detach().t().contiguous().t())
-    assert fingerprint(transposed) in known
+    assert fingerprint(transposed.named_parameters()) in known
     almost = plain.matrix.detach().clone()
     almost[-3:] += 1e-5
     for other in (
@@ -601,5 +613,5 @@ def test_the_fingerprint_tells_models_apart_whatever_their_dtype_and_layout() ->
         model(matrix=plain.matrix.detach().t()),
         model(more=torch.zeros(1)),
     ):
-        assert fingerprint(other) not in known
-        known.add(fingerprint(other))
+        assert fingerprint(other.named_parameters()) not in known
+        known.add(fingerprint(other.named_parameters()))

@@ -698,6 +698,10 @@ def test_the_folder_of_an_interrupted_run(
     with upstream.interrupted_runs_saved(), pytest.raises(upstream.interruption()):
         interrupted()
     assert LanguageModelSAETrainingRunner.save_checkpoint is own
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run" / "7").mkdir(parents=True)  # as for one of `n_checkpoints`
+    with upstream.interrupted_runs_saved(), pytest.raises(upstream.interruption()):
+        interrupted()
     assert (tmp_path / "run" / "7" / "activations_store_state.safetensors").exists()
 
 

@@ -74,5 +74,5 @@ class NanGuard(Plugin):
             f"the loss is not finite since step {step}; largest terms: "
             + ", ".join(f"{name} = {value:.4g}" for name, value in largest)
             + ". Try a lower --lr, a longer --lr_warm_up_steps, or --normalize_activations "
-            "expected_average_only_in."
+            "expected_average_only_in. A run that is resumed would come to the same."
         )
