@@ -29,7 +29,7 @@ from sae_plugins.state import changes, check_state, read_state, write_state
 from sae_plugins.upstream import (
     continued_multi_training,
     data_loader,
-    interrupted_runs_saved,
+    interrupted_runs_unsaved,
     interruption,
     prefetched,
 )
@@ -182,7 +182,7 @@ class Checkpoints:
             stack.enter_context(data_loader(self._stream_of))
             stack.enter_context(prefetched(self.taken))
             stack.enter_context(continued_multi_training())
-            stack.enter_context(interrupted_runs_saved())
+            stack.enter_context(interrupted_runs_unsaved())
             stack.enter_context(self._signals.kept())
             yield
 

@@ -215,7 +215,7 @@ class Features:
         if changed:
             raise PluginError(
                 f"the checkpoint and the plugins do not track the same tensors ({changed[0]}, ...)"
-                ": go on with the version of the plugin that wrote it"
+                ": go on with the version of the plugin that wrote it, and track in `attached`"
             )
         for name, entry in self._plugin_state.items():
             entry.get().copy_(state["tracked"][name])

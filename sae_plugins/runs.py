@@ -184,7 +184,7 @@ class RunFolder:
             for entry in self.path.iterdir()
             if not re.fullmatch(rf"{UNFINISHED}(-\d+)?", entry.name)
             or (entry / CHECKPOINTS).exists()
-            or ((entry / RESUME).exists() and (entry / RECIPE).is_file())
+            or (any(_matching(entry, [f"{RESUME}/*"])) and (entry / RECIPE).is_file())
             or _is_saved(entry)
         )
 
@@ -206,7 +206,9 @@ class RunFolder:
         An earlier one, which `--overwrite` gave up, keeps its records and loses its checkpoints.
         """
         shutil.rmtree(self.unfinished / RESUME, ignore_errors=True)
-        if self.unfinished.exists() and not _remove_if_empty(self.unfinished):
+        if not any(path.is_file() for path in self.unfinished.rglob("*")):
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+        if self.unfinished.exists():
             names = (self.path / f"{UNFINISHED}-{number}" for number in itertools.count(1))
             self.unfinished.rename(next(name for name in names if not name.exists()))
         self.unfinished.mkdir()

@@ -48,7 +48,7 @@
 - the warnings that `sae_plugins.jobs` silences begin as it says.
 - on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`, at any bytecode.
 - `LanguageModelSAETrainingRunner.save_checkpoint(path)` is called on interruption with the folder
-  `checkpoint_path`/`n_training_samples`, which nobody has made (`interrupted_runs_saved`).
+  `checkpoint_path`/`n_training_samples`, which nobody has made (`interrupted_runs_unsaved`).
 - the parameters of each architecture are those of `sae_plugins.architectures`.
 - `mixing_buffer` (its variables): undecorated it is a generator function; between two batches,
   what came in and was not served is `serving_buffer` after `batch_idx`, and `storage_buffer`.
@@ -173,7 +173,7 @@ def prefetched(taken: Callable[[Any], None]) -> Iterator[None]:
 
 
 @contextmanager
-def interrupted_runs_saved() -> Iterator[None]:
+def interrupted_runs_unsaved() -> Iterator[None]:
     """Keep the language model runner from writing to a folder that nobody has made.
 
     Interrupted, it would fail with another error than the interruption.

@@ -248,10 +248,9 @@ def test_a_folder_with_an_unfinished_run_is_not_overwritten(
 ):
     said = refusal(capsys, *SHORT, "--output_path", "run")
     assert "go on with it (sae-plugins train --resume run)" in said
-    before = checkpoints_in(unfinished / UNFINISHED / RESUME)
     train(*SHORT, "--output_path", "run", "--overwrite")
-    moved = checkpoints_in(unfinished / f"{UNFINISHED}-1" / RESUME)
-    assert [path.name for path in moved] == [path.name for path in before]
+    assert (unfinished / f"{UNFINISHED}-1" / "metrics.jsonl").exists()
+    assert not list(unfinished.rglob("step-*"))
 
 
 def test_a_damaged_checkpoint_is_skipped_and_named(
@@ -341,3 +340,66 @@ def test_sae_lens_own_checkpoints_still_resume():
     train(*plain, "--output_path", "second", "--resume_from_checkpoint", str(own[0]))
     steps = [int(path.name) for path in Path("second", "checkpoints").iterdir()]
     assert sorted(steps) == sorted(int(path.name) for path in own[1:])
+
+
+def test_a_run_that_began_at_sae_lens_checkpoint_goes_on_from_its_own():
+    plain = [*SHORT[: SHORT.index("--plugin")], "--training_tokens", "1280"]
+    train(*plain, "--n_checkpoints", "3", "--output_path", "first")
+    own = min(Path("first", "checkpoints").iterdir(), key=lambda path: int(path.name))
+    began = [*plain, "--resume_from_checkpoint", str(own), "--recorder.every", "1"]
+    killed(Path("run"), signal.SIGTERM, 5, *began, "--output_path", "run")
+    train("--resume", "run")
+    train(*began, "--output_path", "whole")
+    one, other = contents(Path("run")), contents(Path("whole"))
+    for config in (one, other):  # where it began is in run.yaml
+        config["runner_cfg.json"][0].pop("resume_from_checkpoint")
+    assert one == other
+
+
+@pytest.mark.parametrize("moved", range(0, 8, 2))
+def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
+    moved: int, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sae_plugins import runs
+
+    train(*SHORT, "--seed", "1", "--output_path", "earlier")
+    for path in Path("earlier").iterdir():
+        path.rename(unfinished / path.name)  # as with --overwrite
+    count, replace = iter(range(100)), os.replace
+
+    def replacing(source: Any, target: Any) -> None:
+        if Path(target).parent == unfinished and next(count) == moved:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.os, "replace", replacing)
+        train("--resume", "run", code=130)
+    train("--resume", "run")
+    train(*SHORT, "--output_path", "whole")
+    assert contents(unfinished) == contents(Path("whole"))
+
+
+def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sae_plugins import runs
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.shutil, "rmtree", interrupted)
+        train("--resume", "run", code=130)
+    assert list((unfinished / UNFINISHED / RESUME).iterdir())
+    train(*SHORT, "--output_path", "run", code=2)  # an SAE is there
+    train(*SHORT, "--output_path", "run", "--overwrite")
+    assert not list(unfinished.glob("unfinished*"))
+
+
+def test_saelens_checkpoints_go_where_they_went():
+    own = ("--n_checkpoints", "3", "--checkpoint_path", "own")
+    killed(Path("run"), signal.SIGTERM, 8, *SHORT, *own, "--output_path", "run")
+    before = list(Path("own").iterdir())
+    train("--resume", "run")
+    assert len(list(Path("own").iterdir())) == 3 > len(before) > 0

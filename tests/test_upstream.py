@@ -695,12 +695,12 @@ def test_the_folder_of_an_interrupted_run(
         interrupted()
     assert not isinstance(caught.value, upstream.interruption())  # SAELens' own mistake
     own = LanguageModelSAETrainingRunner.save_checkpoint
-    with upstream.interrupted_runs_saved(), pytest.raises(upstream.interruption()):
+    with upstream.interrupted_runs_unsaved(), pytest.raises(upstream.interruption()):
         interrupted()
     assert LanguageModelSAETrainingRunner.save_checkpoint is own
     assert not (tmp_path / "run").exists()
     (tmp_path / "run" / "7").mkdir(parents=True)  # as for one of `n_checkpoints`
-    with upstream.interrupted_runs_saved(), pytest.raises(upstream.interruption()):
+    with upstream.interrupted_runs_unsaved(), pytest.raises(upstream.interruption()):
         interrupted()
     assert (tmp_path / "run" / "7" / "activations_store_state.safetensors").exists()
 
