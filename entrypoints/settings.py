@@ -179,8 +179,9 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             "another run:\n  " + "\n  ".join(changed)
         )
     run = {"recipe": str(recipe), "output_path": str(folder), "resume": str(folder)}
-    # where it began is behind it
-    return {**run, "resume_from_checkpoint": None, **free}
+    if began.get("resume_from_checkpoint"):  # where it began is behind it
+        free["resume_from_checkpoint"] = None
+    return run | free
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -298,7 +298,7 @@ class Checkpoints:
         if self.saved is not None:
             self._resumed(self.saved)
         with _savable():
-            check_state({"trainers": [trainer.state_dict() for trainer in self._trainers]})
+            check_state({"trainers": [_of_plugins(trainer) for trainer in self._trainers]})
         reads_ahead = hasattr(trainer.data_provider, "paused")
         if self.rows and reads_ahead and "training_forward_pass" in vars(trainer.sae):
             raise PluginError(
@@ -435,6 +435,12 @@ def _facts(trainer: PluginTrainer) -> Any:
         "data": _synthetic(trainer.data_provider),
     }
     return json.loads(json.dumps(facts, default=str))
+
+
+def _of_plugins(trainer: PluginTrainer) -> dict[str, Any]:
+    """The part of a trainer's state that others have written, and that may be anything."""
+    plugins = {plugin.name: plugin.state_dict() for plugin in trainer.host.plugins}
+    return {"run": {"summary": trainer.run.summary}, "plugins": plugins}
 
 
 def _synthetic(provider: Any) -> str | None:

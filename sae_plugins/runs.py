@@ -274,12 +274,15 @@ class RunFolder:
         if not self._started:
             _remove_if_empty(self.path)
             return None
-        if self._moving and _is_saved(self.path):
+        if self._moving:
+            if not _is_saved(self.path) and self._checkpoints():
+                return f"go on with it: sae-plugins train --resume {self.path}"
             rest = f", but for what is still in {self.unfinished}"
             return f"the trained SAE is in {self.path}{rest if self.unfinished.exists() else ''}"
         if _is_saved(self.unfinished):
             return f"the trained SAE is in {self.unfinished}"
         _remove(self.unfinished, (*_SAE_FILES, "eval_stats.json", "*.partial"))
+        _remove_if_empty(self.unfinished / RESUME)
         if self._checkpoints():
             return f"go on with it: sae-plugins train --resume {self.path}"
         records = list(_matching(self.unfinished, ("metrics*.jsonl", f"{CHECKPOINTS}/*/*")))

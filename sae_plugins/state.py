@@ -57,8 +57,8 @@ def write_state(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def check_state(tree: Mapping[str, Any]) -> None:
-    """Raise the TypeError that writing such a tree would raise."""
-    _Encoder({}).encode(tree, "")
+    """Raise the TypeError that writing such a tree would raise; does nothing with its tensors."""
+    _Encoder(None).encode(tree, "")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class _OfObject(dict[str, Any]):
 class _Encoder:
     """Turns a tree into JSON, with its tensors aside; a tensor that is shared is kept once."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: dict[str, Tensor] | None) -> None:
         self.tensors = tensors
         self.known: dict[Any, tuple[str, Tensor]] = {}
         self.written: list[tuple[int, int]] = []
@@ -162,6 +162,8 @@ class _Encoder:
         if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
+            if self.tensors is None:
+                return None
             value = value.detach().resolve_conj().resolve_neg()
             order = _order(value)
             name = self.keep(value.permute(order), path)
@@ -174,7 +176,11 @@ class _Encoder:
         if isinstance(value, np.generic):
             return {"scalar": self.encode(np.asarray(value), path)}
         if isinstance(value, torch.Generator):
+            if self.tensors is None:
+                return None
             return {"generator": self.keep(value.get_state(), path), "device": str(value.device)}
+        if isinstance(value, _OfObject):
+            return {"object": self.encode(dict(value), path)}
         if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
             return {"object": self.encode(value.state_dict(), path)}
         if type(value) in (dict, OrderedDict):
@@ -192,6 +198,7 @@ class _Encoder:
         raise TypeError(f"{path.strip('/')} is {what}, which cannot be saved")
 
     def keep(self, tensor: Tensor, path: str) -> str:
+        assert self.tensors is not None
         memory = tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.device
         key = (*memory, tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else path
         if key not in self.known:
