@@ -70,7 +70,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -129,7 +129,20 @@ def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Itera
 
 
 @contextmanager
-def data_loader(substitute: Callable[[ActivationsStore, bool], Any]) -> Iterator[None]:
+def _replaced(owner: type, **methods: Any) -> Iterator[None]:
+    own = {name: getattr(owner, name) for name in methods}
+    for name, method in methods.items():
+        setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        for name, method in own.items():
+            setattr(owner, name, method)
+
+
+def data_loader(
+    substitute: Callable[[ActivationsStore, bool], Any],
+) -> AbstractContextManager[None]:
     """Have activation stores draw their batches from `substitute(store, multi_hook)`, while open.
 
     Where that is None, from SAELens' own loader.
@@ -137,24 +150,14 @@ def data_loader(substitute: Callable[[ActivationsStore, bool], Any]) -> Iterator
     from sae_lens.training.activations_store import ActivationsStore as Store
 
     own, own_multi_hook = Store.get_data_loader, Store.get_multi_hook_data_loader
-
-    def get_data_loader(store: Store) -> Any:
-        return substitute(store, False) or own(store)
-
-    def get_multi_hook_data_loader(store: Store) -> Any:
-        return substitute(store, True) or own_multi_hook(store)
-
-    Store.get_data_loader = get_data_loader  # type: ignore[method-assign,assignment]
-    Store.get_multi_hook_data_loader = get_multi_hook_data_loader  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        Store.get_data_loader = own  # type: ignore[method-assign]
-        Store.get_multi_hook_data_loader = own_multi_hook  # type: ignore[method-assign]
+    return _replaced(
+        Store,
+        get_data_loader=lambda store: substitute(store, False) or own(store),
+        get_multi_hook_data_loader=lambda store: substitute(store, True) or own_multi_hook(store),
+    )
 
 
-@contextmanager
-def prefetched(taken: Callable[[Any], None]) -> Iterator[None]:
+def prefetched(taken: Callable[[Any], None]) -> AbstractContextManager[None]:
     """Tell `taken` each batch that leaves a prefetching queue, while this is open."""
     from sae_lens.training.prefetch import PrefetchingIterator
 
@@ -165,15 +168,10 @@ def prefetched(taken: Callable[[Any], None]) -> Iterator[None]:
         taken(batch)
         return batch
 
-    PrefetchingIterator.__next__ = following  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        PrefetchingIterator.__next__ = own  # type: ignore[method-assign]
+    return _replaced(PrefetchingIterator, __next__=following)
 
 
-@contextmanager
-def interrupted_runs_unsaved() -> Iterator[None]:
+def interrupted_runs_unsaved() -> AbstractContextManager[None]:
     """Keep the language model runner from writing to a folder that nobody has made.
 
     Interrupted, it would fail with another error than the interruption.
@@ -186,15 +184,10 @@ def interrupted_runs_unsaved() -> Iterator[None]:
         if checkpoint_path is None or checkpoint_path.exists():
             own(self, checkpoint_path)
 
-    Runner.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Runner.save_checkpoint = own  # type: ignore[method-assign]
+    return _replaced(Runner, save_checkpoint=save_checkpoint)
 
 
-@contextmanager
-def continued_multi_training() -> Iterator[None]:
+def continued_multi_training() -> AbstractContextManager[None]:
     """Have `MultiSAETrainer.fit` start where its trainers are, while this is open.
 
     What it counts, and its data, is shared with the first of them, whose state is saved.
@@ -213,11 +206,7 @@ def continued_multi_training() -> Iterator[None]:
         self.n_training_samples = first.n_training_samples
         return own(self)
 
-    MultiSAETrainer.fit = fit  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        MultiSAETrainer.fit = own  # type: ignore[method-assign]
+    return _replaced(MultiSAETrainer, fit=fit)
 
 
 def not_passed(thresholds: list[int], trainer: SAETrainer[Any, Any]) -> list[int]:
