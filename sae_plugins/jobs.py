@@ -314,6 +314,8 @@ def wandb_run(notes: dict[str, Any], given: str | None, resumed: bool) -> Iterat
         yield
     finally:
         settings.run_id, settings.resume = before
+        if wandb.run is not None:  # SAELens ends it only where all goes well
+            wandb.finish(exit_code=1)
 
 
 @contextmanager

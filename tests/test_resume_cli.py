@@ -326,6 +326,7 @@ def test_the_log_at_weights_and_biases_goes_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     wandb = ("--log_to_wandb", "--wandb_log_frequency", "1")
     killed(Path("run"), signal.SIGTERM, 10, *SHORT, *wandb, "--output_path", "run")
+    time.sleep(1)  # its folders are named after the second
     train("--resume", "run")
     ids = {path.name.rpartition("-")[2] for path in Path("wandb").glob("offline-run-*")}
     assert len(list(Path("wandb").glob("offline-run-*"))) == 2
