@@ -324,8 +324,11 @@ def test_a_buffer_that_is_refilled_makes_small_checkpoints_and_another_run():
 def test_the_log_at_weights_and_biases_goes_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    wandb = ("--log_to_wandb", "--wandb_log_frequency", "1")
-    killed(Path("run"), signal.SIGTERM, 10, *SHORT, *wandb, "--output_path", "run")
+    import wandb
+
+    wandb.teardown()  # of earlier tests: a service cannot be shared with a forked process
+    log = ("--log_to_wandb", "--wandb_log_frequency", "1")
+    killed(Path("run"), signal.SIGTERM, 10, *SHORT, *log, "--output_path", "run")
     time.sleep(1)  # its folders are named after the second
     train("--resume", "run")
     ids = {path.name.rpartition("-")[2] for path in Path("wandb").glob("offline-run-*")}
