@@ -70,6 +70,15 @@ class Run:
         """Tokens that the SAE has seen, this step's included."""
         return self._trainer.n_training_samples
 
+    def plugin(self, name: str) -> Any:
+        """Another plugin of this run: one that `requires` or `after` names, for what it keeps.
+
+        Raises:
+            KeyError: it is not part of the run.
+        """
+        trainer: Any = self._trainer  # with a host, where there are plugins
+        return {plugin.name: plugin for plugin in trainer.host.plugins}[name]
+
     def metrics_of(self, output: Any) -> dict[str, Any]:
         """SAELens' own training metrics of this step's output, as floats; forces a GPU sync."""
         return self._trainer.build_train_step_log_dict(output, self.samples)
