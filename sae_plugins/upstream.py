@@ -25,6 +25,9 @@
   `n_training_samples` is advanced inside it; `cfg.total_training_samples` bounds it.
 - `activation_scaler.scaling_factor` holds until `fit` folds it into the weights.
 - `TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses, summed over the last axis.
+- `TrainingSAE.hook_sae_acts_post` is passed by the activations of every training forward pass,
+  compiled or not, but matching_pursuit's; what a hook on it returns takes their place.
+- `TrainingSAE.decode(feature_acts)` is called on the instance, once in a training forward pass.
 - `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.
 - `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json`.
 - `SAETrainer.build_train_step_log_dict(output, n_training_samples)` gives the metrics of a step.

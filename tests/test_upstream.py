@@ -357,6 +357,49 @@ def test_the_reconstruction_loss(architecture: str) -> None:
     assert output.losses["mse_loss"] == 6  # summed over the last axis, averaged over tokens
 
 
+@seam("`TrainingSAE.hook_sae_acts_post` is passed by the activations")
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("architecture", CASES)
+def test_the_hook_on_activations(architecture: str, autocast: bool) -> None:
+    sae, passes = tiny_sae(architecture), []
+    sae.hook_sae_acts_post.add_hook(
+        lambda acts, hook: (passes.append(acts), acts * 0.5)[1], is_permanent=True
+    )
+    trainer = tiny_trainer(sae, autocast=autocast)
+    output = trainer.step(*tiny_batches(steps=1))
+    if architecture == "matching_pursuit":
+        assert not passes
+    else:
+        (acts,) = passes
+        torch.testing.assert_close(output.feature_acts, acts * 0.5)
+        torch.testing.assert_close(trainer.act_freq_scores, (acts != 0).float().sum(dim=0))
+
+
+def test_the_hook_on_activations_is_passed_when_compiled() -> None:
+    outputs = []
+    for compiles in (False, True):
+        sae = tiny_sae("standard")
+        sae.hook_sae_acts_post.add_hook(lambda acts, hook: acts * 0.5, is_permanent=True)
+        trainer = tiny_trainer(sae)
+        if compiles:
+            forward = torch.compile(sae.training_forward_pass, backend="aot_eager")
+            trainer.sae.training_forward_pass = forward
+        outputs.append(trainer.step(*tiny_batches(steps=1)))
+    torch.testing.assert_close(outputs[0].feature_acts, outputs[1].feature_acts)
+
+
+@seam("`TrainingSAE.decode(feature_acts)` is called on the instance")
+@pytest.mark.parametrize("architecture", CASES)
+def test_the_decoder(architecture: str) -> None:
+    sae, seen = tiny_sae(architecture), []
+    decode = sae.decode
+    sae.decode = lambda feature_acts: (seen.append(feature_acts), decode(feature_acts) + 1)[1]
+    output = tiny_trainer(sae).step(*tiny_batches(steps=1))
+    (acts,) = seen
+    assert acts is output.feature_acts
+    assert not torch.equal(output.sae_out, decode(acts))
+
+
 @seam("`TrainingSAE.save_inference_model(path)` writes")
 def test_saving_the_inference_model(tmp_path: Path) -> None:
     sae = tiny_sae("standard")

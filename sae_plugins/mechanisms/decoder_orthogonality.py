@@ -1,0 +1,236 @@
+"""A penalty on overlapping decoder rows: Dynamic Feature Disentanglement, Eqs. 4 and 5.
+
+Every form of the penalty is a sum over ordered pairs of unit rows, with cosines c_ij = w_i . w_j,
+
+    Omega = sum_{i != j} a_ij c_ij^2,
+
+in which the weights a_ij carry no gradient. Then sum_i w_i . dOmega/dw_i = 4 Omega, so it is enough
+to know the gradient; and that costs 4 n d^2 or 3 n^2 d operations and never n^2 numbers of memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sae_plugins.hookspecs import hookimpl
+from sae_plugins.mechanisms.start import warn_if_never
+from sae_plugins.plugin import Plugin, PluginError
+
+if TYPE_CHECKING:
+    from sae_plugins.run import Run
+
+logger = logging.getLogger(__name__)
+
+EPSILON = 1e-6
+"""epsilon of Eq. 5."""
+TILE = 1024
+"""Rows whose cosines with as many others are in memory at once."""
+DUPLICATE = 0.9
+"""|cos| of two decoder rows from which on the closing summary counts them as one feature twice."""
+
+
+def overlap_gradient(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Gradient of sum_{i != j} s_i s_j (w_i . w_j)^2, in closed form: 4 n d^2 operations.
+
+    The weights separate, so the sum is |W^T S W|_F^2 - sum_i s_i^2 |w_i|^4.
+
+    Args:
+        rows: w_i, [n, d].
+        weights: s_i, [n]; 1 if None.
+    """
+    own = rows.square().sum(dim=1, keepdim=True)
+    scaled = rows
+    if weights is not None:
+        scaled, own = rows * weights[:, None], own * weights[:, None]
+    return 4 * (scaled @ (rows.T @ scaled)).addcmul_(own, scaled, value=-1)
+
+
+def tiled_overlap_gradient(
+    rows: Tensor,
+    weights: Tensor | None = None,
+    *,
+    thresholds: Tensor | None = None,
+    over_cosine: bool = False,
+    tile: int = TILE,
+) -> Tensor:
+    """Gradient of sum_{i != j} a_ij (w_i . w_j)^2 pair by pair: 3 n^2 d operations.
+
+    a_ij = s_i s_j, only where |w_i . w_j| > t_i, over |w_i . w_j| + epsilon if `over_cosine`.
+
+    Args:
+        rows: w_i, [n, d].
+        weights: s_i, [n]; 1 if None.
+        thresholds: t_i, [n]; all pairs count if None.
+        over_cosine: divide by the cosine, the reading of Eq. 5 that makes it an L1 penalty.
+        tile: rows at once; memory grows with its square.
+    """
+    scaled = rows if weights is None else rows * weights[:, None]
+    gradient = torch.zeros_like(rows)
+    for i in range(0, len(rows), tile):
+        left = slice(i, i + tile)
+        for j in range(i, len(rows), tile):
+            right = slice(j, j + tile)
+            pull = rows[left] @ rows[right].T
+            sizes = pull.abs()
+            if thresholds is None:
+                pull *= 2  # the pairs (i, j) and (j, i)
+            else:
+                above_left = (sizes > thresholds[left, None]).to(pull.dtype)
+                pull *= above_left.add_(sizes > thresholds[right])
+            if over_cosine:
+                pull /= sizes.add_(EPSILON)
+            if i == j:
+                pull.fill_diagonal_(0).mul_(0.5)  # this tile has each pair twice
+            gradient[left].addmm_(pull, scaled[right], alpha=2)
+            gradient[right].addmm_(pull.T, scaled[left], alpha=2)
+    return gradient if weights is None else gradient.mul_(weights[:, None])
+
+
+def penalty(rows: Tensor, gradient: Tensor) -> Tensor:
+    """Omega with that gradient, both [n, d]; see the head of this module."""
+    whole = (rows * gradient).sum()
+    return whole - 0.75 * whole.detach()
+
+
+def overlaps(rows: Tensor, tile: int = TILE) -> dict[str, float | int]:
+    """Mean and largest |cos| over the pairs of rows [n, d], and the pairs above `DUPLICATE`."""
+    unit = torch.nn.functional.normalize(rows.float(), dim=1)
+    n, total, largest, duplicates = len(unit), 0.0, 0.0, 0
+    for start in range(0, n, tile):
+        # row i with all j > i
+        sizes = (unit[start : start + tile] @ unit[start:].T).abs_().triu_(diagonal=1)
+        total += float(sizes.double().sum())
+        largest = max(largest, float(sizes.max()))
+        duplicates += int((sizes > DUPLICATE).sum())
+    pairs = max(1, n * (n - 1) // 2)
+    return {"mean_cosine": total / pairs, "largest_cosine": largest, "duplicates": duplicates}
+
+
+class DecoderOrthogonality(Plugin):
+    """Penalise squared cosines of decoder rows: of important features, of all, or of close ones.
+
+    As printed, Eq. 5 divides by |w_i . w_i|, which is 1: the penalty is an importance-weighted sum
+    of squared cosines. The scores are those of the step before, see `importance`. Rows are
+    normalised here, so the penalty does not act on their lengths.
+    """
+
+    name = "decoder-orthogonality"
+    requires = ("importance",)
+
+    class Options(Plugin.Options):
+        """Which pairs count, and how much."""
+
+        weight: float = Field(
+            0.1, ge=0, title="lambda_ortho", description="weight of the penalty in the loss"
+        )
+        weighting: Literal["importance", "none"] = Field(
+            "importance",
+            title="s_i s_j / max s_k s_l",
+            description="weigh pairs by their features' importance, or all the same",
+        )
+        denominator: Literal["self", "pair"] = Field(
+            "self",
+            title="alpha_ij",
+            description="of Eq. 5: |w_i . w_i| = 1, as printed, or |w_i . w_j|, which makes the "
+            "penalty one on |cos| that gathers rows in bundles of duplicates where d_sae > d_in",
+        )
+        mask: Literal["none", "constant", "adaptive"] = Field(
+            "none",
+            description="count only pairs with |cos| above the threshold, or above "
+            "threshold x (1 - sensitivity x p_i (1 - p_i)), Eq. 2 with firing frequencies p_i",
+        )
+        threshold: float = Field(
+            0.3, ge=0, le=1, title="tau_base", description="|cos| above which masked pairs count"
+        )
+        sensitivity: float = Field(
+            1.0, ge=0, le=4, title="beta", description="of an adaptive mask to the frequency"
+        )
+        reduction: Literal["mean", "sum"] = Field(
+            "mean", description="over features; the sum, as printed, grows with d_sae^2 / d_in"
+        )
+        start: int = Field(0, ge=0, description="first step with the penalty")
+        every: int = Field(
+            1, ge=1, description="approximation: only at every so many steps, as much stronger"
+        )
+        top: float = Field(
+            1.0,
+            gt=0,
+            le=1,
+            description="approximation: only pairs of the most important features, this share of "
+            "them; needs weighting by importance",
+        )
+
+    options: Options
+
+    @hookimpl
+    def attached(self, run: Run) -> None:
+        """Ask for importance where it counts; warn of the reading that collapses."""
+        warn_if_never(self.name, self.options.start, run)
+        if self.options.weighting == "importance":
+            run.plugin("importance").use(run)
+        elif self.options.top < 1:
+            raise PluginError("top needs weighting = importance: it keeps the most important")
+        n, d = run.sae.W_dec.shape
+        if self.options.denominator == "pair" and n > d:
+            logger.warning(
+                "decoder-orthogonality.denominator = pair penalises |cos|, which is least for "
+                "bundles of duplicates where d_sae (%d) exceeds d_in (%d)",
+                n,
+                d,
+            )
+
+    @hookimpl
+    def extra_losses(self, run: Run) -> dict[str, Tensor] | None:
+        """Add the penalty."""
+        options = self.options
+        if run.step < options.start or run.step % options.every:
+            return None
+        decoder = run.sae.W_dec
+        dtype = torch.promote_types(decoder.dtype, torch.float32)
+        rows = torch.nn.functional.normalize(decoder.to(dtype), dim=1)
+        with torch.no_grad():
+            weights, thresholds = self._weights(run, rows), self._thresholds(run, rows)
+        if weights is not None and options.top < 1:
+            weights, chosen = weights.topk(max(1, round(options.top * len(rows))))
+            rows = rows[chosen]
+            thresholds = None if thresholds is None else thresholds[chosen]
+        with torch.no_grad():
+            if thresholds is None and options.denominator == "self":
+                gradient = overlap_gradient(rows, weights)
+            else:
+                over_cosine = options.denominator == "pair"
+                gradient = tiled_overlap_gradient(
+                    rows, weights, thresholds=thresholds, over_cosine=over_cosine
+                )
+        scale = options.weight * options.every
+        if options.denominator == "self":
+            scale /= 1 + EPSILON
+        if options.reduction == "mean":
+            scale /= len(decoder)
+        return {"overlap": scale * penalty(rows, gradient)}
+
+    @hookimpl
+    def training_ended(self, run: Run) -> None:
+        """Say how close the rows ended up."""
+        for name, value in overlaps(run.sae.W_dec.detach()).items():
+            run.summarise(f"{self.name}/{name}", value)
+
+    def _weights(self, run: Run, rows: Tensor) -> Tensor | None:
+        if self.options.weighting == "none":
+            return None
+        scores: Tensor = run.plugin("importance").relative_scores(run)
+        return scores.to(rows.dtype)
+
+    def _thresholds(self, run: Run, rows: Tensor) -> Tensor | None:
+        if self.options.mask == "none":
+            return None
+        thresholds = rows.new_full((len(rows),), self.options.threshold)
+        if self.options.mask == "adaptive":
+            variance = run.plugin("firing-frequency").bernoulli_variance()
+            thresholds *= 1 - self.options.sensitivity * variance.to(rows.dtype)
+        return thresholds
