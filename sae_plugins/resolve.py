@@ -162,15 +162,24 @@ def _load_plugin(name: str, wanted_by: str) -> type[Plugin]:
 
 
 def _add_required(chosen: dict[str, type[Plugin]], without: frozenset[str]) -> None:
-    waiting = list(chosen.values())
-    while waiting:
-        plugin = waiting.pop()
+    """Put what is required, and not chosen, right before the first plugin that requires it.
+
+    At the end, it would push what requires it behind everything, those who record a step included.
+    """
+    asked, known = list(chosen.values()), set(chosen)
+    chosen.clear()
+
+    def add(plugin: type[Plugin]) -> None:
         for name in plugin.requires:
             if name in without:
                 raise PluginError(f"--without {name!r}: plugin {plugin.name!r} requires it")
-            if name not in chosen:
-                chosen[name] = _load_plugin(name, f"plugin {plugin.name!r}")
-                waiting.append(chosen[name])
+            if name not in known:
+                known.add(name)
+                add(_load_plugin(name, f"plugin {plugin.name!r}"))
+        chosen[plugin.name] = plugin
+
+    for plugin in asked:
+        add(plugin)
 
 
 def _order(chosen: Mapping[str, type[Plugin]]) -> list[type[Plugin]]:
