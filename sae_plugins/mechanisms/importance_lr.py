@@ -34,7 +34,7 @@ class ImportanceLR(Plugin):
     name = "importance-lr"
     requires = ("importance",)
     after = ("unit-norm-decoder",)  # whose renormalisation then comes last
-    transient = ("before",)
+    transient = ("old_weights",)
 
     class Options(Plugin.Options):
         """When it begins."""
@@ -48,7 +48,7 @@ class ImportanceLR(Plugin):
         """Have importance measured."""
         warn_if_never(self.name, self.options.start, run)
         run.plugin("importance").use(run)
-        self.before: dict[str, Tensor] = {}
+        self.old_weights: dict[str, Tensor] = {}
 
     @hookimpl
     def before_update(self, run: Run) -> None:
@@ -56,12 +56,12 @@ class ImportanceLR(Plugin):
         if run.step >= self.options.start:
             parameters = dict(run.sae.named_parameters())
             axes = run.architecture.feature_axes
-            self.before = {name: parameters[name].detach().clone() for name in axes}
+            self.old_weights = {name: parameters[name].detach().clone() for name in axes}
 
     @hookimpl
     def after_update(self, run: Run) -> None:
         """Go only part of the way."""
-        before, self.before = self.before, {}
+        before, self.old_weights = self.old_weights, {}
         scale = run.plugin("importance").relative_scores(run)
         parameters = dict(run.sae.named_parameters())
         for name, weights in before.items():
