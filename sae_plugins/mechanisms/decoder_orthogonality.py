@@ -99,7 +99,7 @@ def penalty(rows: Tensor, gradient: Tensor) -> Tensor:
 
 def overlaps(rows: Tensor, tile: int = TILE) -> dict[str, float | int]:
     """Mean and largest |cos| over the pairs of rows [n, d], and the pairs above `DUPLICATE`."""
-    unit = torch.nn.functional.normalize(rows.float(), dim=1)
+    unit = torch.nn.functional.normalize(rows.detach().float(), dim=1)
     n, total, largest, duplicates = len(unit), 0.0, 0.0, 0
     for start in range(0, n, tile):
         # row i with all j > i
@@ -217,7 +217,7 @@ class DecoderOrthogonality(Plugin):
     @hookimpl
     def training_ended(self, run: Run) -> None:
         """Say how close the rows ended up."""
-        for name, value in overlaps(run.sae.W_dec.detach()).items():
+        for name, value in overlaps(run.sae.W_dec).items():
             run.summarise(f"{self.name}/{name}", value)
 
     def _weights(self, run: Run, rows: Tensor) -> Tensor | None:
