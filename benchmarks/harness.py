@@ -8,7 +8,7 @@ import json
 import platform
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,10 +85,9 @@ class PeakBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.operations += 1
-        before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
+        before = {id(storage) for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for tensor in filter(_is_tensor, tree_leaves(result)):
-            storage = tensor.untyped_storage()
+        for storage in _storages(result):
             if id(storage) not in before and storage not in self._known:
                 self._known.add(storage)
                 size = storage.nbytes()
@@ -101,8 +100,12 @@ class PeakBytes(TorchDispatchMode):
         self.live -= size
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    for value in tree_leaves(values):
+        if isinstance(value, torch.Tensor):
+            sparse = value.layout is torch.sparse_coo
+            for tensor in (value._indices(), value._values()) if sparse else (value,):
+                yield tensor.untyped_storage()
 
 
 def report(title: str, results: list[Any], path: str | None) -> None:
