@@ -66,6 +66,11 @@ class Run:
         return max(1, self._trainer.cfg.total_training_steps)
 
     @property
+    def warm_up_steps(self) -> int:
+        """Training steps over which the learning rate rises at the start."""
+        return self._trainer.cfg.lr_warm_up_steps
+
+    @property
     def samples(self) -> int:
         """Tokens that the SAE has seen, this step's included."""
         return self._trainer.n_training_samples
