@@ -194,7 +194,6 @@ def _fit(
     settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints
 ) -> dict[str, float]:
     import sae_plugins
-    from sae_plugins import recorder
     from sae_plugins.upstream import interruption
 
     unfinished = folder.unfinished
@@ -218,8 +217,6 @@ def _fit(
                 return run()
     except interruption() as error:
         raise KeyboardInterrupt from error
-    finally:
-        recorder.release()
 
 
 def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManager[None]:

@@ -257,7 +257,7 @@ class Checkpoints:
             self._stream.taken(batch)
 
     def ended(self) -> None:
-        """Training has ended; from now on a signal stops at once."""
+        """Training has ended: the first signal lets the SAE be saved, the second stops at once."""
         self._ended = True
         self._signals.training_ended()
 

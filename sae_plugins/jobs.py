@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import random
 import re
 import secrets
 import warnings
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from sae_lens import SAE
 from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
@@ -24,6 +22,7 @@ from sae_lens.util import str_to_dtype
 
 from sae_plugins.plugin import PluginError
 from sae_plugins.runs import CHECKPOINTS
+from sae_plugins.seeds import random_states, set_random_states
 
 D_SAE_PER_D_IN = 4
 _EXPECTED_WARNINGS = (
@@ -271,14 +270,12 @@ def _logged_in(wandb: Any) -> bool:
 
 @contextmanager
 def isolated_random_state() -> Iterator[None]:
-    """Restore python's, numpy's and torch's global random state afterwards."""
-    python, of_numpy = random.getstate(), np.random.get_state()
+    """Restore python's, numpy's and torch's global random states afterwards."""
+    states = random_states()
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(of_numpy)
+        set_random_states(states)
 
 
 def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

@@ -16,7 +16,6 @@ For the tests of what the plugin does, `train` trains a tiny SAE with it::
 
 from __future__ import annotations
 
-import random
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,7 @@ from sae_plugins.hookspecs import hookimpl
 from sae_plugins.plugin import Method, Plugin, PluginError
 from sae_plugins.resolve import Selected, resolve
 from sae_plugins.run import Run
+from sae_plugins.seeds import random_states
 from sae_plugins.state import read_state, write_state
 from sae_plugins.upstream import TRAINER_COUNTERS
 
@@ -247,15 +247,6 @@ def equal_values(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _global_random_states() -> dict[str, Any]:
-    numpy_state = np.random.get_state()
-    return {
-        "random": random.getstate(),
-        "numpy.random": [np.asarray(part).tolist() for part in numpy_state],
-        "torch": torch.get_rng_state().tolist(),
-    }
-
-
 class PluginContract:
     """The promises of every plugin, as a class for pytest: subclass it as `Test...`.
 
@@ -315,9 +306,10 @@ class PluginContract:
 
     def test_leaves_the_global_random_state_alone(self, architecture: str) -> None:
         """Neither python's, nor numpy's, nor torch's generator moves."""
-        before = _global_random_states()
+        before = random_states()
         self._trained(architecture)
-        drawn = [name for name, s in _global_random_states().items() if s != before[name]]
+        after = random_states()
+        drawn = [name for name in before if not equal_values(before[name], after[name])]
         assert not drawn, (
             f"the plugin draws from the global state of {drawn}: use generator=self.rng, so that "
             "adding it does not change what others draw"
