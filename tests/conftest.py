@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,3 +35,41 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture
+def tiny_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """A tiny model and text in the embedded world's place, in an empty working directory."""
+    import torch
+    from datasets import Dataset
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    from sae_plugins import world
+
+    d_model, vocabulary, context = 16, 50, 16
+
+    def text(split: str) -> Dataset:
+        rng = np.random.default_rng(["train", "heldout"].index(split))
+        return Dataset.from_dict({"tokens": rng.integers(vocabulary, size=(300, context)).tolist()})
+
+    def model(device: str = "cpu") -> Any:
+        config = HookedTransformerConfig(
+            n_layers=3,
+            d_model=d_model,
+            n_ctx=context,
+            d_head=8,
+            n_heads=2,
+            d_vocab=vocabulary,
+            act_fn="gelu",
+            seed=0,
+            device=device,
+        )
+        with torch.random.fork_rng(devices=[]):
+            return HookedTransformer(config)
+
+    monkeypatch.setattr(world, "load_hooked_transformer", model)
+    monkeypatch.setattr(world, "load_text", text)
+    monkeypatch.chdir(tmp_path)
+    return SimpleNamespace(
+        model=model, text=text, d_model=d_model, vocabulary=vocabulary, context=context
+    )

@@ -14,19 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from datasets import Dataset
 from tqdm import tqdm
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from sae_plugins import world
 from sae_plugins.checkpoints import files as checkpoints_in
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import RESUME, UNFINISHED
 
-D_MODEL, VOCABULARY, CONTEXT, ROWS = 16, 50, 16, 300
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 METHOD = [
     *("--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval", "7"),
@@ -47,33 +41,9 @@ RUNS = {
 """100 steps each; hybrid-order accumulates 4 batches, so that most checkpoints are in a window."""
 
 
-def rows(split: str) -> Dataset:
-    rng = np.random.default_rng(["train", "heldout"].index(split))
-    return Dataset.from_dict({"tokens": rng.integers(VOCABULARY, size=(ROWS, CONTEXT)).tolist()})
-
-
-def model(device: str = "cpu") -> HookedTransformer:
-    config = HookedTransformerConfig(
-        n_layers=3,
-        d_model=D_MODEL,
-        n_ctx=CONTEXT,
-        d_head=8,
-        n_heads=2,
-        d_vocab=VOCABULARY,
-        act_fn="gelu",
-        seed=0,
-        device=device,
-    )
-    with torch.random.fork_rng(devices=[]):
-        return HookedTransformer(config)
-
-
 @pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A tiny model and text in the embedded world's place, in an empty working directory."""
-    monkeypatch.setattr(world, "load_hooked_transformer", model)
-    monkeypatch.setattr(world, "load_text", rows)
-    monkeypatch.chdir(tmp_path)
+def folder(tiny_world: Any, tmp_path: Path) -> Path:
+    """An empty working directory, and a tiny model for the embedded world."""
     return tmp_path
 
 

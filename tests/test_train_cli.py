@@ -8,20 +8,16 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset
 from sae_lens import SAE
 from safetensors.torch import load_file
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_plugins import world
 from sae_plugins.entrypoints.main import main
 from sae_plugins.plugin import Plugin
 
-D_MODEL, VOCABULARY, CONTEXT, ROWS = 16, 50, 16, 300
 RUN = [
     *("--training_tokens", "2000", "--train_batch_size_tokens", "64", "--context_size", "16"),
     *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "16", "--d_sae", "32"),
@@ -35,33 +31,9 @@ FILES = {
 }
 
 
-def rows(split: str) -> Dataset:
-    rng = np.random.default_rng(["train", "heldout"].index(split))
-    return Dataset.from_dict({"tokens": rng.integers(VOCABULARY, size=(ROWS, CONTEXT)).tolist()})
-
-
-def model(device: str = "cpu") -> HookedTransformer:
-    config = HookedTransformerConfig(
-        n_layers=3,
-        d_model=D_MODEL,
-        n_ctx=CONTEXT,
-        d_head=8,
-        n_heads=2,
-        d_vocab=VOCABULARY,
-        act_fn="gelu",
-        seed=0,
-        device=device,
-    )
-    with torch.random.fork_rng(devices=[]):
-        return HookedTransformer(config)
-
-
 @pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A tiny model and text in the embedded world's place, in an empty working directory."""
-    monkeypatch.setattr(world, "load_hooked_transformer", model)
-    monkeypatch.setattr(world, "load_text", rows)
-    monkeypatch.chdir(tmp_path)
+def folder(tiny_world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty working directory, and a tiny model for the embedded world."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     return tmp_path
@@ -93,12 +65,14 @@ def summary(run: Path) -> dict[str, Any]:
 # -- a whole run -------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_a_folder_that_sae_lens_loads(capsys: pytest.CaptureFixture[str]):
+def test_a_run_leaves_a_folder_that_sae_lens_loads(
+    tiny_world: Any, capsys: pytest.CaptureFixture[str]
+):
     run = train("run", "--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval=8")
     said = capsys.readouterr().out
     assert files(run) == FILES
     sae = SAE.load_from_disk(str(run))
-    assert (sae.cfg.d_in, sae.cfg.d_sae) == (D_MODEL, 32)
+    assert (sae.cfg.d_in, sae.cfg.d_sae) == (tiny_world.d_model, 32)
     assert sae.cfg.metadata.sae_plugins["methods"] == ["hybrid-order"]
     assert sae.cfg.metadata.model_name == world.NAME
     numbers = summary(run)
@@ -118,20 +92,20 @@ def test_a_run_leaves_a_folder_that_sae_lens_loads(capsys: pytest.CaptureFixture
     assert str(Path.cwd()) not in "".join((run / n).read_text() for n in ("cfg.json", "run.yaml"))
 
 
-def test_the_summary_s_explained_variance_is_that_of_the_saved_sae():
+def test_the_summary_s_explained_variance_is_that_of_the_saved_sae(tiny_world: Any):
     run = train("run")
     sae = SAE.load_from_disk(str(run))
-    tokens = torch.tensor(rows("heldout")["tokens"])[:16]  # 256 tokens
+    tokens = torch.tensor(tiny_world.text("heldout")["tokens"])[:16]  # 256 tokens
     hook = "blocks.1.hook_resid_post"
-    _, cache = model().run_with_cache(tokens, names_filter=[hook], prepend_bos=False)
-    x = cache[hook].reshape(-1, D_MODEL)
+    _, cache = tiny_world.model().run_with_cache(tokens, names_filter=[hook], prepend_bos=False)
+    x = cache[hook].reshape(-1, tiny_world.d_model)
     with torch.no_grad():
         error = (x - sae(x)).square().sum()
     expected = 1 - error / (x - x.mean(0)).square().sum()
     assert summary(run)["heldout/explained_variance"] == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_run_yaml_reproduces_the_run_bit_for_bit():
+def test_run_yaml_reproduces_the_run_bit_for_bit(tiny_world: Any):
     arguments = ("--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval", "8")
     first = train(
         "first", *arguments, "--seed", "3", "--without", "input-norm-l1", "--clip", "none"
@@ -143,7 +117,7 @@ def test_run_yaml_reproduces_the_run_bit_for_bit():
     assert one == two
     recipe = yaml.safe_load(one)
     assert recipe["clip"] is None
-    assert recipe["d_in"] == D_MODEL
+    assert recipe["d_in"] == tiny_world.d_model
     assert recipe["adam_beta1"] == 0.9  # SAELens' default, said aloud
     assert set(recipe["versions"]) >= {"sae-plugins", "sae-lens", "torch", "python"}
 
@@ -155,12 +129,12 @@ def test_a_seed_decides_everything():
     assert not same(zero, one)
 
 
-def test_the_seed_orders_the_data(monkeypatch: pytest.MonkeyPatch):
+def test_the_seed_orders_the_data(tiny_world: Any, monkeypatch: pytest.MonkeyPatch):
     from sae_plugins.jobs import JobSettings
     from sae_plugins.language_model import load_text
 
     def order(seed: int) -> list[list[int]]:
-        text = load_text(JobSettings(world.NAME, seed=seed), model())
+        text = load_text(JobSettings(world.NAME, seed=seed), tiny_world.model())
         return [row["tokens"] for row in text.train]
 
     assert order(0) == order(0)
@@ -202,9 +176,9 @@ def test_checkpoints_are_in_the_run_s_folder():
         "--exclude_special_tokens 0 1 --seqpos_slice 1 -1 --prefetch_llm_batches",
     ],
 )
-def test_other_settings(arguments: str):
+def test_other_settings(tiny_world: Any, arguments: str):
     run = train("run", *arguments.split())
-    assert SAE.load_from_disk(str(run)).cfg.d_in in (D_MODEL, 8)
+    assert SAE.load_from_disk(str(run)).cfg.d_in in (tiny_world.d_model, 8)
     assert ("heldout/l0" in summary(run)) == ("--heldout_tokens 0" not in arguments)
 
 
@@ -217,36 +191,40 @@ def test_the_default_folder_is_named_after_the_run():
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_held_out_documents_are_not_trained_on(folder: Path, streaming: bool):
+def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, streaming: bool):
     from sae_plugins.jobs import JobSettings
     from sae_plugins.language_model import load_text
 
     (folder / "data").mkdir()
-    documents = [{"tokens": [i % VOCABULARY] * CONTEXT, "id": i} for i in range(100)]
+    documents = [
+        {"tokens": [i % tiny_world.vocabulary] * tiny_world.context, "id": i} for i in range(100)
+    ]
     lines = "\n".join(json.dumps(document) for document in documents)
     (folder / "data" / "train.jsonl").write_text(lines)
     runner = {"dataset_path": "data", "streaming": streaming, "store_batch_size_prompts": 4}
-    runner |= {"context_size": CONTEXT}
-    text = load_text(JobSettings("x", seed=1, heldout_tokens=64, runner=runner), model())
+    runner |= {"context_size": tiny_world.context}
+    text = load_text(JobSettings("x", seed=1, heldout_tokens=64, runner=runner), tiny_world.model())
     trained = [row["tokens"][0] for row in text.train]
     held = [row["tokens"][0] for row in text.heldout]
     assert held == list(range(8))  # (64 + 4 x 16) tokens of the first documents
-    assert sorted([*held, *trained]) == sorted(i % VOCABULARY for i in range(100))
+    assert sorted([*held, *trained]) == sorted(i % tiny_world.vocabulary for i in range(100))
     assert trained != sorted(trained)
 
 
-def test_a_dataset_that_is_too_small(folder: Path, capsys: pytest.CaptureFixture[str]):
-    rows("train").select(range(5)).save_to_disk("data")
+def test_a_dataset_that_is_too_small(
+    tiny_world: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny_world.text("train").select(range(5)).save_to_disk("data")
     train("run", "--dataset_path", "data", code=2)
     assert "data is too small" in capsys.readouterr().err
-    rows("train").rename_column("tokens", "words").save_to_disk("other")
+    tiny_world.text("train").rename_column("tokens", "words").save_to_disk("other")
     train("run", "--dataset_path", "other", code=2)
     assert "has the columns words: one must be called text" in capsys.readouterr().err
     assert not Path("run").exists()
 
 
-def test_text_that_is_read_twice_is_news():
-    rows("train").select(range(60)).save_to_disk("data")
+def test_text_that_is_read_twice_is_news(tiny_world: Any):
+    tiny_world.text("train").select(range(60)).save_to_disk("data")
     with pytest.warns(UserWarning, match="beginning new epoch"):
         train("run", "--dataset_path", "data")
 
