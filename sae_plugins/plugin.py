@@ -93,7 +93,7 @@ class Plugin(Stateful):
         A field's `title`, where there is one, is its symbol in the paper.
         """
 
-        model_config = ConfigDict(extra="forbid", frozen=True)
+        model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     options: Any
     rng: torch.Generator

@@ -109,7 +109,6 @@ class CoactivationPenalty(Plugin):
             description="reconstruction loss at which the weight stands still; by default its "
             "average when the learning rate's warm-up ends, and the weight stays tau until then",
         )
-        start: int = Field(0, ge=0, description="steps before the first with the penalty")
 
         @field_validator("tau_max")
         @classmethod
@@ -144,8 +143,6 @@ class CoactivationPenalty(Plugin):
     @hookimpl
     def extra_losses(self, run: Run, output: TrainStepOutput) -> dict[str, Tensor]:
         """tau times the sum over the top k pairs."""
-        if run.step <= self.options.start:
-            return {}
         acts = output.feature_acts.to_dense()  # a TopK SAE's may be sparse
         acts = acts.to(torch.promote_types(acts.dtype, torch.float32))
         row = run.architecture
@@ -171,7 +168,7 @@ class CoactivationPenalty(Plugin):
         loss = output.losses["mse_loss"].detach().to(self.tau.dtype)
         if run.step <= self.target_step:
             self.target = loss if run.step == 1 else torch.lerp(loss, self.target, DECAY)
-        elif run.step > options.start:
+        else:
             run.log("coactivation-penalty/loss_over_target", loss / self.target)
             self.tau = adapted(
                 self.tau, loss, self.target, options.gain, options.tau_min, options.tau_max

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -34,16 +33,9 @@ _REFINED_AT_ONCE = 1 << 22
 
 
 def _unit(matrix: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` of a matrix [n, d] at norm 1, in the type whose products are cheap."""
+    """Rows `index` of a matrix [n, d] at norm 1; on GPUs in bfloat16, whose products are cheap."""
     rows = torch.nn.functional.normalize(matrix[index].float(), dim=1)
-    return rows.bfloat16() if rows.is_cuda or _cpu_multiplies_bfloat16() else rows
-
-
-@cache
-def _cpu_multiplies_bfloat16() -> bool:
-    """Without the instructions for it, bfloat16 is many times slower than float32."""
-    available = torch.backends.mkldnn.is_available()
-    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return rows.bfloat16() if rows.is_cuda else rows
 
 
 def _cosines(matrix: Tensor, one: Tensor, other: Tensor) -> Tensor:

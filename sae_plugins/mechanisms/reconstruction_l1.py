@@ -67,7 +67,6 @@ class ReconstructionL1(Plugin):
         target: float = Field(
             0.092,
             gt=0,
-            allow_inf_nan=False,
             title="L_target",
             description="reconstruction error at which the coefficient is as given; the paper's "
             "2.5 is in the unit mse, on raw Gemma-2-2B activations",

@@ -24,8 +24,8 @@ class AdaptiveThreshold(Method):
         "unit-norm-decoder",
     )
     options = {
-        "activation-threshold": {"start": _WARM_UP},
-        "decoder-orthogonality": {"reduction": "sum", "start": _WARM_UP},
+        "activation-threshold": {"start": _WARM_UP + 1},
+        "decoder-orthogonality": {"reduction": "sum", "start": _WARM_UP + 1},
         "reconstruction-warm-up": {"steps": _WARM_UP},
     }
     training = {"loss_form": "l2_norm", "weight_decay": 0.01}

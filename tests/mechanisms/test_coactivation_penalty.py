@@ -36,7 +36,7 @@ class TestContract(PluginContract):
 
 class TestContractOfCosines(PluginContract):
     plugin = "coactivation-penalty"
-    options = {"fraction": 0.4, "normalisation": "cosine", "target": 1.0, "start": 3}
+    options = {"fraction": 0.4, "normalisation": "cosine", "target": 1.0}
 
 
 class TestContractOfCorrelations(PluginContract):
@@ -118,14 +118,12 @@ def test_the_term_is_tau_times_the_sum_over_the_top_pairs(
         assert terms["coactivation-penalty/pairs"] == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_mean_divides_by_the_number_of_pairs_and_start_delays() -> None:
+def test_mean_divides_by_the_number_of_pairs() -> None:
     fixed = {"fraction": 0.1, "adaptive": False}
     _, total = spied(steps=1, **fixed)
     _, mean = spied(steps=1, reduce="mean", **fixed)
     name = "coactivation-penalty/pairs"
     assert total.terms[0][name] == pytest.approx(27 * mean.terms[0][name], rel=1e-12)
-    _, late = spied(steps=4, start=2, **fixed)
-    assert [name in terms for terms in late.terms] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
