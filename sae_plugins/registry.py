@@ -10,6 +10,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -30,10 +31,15 @@ class Installed:
 
 def installed() -> dict[str, list[Installed]]:
     """Everything that is installed, by name; nothing is imported."""
+    return _installed(tuple(sys.path))
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> dict[str, list[Installed]]:
     found: dict[str, list[Installed]] = {}
+    about = cache(lambda dist: (dist.name, dist.version))  # which read its whole metadata
     for point in entry_points(group=GROUP):
-        distribution = point.dist.name if point.dist else "?"
-        version = point.dist.version if point.dist else "?"
+        distribution, version = about(point.dist) if point.dist else ("?", "?")
         entry = Installed(point.name, point.value, distribution, version)
         if entry not in found.setdefault(point.name, []):  # sys.path may list a folder twice
             found[point.name].append(entry)
@@ -47,6 +53,8 @@ def load(name: str) -> type[Plugin] | type[Method]:
         PluginError: no such name (with suggestions), two distributions bring it, its module does
             not import, or what it names is no plugin.
     """
+    if name not in installed():
+        _installed.cache_clear()  # it may have been installed meanwhile, as notebooks do
     entries = installed()
     if name not in entries:
         raise PluginError(

@@ -94,6 +94,12 @@ def test_an_installed_plugin_is_found_by_name(install: Any) -> None:
     assert "W_dec" in differences(snapshot(with_plugin), snapshot(without))
 
 
+def test_what_is_installed_meanwhile_is_found(install: Any) -> None:
+    resolve(["nan-guard"])
+    install("sae-late", "late_plugin", GOOD_SOURCE, {"shrink": "late_plugin:Shrink"})
+    assert [plugin.name for plugin, _ in resolve(["shrink"]).plugins] == ["shrink"]
+
+
 def test_a_broken_distribution_harms_nobody_who_did_not_name_it(install: Any) -> None:
     install(
         "sae-broken",
