@@ -75,7 +75,7 @@ def _plugin(plugin: type[Plugin]) -> Iterator[str]:
         yield "  none"
     for name, field in plugin.Options.model_fields.items():
         symbol = f"   (the paper's {field.title})" if field.title else ""
-        yield f"  --{plugin.name}.{name} {_type_name(field.annotation)}   {_range(field)}{symbol}"
+        yield f"  --{plugin.name}.{name} {type_name(field.annotation)}   {bounds(field)}{symbol}"
         if field.description:
             yield _wrap(field.description, 6)
     for what, values in (
@@ -93,7 +93,7 @@ def _plugin(plugin: type[Plugin]) -> Iterator[str]:
         yield from refused
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     import types
     import typing
 
@@ -101,7 +101,7 @@ def _type_name(annotation: Any) -> str:
     if origin is typing.Literal:
         return "|".join(str(part) for part in parts)
     if origin in (typing.Union, types.UnionType):
-        return "|".join(_type_name(part) for part in parts)
+        return "|".join(type_name(part) for part in parts)
     if annotation is type(None):
         return "none"
     if annotation is bool:
@@ -109,7 +109,7 @@ def _type_name(annotation: Any) -> str:
     return str(getattr(annotation, "__name__", annotation)).lower()
 
 
-def _range(field: Any) -> str:
+def bounds(field: Any) -> str:
     """The default and the bounds of an option."""
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "a multiple of"}
     said = ["required" if field.is_required() else f"default {_shown(field.get_default())}"]
@@ -144,18 +144,22 @@ def _refused(plugin: type[Plugin]) -> Iterator[str]:
 
 
 def _method(method: type[Method]) -> Iterator[str]:
+    from sae_plugins import recipes
     from sae_plugins.registry import listing
 
     summaries = {entry.name: entry.summary for entry in listing()}
     yield "\nmechanisms (leave one out with --without NAME; each has options of its own):"
+    width = max(map(len, method.mechanisms))
     for name in method.mechanisms:
-        yield f"  {name:<20} {summaries.get(name, '')}"
+        yield f"  {name:<{width}}  {summaries.get(name, '')}"
     options = {f"{m}.{n}": v for m, given in method.options.items() for n, v in given.items()}
     settings = {**options, **method.training, **method.sae_lens}
     yield "\nsettings (any flag overrides them):"
-    yield from (f"  --{name} {_rounded(value)}" for name, value in settings.items())
+    yield from (f"  --{name} {rounded(value)}" for name, value in settings.items())
     if method.rows:
-        yield "\nthe paper's tables, and the command for each row:"
+        yield "\nits tables, and the command for each row, at a scale that runs anywhere:"
+        if method.name in recipes.names():
+            yield f"  (--recipe {method.name} is the paper's; coefficients in rows are for that one)"
     table = ""
     for row in method.rows:
         if row.table != table:
@@ -175,5 +179,5 @@ def command(method: str, row_flags: str) -> str:
     return f"sae-plugins train {chosen} {row_flags}".strip()
 
 
-def _rounded(value: Any) -> str:
+def rounded(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _shown(value)

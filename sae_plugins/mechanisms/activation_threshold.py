@@ -93,7 +93,9 @@ class ActivationThreshold(Plugin):
     """Shut off activations below a threshold that depends on how steadily the feature fires.
 
     As printed, a varying feature's threshold is lower; a negative sensitivity raises it, as the
-    paper's prose says. Frequencies are of activations before the gate.
+    paper's prose says. Frequencies are of activations before the gate. A feature that starts anew,
+    with small weights, has no threshold until its frequency is known, after 1 / (1 - decay) steps:
+    it could never pass one, nor learn to.
     """
 
     name = "activation-threshold"
@@ -139,6 +141,10 @@ class ActivationThreshold(Plugin):
         warn_if_never(self.name, self.options.start, run)
         size, device = run.features.d_sae, run.sae.device
         self.tau = run.features.track(self, "tau", torch.zeros(size, device=device))
+        decay = run.plugin("firing-frequency").options.decay
+        self.grace = run.features.track(
+            self, "grace", torch.zeros(size, device=device), reset=1 / (1 - decay)
+        )
         # moving sums over all features and tokens: of activations, and of how many are not 0
         self.active = torch.zeros(2, device=device)
         self.ungated: Tensor | None = None
@@ -165,6 +171,7 @@ class ActivationThreshold(Plugin):
     @hookimpl
     def step_ended(self, run: Run, output: TrainStepOutput) -> None:
         """Set the thresholds of the next step."""
+        self.grace -= 1
         if run.step + 1 < self.options.start:
             return
         frequency, base = run.plugin("firing-frequency"), self.options.base
@@ -173,7 +180,8 @@ class ActivationThreshold(Plugin):
         unit: Tensor | float = 1.0
         if self.options.unit == "mean_active":
             unit = self.active[0] / self.active[1].clamp_min(torch.finfo(self.tau.dtype).tiny)
-        self.tau.copy_(thresholds(base * unit, self.options.sensitivity, variance))
+        tau = thresholds(base * unit, self.options.sensitivity, variance)
+        self.tau.copy_(tau.masked_fill(self.grace > 0, 0))
         run.log(f"{self.name}/mean", self.tau.mean)
 
     @hookimpl

@@ -1,8 +1,9 @@
 """Sparsity coefficient that follows the reconstruction error: HierarchicalSAE Eq. 5.
 
-The paper's target, 2.5, is a mean squared error per element of raw Gemma-2-2B activations, whose
-variance per element is 27.1 by the paper's own pairs of MSE and explained variance: a share of
-2.5 / 27.1 = 0.092 of the variance. That share is the default, since it means the same everywhere.
+The paper's target, 2.5, is in the unit of its mean squared errors. By its own pairs of MSE and
+explained variance, raw Gemma-2-2B activations have a variance of 27.1 in that unit, about that of
+an element; so the target is a share of 2.5 / 27.1 = 0.092 of it. That share is the default, since
+it means the same everywhere.
 On other scales the printed numbers sit at a bound for ever: 2.0 on normalised inputs, 0.1 on sums.
 """
 

@@ -75,8 +75,8 @@ class AdaptiveOrthogonality(Method):
         Row(table="Control", label="No penalty, all else equal", flags=_WITHOUT),
         Row(
             table="Control",
-            label="No penalty, twice the L1: change it until L0 matches",
-            flags=f"{_WITHOUT} --l1_coefficient 0.08",
+            label="No penalty, more L1: change it until L0 matches",
+            flags=f"{_WITHOUT} --l1_coefficient 0.2",
         ),
         Row(
             table="Control",

@@ -20,8 +20,10 @@ class MaskedOrthogonality(Method):
             "mask": "constant",
             "threshold": 0.3,
             "weight": 1.0,
+            "reduction": "mean",
         },
     }
+    training = {"loss_form": "l2_norm"}
     sae_lens = {"decoder_init_norm": 1.0}  # with unit rows, W_enc starts as their transpose
     rows = (
         Row(table="Ours", label="Close pairs only", flags=""),
