@@ -10,12 +10,12 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test slow lint format types world bench lock clean
+.PHONY: help env demo test combinations slow lint format types docs world bench lock clean
 
 help: ## this page
 	@echo 'sae-plugins: start with `make env`, then `make demo`.'
 	@echo
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s %s\n", $$1, $$2}'
 	@echo
 	@echo 'PYTHON=python3.12 chooses another Python; PYTEST_ARGS="-k reorder" is handed to pytest.'
 
@@ -37,10 +37,13 @@ demo: env ## train a small SAE with the hybrid-order method, offline, into runs/
 	$(BIN)/sae-plugins train --recipe hybrid-order-demo --output_path runs/demo --overwrite
 
 # pytest's workers share the cores already.
-test slow: export OMP_NUM_THREADS ?= 1
+test combinations slow: export OMP_NUM_THREADS ?= 1
 
 test: env ## run the quick tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+combinations: env ## run every mechanism, and every pair of them, on every architecture
+	$(BIN)/python -m pytest -m combinations $(PYTEST_ARGS)
 
 slow: env ## run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
@@ -59,6 +62,9 @@ types: env ## check types with mypy --strict
 	@ln -s $(CURDIR)/sae_plugins/* $(CURDIR)/entrypoints $(CURDIR)/eval_suites build/types/sae_plugins/
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache -p sae_plugins
+
+docs: env ## write the generated parts of docs/ anew
+	$(BIN)/python docs/generate.py
 
 world: env ## train the embedded world's language model anew
 	$(BIN)/python -m sae_plugins.world.build --work_path world-build

@@ -1,0 +1,193 @@
+"""The pages in docs: in step with the code, complete, and every command in them is valid."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sae_plugins import registry
+from sae_plugins.entrypoints import flags
+from sae_plugins.entrypoints.flags import UsageError, all_flags
+from sae_plugins.entrypoints.settings import settle
+from sae_plugins.plugin import Method, Plugin, PluginError
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+GENERATE = runpy.run_path(str(DOCS / "generate.py"))
+INSTALLED = registry.installed()
+PAGES = sorted(DOCS.rglob("*.md"))
+METHODS = sorted((DOCS / "methods").glob("*.md"))
+PARTS = {
+    "What it does": (),
+    "One command": (),
+    "Settings and options": ("settings", "options"),
+    "Tables": ("tables",),
+    "Readings chosen": (),
+    "Not built": (),
+    "What our measurements say": (),
+    "Composition": ("composition",),
+}
+"""The template of a method's page: its sections, in this order, and what is generated in each."""
+
+
+@pytest.fixture(autouse=True)
+def _read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed does not change here, and reading it for every command takes minutes."""
+    monkeypatch.setattr(registry, "installed", lambda: INSTALLED)
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def by_hand(text: str) -> str:
+    """The text without its generated parts."""
+    return str(GENERATE["PART"].sub("", text))
+
+
+# -- in step with the code ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", PAGES, ids=name)
+def test_it_is_in_step_with_the_code(file: Path) -> None:
+    text = file.read_text("utf-8")
+    assert GENERATE["page"](text) == text, f"{name(file)} is out of step: run `make docs`"
+
+
+def test_a_changed_option_or_row_is_noticed() -> None:
+    text = (DOCS / "methods" / "hybrid-order.md").read_text("utf-8")
+    for said in ("`--reorder.interval` | `T` | `500`", "loss 6910.19", "`--accumulate` | `4`"):
+        assert said in text
+        assert GENERATE["page"](text.replace(said, "something else")) == text
+
+
+def test_what_is_written_by_hand_stays() -> None:
+    text = "# hybrid-order\n\n<!-- tables: generated -->\nold\n<!-- end -->\nby <!-- end --> hand\n"
+    written = GENERATE["page"](text)
+    assert written.startswith("# hybrid-order\n\n<!-- tables: generated -->\n\n**Table 1**")
+    assert written.endswith("\n\n<!-- end -->\nby <!-- end --> hand\n")
+    assert "old" not in written
+    assert GENERATE["page"](written) == written
+
+
+# -- complete ----------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_page() -> None:
+    methods = {n for n in INSTALLED if issubclass(registry.load(n), Method)}
+    assert methods == {file.stem for file in METHODS}
+
+
+@pytest.mark.parametrize("file", METHODS, ids=name)
+def test_it_follows_the_template(file: Path) -> None:
+    text = file.read_text("utf-8")
+    assert text.startswith(f"# {file.stem}\n")
+    headings = re.findall(r"^## (.+)$", text, re.M)
+    assert headings == list(PARTS)
+    _, *sections = re.split(r"^## .+$", text, flags=re.M)
+    for heading, section in zip(headings, sections, strict=True):
+        assert by_hand(section).strip() or PARTS[heading], f"{heading!r} is empty"
+        assert tuple(re.findall(r"<!-- (\w+): generated -->", section)) == PARTS[heading]
+    assert sum("```bash\nsae-plugins train" in section for section in sections[:2]) == 1
+
+
+@pytest.mark.parametrize("file", PAGES, ids=name)
+def test_its_lines_are_short(file: Path) -> None:
+    for line in by_hand(file.read_text("utf-8")).splitlines():
+        assert len(line) <= 100 or line.startswith("|"), line
+
+
+# -- links -------------------------------------------------------------------------------------
+
+
+def anchors(file: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("file", [*PAGES, ROOT / "README.md"], ids=name)
+def test_its_links_lead_somewhere(file: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text("utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), f"{name(file)}: there is no {link}"
+        assert not anchor or anchor in anchors(target), f"{name(file)}: {link} has no such heading"
+
+
+# -- commands ----------------------------------------------------------------------------------
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The commands in bash blocks and in code, as words."""
+    for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+    for line in re.findall(r"`(sae-plugins [^`]+)`", text):
+        yield shlex.split(line)
+
+
+def check(words: list[str]) -> None:
+    """Raise if a command is not one that works."""
+    match words:
+        case ["sae-plugins", "train", "--help"] | ["sae-plugins", "plugins", "list"]:
+            pass
+        case ["sae-plugins", "train", *arguments]:
+            given = flags.parse(arguments)
+            if "resume" not in given:  # which needs the run's folder
+                settle(given)
+        case ["sae-plugins", "plugins", "show", plugin]:
+            if plugin != plugin.upper():  # NAME
+                registry.load(plugin)
+        case ["sae-plugins", *others]:
+            raise UsageError(f"{' '.join(others)} is not known to this test")
+        case ["make", target, *_]:
+            if not re.search(rf"^{target}\b.*:", (ROOT / "Makefile").read_text("utf-8"), re.M):
+                raise UsageError(f"the Makefile has no target {target}")
+
+
+@pytest.mark.parametrize("file", [*PAGES, ROOT / "README.md"], ids=name)
+def test_its_commands_are_valid(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = []
+    for words in commands(file.read_text("utf-8")):
+        try:
+            check(words)
+        except (PluginError, UsageError) as error:
+            wrong.append(f"{' '.join(words)}\n  {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("file", METHODS, ids=name)
+def test_it_has_commands(file: Path) -> None:
+    method = registry.load(file.stem)
+    assert issubclass(method, Method)
+    assert len(list(commands(file.read_text("utf-8")))) >= 1 + len(method.rows)
+
+
+@pytest.mark.parametrize("file", [*PAGES, ROOT / "README.md"], ids=name)
+def test_the_flags_that_it_names_exist(file: Path) -> None:
+    """Those in code, such as `--merge.every`, that are no whole command."""
+    for said in re.findall(r"`(--[a-z][^`]*)`", file.read_text("utf-8")):
+        flag, *_ = said.removeprefix("--").split()
+        plugin, dot, option = flag.partition(".")
+        if not dot:
+            known = plugin in all_flags()
+        elif plugin in INSTALLED:
+            loaded = registry.load(plugin)
+            known = issubclass(loaded, Plugin) and option in loaded.Options.model_fields
+        else:
+            known = plugin.startswith(("<", "spread"))  # what the README teaches
+        assert known, f"{name(file)} names --{flag}, which there is not"
