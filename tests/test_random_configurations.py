@@ -40,8 +40,9 @@ from sae_plugins.entrypoints.flags import (
 )
 from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.settings import _does_not_apply
-from sae_plugins.plugin import Method, Plugin
+from sae_plugins.plugin import Plugin
 from sae_plugins.recorder import Recorder
+from sae_plugins.resolve import choose
 
 STEPS = 5
 BASE = {
@@ -92,6 +93,28 @@ WORDS = {
     "compile_sae": ["false"],
 }
 """What is drawn of a flag besides, or instead of, what its type suggests."""
+LIVELY = {
+    "activation-threshold.base": "0.05",
+    "activation-threshold.start": "1",
+    "coactivation-penalty.fraction": "0.1",
+    "coactivation-penalty.target": "0.5",
+    "decoder-orthogonality.mask": "adaptive",
+    "decoder-orthogonality.start": "1",
+    "decoder-orthogonality.threshold": "0.1",
+    "firing-window.window": "2",
+    "merge.every": "2",
+    "merge.stop": "1",
+    "merge.threshold": "0.3",
+    "reconstruction-l1.target": "0.5",
+    "reconstruction-warm-up.steps": "1",
+    "reorder.interval": "2",
+    "reorder.start": "1",
+    "reorder.window": "2",
+    "resample.per": "token",
+    "resample.stop": "1",
+    "resample.threshold": "0.5",
+}
+"""Options with which the mechanisms act within the run, where they would not by themselves."""
 INSTEAD = ("log_to_wandb", "compile_llm", "compile_sae")
 
 INTEGERS = ["-1", "0", "1", "2", "3", "5", "16", "17", "1000000000000", "1" + "0" * 30]
@@ -178,12 +201,8 @@ def values_of_option(field: Any) -> list[str]:
 
 @functools.cache
 def installed() -> dict[str, tuple[str, ...]]:
-    """The mechanisms that each installed plugin or method, by name, brings."""
-    loaded = {name: registry.load(name) for name in registry.installed()}
-    return {
-        name: selected.mechanisms if issubclass(selected, Method) else (name,)
-        for name, selected in loaded.items()
-    }
+    """The mechanisms that each installed plugin or method, by name, brings and requires."""
+    return {name: tuple(choose([name])[1]) for name in registry.installed()}
 
 
 @functools.cache
@@ -231,8 +250,9 @@ def command_lines(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Line:
     given = {"model_name": model, **BASE, **MODELS.get(model, {}), "architecture": architecture}
     if architecture in WITH_K:
         given["k"] = "4"
-    plugins = draw(st.lists(st.sampled_from([*installed()]), max_size=2, unique=True))
-    brought = [name for plugin in plugins for name in installed()[plugin]]
+    plugins = draw(st.lists(st.sampled_from([*installed()]), max_size=4, unique=True))
+    brought = list(dict.fromkeys(name for plugin in plugins for name in installed()[plugin]))
+    given |= {name: value for name, value in LIVELY.items() if name.split(".")[0] in brought}
     without = draw(st.sampled_from([[]] * 30 + [["nan-guard"], ["recorder"], brought[:1]]))
     flags = {
         name: flag
@@ -332,7 +352,7 @@ def names_a_flag(said: str, line: Line) -> bool:
     plugins = [word.partition("=")[2] for word in line if word.startswith(("--plugin", "--with"))]
     named = [rf"--{re.escape(name)}\b" for name in typed]
     named += [rf"option '{re.escape(name.rpartition('.')[2])}'" for name in typed]
-    named += [rf"plugin '{re.escape(name)}'" for name in plugins]
+    named += [rf"(plugin|methods) '{re.escape(name)}'" for name in plugins]
     return any(re.search(pattern, message) for pattern in named)
 
 

@@ -101,7 +101,7 @@ class CoactivationPenalty(Plugin):
             "printed, an offset of 1% takes it to an end of its range within 300 steps",
         )
         tau_min: float = Field(0.01, ge=0, description="least weight")
-        tau_max: float = Field(0.2, gt=0, description="greatest weight")
+        tau_max: float = Field(0.2, gt=0, validate_default=True, description="greatest weight")
         target: float | None = Field(
             None,
             gt=0,

@@ -82,6 +82,11 @@ class OrderReport(Stateful):
         """A new order is being requested: measure the loss of this step's inputs."""
         self._pending = (sae_in, reconstruction_loss(run.sae, sae_in), cause)
 
+    def again(self, run: Run) -> None:
+        """Features were merged or reset first, which does change the loss: measure it anew."""
+        if self._pending is not None:
+            self.before(run, self._pending[0], self._pending[2])
+
     def after(self, run: Run, order: Tensor) -> None:
         """The order has changed: measure the same inputs again."""
         if self._pending is None:

@@ -35,13 +35,20 @@ def reconstruction_error(sae_in: Tensor, sae_out: Tensor, unit: Unit) -> Tensor:
     """
     dtype = torch.promote_types(sae_in.dtype, torch.float32)
     target = sae_in.to(dtype)
-    squares = (sae_out.to(dtype) - target).square()
+    error = _sum_of_squares(sae_out.to(dtype) - target)
     if unit == "mse":
-        return squares.mean()
+        return error / target.numel()
     if unit == "sum":
-        return squares.sum(dim=-1).mean()
-    variance = (target - target.mean(dim=0)).square().sum()
-    return squares.sum() / variance.clamp_min(1e-12)
+        return error / len(target)
+    # the mean by a product: torch's over the first axis is slow on a CPU
+    mean = target.new_ones(len(target)) @ target / len(target)
+    variance = _sum_of_squares(target - mean)
+    return error / variance.clamp_min(1e-12)
+
+
+def _sum_of_squares(values: Tensor) -> Tensor:
+    flat = values.flatten()
+    return flat.dot(flat)
 
 
 def reconstruction_multiplier(
@@ -77,7 +84,9 @@ class ReconstructionL1(Plugin):
             description="fvu: share of the variance; mse: mean square per element; sum: over d_in",
         )
         least: float = Field(0.1, ge=0, le=100, description="lower bound of the multiplier")
-        greatest: float = Field(2.0, ge=0, le=100, description="upper bound of the multiplier")
+        greatest: float = Field(
+            2.0, ge=0, le=100, validate_default=True, description="upper bound of the multiplier"
+        )
 
         @field_validator("greatest")
         @classmethod

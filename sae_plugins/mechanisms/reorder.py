@@ -102,6 +102,7 @@ class Reorder(Plugin):
     """
 
     name = "reorder"
+    after = ("activation-threshold",)  # whose new thresholds are no doing of the order
 
     class Options(Plugin.Options):
         """When to reorder, and by what."""
@@ -178,6 +179,8 @@ class Reorder(Plugin):
         """Record what the new order did."""
         if isinstance(change, Permuted):
             self.report.after(run, change.order)
+        else:
+            self.report.again(run)
 
     @hookimpl
     def training_ended(self, run: Run) -> None:

@@ -69,6 +69,8 @@ def high_loss_directions(
     directions = seen_inputs(sae, output.sae_in)[rows]
     if direction == "residual":
         acts = output.feature_acts.detach().to_dense()[rows].to(sae.W_dec)
+        if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+            acts = acts / sae.W_dec.norm(dim=1)
         directions = directions - acts @ sae.W_dec
     return directions
 

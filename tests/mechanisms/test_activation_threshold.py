@@ -179,12 +179,19 @@ def test_the_gate_works_compiled_and_under_autocast() -> None:
 # -- what is saved ---------------------------------------------------------------------------------
 
 
-def fitted(architecture: str, normalize: str, *names: Any, options: Any = None) -> Any:
+def fitted(
+    architecture: str,
+    normalize: str,
+    *names: Any,
+    options: Any = None,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> Any:
     """A trainer after `fit`, which folds the activation scale, and a batch of raw activations."""
-    batches = [3 * batch for batch in tiny_batches(steps=16)]
+    batches = [3 * batch for batch in tiny_batches(steps=16, dtype=dtype)]
     with plugins(*names, options=options):
-        sae = tiny_sae(architecture, normalize_activations=normalize)
-        trainer: Any = tiny_trainer(sae, batches, n_batches_for_norm_estimate=4)
+        sae = tiny_sae(architecture, normalize_activations=normalize, dtype=dtype)
+        trainer: Any = tiny_trainer(sae, batches, n_batches_for_norm_estimate=4, **config)
         trainer.cfg.total_training_samples = 12 * len(batches[0])
         trainer.fit()
     return trainer, torch.cat(batches)
@@ -226,6 +233,41 @@ def test_what_is_saved_is_what_was_trained(
         torch.testing.assert_close(ours(batch), output, rtol=1e-4, atol=1e-5)
     assert ours.cfg.architecture() == ("gated" if architecture == "gated" else "jumprelu")
     assert ours.cfg.metadata.sae_plugins["plugins"][-1]["name"] == NAME
+
+
+@pytest.mark.parametrize("precision", ["bfloat16 weights", "autocast"])
+@pytest.mark.parametrize("architecture", EXPRESSIBLE)
+def test_what_is_saved_gates_the_same_entries_in_bfloat16(
+    architecture: str, precision: str, tmp_path: Path
+) -> None:
+    """Ties and roundings included; but a gated SAE's bias cannot hold a threshold so exactly."""
+    autocast = precision == "autocast"
+    dtype = torch.float32 if autocast else torch.bfloat16
+    trainer, batch = fitted(
+        architecture,
+        "expected_average_only_in",
+        ActivationThreshold,
+        options={NAME: {"base": 0.4}},
+        dtype=dtype,
+        autocast=autocast,
+    )
+    trainer.sae.save_inference_model(tmp_path / "ours")
+    type(trainer.sae).save_inference_model(trainer.sae, tmp_path / "theirs")
+    ours, theirs = (SAE.load_from_disk(str(tmp_path / name)) for name in ("ours", "theirs"))
+    assert ours.W_enc.dtype == dtype
+    tau = plugin_of(trainer).tau
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, before = ours.encode(batch), theirs.encode(batch)
+        expected = gate(before, tau)
+        if "topk" not in architecture:  # whose training chooses by batch
+            assert torch.equal(trainer.sae.encode_with_hidden_pre(batch)[0], expected)
+    assert 0 < (expected != 0).sum() < (before != 0).sum()
+    other = found != expected
+    if architecture == "gated":
+        assert other.float().mean() < 0.005
+        assert ((before - tau)[other].abs() < 0.1 * tau.max()).all()
+    else:
+        assert not other.any()
 
 
 @given(data=st.data())

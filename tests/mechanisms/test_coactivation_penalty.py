@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sae_plugins import hookimpl, plugins
 from sae_plugins.mechanisms.coactivation_penalty import (
@@ -153,11 +155,23 @@ def test_a_target_out_of_reach_takes_the_weight_to_a_bound(target: float, bound:
     assert trainer.run.summary[f"coactivation-penalty/share_at_tau_{at}"] == 1
 
 
-@pytest.mark.parametrize("loss", [0.0, 1e-30, 1.0, 1e30, float("inf")])
-@pytest.mark.parametrize("tau", [0.01, 0.05, 0.2])
-def test_the_weight_never_leaves_its_range(tau: float, loss: float) -> None:
-    weight = adapted(torch.tensor(tau), torch.tensor(loss), torch.tensor(2.0), 1.0, 0.01, 0.2)
-    assert torch.tensor(0.01) <= weight <= torch.tensor(0.2)
+@given(
+    weight=st.floats(0, 1),
+    loss=st.floats(0, allow_nan=False, width=32),
+    target=st.floats(1e-6, 1e6),
+    gain=st.floats(0.01, 1),
+    low=st.floats(0, 0.5),
+    more=st.floats(0, 1),
+)
+def test_the_weight_never_leaves_its_range(
+    weight: float, loss: float, target: float, gain: float, low: float, more: float
+) -> None:
+    low, high = torch.tensor([low, low + more]).tolist()
+    tensors = (torch.tensor(value) for value in (weight, loss, target))
+    assert low <= adapted(*tensors, gain, low, high) <= high
+
+
+def test_the_first_weight_is_inside_its_range_too() -> None:
     assert spied(steps=1, tau=0.9)[1].weights[0] == 0.2
 
 
@@ -191,11 +205,11 @@ def test_a_run_that_ends_before_there_is_a_target_is_warned_about(
     assert "will not adapt" not in caplog.text
 
 
-def test_a_range_that_is_upside_down_is_refused() -> None:
-    with pytest.raises(PluginError, match=r"'tau_max' = 0.1: .*must not be below tau_min"):
-        train(
-            CoactivationPenalty, options={"coactivation-penalty": {"tau_min": 0.2, "tau_max": 0.1}}
-        )
+@pytest.mark.parametrize("tau_max", [{"tau_max": 0.1}, {}])
+def test_a_range_that_is_upside_down_is_refused(tau_max: dict[str, float]) -> None:
+    options = {"coactivation-penalty": {"tau_min": 0.3, **tau_max}}
+    with pytest.raises(PluginError, match=r"'tau_max' = 0.[12]: .*must not be below tau_min"):
+        train(CoactivationPenalty, options=options)
 
 
 def test_sparse_activations_give_what_dense_ones_do() -> None:

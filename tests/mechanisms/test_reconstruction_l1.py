@@ -107,6 +107,13 @@ def test_the_first_multiplier_is_inside_its_bounds_too() -> None:
     assert coefficients(least=1.5)[0][0] == pytest.approx(0.15)
 
 
-def test_bounds_in_the_wrong_order_are_refused() -> None:
-    with pytest.raises(PluginError, match=r"option 'greatest' = 0\.05: .*below least = 0\.1"):
-        train(ReconstructionL1, options={"reconstruction-l1": {"greatest": 0.05}}, steps=1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"greatest": 0.05}, r"option 'greatest' = 0\.05: .*below least = 0\.1"),
+        ({"least": 99}, r"option 'greatest' = 2\.0: .*below least = 99"),
+    ],
+)
+def test_bounds_in_the_wrong_order_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        train(ReconstructionL1, options={"reconstruction-l1": options}, steps=1)

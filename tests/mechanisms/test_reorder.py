@@ -171,6 +171,25 @@ def test_a_reordering_changes_neither_loss_nor_training_but_left_moments_do():
     assert not torch.allclose(left.sae.W_dec, plain.sae.W_dec[identity], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("other", "options"),
+    [
+        ("merge", {"every": 6, "threshold": 0.5, "stop": 1}),
+        ("resample", {"per": "token", "threshold": 0.6, "stop": 1}),
+        ("activation-threshold", {"base": 0.5, "start": 6}),
+    ],
+)
+def test_what_others_do_to_the_loss_at_the_same_step_is_not_put_down_to_the_order(other, options):
+    reorder = {"start": 6, "interval": 6, "adaptive": False}
+    options = {"reorder": reorder, other: options}
+    if other != "activation-threshold":
+        options["firing-window"] = {"window": 6}
+    trainer = train("reorder", other, options=options, dtype=torch.float64)
+    assert trainer.run.summary["reorder/reorderings"] == 2
+    assert trainer.run.summary.get(f"{other}/features") != 0
+    assert trainer.run.summary["reorder/largest_loss_change"] < 1e-12
+
+
 def test_matryoshka_features_stay_within_their_prefix():
     trainer = train(
         Reorder,

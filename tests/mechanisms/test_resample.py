@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sae_lens.training.activation_scaler import ActivationWhitening
 
 from sae_plugins import Plugin, hookimpl, plugins
 from sae_plugins.features import Reset
@@ -114,14 +115,22 @@ class Spy(Plugin):
         self.after = snapshot(run._trainer)
 
 
+WHITENING = ActivationWhitening(
+    mean=torch.linspace(-1, 3, D_IN, dtype=torch.float64),
+    matrix=torch.eye(D_IN, dtype=torch.float64) + torch.ones(D_IN, D_IN).double().triu(1) / 4,
+    inverse_matrix=torch.eye(D_IN, dtype=torch.float64),  # not used in training
+)
+
+
 def resampled(
     steps: int = 4,
     accumulate: int = 1,
+    architecture: str = "standard",
     sae: dict[str, Any] | None = None,
-    scale: float = 1.0,
     **options: Any,
 ) -> tuple[Any, Any]:
-    config = {"l1_coefficient": 1e-4, **(sae or {})}
+    """Train on inputs with a mean of their own, which the trainer normalises as `sae` says."""
+    config = {"l1_coefficient": 1e-4} if architecture == "standard" else {}
     batches = [7 * batch + 2 for batch in tiny_batches(steps=steps, dtype=torch.float64)]
     with plugins(
         Resample,
@@ -129,11 +138,16 @@ def resampled(
         options={"resample": {"stop": 1, **options}, **WINDOW},
         training={"accumulate": accumulate},
     ):
-        trainer = tiny_trainer(tiny_sae("standard", dtype=torch.float64, **config), batches)
-    trainer.activation_scaler.scaling_factor = None if scale == 1 else scale
+        its_sae = tiny_sae(architecture, dtype=torch.float64, **config, **(sae or {}))
+        trainer = tiny_trainer(its_sae, batches, dead_feature_window=10**6)
+    normalize = its_sae.cfg.normalize_activations
+    if normalize == "expected_average_only_in":
+        trainer.activation_scaler.scaling_factor = 0.25
+    elif normalize == "covariance_whitening":
+        trainer.activation_scaler.whitening = WHITENING
     advance(trainer, batches)
     trainer.set_final_sae_metadata()
-    return trainer, next(plugin for plugin in trainer.host.plugins if plugin.name == "spy")
+    return trainer, trainer.run.plugin("spy")
 
 
 def test_dead_features_start_anew_and_nothing_else_moves() -> None:
@@ -178,24 +192,52 @@ def test_other_features_outputs_are_bitwise_unchanged() -> None:
     assert moved == [2, 5]
 
 
+NORMALISATIONS = (
+    "none",
+    "expected_average_only_in",
+    "constant_norm_rescale",
+    "layer_norm",
+    "covariance_whitening",
+)
+
+
+def normalised(raw: torch.Tensor, normalize: str) -> torch.Tensor:
+    """What the SAE sees of raw inputs, by SAELens' documentation and not by its code."""
+    if normalize == "expected_average_only_in":
+        return 0.25 * raw
+    if normalize == "constant_norm_rescale":
+        return D_IN**0.5 * raw / raw.norm(dim=1, keepdim=True)
+    if normalize == "layer_norm":
+        centred = raw - raw.mean(dim=1, keepdim=True)
+        return centred / (centred.std(dim=1, keepdim=True) + 1e-5)
+    if normalize == "covariance_whitening":
+        return (raw - WHITENING.mean) @ WHITENING.matrix
+    return raw
+
+
 @pytest.mark.parametrize("direction", ["input", "residual"])
 @pytest.mark.parametrize("apply_b_dec", [True, False])
-@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in", "layer_norm"])
+@pytest.mark.parametrize(
+    ("architecture", "normalize"),
+    [
+        *(("standard", normalize) for normalize in NORMALISATIONS),
+        *(("batchtopk", normalize) for normalize in ("none", "covariance_whitening")),
+    ],
+)
 def test_directions_come_from_what_the_sae_saw(
-    normalize: str, apply_b_dec: bool, direction: str
+    architecture: str, normalize: str, apply_b_dec: bool, direction: str
 ) -> None:
     config = {"normalize_activations": normalize, "apply_b_dec_to_input": apply_b_dec}
-    scale = 0.25 if normalize == "expected_average_only_in" else 1.0
-    _, spy = resampled(sae=config, scale=scale, direction=direction)
+    _, spy = resampled(architecture=architecture, sae=config, direction=direction)
     raw = 7 * tiny_batches(steps=4, dtype=torch.float64)[-1] + 2
-    seen = raw * scale
-    if normalize == "layer_norm":
-        seen = seen - seen.mean(dim=1, keepdim=True)
-        seen = seen / (seen.std(dim=1, keepdim=True) + 1e-5)
     assert spy.b_dec.norm() > 0.01
-    candidates = seen - spy.b_dec
+    candidates = normalised(raw, normalize) - spy.b_dec
     if direction == "residual":
-        candidates = candidates - spy.output.feature_acts @ spy.before["W_dec"]
+        rows, acts = spy.before["W_dec"], spy.output.feature_acts
+        if architecture == "batchtopk":  # whose activations are those of rows of norm 1
+            rows = rows / rows.norm(dim=1, keepdim=True)
+        assert (acts @ rows).norm(dim=1).max() > 0.3
+        candidates = candidates - acts @ rows
     cosines = (
         torch.nn.functional.normalize(spy.decoder, dim=1)
         @ torch.nn.functional.normalize(candidates, dim=1).T
