@@ -159,7 +159,7 @@ def _method(method: type[Method]) -> Iterator[str]:
     if method.rows:
         yield "\nits tables, and the command for each row, at a scale that runs anywhere:"
         if method.name in recipes.names():
-            yield f"  (--recipe {method.name} is the paper's; coefficients are of its scale)"
+            yield f"  (--recipe {method.name} is the paper's, the scale of rates and coefficients)"
     table = ""
     for row in method.rows:
         if row.table != table:

@@ -100,7 +100,11 @@ def test_plugins_show(name: str, capsys: pytest.CaptureFixture[str]):
             assert not field.title or f"the paper's {field.title}" in shown
     else:
         assert all(mechanism in shown for mechanism in loaded.mechanisms)
-        assert all(command(name, row.flags) in shown and row.paper in shown for row in loaded.rows)
+        unwrapped = " ".join(shown.split())
+        for row in loaded.rows:
+            assert command(name, row.flags) in shown
+            assert f"{row.label} (paper: {row.paper})" in unwrapped or row.paper == ""
+            assert row.label in unwrapped
 
 
 def test_bounds_and_refusals_are_shown(capsys: pytest.CaptureFixture[str]):
@@ -125,8 +129,23 @@ def test_every_row_of_every_table_is_a_valid_command():
 @pytest.mark.parametrize("name", recipes.names())
 def test_packaged_recipes_are_valid(name: str):
     settings = settle({"recipe": name})
-    assert bool(settings.names) != name.startswith("baseline-")  # which are SAELens' own
+    method = name.removesuffix("-demo")
+    of_sae_lens = name.startswith("baseline-") or name == "gemma-2-2b"
+    assert settings.names == ([] if of_sae_lens else [method])
     assert not settings.notes
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name.endswith("-demo")])
+def test_demos_say_all_that_another_model_s_defaults_would_change(name: str):
+    flags = {"recipe": name, "model_name": "gpt2", "hook_name": "x", "dataset_path": "x"}
+    here, there = settle({"recipe": name}), settle(flags)
+    assert not there.notes
+    assert there.options == here.options
+    about_the_model = {*flags, "is_dataset_tokenized", "streaming", "device"}
+    about_the_model |= {"context_size", "store_batch_size_prompts", "n_batches_in_buffer"}
+    of_other_architectures = {"l0_coefficient", "k"}
+    for flag in here.values.keys() - about_the_model - of_other_architectures:
+        assert there.get(flag) == here.get(flag), flag
 
 
 # -- precedence --------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Hierarchical(Method):
         ),
         Row(
             table="Section 5.4",
-            label="L1 baseline",
+            label="L1 baseline, with unit-norm decoder rows",
             flags=f"{_NO_MECHANISM} --l1_coefficient 0.04",
         ),
         Row(
