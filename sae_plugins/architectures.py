@@ -54,6 +54,13 @@ class Architecture:
         weights = {"W_dec": 0} if self.tied else {"W_enc": 1, "W_dec": 0}
         return weights | dict.fromkeys(self.biases, 0)
 
+    @property
+    def lacks_coefficient(self) -> str | None:
+        """Why what scales the sparsity coefficient cannot work; None where there is one."""
+        if self.sparsity_coefficient is None:
+            return "they have no sparsity coefficient (l1 or l0) to scale"
+        return None
+
 
 _DEAD = (
     "its auxiliary loss trains dead features, and those are the ones that have not fired for "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def plugins(
     *names: Selected,
-    without: Iterable[str] = (),
+    without: Collection[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
     seed: int | None = None,

@@ -271,12 +271,16 @@ class Features:
 
     def _claim(self, taken: Tensor, *indices: Tensor) -> Tensor:
         """Which of k requests touch no taken feature, first come first served; marks them."""
-        rows = torch.stack(indices, dim=1)
-        free = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        for row, features in enumerate(rows):
-            if not taken[features].any() and len(features.unique()) == len(features):
-                free[row] = True
-                taken[features] = True
+        if len(indices) == 1:  # no feature is twice in one request
+            free = ~taken[indices[0]]
+            taken[indices[0]] = True
+        else:
+            rows = torch.stack(indices, dim=1)
+            free = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+            for row, features in enumerate(rows):
+                if not taken[features].any() and len(features.unique()) == len(features):
+                    free[row] = True
+                    taken[features] = True
         if not free.all():
             dropped = int((~free).sum())
             logger.info("dropped %d of %d feature requests: taken", dropped, len(free))

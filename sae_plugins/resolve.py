@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import graphlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,7 @@ class Plan:
 def resolve(
     names: Sequence[Selected],
     *,
-    without: Iterable[str] = (),
+    without: Collection[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
     sae_lens: Mapping[str, Any] | None = None,
@@ -110,7 +110,7 @@ def resolve(
 
 
 def choose(
-    names: Sequence[Selected], without: Iterable[str] = ()
+    names: Sequence[Selected], without: Collection[str] = ()
 ) -> tuple[list[type[Method]], dict[str, type[Plugin]]]:
     """The methods among `names`, and the plugins by name that they come down to, unordered.
 
@@ -123,12 +123,12 @@ def choose(
         repeated = [plugin.name for plugin in mechanisms]
         twice = next(name for name in repeated if repeated.count(name) > 1)
         raise PluginError(f"plugin {twice!r} is chosen twice; plugin names must be unique")
+    left = {name: plugin for name, plugin in chosen.items() if name not in without}
+    _add_required(left, frozenset(without))
     for name in without:
         if name not in chosen:
             raise PluginError(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
-        del chosen[name]
-    _add_required(chosen, frozenset(without))
-    return methods, chosen
+    return methods, left
 
 
 def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:

@@ -96,8 +96,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
         for plugin in self.host.plugins:
             plugin.rng = generator(self.seed, plugin.name)
         if self.host.listens("export_inference"):
-            # bound to the SAE, so that a deep copy of it exports itself
+            # bound to the SAE, so that a deep copy of it exports itself; SAELens' checkpoints,
+            # which are to look at, would else lack what plugins add
             self.sae.save_inference_model = MethodType(partial(_export, self), self.sae)
+            self.sae.save_model = self.sae.save_inference_model
         with torch.no_grad():
             self.host.notify("attached", run=self.run)
 

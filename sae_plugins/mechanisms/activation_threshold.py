@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_plugins.architectures import Architecture
 from sae_plugins.hookspecs import hookimpl
+from sae_plugins.mechanisms.importance import column_sums
 from sae_plugins.mechanisms.start import warn_if_never
 from sae_plugins.plugin import Plugin, PluginError
 
@@ -35,8 +36,11 @@ def gate(feature_acts: Tensor, tau: Tensor) -> Tensor:
 
     An activation of 0 keeps its gradient, from which a JumpReLU SAE's own thresholds learn.
     """
-    shut = (feature_acts > 0) & (feature_acts <= tau.to(feature_acts.dtype))
-    return feature_acts.masked_fill(shut, 0)
+    acts = feature_acts.detach()
+    # as numbers: on a CPU, masks cost twice the time
+    kept = torch.gt(acts, tau.to(acts.dtype), out=torch.empty_like(acts))
+    kept += torch.le(acts, 0, out=torch.empty_like(acts))
+    return feature_acts * kept
 
 
 def inexpressible(architecture: Architecture) -> str | None:
@@ -73,7 +77,8 @@ def raise_thresholds(weights: dict[str, Tensor], config: dict[str, Any], tau: Te
     A standard SAE becomes a JumpReLU SAE, whose thresholds SAELens moves along when it folds
     decoder norms. JumpReLU SAEs, and with them those that SAELens saves as such, get the greater of
     both thresholds. A gated SAE's magnitude is (pi - b_gate) exp(r_mag) + b_mag, so it exceeds tau
-    where its gate's pre-activation pi exceeds a number; the gate's bias sees to that.
+    where its gate's pre-activation pi exceeds a number; the gate's bias sees to that, in bfloat16
+    up to its rounding.
     """
     if config["architecture"] == "gated":
         mag = weights["b_mag"].double()
@@ -94,8 +99,8 @@ class ActivationThreshold(Plugin):
 
     As printed, a varying feature's threshold is lower; a negative sensitivity raises it, as the
     paper's prose says. Frequencies are of activations before the gate. A feature that starts anew,
-    with small weights, has no threshold until its frequency is known, after 1 / (1 - decay) steps:
-    it could never pass one, nor learn to.
+    with small weights, has no threshold until its frequency is known, after 1 / (1 - decay) steps
+    or a tenth of the run: it could never pass one, nor learn to.
     """
 
     name = "activation-threshold"
@@ -142,8 +147,9 @@ class ActivationThreshold(Plugin):
         size, device = run.features.d_sae, run.sae.device
         self.tau = run.features.track(self, "tau", torch.zeros(size, device=device))
         decay = run.plugin("firing-frequency").options.decay
+        grace = min(1 / (1 - decay), 0.1 * run.total_steps)
         self.grace = run.features.track(
-            self, "grace", torch.zeros(size, device=device), reset=1 / (1 - decay)
+            self, "grace", torch.zeros(size, device=device), reset=grace
         )
         # moving sums over all features and tokens: of activations, and of how many are not 0
         self.active = torch.zeros(2, device=device)
@@ -160,7 +166,7 @@ class ActivationThreshold(Plugin):
         """Count what fired before the gate."""
         acts, self.ungated = self.ungated, None
         assert acts is not None
-        firing = (acts > 0).sum(dim=0).to(self.tau.dtype)
+        firing = column_sums(acts, lambda chunk: chunk > 0).to(self.tau.dtype)
         run.plugin("firing-frequency").before_gate(firing)
         if self.options.unit == "mean_active":
             dtype = self.active.dtype

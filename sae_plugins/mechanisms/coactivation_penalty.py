@@ -114,7 +114,7 @@ class CoactivationPenalty(Plugin):
         @classmethod
         def _above_the_least(cls, value: float, info: ValidationInfo) -> float:
             if value < info.data.get("tau_min", 0):
-                raise ValueError("must not be below tau_min")
+                raise ValueError(f"it is below tau_min = {info.data['tau_min']}")
             return value
 
     options: Options

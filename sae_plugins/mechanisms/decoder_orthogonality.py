@@ -5,21 +5,24 @@ Every form of the penalty is a sum over ordered pairs of unit rows, with cosines
     Omega = sum_{i != j} a_ij c_ij^2,
 
 in which the weights a_ij carry no gradient. Then sum_i w_i . dOmega/dw_i = 4 Omega, so it is enough
-to know the gradient; and that costs 4 n d^2 or 3 n^2 d operations and never n^2 numbers of memory.
+to know the gradient; and that costs 3.25 n d^2 or 3 n^2 d operations and never n^2 numbers of
+memory.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from sae_plugins.hookspecs import hookimpl
 from sae_plugins.mechanisms.start import warn_if_never
-from sae_plugins.plugin import Plugin, PluginError
+from sae_plugins.plugin import Plugin
 
 if TYPE_CHECKING:
     from sae_plugins.run import Run
@@ -35,7 +38,7 @@ DUPLICATE = 0.9
 
 
 def overlap_gradient(rows: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Gradient of sum_{i != j} s_i s_j (w_i . w_j)^2, in closed form: 4 n d^2 operations.
+    """Gradient of sum_{i != j} s_i s_j (w_i . w_j)^2, in closed form: 3.25 n d^2 operations.
 
     The weights separate, so the sum is |W^T S W|_F^2 - sum_i s_i^2 |w_i|^4.
 
@@ -43,11 +46,23 @@ def overlap_gradient(rows: Tensor, weights: Tensor | None = None) -> Tensor:
         rows: w_i, [n, d].
         weights: s_i, [n]; 1 if None.
     """
-    own = rows.square().sum(dim=1, keepdim=True)
-    scaled = rows
-    if weights is not None:
-        scaled, own = rows * weights[:, None], own * weights[:, None]
-    return 4 * (scaled @ (rows.T @ scaled)).addcmul_(own, scaled, value=-1)
+    scaled = rows if weights is None else rows * weights[:, None]
+    own = torch.linalg.vecdot(rows, scaled)[:, None]
+    gradient = scaled @ _symmetric_product(rows, scaled)
+    return gradient.addcmul_(own, scaled, value=-1).mul_(4)
+
+
+def _symmetric_product(one: Tensor, other: Tensor) -> Tensor:
+    """one^T other, [d, d] for two [n, d], known to be symmetric: in 5/8 of the operations."""
+    d = one.shape[1]
+    product = one.new_empty(d, d)
+    width = -(-d // 4)
+    for start in range(0, d, width):
+        end = min(start + width, d)
+        block = one[:, start:end].T @ other[:, :end]
+        product[start:end, :end] = block
+        product[:start, start:end] = block[:, :start].T
+    return product
 
 
 def tiled_overlap_gradient(
@@ -91,10 +106,32 @@ def tiled_overlap_gradient(
     return gradient if weights is None else gradient.mul_(weights[:, None])
 
 
-def penalty(rows: Tensor, gradient: Tensor) -> Tensor:
-    """Omega with that gradient, both [n, d]; see the head of this module."""
-    whole = (rows * gradient).sum()
-    return whole - 0.75 * whole.detach()
+def penalty_of_directions(decoder: Tensor, gradient_at: Callable[[Tensor], Tensor]) -> Tensor:
+    """Omega of the decoder's normalised rows [n, d]; `gradient_at` gives it for unit rows.
+
+    Differentiable in the decoder; a row of zeros has no direction.
+    """
+    with torch.no_grad():
+        norms = torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min_(1e-12)
+        rows = decoder / norms
+        gradient = gradient_at(rows)
+        along = torch.linalg.vecdot(gradient, rows)
+        gradient.addcmul_(rows, along[:, None], value=-1).div_(norms)  # of the normalisation
+    omega: Tensor = _WithGradient.apply(decoder, along.sum() / 4, gradient)
+    return omega
+
+
+class _WithGradient(torch.autograd.Function):
+    """A number that is known, and so is its gradient in the first argument."""
+
+    @staticmethod
+    def forward(ctx: Any, argument: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * scale, None, None
 
 
 def overlaps(rows: Tensor, tile: int = TILE) -> dict[str, float | int]:
@@ -165,6 +202,13 @@ class DecoderOrthogonality(Plugin):
             "them; needs weighting by importance",
         )
 
+        @field_validator("top")
+        @classmethod
+        def _of_the_important(cls, top: float, given: ValidationInfo) -> float:
+            if top < 1 and given.data.get("weighting") == "none":
+                raise ValueError("it keeps the most important, so it needs weighting importance")
+            return top
+
     options: Options
 
     @hookimpl
@@ -173,8 +217,6 @@ class DecoderOrthogonality(Plugin):
         warn_if_never(self.name, self.options.start, run)
         if self.options.weighting == "importance":
             run.plugin("importance").use(run)
-        elif self.options.top < 1:
-            raise PluginError("top needs weighting = importance: it keeps the most important")
         n, d = run.sae.W_dec.shape
         if self.options.denominator == "pair" and n > d:
             logger.warning(
@@ -190,29 +232,30 @@ class DecoderOrthogonality(Plugin):
         options = self.options
         if run.step < options.start or run.step % options.every:
             return None
-        decoder = run.sae.W_dec
-        dtype = torch.promote_types(decoder.dtype, torch.float32)
-        rows = torch.nn.functional.normalize(decoder.to(dtype), dim=1)
+        decoder: Tensor = run.sae.W_dec
+        decoder = decoder.to(torch.promote_types(decoder.dtype, torch.float32))
         with torch.no_grad():
-            weights, thresholds = self._weights(run, rows), self._thresholds(run, rows)
+            weights, thresholds = self._weights(run, decoder), self._thresholds(run, decoder)
         if weights is not None and options.top < 1:
-            weights, chosen = weights.topk(max(1, round(options.top * len(rows))))
-            rows = rows[chosen]
+            weights, chosen = weights.topk(max(1, round(options.top * len(decoder))))
+            decoder = decoder.index_select(0, chosen)
             thresholds = None if thresholds is None else thresholds[chosen]
-        with torch.no_grad():
-            if thresholds is None and options.denominator == "self":
-                gradient = overlap_gradient(rows, weights)
-            else:
-                over_cosine = options.denominator == "pair"
-                gradient = tiled_overlap_gradient(
-                    rows, weights, thresholds=thresholds, over_cosine=over_cosine
-                )
+        over_cosine = options.denominator == "pair"
+        if thresholds is None and not over_cosine:
+            gradient_at = partial(overlap_gradient, weights=weights)
+        else:
+            gradient_at = partial(
+                tiled_overlap_gradient,
+                weights=weights,
+                thresholds=thresholds,
+                over_cosine=over_cosine,
+            )
         scale = options.weight * options.every
         if options.denominator == "self":
             scale /= 1 + EPSILON
         if options.reduction == "mean":
-            scale /= len(decoder)
-        return {"overlap": scale * penalty(rows, gradient)}
+            scale /= run.features.d_sae
+        return {"overlap": scale * penalty_of_directions(decoder, gradient_at)}
 
     @hookimpl
     def training_ended(self, run: Run) -> None:

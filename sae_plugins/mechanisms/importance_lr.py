@@ -28,7 +28,8 @@ class ImportanceLR(Plugin):
     """Scale each feature's update by its importance s_i / max_j s_j: a learning rate per feature.
 
     The update and not the gradient: Adam divides a constant factor of the gradient out again. A
-    feature that never fires has importance 0 and stands still. Costs a copy of the weights.
+    feature that never fires has importance 0 and stands still, but for weight decay. Costs a copy
+    of the weights.
     """
 
     name = "importance-lr"

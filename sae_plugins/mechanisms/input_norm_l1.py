@@ -45,14 +45,13 @@ class InputNormL1(Plugin):
     @classmethod
     def unsupported(cls, architecture: Architecture, options: Any) -> str | None:
         """It needs a sparsity coefficient, and one that weighs tokens for `per="token"`."""
-        if architecture.sparsity_coefficient is None:
-            return "they have no sparsity coefficient (l1 or l0) to scale"
-        if options.per == "token" and not architecture.weighs_tokens:
+        coefficient = architecture.sparsity_coefficient
+        if coefficient and options.per == "token" and not architecture.weighs_tokens:
             return (
-                f"their {architecture.sparsity_coefficient} coefficient applies to the mean over "
-                "tokens; choose --input-norm-l1.per batch"
+                f"their {coefficient} coefficient applies to the mean over tokens; choose "
+                "--input-norm-l1.per batch"
             )
-        return None
+        return architecture.lacks_coefficient
 
     @hookimpl
     def attached(self, run: Run) -> None:

@@ -40,9 +40,7 @@ class LinearL1(Plugin):
     @classmethod
     def unsupported(cls, architecture: Architecture, options: Any) -> str | None:
         """It needs a sparsity coefficient."""
-        if architecture.sparsity_coefficient is None:
-            return "they have no sparsity coefficient (l1 or l0) to scale"
-        return None
+        return architecture.lacks_coefficient
 
     @hookimpl
     def before_forward(self, run: Run) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae_plugins.architectures import Architecture
+from sae_plugins.features import FeatureChange, Merged
 from sae_plugins.hookspecs import hookimpl
 from sae_plugins.mechanisms.firing_window import FiringWindow
 from sae_plugins.mechanisms.resample import STOP, high_loss_directions
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 Arithmetic = Literal["average", "sum", "auto"]
 
-_SLACK = 0.01
-"""More than a cosine of bfloat16 rows can be wrong by: 3 roundings of 2^-9, summed in float32."""
+_SLACK = 0.02
+"""More than a cosine of bfloat16 rows can be wrong by: 3 roundings of 2^-8, summed in float32."""
 _PAIRS_PER_ROW = 64
 """Bounds the memory where a dictionary has collapsed; never reached below 130 rows."""
 _REFINED_AT_ONCE = 1 << 22
@@ -150,7 +151,9 @@ class Merge(Plugin):
             "or between them by how often the two fire together in the batch (auto)",
         )
         other: Literal["resample", "silence"] = Field(
-            "resample", description="what becomes of the feature that is merged into another"
+            "resample",
+            description="what becomes of the feature that is merged into another; if silenced, the "
+            "plugin resample starts it anew when its window is full",
         )
         stop: float = Field(0.8, ge=0, le=1, description=STOP)
 
@@ -183,16 +186,21 @@ class Merge(Plugin):
         into, source = live[disjoint_pairs(pairs, cosines)].unbind(1)
         run.log("merge/live", len(live))
         run.log("merge/similar_pairs", len(pairs))
-        run.log("merge/features", len(source))
+        run.log("merge/requested", len(source))
         if len(source) == 0:
             return
-        self.merged += len(source)
         if options.other == "resample":
             directions = high_loss_directions(run.sae, output, len(source), self.rng)
         else:
             directions = run.sae.W_dec.new_zeros(len(source), run.sae.cfg.d_in)
         weight = self._weight(output, into, source)
         run.features.merge(into, source, directions, weight=weight)
+
+    @hookimpl
+    def features_changed(self, change: FeatureChange) -> None:
+        """Count those that were carried out."""
+        if isinstance(change, Merged):
+            self.merged += len(change.source)
 
     @hookimpl
     def training_ended(self, run: Run) -> None:

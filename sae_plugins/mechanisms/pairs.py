@@ -23,6 +23,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sae_plugins.mechanisms.importance import column_norms, column_sums
+
 Way = Literal["sparse", "streamed"]
 
 SPARSE_BELOW = 1 / 32
@@ -31,7 +33,7 @@ SPARSE_WAY_BELOW = 1 / 20
 """The same for products of features that fired together, as a share of n^2."""
 SPARSE_WAY_CAP = 2**24
 """Most such products, token by token: 40 bytes each."""
-TILE = 2**22
+TILE = 2**23
 """Numbers in a tile."""
 
 
@@ -58,8 +60,10 @@ def co_activation(acts: Tensor, k: int, *, closed_form: bool = True, **how: Any)
             not 0 alone, which is all of it except where an estimate passes straight through.
         how: to `top_pairs`.
     """
-    if closed_form and _meetings(acts.detach()) <= k:
+    meetings = _meetings(acts.detach())
+    if closed_form and meetings <= k:
         return _sum_of_all_pairs(acts)
+    how = {"way": _cheaper_way(meetings, acts.shape[1]), **how}
     total: Tensor = _SumOfPairs.apply(acts, *top_pairs(acts.detach(), k, **how))
     return total
 
@@ -75,8 +79,7 @@ def top_pairs(acts: Tensor, k: int, *, way: Way | None = None, tile: int = TILE)
         tile: numbers in a tile. The peak of memory is a copy of `acts`, 3k pairs and a few tiles.
     """
     if way is None:
-        limit = min(SPARSE_WAY_BELOW * acts.shape[1] ** 2, SPARSE_WAY_CAP)
-        way = "sparse" if _meetings(acts) <= limit else "streamed"
+        way = _cheaper_way(_meetings(acts), acts.shape[1])
     best = _Best(k, acts)
     if way == "sparse":
         entries = acts.to_sparse()
@@ -87,11 +90,13 @@ def top_pairs(acts: Tensor, k: int, *, way: Way | None = None, tile: int = TILE)
         once = (left < right) & (products.values() != 0)
         best.add(left[once], right[once], products.values()[once])
         return best.pairs()
-    norms = _column_norms(acts).cpu()
+    norms = column_norms(acts).cpu()
     norms, order = norms.sort(descending=True, stable=True)
-    order = order[: int(norms.count_nonzero())].to(acts.device)
+    order = order[: int(norms.count_nonzero())]
+    fired = column_sums(acts, _fired).cpu()[order]
+    order = order.to(acts.device)
     ordered = acts.index_select(1, order)
-    height, signed = _height(len(order), tile), bool((acts < 0).any())
+    height, signed = _height(len(order), tile), bool(acts.amin() < 0)
     for start in range(0, len(order), height):
         block = ordered[:, start : start + height].contiguous()  # its transpose is read
         # |f_i.f_j| <= |f_i| |f_j|, and a little for rounding
@@ -99,15 +104,13 @@ def top_pairs(acts: Tensor, k: int, *, way: Way | None = None, tile: int = TILE)
         reach = min(reach, start + block.shape[1])
         if reach == 0:
             break
-        if int(block.count_nonzero()) < SPARSE_BELOW * block.numel():
+        if float(fired[start : start + height].sum()) < SPARSE_BELOW * block.numel():
             products = torch.sparse.mm(block.T.to_sparse(), ordered[:, :reach])
         else:
             products = block.T @ ordered[:, :reach]
         products[:, start:].tril_(-1)  # each pair once
-        products = products.flatten()
-        above = ((products.abs() if signed else products) > best.bar).nonzero().squeeze(1)
-        left = start + above.div(reach, rounding_mode="floor")
-        best.add(order[left], order[above % reach], products[above])
+        row, column = ((products.abs() if signed else products) > best.bar).nonzero().unbind(1)
+        best.add(order[start + row], order[column], products[row, column])
     return best.pairs()
 
 
@@ -172,15 +175,19 @@ def _sums_of_partners(acts: Tensor, left: Tensor, right: Tensor, negative: Tenso
     ends = [(start + height) * 2 * n for start in starts]
     sizes = torch.searchsorted(edges, torch.tensor(ends).to(edges)).diff(prepend=edges.new_zeros(1))
     for start, block in zip(starts, edges.split(sizes.tolist()), strict=True):
-        index = torch.stack([block // (2 * n) - start, block // 2 % n])
+        row, column = block // (2 * n) - start, block // 2 % n
         signs = 1 - 2 * (block % 2).to(acts.dtype)
-        shape = min(height, len(order) - start), int(index[1].max()) + 1
-        matrix = torch.sparse_coo_tensor(
-            index, signs, shape, is_coalesced=True, check_invariants=False
-        )
-        if len(signs) >= SPARSE_BELOW * shape[0] * shape[1]:
-            matrix = matrix.to_dense()
-        sums[order[start : start + height]] = matrix @ partners[: shape[1]]
+        rows, columns = min(height, len(order) - start), int(column.max()) + 1
+        if len(block) >= SPARSE_BELOW * rows * columns:
+            matrix = signs.new_zeros(rows, columns)
+            matrix[row, column] = signs
+            sums_of_block = matrix @ partners[:columns]
+        else:
+            firsts = torch.searchsorted(row, torch.arange(rows, device=row.device))
+            sums_of_block = torch.nn.functional.embedding_bag(
+                column, partners, firsts, mode="sum", per_sample_weights=signs
+            )
+        sums[order[start : start + height]] = sums_of_block
     del partners
     return sums.T.contiguous()  # as the activations' other gradients lie in memory
 
@@ -192,8 +199,13 @@ def _height(features: int, tile: int) -> int:
 
 def _meetings(acts: Tensor) -> int:
     """How often two features fired on a token: the sum of L0 (L0 - 1) / 2 over tokens."""
-    fired = torch.cat([(c != 0).to(c.dtype) @ c.new_ones(c.shape[1]) for c in acts.split(256)])
+    fired = torch.cat([_fired(chunk) @ chunk.new_ones(chunk.shape[1]) for chunk in acts.split(256)])
     return int((fired.double() * (fired - 1)).sum()) // 2
+
+
+def _cheaper_way(meetings: int, features: int) -> Way:
+    limit = min(SPARSE_WAY_BELOW * features**2, SPARSE_WAY_CAP)
+    return "sparse" if meetings <= limit else "streamed"
 
 
 def _sum_of_all_pairs(acts: Tensor) -> Tensor:
@@ -204,9 +216,6 @@ def _sum_of_all_pairs(acts: Tensor) -> Tensor:
     return ((sums[token] - fired) * fired).sum().div(2).to(acts.dtype)
 
 
-def _column_norms(acts: Tensor) -> Tensor:
-    """|f_i|_2, [n]: by products, as torch's reductions over the first axis are slow on CPUs."""
-    squares = acts.new_zeros(acts.shape[1])
-    for chunk in acts.split(256):
-        squares += chunk.new_ones(len(chunk)) @ chunk.square()
-    return squares.sqrt_()
+def _fired(acts: Tensor) -> Tensor:
+    """1 where an activation is not 0, in its dtype, else 0."""
+    return torch.ne(acts, 0, out=torch.empty_like(acts))

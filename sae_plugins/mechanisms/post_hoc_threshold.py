@@ -73,7 +73,8 @@ class PostHocThreshold(Plugin):
 
     @hookimpl
     def export_inference(self, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
-        """Give the inference SAE the thresholds."""
+        """Give the inference SAE the thresholds; the L0 of training is none of its own."""
+        config["metadata"].pop("l0", None)
         tiny = torch.finfo(self.counts.dtype).tiny
         mean = self.sums / self.counts.clamp_min(tiny) / self.scale
         raise_thresholds(weights, config, self.options.share * mean)

@@ -100,9 +100,7 @@ class ReconstructionL1(Plugin):
     @classmethod
     def unsupported(cls, architecture: Architecture, options: Any) -> str | None:
         """It needs a sparsity coefficient."""
-        if architecture.sparsity_coefficient is None:
-            return "they have no sparsity coefficient (l1 or l0) to scale"
-        return None
+        return architecture.lacks_coefficient
 
     @hookimpl
     def attached(self, run: Run) -> None:
@@ -115,6 +113,8 @@ class ReconstructionL1(Plugin):
     def before_forward(self, run: Run) -> dict[str, Tensor]:
         """Multiply the sparsity coefficient."""
         assert run.architecture.sparsity_coefficient is not None
+        self.bounded[0] += self.multiplier == self.options.least
+        self.bounded[1] += self.multiplier == self.options.greatest
         return {run.architecture.sparsity_coefficient: self.multiplier}
 
     @hookimpl
@@ -125,8 +125,6 @@ class ReconstructionL1(Plugin):
         run.log("reconstruction-l1/error", error)
         bounds = (options.least, options.greatest)
         self.multiplier = reconstruction_multiplier(error, options.target, *bounds)
-        self.bounded[0] += self.multiplier == options.least
-        self.bounded[1] += self.multiplier == options.greatest
 
     @hookimpl
     def training_ended(self, run: Run) -> None:

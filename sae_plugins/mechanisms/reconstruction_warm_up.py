@@ -39,9 +39,7 @@ class ReconstructionWarmUp(Plugin):
     @classmethod
     def unsupported(cls, architecture: Architecture, options: Any) -> str | None:
         """It needs a sparsity coefficient."""
-        if architecture.sparsity_coefficient is None:
-            return "they have no sparsity coefficient (l1 or l0) to hold back"
-        return None
+        return architecture.lacks_coefficient
 
     @hookimpl
     def attached(self, run: Run) -> None:

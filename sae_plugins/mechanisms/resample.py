@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from sae_plugins.features import FeatureChange, Reset
 from sae_plugins.hookspecs import hookimpl
 from sae_plugins.mechanisms.firing_window import FiringWindow, Per
 from sae_plugins.plugin import Plugin
@@ -100,6 +101,7 @@ class Resample(Plugin):
 
     name = "resample"
     requires = ("firing-window",)
+    transient = ("window",)
 
     class Options(Plugin.Options):
         """Which features are dead, and where they start."""
@@ -130,8 +132,6 @@ class Resample(Plugin):
         self.window: FiringWindow = run.plugin("firing-window")
         self.resampled = 0
 
-    transient = ("window",)
-
     @hookimpl
     def step_ended(self, run: Run, output: TrainStepOutput) -> None:
         """Once per window, request that dead features start anew."""
@@ -141,12 +141,17 @@ class Resample(Plugin):
             return
         dead = dead_features(self.window, options.rule, options.per, options.threshold).nonzero()
         index = self.window.in_first_order(dead[:, 0])
-        run.log("resample/features", len(index))
+        run.log("resample/requested", len(index))
         if len(index) == 0:
             return
-        self.resampled += len(index)
         directions = high_loss_directions(run.sae, output, len(index), self.rng, options.direction)
         run.features.reset(index, directions)
+
+    @hookimpl
+    def features_changed(self, change: FeatureChange) -> None:
+        """Count those that were carried out."""
+        if isinstance(change, Reset):
+            self.resampled += len(change.index)
 
     @hookimpl
     def training_ended(self, run: Run) -> None:

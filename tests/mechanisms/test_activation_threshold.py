@@ -135,8 +135,11 @@ def test_before_start_nothing_changes(architecture: str) -> None:
         assert torch.equal(waiting.sae.state_dict()[name], value), name
 
 
-def test_a_reset_features_threshold_starts_over() -> None:
-    index = torch.tensor([5])
+@pytest.mark.parametrize(("decay", "steps"), [(0.75, 4), (0.999, 5)])
+def test_a_reset_feature_has_no_threshold_until_its_frequency_is_known(
+    decay: float, steps: int
+) -> None:
+    """For 1 / (1 - decay) steps, or a tenth of the run's 50."""
     seen = []
 
     class Resetter(Plugin):
@@ -145,16 +148,30 @@ def test_a_reset_features_threshold_starts_over() -> None:
         @hookimpl
         def step_ended(self, run: Any) -> None:
             if run.step == 6:
-                run.features.reset(index, torch.ones(1, 8))
+                run.features.reset(torch.tensor([5]), torch.ones(1, 8))
 
         @hookimpl
-        def features_changed(self, run: Any) -> None:
+        def before_forward(self, run: Any) -> None:
             seen.append(run.plugin(NAME).tau.clone())
 
-    train(ActivationThreshold, Resetter)
-    (tau,) = seen
-    assert tau[index] == 0
-    assert (tau > 0).sum() == 23
+    train(ActivationThreshold, Resetter, options={"firing-frequency": {"decay": decay}}, steps=50)
+    shut = torch.stack(seen)[1:] > 0  # the first step has none
+    assert shut[:, torch.arange(24) != 5].all()
+    expected = [True] * 5 + [False] * steps + [True] * (44 - steps)
+    assert shut[:, 5].tolist() == expected
+
+
+def test_a_checkpoint_of_sae_lens_has_the_gate(tmp_path: Path) -> None:
+    sae, batches = tiny_sae("standard"), tiny_batches()
+    with plugins(ActivationThreshold):
+        trainer = tiny_trainer(
+            sae, batches, n_checkpoints=1, save_final_checkpoint=True, checkpoint_path=str(tmp_path)
+        )
+    trainer.fit()
+    folders = [path.parent for path in tmp_path.rglob("cfg.json")]
+    assert len(folders) == 2
+    for folder in folders:
+        assert SAE.load_from_disk(str(folder)).cfg.architecture() == "jumprelu"
 
 
 def test_the_gate_works_compiled_and_under_autocast() -> None:
