@@ -130,8 +130,6 @@ def options(name: str) -> Iterator[str]:
 def tables(name: str) -> Iterator[str]:
     """The rows of the paper's tables, each with its command."""
     method = methods()[name]
-    known = [recipe for recipe in (name, f"{name}-demo") if recipe in recipes.names()]
-    start = f"--recipe {known[0]}" if known else f"--plugin {name}"
     for title, group in groupby(method.rows, lambda row: row.table):
         rows = list(group)
         paper = any(row.paper for row in rows)
@@ -143,7 +141,7 @@ def tables(name: str) -> Iterator[str]:
                 [
                     row.label,
                     *([row.paper] if paper else []),
-                    code(f"sae-plugins train {start} {row.flags}".strip()),
+                    code(shown.command(name, row.flags)),
                 ]
                 for row in rows
             ],

@@ -86,7 +86,10 @@ def _not_chosen(name: str, chosen: Iterable[str]) -> str:
     from sae_plugins.plugin import did_you_mean
 
     if name in registry.installed():
-        return f"the plugin {name!r} is not chosen; add --plugin {name}, or leave the option out"
+        return (
+            f"the plugin {name!r} is not chosen; add --plugin {name} to those that are chosen with "
+            "--plugin or, as these replace them, by a recipe; or leave the option out"
+        )
     return f"no plugin {name!r} is chosen: {did_you_mean(name, chosen)}"
 
 

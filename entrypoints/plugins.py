@@ -148,7 +148,7 @@ def _method(method: type[Method]) -> Iterator[str]:
     from sae_plugins.registry import listing
 
     summaries = {entry.name: entry.summary for entry in listing()}
-    yield "\nmechanisms (leave one out with --without NAME; each has options of its own):"
+    yield "\nmechanisms (leave one out with --without NAME; `plugins show NAME` has its options):"
     width = max(map(len, method.mechanisms))
     for name in method.mechanisms:
         yield f"  {name:<{width}}  {summaries.get(name, '')}"
@@ -157,9 +157,9 @@ def _method(method: type[Method]) -> Iterator[str]:
     yield "\nsettings (any flag overrides them):"
     yield from (f"  --{name} {rounded(value)}" for name, value in settings.items())
     if method.rows:
-        yield "\nits tables, and the command for each row, at a scale that runs anywhere:"
+        yield "\nits tables, and the command for each row:"
         if method.name in recipes.names():
-            yield f"  (--recipe {method.name} is the paper's, the scale of rates and coefficients)"
+            yield f"  ({method.name}-demo runs anywhere, on another scale of coefficients)"
     table = ""
     for row in method.rows:
         if row.table != table:
@@ -171,11 +171,11 @@ def _method(method: type[Method]) -> Iterator[str]:
 
 
 def command(method: str, row_flags: str) -> str:
-    """The command that trains one row of a method's tables, on its demo where it has one."""
+    """The command that trains one row of a method's tables: the paper's run, where it has one."""
     from sae_plugins.recipes import names
 
-    demo = f"{method}-demo"
-    chosen = f"--recipe {demo}" if demo in names() else f"--plugin {method}"
+    known = [recipe for recipe in (method, f"{method}-demo") if recipe in names()]
+    chosen = f"--recipe {known[0]}" if known else f"--plugin {method}"
     return f"sae-plugins train {chosen} {row_flags}".strip()
 
 

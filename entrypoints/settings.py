@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ class Settings:
 
     @property
     def total_steps(self) -> int:
-        """Training steps of the run."""
+        """Training steps that SAELens' schedules span: without a last and smaller batch."""
         return int(self.get("training_tokens")) // int(self.get("train_batch_size_tokens"))
 
     def selected(self) -> list[Selected]:
@@ -202,6 +202,8 @@ def settle(flags: Mapping[str, Any]) -> Settings:
     recipe, notes = _recipe(flags)
     names = list(flags.get("plugin", recipe.get("plugin", [])))
     without = list(flags.get("without", recipe.get("without", [])))
+    if dropped := [name for name in recipe.get("plugin", []) if name not in names]:
+        notes.append(f"--plugin replaces the recipe's {', '.join(dropped)}")
     if "recorder" in without:
         raise UsageError(
             "--without recorder: it writes what every run leaves; it cannot be left out"
@@ -221,6 +223,7 @@ def settle(flags: Mapping[str, Any]) -> Settings:
     method = {name: _known(name, value, "a method's ") for name, value in plan.sae_lens.items()}
     values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
     settings = Settings(values, names, without, options, plan, notes)
+    _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     _check_architecture(settings)
     _check_code(settings)
     check_bounds(values)
@@ -388,6 +391,17 @@ def _settle_schedule(settings: Settings) -> None:
         raise UsageError(
             f"--lr_decay_steps {decay} decays from --lr_end {lr_end}, which must be greater than 0 "
             f"and at most --lr {lr}"
+        )
+
+
+def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
+    """Say so where the L1 coefficient is a default, which is for another form of the loss."""
+    flag = all_flags()["l1_coefficient"]
+    applies = settings.architecture in flag.architectures and flag.name not in given
+    if applies and settings.plan.training.loss_form == "l2_norm":
+        settings.notes.append(
+            f"--l1_coefficient is {settings.get(flag.name)}, for squared errors; beside "
+            "--loss_form l2_norm 0.04 to 0.3 is usual, and more may leave no feature alive"
         )
 
 

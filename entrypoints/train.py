@@ -334,23 +334,24 @@ def _print_plan(
 ) -> None:
     from sae_plugins.runs import size
 
-    config = job.sae_config
+    config, batch = job.sae_config, settings.get("train_batch_size_tokens")
+    steps = -(-settings.get("training_tokens") // batch)
+    waiting = _bytes_of_buffer(settings, job)
     where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
     rows = {
         "model": f"{settings.model_name}{where}",
         "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
         "plugins": " -> ".join(_described(settings)),
-        "training": f"{settings.total_steps} steps of {settings.get('train_batch_size_tokens')} "
-        f"tokens, seed {settings.get('seed')}, on {config.device}",
+        "training": f"{steps} steps of {batch} tokens, seed {settings.get('seed')}, on "
+        f"{config.device}",
         "folder": str(folder.path),
-        "saved": f"{_when(settings)}, {size(each)} each, {size(buffer)} of it waiting activations"
-        if (buffer := _bytes_of_buffer(settings, job))
-        else f"{_when(settings)}, {size(each)} each",
+        "checkpoints": f"{_when(settings)}, {size(each)} each"
+        + (f", {size(waiting)} of it waiting activations" if waiting else ""),
     }
     if checkpoints.step is not None:
         rows["resumed"] = f"after step {checkpoints.step}"
     for name, value in rows.items():
-        print(f"{name:<10}{value}")
+        print(f"{name:<12}{value}")
     for note in settings.notes:
         print(f"note: {note}")
     print(flush=True)

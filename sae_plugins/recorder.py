@@ -123,7 +123,6 @@ class Recorder(Plugin):
         """Write the previous step's row; reduce this step to numbers, if a row is due."""
         self.flush()
         self.count(run, len(output.sae_in))
-        # the last step, which is `total_steps` or, with a batch left over, the one after it
         if run.step % self.options.every == 0 or run.step >= run.total_steps:
             numbers = _numbers(run.metrics_of(output))  # a GPU sync: the clock is read after it
             self.row = self.last = {**self.heading(run), **numbers, **_numbers(run.metrics)}

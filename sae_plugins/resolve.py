@@ -62,12 +62,13 @@ class Plan:
 
     def check(self, architecture: Architecture) -> None:
         """Refuse plugins that cannot work on `architecture`, with the reasons."""
-        for plugin, options in self.plugins:
-            reason = plugin.unsupported(architecture, options)
-            if reason is not None:
-                raise PluginError(
-                    f"plugin {plugin.name!r} does not work on {architecture.name} SAEs: {reason}"
-                )
+        reasons = [
+            f"plugin {plugin.name!r} does not work on {architecture.name} SAEs: {reason}"
+            for plugin, options in self.plugins
+            if (reason := plugin.unsupported(architecture, options)) is not None
+        ]
+        if reasons:
+            raise PluginError("\n".join(reasons))
 
 
 def resolve(
@@ -93,11 +94,11 @@ def resolve(
     methods, chosen = choose(names, without)
     ordered = _order(chosen)
     _check_conflicts(ordered)
-    settings = _merge("training setting", methods, lambda m: m.training, training)
+    settings = _merge("", methods, lambda m: m.training, training)
     plan_training = _validated(TrainingSettings, settings, "training settings")
     _check_claims(ordered, plan_training)
     given = _merged_options(methods, chosen, options or {})
-    flags = _merge("SAELens flag", methods, lambda m: m.sae_lens, sae_lens)
+    flags = _merge("", methods, lambda m: m.sae_lens, sae_lens)
     return Plan(
         plugins=tuple(
             (plugin, _validated(plugin.Options, given[plugin.name], f"plugin {plugin.name!r}"))
@@ -230,7 +231,7 @@ def _check_claims(ordered: Sequence[type[Plugin]], training: TrainingSettings) -
 
 
 def _merge(
-    what: str,
+    prefix: str,
     methods: Sequence[type[Method]],
     settings_of: Callable[[type[Method]], Mapping[str, Any]],
     override: Mapping[str, Any] | None,
@@ -243,8 +244,8 @@ def _merge(
         for key, value in settings_of(method).items():
             if key in merged and merged[key] != value and key not in override:
                 raise PluginError(
-                    f"methods {owner[key]!r} and {method.name!r} want different values for the "
-                    f"{what} {key!r} ({merged[key]!r}, {value!r}): give it yourself"
+                    f"methods {owner[key]!r} and {method.name!r} want different values for "
+                    f"--{prefix}{key} ({merged[key]!r}, {value!r}): give it yourself"
                 )
             merged[key] = value
             owner[key] = method.name
@@ -263,7 +264,7 @@ def _merged_options(
             )
     return {
         name: _merge(
-            f"{name} option",
+            f"{name}.",
             methods,
             lambda method, name=name: method.options.get(name, {}),  # type: ignore[misc]
             given.get(name),
@@ -284,4 +285,5 @@ def _explain(model: type[BaseModel], problem: Any, whose: str) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{whose} has no option {key!r}: {did_you_mean(key, model.model_fields)}"
-    return f"{whose}, option {key!r} = {problem['input']!r}: {problem['msg'].lower()}"
+    message = problem["msg"].removeprefix("Value error, ").lower()
+    return f"{whose}, option {key!r} = {problem['input']!r}: {message}"

@@ -62,8 +62,9 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Training steps of the whole run."""
-        return max(1, self._trainer.cfg.total_training_steps)
+        """Training steps of the whole run, a last and smaller batch's included."""
+        cfg = self._trainer.cfg
+        return max(1, -(-cfg.total_training_samples // cfg.train_batch_size_samples))
 
     @property
     def warm_up_steps(self) -> int:

@@ -338,12 +338,12 @@ def test_two_methods_must_agree_or_the_user_decide() -> None:
     third = method("third", training={"accumulate": 2})
     same = method("same", options={"reorder": {"interval": 7}}, training={"accumulate": 4})
     assert order(one, same) == ["reorder"]
-    message = r"'one' and 'other' want different values for the reorder option 'interval' \(7, 8\)"
+    message = r"'one' and 'other' want different values for --reorder.interval \(7, 8\)"
     with pytest.raises(PluginError, match=message):
         resolve([one, other])
     plan = resolve([one, other], options={"reorder": {"interval": 9}})
     assert plan.plugins[0][1].interval == 9
-    with pytest.raises(PluginError, match="the training setting 'accumulate'"):
+    with pytest.raises(PluginError, match="--accumulate"):
         resolve([one, third])
     assert resolve([one, third], training={"accumulate": 1}).training.accumulate == 1
 

@@ -86,7 +86,7 @@ def test_a_run_leaves_a_folder_that_sae_lens_loads(
     assert (
         "reorder (interval 8, start 5) -> input-norm-l1 -> unit-norm-decoder -> nan-guard" in plan
     )
-    assert "31 steps of 64 tokens, seed 42" in plan
+    assert "32 steps of 64 tokens, seed 42" in plan
     assert "explained_variance" in table
     assert 'SAE.load_from_disk("run")' in table
     assert str(Path.cwd()) not in "".join((run / n).read_text() for n in ("cfg.json", "run.yaml"))
