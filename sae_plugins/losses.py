@@ -6,7 +6,7 @@ sparsity coefficients compare only within one form: a coefficient is 2 ||r|| tim
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +22,25 @@ def sum_of_squares(sae_out: Tensor, sae_in: Tensor) -> Tensor:
 
 def l2_norm(sae_out: Tensor, sae_in: Tensor) -> Tensor:
     """||x - x_hat||_2 per token, [B, 1]."""
-    residual = sae_out - sae_in
-    dtype = torch.promote_types(residual.dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(residual, dim=-1, keepdim=True, dtype=dtype)
+    norm: Tensor = _RowNorm.apply(sae_out - sae_in)
     return norm
+
+
+class _RowNorm(torch.autograd.Function):
+    """||r||_2 of rows, with a gradient of 0 at 0; torch's own takes three times as long on CPUs."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor) -> Tensor:
+        dtype = torch.promote_types(residual.dtype, torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(residual, dim=-1, keepdim=True, dtype=dtype)
+        ctx.save_for_backward(residual, norm)
+        return norm
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        residual, norm = ctx.saved_tensors
+        product: Tensor = residual * (gradient / norm.clamp_min(1e-30))
+        return product.to(residual.dtype)
 
 
 def mean(sae_out: Tensor, sae_in: Tensor) -> Tensor:

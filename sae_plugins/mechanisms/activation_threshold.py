@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from sae_plugins.run import Run
 
+_AT_ONCE = 2**21
+"""Numbers that are gated at once."""
+
 Variance = Literal["bernoulli", "relative"]
 
 
@@ -36,11 +39,33 @@ def gate(feature_acts: Tensor, tau: Tensor) -> Tensor:
 
     An activation of 0 keeps its gradient, from which a JumpReLU SAE's own thresholds learn.
     """
-    acts = feature_acts.detach()
-    # as numbers: on a CPU, masks cost twice the time
-    kept = torch.gt(acts, tau.to(acts.dtype), out=torch.empty_like(acts))
-    kept += torch.le(acts, 0, out=torch.empty_like(acts))
-    return feature_acts * kept
+    gated: Tensor = _Gate.apply(feature_acts, tau.to(feature_acts.dtype))
+    return gated
+
+
+class _Gate(torch.autograd.Function):
+    """The gate, whose mask is not kept: on a CPU, new memory costs more than it saves."""
+
+    @staticmethod
+    def forward(ctx: Any, acts: Tensor, tau: Tensor) -> Tensor:
+        ctx.save_for_backward(acts, tau)
+        return _where_open(acts, acts, tau)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _where_open(gradient, *ctx.saved_tensors), None
+
+
+def _where_open(values: Tensor, acts: Tensor, tau: Tensor) -> Tensor:
+    """Values [B, n] where the gate lets activations [B, n] through, else 0."""
+    result = torch.empty_like(acts)
+    size = max(1, _AT_ONCE // acts.shape[-1])
+    for part, a, v in zip(*(t.split(size) for t in (result, acts, values)), strict=True):
+        # masks as numbers take a CPU half the time
+        torch.gt(a, tau, out=part)
+        part += torch.le(a, 0, out=torch.empty_like(a))
+        part *= v
+    return result
 
 
 def inexpressible(architecture: Architecture) -> str | None:

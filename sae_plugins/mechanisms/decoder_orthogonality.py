@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sae_plugins.hookspecs import hookimpl
 from sae_plugins.mechanisms.start import warn_if_never
+from sae_plugins.mechanisms.unit_norm_decoder import remove_parallel_
 from sae_plugins.plugin import Plugin
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ def overlap_gradient(rows: Tensor, weights: Tensor | None = None) -> Tensor:
         weights: s_i, [n]; 1 if None.
     """
     scaled = rows if weights is None else rows * weights[:, None]
-    own = torch.linalg.vecdot(rows, scaled)[:, None]
-    gradient = scaled @ _symmetric_product(rows, scaled)
-    return gradient.addcmul_(own, scaled, value=-1).mul_(4)
+    own = torch.linalg.vector_norm(rows, dim=1).square()
+    own = own if weights is None else own * weights
+    gradient = scaled @ _symmetric_product(rows, scaled).mul_(4)
+    return gradient.addcmul_(own[:, None], scaled, value=-4)
 
 
 def _symmetric_product(one: Tensor, other: Tensor) -> Tensor:
@@ -115,14 +117,14 @@ def penalty_of_directions(decoder: Tensor, gradient_at: Callable[[Tensor], Tenso
         norms = torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min_(1e-12)
         rows = decoder / norms
         gradient = gradient_at(rows)
-        along = torch.linalg.vecdot(gradient, rows)
-        gradient.addcmul_(rows, along[:, None], value=-1).div_(norms)  # of the normalisation
+        along = remove_parallel_(gradient, rows)
+        gradient.div_(norms)  # both are what the normalisation does to it
     omega: Tensor = _WithGradient.apply(decoder, along.sum() / 4, gradient)
     return omega
 
 
 class _WithGradient(torch.autograd.Function):
-    """A number that is known, and so is its gradient in the first argument."""
+    """A number that is known, and so is its gradient in the first argument; for one backward."""
 
     @staticmethod
     def forward(ctx: Any, argument: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.saved_tensors[0] * scale, None, None
+        return ctx.saved_tensors[0].mul_(scale), None, None
 
 
 def overlaps(rows: Tensor, tile: int = TILE) -> dict[str, float | int]:
