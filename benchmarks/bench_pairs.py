@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from bench_step import DEVICE, window_of_steps
+from bench_step import DEVICE, training
 from harness import PeakBytes, interleave, report
 from torch import Tensor
 
@@ -86,8 +86,7 @@ def main() -> None:
         if not args.l0:
             cases["initialisation"] = partial(initial, width)
         if args.only != "memory":
-            trainer, _ = window_of_steps((D_IN, width, TOKENS), nullcontext())
-            step = partial(trainer.step, torch.randn(TOKENS, D_IN, device=DEVICE))
+            _, step = training((D_IN, width, TOKENS), nullcontext())
             arms = {case: penalty(make()) for case, make in cases.items()}
             results = interleave(step, arms, args.rounds)
             report(f"time of the penalty / that of SAELens' step ({title})", results, args.json)

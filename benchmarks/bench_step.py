@@ -1,18 +1,20 @@
 """Cost of a training step with plugins, as a ratio to SAELens' own step.
 
-    python benchmarks/bench_step.py                     # the shapes below, a few minutes on a CPU
+    python benchmarks/bench_step.py                     # hybrid-order, a few minutes on a CPU
     python benchmarks/bench_step.py --rounds 20 --json benchmarks/results.jsonl
+    python benchmarks/bench_step.py --study methods --shape 2304
 
 Time is the process's CPU time on one thread, or GPU time where there is a GPU. One unit of work is
 a whole accumulation window of four batches, so that arms with fewer optimizer steps get no more
-than they earn.
+than they earn; within it the arms take turns, batch by batch.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -22,9 +24,10 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 import sae_plugins
+from sae_plugins.methods.hierarchical import Hierarchical
 
 WINDOW = 4
-SHAPES = {"2304": (2304, 2304, 2048), "16384": (576, 16384, 1024)}
+SHAPES = {"2304": (2304, 2304, 2048), "16384": (576, 16384, 1024), "large": (2304, 16384, 2048)}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 ReorderOften = {"reorder": {"start": 0, "interval": 4, "adaptive": False}}
@@ -41,12 +44,58 @@ def hybrid_order(accumulate: int, **options: Any) -> AbstractContextManager[Any]
     )
 
 
-ARMS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "no plugins": sae_plugins.plugins,
-    "hybrid-order": lambda: hybrid_order(4),
-    "hybrid-order, no accumulation": lambda: hybrid_order(1),
-    "accumulation alone": lambda: sae_plugins.plugins(training={"accumulate": 4}),
-    "reordering every window": lambda: hybrid_order(1, **ReorderOften),
+def both_methods(**options: Any) -> AbstractContextManager[Any]:
+    """All of hybrid-order and hierarchical, and no accumulation."""
+    return sae_plugins.plugins(
+        "hybrid-order",
+        *Hierarchical.mechanisms,
+        options={"reorder": {"start": 0}, **options},
+        training={"accumulate": 1, **Hierarchical.training},
+        seed=0,
+    )
+
+
+AllOften = {
+    **ReorderOften,
+    "firing-window": {"window": WINDOW},
+    "resample": {"per": "token", "threshold": 0.5},
+    "merge": {"every": WINDOW},
+}
+"""Every window reorder, resample about half of the features, and merge the duplicates among them:
+more of everything than in any run."""
+
+
+def adaptive_threshold(**orthogonality: Any) -> AbstractContextManager[Any]:
+    """Adaptive-threshold with all its mechanisms on from the start."""
+    return sae_plugins.plugins(
+        "adaptive-threshold",
+        options={
+            "activation-threshold": {"start": 0},
+            "decoder-orthogonality": {"start": 0, **orthogonality},
+            "reconstruction-warm-up": {"steps": 0},
+        },
+        seed=0,
+    )
+
+
+Arms = dict[str, Callable[[], AbstractContextManager[Any]]]
+
+STUDIES: dict[str, Arms] = {
+    "hybrid-order": {
+        "no plugins": sae_plugins.plugins,
+        "hybrid-order": lambda: hybrid_order(4),
+        "hybrid-order, no accumulation": lambda: hybrid_order(1),
+        "accumulation alone": lambda: sae_plugins.plugins(training={"accumulate": 4}),
+        "reordering every window": lambda: hybrid_order(1, **ReorderOften),
+    },
+    "methods": {
+        "no plugins": sae_plugins.plugins,
+        "both methods": both_methods,
+        "both, all events every window": lambda: both_methods(**AllOften),
+        "adaptive-threshold": adaptive_threshold,
+        "adaptive-threshold, every 4": lambda: adaptive_threshold(every=4),
+        "adaptive-threshold, top 1/8": lambda: adaptive_threshold(top=1 / 8),
+    },
 }
 
 
@@ -66,20 +115,17 @@ class Memory:
         )
 
 
-def window_of_steps(
+def training(
     shape: tuple[int, int, int], context: AbstractContextManager[Any]
 ) -> tuple[SAETrainer[Any, Any], Callable[[], None]]:
-    """A trainer built inside `context`, and a function that trains it for one window."""
+    """A trainer built inside `context`, and a function that trains it on the next batch."""
     d_in, d_sae, batch_size = shape
     generator = torch.Generator(DEVICE).manual_seed(0)
     batches = [
         torch.randn(batch_size, d_in, device=DEVICE, generator=generator) for _ in range(WINDOW)
     ]
 
-    def endless() -> Iterator[torch.Tensor]:
-        while True:
-            yield from batches
-
+    provider = cycle(batches)
     torch.manual_seed(0)
     with context:
         sae = StandardTrainingSAE(
@@ -91,23 +137,24 @@ def window_of_steps(
             lr_end=3e-5,
             device=DEVICE,
         )
-        trainer: SAETrainer[Any, Any] = SAETrainer(cfg=config, sae=sae, data_provider=endless())
+        trainer: SAETrainer[Any, Any] = SAETrainer(cfg=config, sae=sae, data_provider=provider)
 
-    def work() -> None:
-        for batch in batches:
-            trainer.step(batch)
-            trainer.n_training_steps += 1
+    def step() -> None:
+        trainer.step(next(provider))
+        trainer.n_training_steps += 1
 
-    return trainer, work
+    return trainer, step
 
 
 def peak(shape: tuple[int, int, int], context: AbstractContextManager[Any]) -> tuple[int, float]:
     """Peak bytes of training state and steps, and operations per step, after a first window."""
     with PeakBytes() as counter:
-        trainer, work = window_of_steps(shape, context)
-        work()
+        trainer, step = training(shape, context)
+        for _ in range(WINDOW):
+            step()
         counter.operations = 0
-        work()
+        for _ in range(WINDOW):
+            step()
     del trainer
     return counter.peak, counter.operations / WINDOW
 
@@ -116,27 +163,32 @@ def main() -> None:
     """Measure every shape."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10, help="rounds per shape (default 10)")
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="d_sae; default all")
+    parser.add_argument("--study", choices=STUDIES, default="hybrid-order", help="which arms")
+    parser.add_argument("--arm", action="append", help="of the study; default all")
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="default 2304, 16384")
     parser.add_argument("--only", choices=["time", "memory"], help="default both")
     parser.add_argument("--json", help="append results to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for name in args.shape or SHAPES:
+    contexts = STUDIES[args.study]
+    contexts = {arm: contexts[arm] for arm in args.arm or contexts}
+    for name in args.shape or ("2304", "16384"):
         shape = SHAPES[name]
         title = "d_in {}, d_sae {}, batch {}".format(*shape)
         if args.only != "memory":
-            baseline = window_of_steps(shape, nullcontext())[1]
-            arms = {arm: window_of_steps(shape, context())[1] for arm, context in ARMS.items()}
-            results = interleave(baseline, arms, args.rounds)
+            baseline = training(shape, nullcontext())[1]
+            arms = {arm: training(shape, context())[1] for arm, context in contexts.items()}
+            results = interleave(baseline, arms, args.rounds, turns=WINDOW)
             report(f"time / SAELens' ({title})", results, args.json)
         if args.only != "time":
             stock, operations = peak(shape, nullcontext())
             memory = [Memory("SAELens", 1.0, stock / 2**20, operations)]
-            quarter = (*shape[:2], shape[2] // WINDOW)
-            cases = {arm: (shape, context) for arm, context in ARMS.items()}
-            cases["hybrid-order, quarter batches"] = (quarter, ARMS["hybrid-order"])
-            often = partial(hybrid_order, WINDOW, **ReorderOften)
-            cases["hybrid-order, reordering every window"] = (shape, often)
+            cases = {arm: (shape, context) for arm, context in contexts.items()}
+            if args.study == "hybrid-order" and not args.arm:
+                quarter = (*shape[:2], shape[2] // WINDOW)
+                cases["hybrid-order, quarter batches"] = (quarter, contexts["hybrid-order"])
+                often = partial(hybrid_order, WINDOW, **ReorderOften)
+                cases["hybrid-order, reordering every window"] = (shape, often)
             for arm, (arm_shape, context) in cases.items():
                 bytes_, operations = peak(arm_shape, context())
                 memory.append(Memory(arm, bytes_ / stock, bytes_ / 2**20, operations))

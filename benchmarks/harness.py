@@ -34,21 +34,28 @@ class Ratio:
 
 
 def interleave(
-    baseline: Callable[[], None], arms: Mapping[str, Callable[[], None]], rounds: int
+    baseline: Callable[[], None],
+    arms: Mapping[str, Callable[[], None]],
+    rounds: int,
+    turns: int = 1,
 ) -> list[Ratio]:
     """Time each arm against the baseline in `rounds` rounds, after one round of warm-up.
 
-    The baseline runs at both ends of a round and its mean counts, so that linear drift cancels.
+    A round is so many `turns`, whose times are added. The baseline runs at both ends of a turn and
+    its mean counts, so that linear drift cancels.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    ratios: dict[str, list[float]] = {name: [] for name in arms}
     for round_ in range(rounds + 1):
-        first = _seconds(baseline)
-        times = {name: _seconds(arm) for name, arm in arms.items()}
-        reference = (first + _seconds(baseline)) / 2
+        reference, times = 0.0, dict.fromkeys(arms, 0.0)
+        for _ in range(turns):
+            reference += _seconds(baseline) / 2
+            for name, arm in arms.items():
+                times[name] += _seconds(arm)
+            reference += _seconds(baseline) / 2
         if round_ > 0:
             for name, value in times.items():
-                seconds[name].append(value / reference)
-    return [_ratio(name, values) for name, values in seconds.items()]
+                ratios[name].append(value / reference)
+    return [_ratio(name, values) for name, values in ratios.items()]
 
 
 def _ratio(name: str, values: list[float]) -> Ratio:
