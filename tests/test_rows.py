@@ -132,6 +132,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Train:
         left_out = flags.parse(shlex.split(row.flags)).get("without", [])
         scaled = [SCALED.get(m, "") for m in method.mechanisms if m not in left_out]
         words = shlex.split(command(name, f"{SHORT} {' '.join(scaled)} {row.flags}"))
+        words[words.index("--recipe") + 1] = f"{name}-demo"
         folder = tmp_path_factory.mktemp("row") / "run"
         assert main([*words[1:], "--output_path", str(folder)]) == 0
         return Trained(folder, row)
