@@ -66,7 +66,7 @@ def literal(
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
     """Unit rows, and the weights, thresholds and division of a form of the penalty."""
-    n, d = draw(st.integers(2, 12)), draw(st.integers(2, 6))
+    n, d = draw(st.integers(2, 12)), draw(st.integers(2, 9))
     draws = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     rows = torch.randn(n, d, generator=draws, dtype=torch.float64)
     if draw(st.booleans()):
