@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from sae_plugins.entrypoints.flags import UsageError
 
-_DESCRIPTION = "Train sparse autoencoders with plugins, on SAELens."
+_DESCRIPTION = "Train sparse autoencoders with plugins, on SAELens, and evaluate them."
 _EXAMPLES = """\
 examples:
   sae-plugins train --recipe hybrid-order-demo train offline, on the embedded world
   sae-plugins train --help                     all flags, SAELens' own included
+  sae-plugins evaluate runs/demo --preset quick   SAEBench's evaluations, tables and figures
+  sae-plugins evaluate --help                  suites, presets, seeds, and where data come from
   sae-plugins plugins list                     the installed plugins and methods
   sae-plugins plugins show hybrid-order        options, settings and the paper's tables
 """
@@ -29,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("train", add_help=False, help="train an SAE", allow_abbrev=False)
+    commands.add_parser("evaluate", add_help=False, help="evaluate SAEs", allow_abbrev=False)
     plugins = commands.add_parser("plugins", help="list or show plugins", allow_abbrev=False)
     actions = plugins.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="the installed plugins and methods, one a line")
@@ -40,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code.
 
-    0: done. 1: training failed. 2: the user should change something. 130: interrupted.
+    0: done. 1: training or an evaluation failed. 2: the user should change something. 130:
+    interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = " ".join(["sae-plugins", *arguments[:1]])
@@ -62,6 +66,10 @@ def _run(arguments: list[str]) -> int:
         from sae_plugins.entrypoints import train
 
         return train.main(arguments[1:])
+    if arguments[:1] == ["evaluate"]:  # some flags belong to the suites
+        from sae_plugins.entrypoints import evaluate
+
+        return evaluate.main(arguments[1:])
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.version:

@@ -1,1 +1,4 @@
-"""Evaluation suites over SAEBench; they arrive with `sae-plugins evaluate`."""
+"""Evaluation suites over SAEBench, one file each.
+
+`suite.py` says what a suite is; `saebench.py` is the only file that touches SAEBench.
+"""

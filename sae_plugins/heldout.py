@@ -56,7 +56,7 @@ def heldout_metrics(sae: SAE[Any], store: ActivationSource, n_tokens: int) -> di
     if reshapes:
         sae.turn_off_forward_pass_hook_z_reshaping()  # type: ignore[no-untyped-call]
     try:
-        sums = _Sums(sae)
+        sums = Sums(sae.cfg.d_in, sae.cfg.d_sae, sae.device)
         with tqdm(total=n_tokens, desc="Held-out text", unit="token", leave=False) as progress:
             while sums.tokens < n_tokens:
                 try:
@@ -64,7 +64,8 @@ def heldout_metrics(sae: SAE[Any], store: ActivationSource, n_tokens: int) -> di
                 except StopIteration:
                     break
                 for part in batch.split(TOKENS_AT_ONCE):
-                    sums.add(part)
+                    codes = sae.encode(part.to(sae.device, sae.dtype))
+                    sums.add(part, codes, sae.decode(codes))
                 progress.update(len(batch))
     finally:
         if reshapes:
@@ -77,27 +78,26 @@ def heldout_metrics(sae: SAE[Any], store: ActivationSource, n_tokens: int) -> di
     return sums.metrics()
 
 
-class _Sums:
-    """Running sums over tokens, in float64 on the SAE's device."""
+class Sums:
+    """Running sums over tokens, in float64, from which `heldout_metrics` come."""
 
-    def __init__(self, sae: SAE[Any]) -> None:
-        self.sae = sae
+    def __init__(self, d_in: int, d_sae: int, device: torch.device | str) -> None:
+        """Nothing is summed yet."""
+        self.device = torch.device(device)
         self.tokens = 0
         self.squared_error, self.cosine, self.active, self.squared_norm = torch.zeros(
-            4, dtype=torch.float64, device=sae.device
+            4, dtype=torch.float64, device=device
         )
-        self.fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
+        self.fired = torch.zeros(d_sae, dtype=torch.bool, device=device)
         # about the first tokens' mean: a large common mean would cost digits of the variance
         self.shift: Tensor | None = None
-        self.total = torch.zeros(sae.cfg.d_in, dtype=torch.float64, device=sae.device)
+        self.total = torch.zeros(d_in, dtype=torch.float64, device=device)
 
-    def add(self, batch: Tensor) -> None:
-        """Add activations [n, d_in]."""
-        if not len(batch):
+    def add(self, acts: Tensor, codes: Tensor, sae_out: Tensor) -> None:
+        """Add activations [n, d_in], their codes [n, d_sae] and reconstructions [n, d_in]."""
+        if not len(acts):
             return
-        features = self.sae.encode(batch.to(self.sae.device, self.sae.dtype))
-        reconstruction = self.sae.decode(features).double()
-        x = batch.to(self.sae.device, torch.float64)
+        x, reconstruction = (part.to(self.device, torch.float64) for part in (acts, sae_out))
         if self.shift is None:
             self.shift = x.mean(dim=0)
         self.tokens += len(x)
@@ -105,7 +105,7 @@ class _Sums:
         self.squared_norm += (x - self.shift).square().sum()
         self.squared_error += (x - reconstruction).square().sum()
         self.cosine += torch.nn.functional.cosine_similarity(x, reconstruction, dim=-1).sum()
-        active = (features.to_dense() if features.is_sparse else features) != 0
+        active = (codes.to_dense() if codes.is_sparse else codes) != 0
         self.active += active.sum()
         self.fired |= active.any(dim=0)
 

@@ -226,7 +226,7 @@ def load_model(settings: JobSettings) -> Any:
                 f"--hook_name {runner['hook_name']} is no module of {name}"
             ) from error
         reason = (
-            _near_models(name) or f" ({type(error).__name__}: {error}".splitlines()[0][:300] + ")"
+            near_models(name) or f" ({type(error).__name__}: {error}".splitlines()[0][:300] + ")"
         )
         raise PluginError(f"--model_name {name} cannot be loaded as a {kind}{reason}") from error
 
@@ -276,7 +276,7 @@ def check_tokens(model: Any, settings: JobSettings) -> None:
         )
 
 
-def _near_models(name: str) -> str:
+def near_models(name: str) -> str:
     """A suggestion, for a name that TransformerLens does not know."""
     from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
@@ -297,7 +297,7 @@ def activation_size(model: Any, settings: JobSettings) -> int:
     """
     hook, head = settings.runner["hook_name"], settings.runner.get("hook_head_index")
     if hook not in model.hook_dict:
-        suggestion = _near_hooks(hook, [name for name in model.hook_dict if name])
+        suggestion = near_hooks(hook, [name for name in model.hook_dict if name])
         raise PluginError(
             f"--hook_name {hook!r}: {settings.model_name} has no such hook; {suggestion}"
         )
@@ -335,7 +335,7 @@ def _shape_at(hook: str, model: Any, settings: JobSettings, tokens: int) -> torc
     return shape
 
 
-def _near_hooks(hook: str, known: Iterable[str]) -> str:
+def near_hooks(hook: str, known: Iterable[str]) -> str:
     """The nearest hooks; if none is near, all of them, with the layers as one."""
     suggestion = did_you_mean(hook, known)
     if not suggestion.startswith("known:"):

@@ -132,15 +132,19 @@ def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Itera
 
 
 @contextmanager
-def _replaced(owner: type, **methods: Any) -> Iterator[None]:
-    own = {name: getattr(owner, name) for name in methods}
-    for name, method in methods.items():
-        setattr(owner, name, method)
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Set attributes of a class, a module or an instance, and put back what it had of its own."""
+    own = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
         yield
     finally:
-        for name, method in own.items():
-            setattr(owner, name, method)
+        for name in attributes:
+            if name in own:
+                setattr(owner, name, own[name])
+            else:
+                delattr(owner, name)
 
 
 def data_loader(
@@ -153,7 +157,7 @@ def data_loader(
     from sae_lens.training.activations_store import ActivationsStore as Store
 
     own, own_multi_hook = Store.get_data_loader, Store.get_multi_hook_data_loader
-    return _replaced(
+    return replaced(
         Store,
         get_data_loader=lambda store: substitute(store, False) or own(store),
         get_multi_hook_data_loader=lambda store: substitute(store, True) or own_multi_hook(store),
@@ -171,7 +175,7 @@ def prefetched(taken: Callable[[Any], None]) -> AbstractContextManager[None]:
         taken(batch)
         return batch
 
-    return _replaced(PrefetchingIterator, __next__=following)
+    return replaced(PrefetchingIterator, __next__=following)
 
 
 def interrupted_runs_unsaved() -> AbstractContextManager[None]:
@@ -187,7 +191,7 @@ def interrupted_runs_unsaved() -> AbstractContextManager[None]:
         if checkpoint_path is None or checkpoint_path.exists():
             own(self, checkpoint_path)
 
-    return _replaced(Runner, save_checkpoint=save_checkpoint)
+    return replaced(Runner, save_checkpoint=save_checkpoint)
 
 
 def continued_multi_training() -> AbstractContextManager[None]:
@@ -209,7 +213,7 @@ def continued_multi_training() -> AbstractContextManager[None]:
         self.n_training_samples = first.n_training_samples
         return own(self)
 
-    return _replaced(MultiSAETrainer, fit=fit)
+    return replaced(MultiSAETrainer, fit=fit)
 
 
 def not_passed(thresholds: list[int], trainer: SAETrainer[Any, Any]) -> list[int]:

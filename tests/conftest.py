@@ -52,7 +52,7 @@ def tiny_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespa
         rng = np.random.default_rng(["train", "heldout"].index(split))
         return Dataset.from_dict({"tokens": rng.integers(vocabulary, size=(300, context)).tolist()})
 
-    def model(device: str = "cpu") -> Any:
+    def model(device: str = "cpu", dtype: str = "float32") -> Any:
         config = HookedTransformerConfig(
             n_layers=3,
             d_model=d_model,
@@ -63,6 +63,7 @@ def tiny_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespa
             act_fn="gelu",
             seed=0,
             device=device,
+            dtype=getattr(torch, dtype),
         )
         with torch.random.fork_rng(devices=[]):
             return HookedTransformer(config)

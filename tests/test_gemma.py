@@ -7,19 +7,22 @@ The default run has a model of 2 narrow layers, the slow one the first 20 of Gem
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sae_lens import StandardSAE, StandardSAEConfig
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 
-from sae_plugins import language_model, recipes
+from sae_plugins import language_model, recipes, world
 from sae_plugins.entrypoints.main import main
 from sae_plugins.jobs import JobSettings
 from sae_plugins.resolve import TrainingSettings
@@ -289,3 +292,73 @@ def remember(model: HookedTransformer) -> None:
         return read[key]
 
     model.run_with_cache = run_with_cache
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+CORE = (
+    "--suite core --core.n_eval_reconstruction_batches 1 --core.n_eval_sparsity_variance_batches 1"
+)
+
+
+def untrained_sae(folder: Path, d_in: int, layer: int) -> Path:
+    config = StandardSAEConfig(d_in=d_in, d_sae=2 * d_in)
+    config.metadata.model_name = "gemma-2-2b"
+    config.metadata.hook_name = f"blocks.{layer}.hook_resid_post"
+    config.metadata.prepend_bos = True
+    sae = StandardSAE(config)
+    with torch.no_grad():
+        sae.W_dec.normal_()
+        sae.W_enc.copy_(sae.W_dec.T)
+    sae.save_model(folder)
+    return folder
+
+
+def evaluate(
+    model: HookedTransformer, sae: Path, flags: str, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """`sae-plugins evaluate`, on a model and a text that are made up; the result."""
+    from sae_plugins.eval_suites import models
+
+    model.set_tokenizer(world.load_tokenizer())
+    monkeypatch.setattr(models, "_from_transformer_lens", lambda *_: model)
+    out = sae.parent / "evaluations"
+    arguments = f"evaluate {sae} {CORE} --data world --output_path {out} --device cpu {flags}"
+    assert main([*arguments.split(), "--cache_path", str(sae.parent / "cache")]) == 0
+    (file,) = out.glob("*/core-seed42-????????.json")
+    return dict(json.loads(file.read_text()))
+
+
+def test_core_on_gemmas_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gemma(2, **{**NARROW, **vocabulary_of_the_world()})
+    sae = untrained_sae(tmp_path / "sae", NARROW["d_model"], 1)
+    result = evaluate(model, sae, "--core.batch_size_prompts 2 --core.context_size 16", monkeypatch)
+    assert result["model"] == {"name": "gemma-2-2b", "hash": ANY, "dtype": "bfloat16"}
+    assert result["metrics"]["ce_loss_without_sae"]["value"] > 5
+
+
+@pytest.mark.slow  # minutes, and 11 GB
+def test_core_on_gemmas_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gemma(26, dtype=torch.bfloat16)
+    sae = untrained_sae(tmp_path / "sae", 2304, 19)
+    flags = "--core.batch_size_prompts 1 --core.context_size 16"
+    result = evaluate(model, sae, flags, monkeypatch)
+    assert result["sae"]["hook_name"] == "blocks.19.hook_resid_post"
+    assert result["metrics"]["l0"]["value"] > 0
+
+
+@pytest.mark.parametrize("preset", ["canonical", "paper"])
+def test_dry_run_for_gemma(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Says what it takes, without the model and the network."""
+    sae = untrained_sae(tmp_path / "sae", 2304, 19)
+    out = tmp_path / "evaluations"
+    flags = f"--preset {preset} --dry_run --output_path {out} --device cpu"
+    assert main(["evaluate", str(sae), *flags.split()]) == 0
+    said = capsys.readouterr().out
+    assert "GB" in said
+    assert not out.exists()
+
+
+def vocabulary_of_the_world() -> dict[str, int]:
+    size = len(world.load_tokenizer())
+    return {"d_vocab": size, "d_vocab_out": size}

@@ -1,0 +1,179 @@
+"""SAEBench's own entry points as their users call them, for comparison: nothing of ours in between.
+
+All that is replaced is where the language model and the data come from, since neither can be had
+from the Hub here, and the type check with which sparse probing fails on every fresh install.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_plugins.eval_suites import saebench
+from sae_plugins.eval_suites.absorption import POSITION, TEMPLATE
+from sae_plugins.eval_suites.scr import PAIRS
+from sae_plugins.seeds import seed_everything
+from sae_plugins.upstream import replaced
+
+SAEs = list[tuple[str, Any]]
+
+
+def run(
+    suite: Any, saes: SAEs, model: Any, data: Any, settings: Any, seed: int,
+    folder: Path,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Metrics by name, of each SAE, as one call of SAEBench's entry point for `suite` gives them.
+
+    Artifacts go to `folder`: a call into an empty one shares nothing with others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    call = {
+        "core": _core, "absorption": _absorption, "scr": _scr, "sparse-probing": _sparse_probing,
+    }[suite.name]  # fmt: skip
+    with saebench.undisturbed(), contextlib.redirect_stdout(io.StringIO()):
+        os.chdir(folder)
+        with contextlib.redirect_stderr(io.StringIO()):
+            return call(saes, model, data, settings, seed, folder)
+
+
+@contextlib.contextmanager
+def _given(main: Any, model: Any) -> Iterator[None]:
+    class Given:
+        @staticmethod
+        def from_pretrained_no_processing(*_: Any, **__: Any) -> Any:
+            return model.hooked
+
+    with replaced(main, HookedTransformer=Given):
+        yield
+
+
+@contextlib.contextmanager
+def _reading(data: Any, need: Any) -> Iterator[None]:
+    from sae_bench.evals.scr_and_tpp import dataset_creation
+    from sae_bench.evals.sparse_probing import probe_training
+    from sae_bench.sae_bench_utils import dataset_utils
+
+    def load_dataset(name: str, config: str | None = None, **_: Any) -> Any:
+        return data.load(name, config, need(name))
+
+    own = probe_training.train_sklearn_probe
+    with (
+        replaced(dataset_creation, load_dataset=load_dataset),
+        replaced(dataset_utils, load_dataset=load_dataset),
+        replaced(probe_training, train_sklearn_probe=own.__wrapped__),
+    ):
+        yield
+
+
+def _core(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    from sae_bench.evals.core import main
+    from sae_lens.training import activations_store
+
+    text = data.text(settings.dataset, settings.skip_documents or 0, seed)
+    with _given(main, model), replaced(activations_store, load_dataset=lambda *_, **__: text):
+        results = main.multiple_evals(
+            saes,
+            n_eval_reconstruction_batches=settings.n_eval_reconstruction_batches,
+            n_eval_sparsity_variance_batches=settings.n_eval_sparsity_variance_batches,
+            eval_batch_size_prompts=settings.batch_size_prompts,
+            compute_featurewise_density_statistics=True,
+            compute_featurewise_weight_based_metrics=True,
+            exclude_special_tokens_from_reconstruction=True,
+            context_size=settings.context_size,
+            output_folder=str(folder / "core"),
+            device=model.device,
+        )
+    return [{n: v for group in r["metrics"].values() for n, v in group.items()} for r in results]
+
+
+def _sparse_probing(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    from sae_bench.evals.sparse_probing import main
+    from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
+
+    from sae_plugins.eval_suites import sparse_probing
+
+    config = SparseProbingEvalConfig(
+        random_seed=seed, model_name=model.name, llm_dtype=model.dtype,
+        llm_batch_size=saebench.default_batch_size(model.name),
+        dataset_names=list(settings.dataset_names), k_values=list(settings.k_values),
+        probe_train_set_size=settings.probe_train_set_size,
+        probe_test_set_size=settings.probe_test_set_size,
+        context_length=settings.context_length, sae_batch_size=settings.sae_batch_size,
+    )  # fmt: skip
+    with (
+        _given(main, model),
+        _reading(data, lambda name: sparse_probing._need(name, settings)),
+    ):
+        results = main.run_eval(config, saes, model.device, str(folder / "results"))
+    return [_flat(result) for result in results.values()]
+
+
+def _scr(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    from sae_bench.evals.scr_and_tpp import main
+    from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
+
+    from sae_plugins.eval_suites import scr
+
+    pairs: dict[str, list[tuple[str, ...]]] = {}
+    for pair in settings.pairs:
+        pairs.setdefault(PAIRS[pair], []).append(tuple(pair.split("/")))
+    config = ScrAndTppEvalConfig(
+        random_seed=seed, model_name=model.name, llm_dtype=model.dtype, perform_scr=True,
+        llm_batch_size=saebench.default_batch_size(model.name), dataset_names=list(pairs),
+        column1_vals_lookup=pairs, n_values=list(settings.n_values),
+        train_set_size=settings.train_set_size, test_set_size=settings.test_set_size,
+        context_length=settings.context_length, sae_batch_size=settings.sae_batch_size,
+    )  # fmt: skip
+    with _given(main, model), _reading(data, lambda name: scr._need(name, settings)):
+        results = main.run_eval(config, saes, model.device, str(folder / "results"))
+    return [_flat(result) for result in results.values()]
+
+
+def _absorption(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    """With a sorted vocabulary and seeds, without which no two calls agree, and our folders."""
+    from sae_bench.evals.absorption import main
+    from sae_bench.evals.absorption.eval_config import AbsorptionEvalConfig
+
+    config = AbsorptionEvalConfig(
+        random_seed=seed, model_name=model.name, llm_dtype=model.dtype, prompt_template=TEMPLATE,
+        prompt_token_pos=POSITION, min_feats_for_eval=settings.min_letters,
+        llm_batch_size=saebench.default_batch_size(model.name),
+        **settings.model_dump(exclude={"min_letters", "precalculate_codes"}),
+    )  # fmt: skip
+    own_probing = main.run_k_sparse_probing_experiment
+    own_absorption = main.run_feature_absortion_experiment
+    probing, probes = {"experiment_dir": folder / "k_sparse"}, {"probes_dir": folder / "probes"}
+    with (
+        _given(main, model),
+        saebench._sorted_vocabulary(),
+        replaced(
+            main,
+            run_k_sparse_probing_experiment=lambda **k: own_probing(**k, **probing, **probes),
+            run_feature_absortion_experiment=lambda **k: own_absorption(
+                **k, **probes, experiment_dir=folder / "absorption",
+                sparse_probing_experiment_dir=folder / "k_sparse",
+            ),
+        ),
+    ):  # fmt: skip
+        (folder / "results").mkdir(exist_ok=True)
+        seed_everything(seed)
+        torch.set_grad_enabled(True)
+        results = main.run_eval(config, saes, model.device, str(folder / "results"))
+    return [_flat(result) for result in results.values()]
+
+
+def _flat(result: dict[str, Any]) -> dict[str, Any]:
+    groups = result["eval_result_metrics"].values()
+    return {name: value for group in groups for name, value in group.items() if value is not None}

@@ -1,0 +1,186 @@
+"""How well an SAE found the features of the synthetic model that it was trained on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from sae_plugins.eval_suites.results import Value
+from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
+
+if TYPE_CHECKING:
+    from sae_plugins.eval_suites.subjects import Subject
+
+SAMPLES_AT_ONCE = 4096
+_SAVED = "synthetic_model"
+"""Where SAELens saves a run's synthetic model, if it is asked to."""
+
+
+class GroundTruthSettings(Settings):
+    """Settings of `ground-truth`."""
+
+    samples: int = Field(100_000, gt=0, description="fresh samples that the SAE encodes")
+
+
+class GroundTruth(Suite):
+    """Compares an SAE with the known features of its synthetic model, by SAELens' evaluation.
+
+    It runs on the CPU, so that one seed gives the same samples everywhere.
+    """
+
+    name = "ground-truth"
+    needs_model = False
+    Settings = GroundTruthSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"samples": 20_000}}
+    metrics = (
+        Metric(
+            "mcc",
+            "MCC",
+            "mean absolute cosine of true features and decoder rows, matched one to one",
+            "higher",
+            headline=True,
+        ),
+        Metric(
+            "uniqueness",
+            "uniqueness",
+            "distinct true features that are some latent's nearest, per latent",
+            "higher",
+        ),
+        Metric(
+            "classification/f1_score",
+            "F1",
+            "of each latent as a detector of the true feature that is nearest, mean over latents",
+            "higher",
+            headline=True,
+        ),
+        Metric(
+            "classification/precision",
+            "precision",
+            "share of a latent's activations where its true feature is active, mean over latents",
+            "higher",
+        ),
+        Metric(
+            "classification/recall",
+            "recall",
+            "share of a true feature's activations where its latent is active, mean over latents",
+            "higher",
+        ),
+        Metric(
+            "classification/accuracy",
+            "accuracy",
+            "share of samples where a latent and its true feature agree, mean over latents",
+            "higher",
+        ),
+        Metric(
+            "explained_variance",
+            "explained variance",
+            "1 - squared error / variance of the activations",
+            "higher",
+            headline=True,
+        ),
+        Metric(
+            "shrinkage",
+            "shrinkage",
+            "norm of the reconstruction / norm of the activation; 1 is none",
+            "neither",
+        ),
+        Metric("sae_l0", "L0", "active latents per sample", "neither", headline=True),
+        Metric("true_l0", "true L0", "active true features per sample", "neither"),
+        Metric("dead_latents", "dead latents", "latents that are active on no sample", "lower"),
+    )
+
+    def refusal(self, subject: Subject) -> str | None:
+        """Only SAEs of a synthetic model have features to be compared with."""
+        from sae_plugins.eval_suites.subjects import SYNTHETIC
+
+        if subject.model_name.startswith(SYNTHETIC):
+            return None
+        return (
+            "needs the known features of a synthetic model; this SAE was trained on "
+            f"{subject.model_name}"
+        )
+
+    def cost(self, subject: Subject, settings: GroundTruthSettings) -> Cost:
+        """Samples stand for the SAE's tokens."""
+        return Cost(llm_tokens=0, sae_tokens=settings.samples, disk=0)
+
+    def evaluate(
+        self,
+        subject: Subject,
+        bench: Bench,
+        settings: GroundTruthSettings,
+        seed: int,
+        prepared: Any,
+    ) -> Scores:
+        """Score the SAE on fresh samples of its synthetic model.
+
+        Raises:
+            SuiteError: the synthetic model is unknown, damaged, or has another d_in.
+        """
+        from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
+
+        from sae_plugins.jobs import isolated_random_state
+        from sae_plugins.seeds import seed_everything
+
+        with isolated_random_state():
+            model = _synthetic_model(subject)
+            if model.cfg.hidden_dim != subject.d_in:
+                raise SuiteError(
+                    f"{subject.source} was trained on {subject.d_in} dimensions, and "
+                    f"{subject.model_name} has {model.cfg.hidden_dim}; evaluate it with the "
+                    "version of sae-plugins that trained it"
+                )
+            seed_everything(seed)
+            found = eval_sae_on_synthetic_data(
+                subject.copy("cpu", "float32"),
+                model.feature_dict,
+                model.activation_generator,
+                num_samples=settings.samples,
+                batch_size=SAMPLES_AT_ONCE,
+            ).to_log_dict()
+        items = {
+            "mcc": min(subject.d_sae, model.cfg.num_features),
+            "uniqueness": subject.d_sae,
+            "sae_l0": settings.samples,
+            "true_l0": settings.samples,
+        }
+        return Scores(
+            {
+                name: Value(
+                    value=value,
+                    n=subject.d_sae if name.startswith("classification/") else items.get(name),
+                )
+                for name, value in found.items()
+            }
+        )
+
+
+def _synthetic_model(subject: Subject) -> Any:
+    """The one that was saved with the run, or else the preset."""
+    from sae_lens.synthetic import SyntheticModel
+
+    from sae_plugins.eval_suites.subjects import SYNTHETIC
+    from sae_plugins.plugin import did_you_mean
+    from sae_plugins.synthetic import PRESETS
+
+    saved, preset = Path(subject.source) / _SAVED, subject.model_name.removeprefix(SYNTHETIC)
+    with contextlib.redirect_stderr(io.StringIO()):  # SAELens draws a progress bar
+        if saved.is_dir():
+            try:
+                return SyntheticModel.load_from_disk(saved)
+            except Exception as error:  # of files that are missing or damaged
+                raise SuiteError(
+                    f"{saved} cannot be loaded ({type(error).__name__}: {error}); move it away to "
+                    f"evaluate with {subject.model_name} itself"
+                ) from error
+        if preset not in PRESETS:
+            raise SuiteError(
+                f"{subject.source} was trained on {subject.model_name}, which is not known here: "
+                f"{did_you_mean(preset, PRESETS)}"
+            )
+        return SyntheticModel(PRESETS[preset](), device="cpu")

@@ -1,0 +1,138 @@
+"""The language model that SAEs are evaluated on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.eval_suites.cache import fingerprint
+from sae_plugins.eval_suites.suite import SuiteError
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+_NOT_THE_FUNCTION = ("device", "dtype", "model_name", "n_devices", "seed", "tokenizer_name")
+"""Fields of a model's config that change where it runs, or name it; the weights tell the dtype."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model in TransformerLens, with its weights as published."""
+
+    name: str
+    hooked: HookedTransformer
+    hash: str
+    """Of all weights, and of what the config says about the function; no name is part of it."""
+    dtype: str
+    device: str
+
+
+def load_language_model(name: str, device: str, dtype: str | None = None) -> LanguageModel:
+    """The embedded world, or a model that TransformerLens knows, as SAEBench loads it.
+
+    Args:
+        name: `sae_plugins.world.NAME`, or TransformerLens' name of a model.
+        device: where it runs.
+        dtype: one of `DTYPES`; by default the one in which SAEBench runs this model.
+
+    Raises:
+        SuiteError: no such model, device or dtype, or it cannot be loaded.
+    """
+    import torch
+
+    from sae_plugins import world
+    from sae_plugins.eval_suites.saebench import default_dtype
+
+    dtype = dtype or default_dtype(name)
+    if dtype not in DTYPES:
+        raise SuiteError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SuiteError(f"device {device!r} cannot be used: {reason}; try cpu") from error
+    if name == world.NAME:
+        hooked = world.load_hooked_transformer(device, dtype)
+    else:
+        hooked = _from_transformer_lens(name, device, getattr(torch, dtype))
+    return LanguageModel(name, hooked, _hash(hooked), dtype, device)
+
+
+def _from_transformer_lens(name: str, device: str, dtype: Any) -> HookedTransformer:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.loading_from_pretrained import (
+        NEED_REMOTE_CODE_MODELS,
+        get_official_model_name,
+    )
+
+    from sae_plugins.language_model import near_models
+
+    try:
+        official = get_official_model_name(name)
+    except ValueError as error:
+        raise SuiteError(
+            f"no language model {name!r} is known to TransformerLens{near_models(name)}"
+        ) from error
+    if official.startswith(NEED_REMOTE_CODE_MODELS):
+        raise SuiteError(
+            f"language model {name} is not supported: TransformerLens would let its repository "
+            "run code on this machine"
+        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            hooked: HookedTransformer = HookedTransformer.from_pretrained_no_processing(
+                name, device=device, dtype=dtype
+            )
+    except Exception as error:  # of the network, the Hub, the disk and the memory
+        reason = why_not_loaded(error)
+        raise SuiteError(f"language model {name} cannot be loaded: {reason}") from error
+    return hooked
+
+
+def _hash(hooked: HookedTransformer) -> str:
+    config = vars(hooked.cfg)
+    function = {field: config[field] for field in config if field not in _NOT_THE_FUNCTION}
+    return fingerprint(function, dict(hooked.named_parameters()))
+
+
+def check_hook(model: LanguageModel, hook_name: str) -> None:
+    """Refuse a hook that the model does not have.
+
+    Raises:
+        SuiteError: it suggests near names.
+    """
+    if hook_name in model.hooked.hook_dict:
+        return
+    from sae_plugins.language_model import near_hooks
+
+    known = [name for name in model.hooked.hook_dict if name]
+    raise SuiteError(f"{model.name} has no hook {hook_name!r}; {near_hooks(hook_name, known)}")
+
+
+def why_not_loaded(error: BaseException) -> str:
+    """Why something on the Hugging Face Hub could not be loaded, and what helps, in words."""
+    from huggingface_hub import errors
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+    def is_any(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if is_any(errors.GatedRepoError):
+        return "access to it is restricted: accept its terms on the Hugging Face Hub and log in"
+    if is_any(errors.RepositoryNotFoundError):
+        return "the Hugging Face Hub has no such repository, or shows it only to those who log in"
+    if is_any(errors.LocalEntryNotFoundError, ConnectionError) or any(
+        type(link).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout") for link in chain
+    ):
+        return "it is not in the cache, and the Hugging Face Hub cannot be reached: go online"
+    if is_any(errors.EntryNotFoundError):
+        return "the repository on the Hugging Face Hub lacks a file that is needed"
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -1,0 +1,83 @@
+"""The result of evaluating one SAE with one suite and one seed: a typed, versioned JSON file."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Value(_Model):
+    """A metric: null where it is not defined, never NaN."""
+
+    value: float | None
+    n: int | None = None
+    """Over how many items (tokens, letters, pairs, datasets) it is a mean."""
+    std: float | None = None
+    """Sample standard deviation over these items, where they are few enough to be kept."""
+
+    @field_validator("value", "std")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else value
+
+
+class SAEInfo(_Model):
+    """Which SAE it was."""
+
+    name: str
+    source: str
+    hash: str
+    architecture: str
+    d_in: int
+    d_sae: int
+    hook_name: str
+
+
+class ModelInfo(_Model):
+    """Which language model it was."""
+
+    name: str
+    hash: str
+    dtype: str
+
+
+class Result(_Model):
+    """One suite's verdict about one SAE, with one seed."""
+
+    schema_version: Literal[1] = 1
+    suite: str
+    status: Literal["ok", "failed", "not applicable"]
+    reason: str | None = None
+    sae: SAEInfo
+    model: ModelInfo | None = None
+    datasets: dict[str, str] = {}
+    """Fingerprint, or revision on the Hub, by name."""
+    seed: int
+    preset: str
+    settings: dict[str, Any] = {}
+    metrics: dict[str, Value] = {}
+    details: dict[str, dict[str, float | None]] = {}
+    warnings: list[str] = []
+    deviations: list[str] = []
+    versions: dict[str, str] = {}
+    raw: str | None = None
+    """The file beside this one with SAEBench's own JSON."""
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+    @field_validator("details")
+    @classmethod
+    def _finite(
+        cls, details: dict[str, dict[str, float | None]]
+    ) -> dict[str, dict[str, float | None]]:
+        return {
+            item: {k: v if v is not None and math.isfinite(v) else None for k, v in row.items()}
+            for item, row in details.items()
+        }

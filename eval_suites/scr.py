@@ -1,0 +1,275 @@
+"""SCR, spurious correlation removal: whether ablating a few latents takes a bias out of a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from sae_plugins.eval_suites.data import Need
+from sae_plugins.eval_suites.results import Value
+from sae_plugins.eval_suites.sparse_probing import check_reported, check_whole, deviation
+from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
+
+BIOS, REVIEWS = "LabHC/bias_in_bios_class_set1", "canrager/amazon_reviews_mcauley_1and5"
+PAIRS = {
+    "professor/nurse": BIOS,
+    "architect/journalist": BIOS,
+    "surgeon/psychologist": BIOS,
+    "attorney/teacher": BIOS,
+    "Books/CDs_and_Vinyl": REVIEWS,
+    "Software/Electronics": REVIEWS,
+    "Pet_Supplies/Office_Products": REVIEWS,
+    "Industrial_and_Scientific/Toys_and_Games": REVIEWS,
+}
+"""The pairs of classes, and the dataset of each."""
+_CLASSES = 6
+"""Sets of texts for a pair: three balanced ones and their opposites."""
+
+
+class SCRSettings(Settings):
+    """Settings of SCR; the defaults are SAEBench's."""
+
+    pairs: tuple[str, ...] = Field(tuple(PAIRS), description="pairs of classes, FIRST/SECOND")
+    n_values: tuple[int, ...] = Field(
+        (2, 5, 10, 20, 50, 100, 500), description="numbers of latents to ablate"
+    )
+    train_set_size: int = Field(4000, ge=8, description="texts to train a probe on")
+    test_set_size: int = Field(1000, ge=8, description="texts to test it on")
+    context_length: int = Field(128, ge=2, description="tokens of a text; longer ones are cut")
+    sae_batch_size: int = Field(125, ge=1, description="texts that are encoded at once")
+    mask_padding: bool = Field(
+        False,
+        description="do not ablate what the SAE makes of padding, which SAEBench adds to the text",
+    )
+    sum_codes: bool = Field(
+        True,
+        description="add up codes over the tokens before decoding them, since decoders are affine; "
+        "equal up to rounding",
+        json_schema_extra={"shortcut": True},
+    )
+
+    @field_validator("pairs")
+    @classmethod
+    def _known(cls, pairs: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in pairs:
+            if pair not in PAIRS:
+                raise ValueError(f"no pair {pair!r}; there are {', '.join(PAIRS)}")
+        return pairs
+
+
+class SCR(Suite):
+    """Spurious correlation removal by ablating latents (SAEBench SCR)."""
+
+    name = "scr"
+    item = "pair"
+    Settings = SCRSettings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"train_set_size": 400, "test_set_size": 200, "context_length": 64},
+    }
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("scr_metric_threshold_{k}", "SCR",
+               "ablating k latents (a number, not a threshold), the share of the accuracy that the "
+               "bias had cost and that comes back, in the direction that had cost more; not "
+               "bounded, and noisy: arXiv 2605.18229 advises against ranking SAEs by it", "higher",
+               headline=True),
+        Metric("scr_dir1_threshold_{k}", "SCR, direction 1",
+               "ablating latents of the second column (gender, rating)", "higher"),
+        Metric("scr_dir2_threshold_{k}", "SCR, direction 2",
+               "ablating latents of the first column (profession, category)", "higher"),
+        Metric("padding_leak_threshold_{k}", "(ours)",
+               "how much of what is ablated comes from padding, not from the text: length of the "
+               "one to that of the other", "lower"),
+    )  # fmt: skip
+
+    def refusal(self, subject: Any) -> str | None:
+        from sae_plugins.eval_suites import saebench
+
+        return saebench.refuse_heads(subject)
+
+    def cost(self, subject: Any, settings: SCRSettings) -> Cost:
+        texts = (settings.train_set_size + settings.test_set_size) // 2 * _CLASSES
+        tokens = texts * settings.context_length * len(settings.pairs)
+        return Cost(tokens, tokens, tokens * subject.d_in * 4)
+
+    def evaluate(
+        self, subject: Any, bench: Bench, settings: SCRSettings, seed: int, prepared: Any
+    ) -> Scores:
+        from sae_plugins.eval_suites import saebench
+
+        check_reported(self.name, "n_values", settings.n_values, subject.d_sae)
+        sae = subject.copy(bench.model.device, bench.model.dtype)
+        pairs: dict[str, list[tuple[str, ...]]] = {}
+        for pair in settings.pairs:
+            pairs.setdefault(PAIRS[pair], []).append(tuple(pair.split("/")))
+        config = settings.model_dump(exclude={"pairs", "mask_padding", "sum_codes"}) | {
+            "random_seed": seed,
+            "dataset_names": list(pairs),
+            "column1_vals_lookup": pairs,
+            "n_values": list(settings.n_values),
+            "llm_batch_size": saebench.default_batch_size(bench.model.name),
+        }
+        ablation = Ablation(settings.sum_codes, settings.mask_padding)
+        result, raw = saebench.scr(
+            sae, subject.name, bench, config,
+            lambda dataset: _need(dataset, settings), ablation,
+        )  # fmt: skip
+        return self._scores(result, raw, settings, ablation)
+
+    def _scores(
+        self, result: dict[str, Any], raw: str, settings: SCRSettings, ablation: Ablation
+    ) -> Scores:
+        details: dict[str, dict[str, float | None]] = {}
+        for row in result["eval_result_details"]:
+            pair = "/".join(_classes(row["dataset_name"], settings.pairs))
+            details[pair] = {n: v for n, v in row.items() if n.startswith("scr_")}
+        metrics, warnings = {}, []
+        for name, value in result["eval_result_metrics"]["scr_metrics"].items():
+            if value is not None:
+                each = [v for row in details.values() if (v := row.get(name)) is not None]
+                metrics[name] = Value(value=value, n=len(each), std=deviation(each))
+        n = settings.n_values[0]
+        for pair, row in details.items():
+            if row.get(f"scr_metric_threshold_{n}") is None:
+                warnings.append(
+                    f"{pair} does not count: the biased probe is as good in both directions, and "
+                    "SAEBench scores neither"
+                )
+        for direction in (1, 2):
+            names = [f"scr_dir{direction}_threshold_{n}" for n in settings.n_values]
+            flat = [pair for pair, row in details.items() if not any(map(row.get, names))]
+            if flat:
+                warnings.append(
+                    f"direction {direction} of {', '.join(flat)} is 0 at every number of latents: "
+                    "either nothing changes, or the bias had cost under 0.1% of accuracy, where "
+                    "SAEBench says 0"
+                )
+        for n, leak in ablation.leak(settings.n_values).items():
+            metrics[f"padding_leak_threshold_{n}"] = Value(value=leak)
+        check_whole(
+            metrics, [f"scr_metric_threshold_{n}" for n in settings.n_values], details,
+            settings.pairs,
+        )  # fmt: skip
+        deviations = []
+        if settings.sum_codes and ablation.affine:
+            deviations.append("codes are added up over the tokens before they are decoded")
+        if settings.mask_padding:
+            deviations.append("what the SAE makes of padding is not ablated")
+        return Scores(metrics, details, warnings, deviations, raw)
+
+
+def _classes(run_name: str, pairs: tuple[str, ...]) -> list[str]:
+    """The pair of a row, which SAEBench calls `<dataset>_scr_<first>_<second>_results`."""
+    for pair in pairs:
+        if run_name.endswith(f"_scr_{pair.replace('/', '_')}_results"):
+            return pair.split("/")
+    raise SuiteError(f"SAEBench reports {run_name!r}, which is none of {', '.join(pairs)}")
+
+
+def _need(dataset: str, settings: SCRSettings) -> Need:
+    """The rows that SAEBench takes of each cell: more than twice the quarter of a set."""
+    from sae_plugins.eval_suites import saebench
+
+    classes = [
+        c for pair in settings.pairs if PAIRS[pair].startswith(dataset) for c in pair.split("/")
+    ]
+    return Need(
+        2 * (settings.train_set_size // 4) + 1,
+        2 * (settings.test_set_size // 4) + 1,
+        saebench.numbers_of(dataset, classes),
+    )
+
+
+class Ablation:
+    """What SAEBench's ablation gives for many masks of latents, encoding and decoding only once.
+
+    SAEBench takes the mean over a text's tokens of the activations without the masked latents. It
+    also adds what these latents are at padding, where activations are 0 (hazard 8): `leak` says how
+    much that is.
+    """
+
+    def __init__(self, sum_codes: bool, mask_padding: bool) -> None:
+        """See the settings."""
+        self.sum_codes, self.mask_padding = sum_codes, mask_padding
+        self.affine = True
+        self._lengths: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, acts: Tensor, sae: Any, masks: dict[bytes, Tensor], batch_size: int,
+        own: Callable[..., Tensor],
+    ) -> dict[bytes, Tensor]:  # fmt: skip
+        """The inputs of the probe [texts, d_in], by mask.
+
+        Args:
+            acts: [texts, tokens, d_in], 0 at padding.
+            sae: the SAE.
+            masks: of latents [d_sae] to ablate.
+            batch_size: texts at once.
+            own: SAEBench's `ablated_precomputed_activations`.
+        """
+        parts: dict[bytes, list[Tensor]] = {key: [] for key in masks}
+        for batch in acts.split(batch_size):
+            kept = (batch.sum(dim=-1) != 0).to(batch.dtype)  # [texts, tokens], as SAEBench has it
+            codes, padding = sae.encode(batch), 1 - kept
+            self._measure(sae, codes, kept, padding, masks)
+            if self.mask_padding:
+                codes = codes * kept[..., None]
+            if self.sum_codes and self.affine:
+                self.affine = _is_affine(sae, codes)
+            if self.sum_codes and self.affine:
+                # one token a text: the sum over its tokens
+                batch, codes = batch.sum(1, keepdim=True), codes.sum(1, keepdim=True)
+                scale = kept.sum(dim=1, keepdim=True)
+            else:
+                scale = torch.ones_like(kept[:, :1])
+            once = _EncodedOnce(sae, codes)
+            for key, mask in masks.items():
+                parts[key].append(own(batch, once, mask, batch_size) / scale)
+        return {key: torch.cat(part) for key, part in parts.items()}
+
+    def _measure(
+        self, sae: Any, codes: Tensor, kept: Tensor, padding: Tensor, masks: dict[bytes, Tensor]
+    ) -> None:
+        text, rest = (torch.einsum("blf,bl->bf", codes, part) for part in (kept, padding))
+        for mask in masks.values():
+            direction = sae.W_dec[mask]
+            lengths = [(part[:, mask] @ direction).norm(dim=-1).sum() for part in (rest, text)]
+            total = self._lengths.setdefault(int(mask.sum()), torch.zeros(2))
+            total += torch.stack(lengths).cpu()
+
+    def leak(self, numbers: tuple[int, ...]) -> dict[int, float]:
+        """By number of latents that were ablated: mean length of the one to the other's."""
+        found = {n: self._lengths[n].tolist() for n in numbers if n in self._lengths}
+        return {n: of_padding / of_text for n, (of_padding, of_text) in found.items() if of_text}
+
+
+class _EncodedOnce:
+    """Stands in for an SAE whose codes are known; SAEBench decodes all first, then the rest."""
+
+    def __init__(self, sae: Any, codes: Tensor) -> None:
+        self._sae, self._codes, self._out = sae, codes, sae.decode(codes)
+        self._is_whole = False
+
+    def encode(self, _: Tensor) -> Tensor:
+        self._is_whole = True
+        return self._codes.clone()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        out: Tensor = self._out if self._is_whole else self._sae.decode(codes)
+        self._is_whole = False
+        return out
+
+
+def _is_affine(sae: Any, codes: Tensor) -> bool:
+    """Whether the decoder of the sum is the sum of the decoders, but for the bias."""
+    few = codes[:2]
+    bias = sae.decode(torch.zeros_like(few))
+    try:
+        of_sum = sae.decode(few.sum(1, keepdim=True)) - bias[:, :1]
+    except RuntimeError:  # it remembers the shape that it has encoded
+        return False
+    return torch.allclose((sae.decode(few) - bias).sum(1, keepdim=True), of_sum, 1e-3, 1e-4)

@@ -1,0 +1,172 @@
+"""Sparse probing: what a linear probe reads off the k latents that differ most between classes."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from sae_plugins.eval_suites.data import Need
+from sae_plugins.eval_suites.results import Value
+from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
+
+DATASETS = (
+    "LabHC/bias_in_bios_class_set1",
+    "LabHC/bias_in_bios_class_set2",
+    "LabHC/bias_in_bios_class_set3",
+    "canrager/amazon_reviews_mcauley_1and5",
+    "canrager/amazon_reviews_mcauley_1and5_sentiment",
+    "codeparrot/github-code",
+    "fancyzhx/ag_news",
+    "Helsinki-NLP/europarl",
+)
+_CLASSES = 5
+"""Of a dataset, at most."""
+
+
+class SparseProbingSettings(Settings):
+    """Settings of sparse probing; the defaults are SAEBench's."""
+
+    dataset_names: tuple[str, ...] = Field(DATASETS, description="the datasets to probe on")
+    k_values: tuple[int, ...] = Field((1, 2, 5), description="numbers of latents to probe with")
+    probe_train_set_size: int = Field(4000, ge=8, description="texts to train a probe on")
+    probe_test_set_size: int = Field(1000, ge=8, description="texts to test it on")
+    context_length: int = Field(128, ge=2, description="tokens of a text; longer ones are cut")
+    sae_batch_size: int = Field(125, ge=1, description="texts that are encoded at once")
+    share_probes: bool = Field(
+        True,
+        description="train the language model's probes once for all SAEs, from a random state of "
+        "their own, as SAEBench does from its second SAE on",
+        json_schema_extra={"shortcut": True},
+    )
+
+    @field_validator("dataset_names")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in DATASETS:
+                raise ValueError(f"no dataset {name!r}; there are {', '.join(DATASETS)}")
+        return names
+
+
+class SparseProbing(Suite):
+    """Accuracy of probes on a few latents, beside the language model's own (SAEBench)."""
+
+    name = "sparse-probing"
+    item = "dataset"
+    Settings = SparseProbingSettings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"probe_train_set_size": 400, "probe_test_set_size": 200, "context_length": 64},
+        "paper": {"k_values": (1, 5, 20)},
+    }
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("sae_top_{k}_test_accuracy", "top-k sparse probing accuracy",
+               "of a probe on the k latents whose means differ most between the classes; 0.5 is "
+               "chance", "higher", headline=True),
+        Metric("sae_test_accuracy", "full-code probing accuracy",
+               "of a probe on all latents, which a dense code wins: not sparse probing", "higher",
+               headline=True),
+        Metric("llm_top_{k}_test_accuracy", "top-k residual accuracy",
+               "the same with the k channels of the language model that differ most", "neither"),
+        Metric("llm_test_accuracy", "residual accuracy",
+               "of a probe on the language model's activations: about the most to be had",
+               "neither", headline=True),
+    )  # fmt: skip
+
+    def refusal(self, subject: Any) -> str | None:
+        from sae_plugins.eval_suites import saebench
+
+        return saebench.refuse_heads(subject)
+
+    def cost(self, subject: Any, settings: SparseProbingSettings) -> Cost:
+        texts = (settings.probe_train_set_size + settings.probe_test_set_size) // 2 * _CLASSES
+        tokens = texts * settings.context_length * len(settings.dataset_names)
+        return Cost(tokens, tokens, tokens * subject.d_in * 4)
+
+    def evaluate(
+        self, subject: Any, bench: Bench, settings: SparseProbingSettings, seed: int, prepared: Any
+    ) -> Scores:
+        from sae_plugins.eval_suites import saebench
+
+        check_reported(self.name, "k_values", settings.k_values, subject.d_sae)
+        sae = subject.copy(bench.model.device, bench.model.dtype)
+        config = settings.model_dump(exclude={"share_probes"}) | {
+            "random_seed": seed,
+            "dataset_names": list(settings.dataset_names),
+            "k_values": list(settings.k_values),
+            "llm_batch_size": saebench.default_batch_size(bench.model.name),
+        }
+        result, raw = saebench.sparse_probing(
+            sae, subject.name, bench, config,
+            lambda dataset: _need(dataset, settings), settings.share_probes,
+        )  # fmt: skip
+        details = {
+            row["dataset_name"].removesuffix("_results"): {
+                name: value
+                for name, value in row.items()
+                if name != "dataset_name" and value is not None
+            }
+            for row in result["eval_result_details"]
+        }
+        metrics = {}
+        for group in result["eval_result_metrics"].values():
+            for name, value in group.items():
+                if value is not None:
+                    each = [row[name] for row in details.values() if name in row]
+                    metrics[name] = Value(value=value, n=len(each), std=deviation(each))
+        wanted = [f"sae_top_{k}_test_accuracy" for k in settings.k_values] + ["sae_test_accuracy"]
+        check_whole(metrics, wanted, details, settings.dataset_names)
+        return Scores(
+            metrics=metrics,
+            details=details,
+            deviations=["the language model's probes have a random state of their own"]
+            if settings.share_probes
+            else [],
+            warnings=["SAEBench takes the best epoch of full-code probes on the test set"],
+            raw=raw,
+        )
+
+
+def _need(dataset: str, settings: SparseProbingSettings) -> Need:
+    """The rows that SAEBench takes of each cell of a dataset, for all the sets of classes of it."""
+    from sae_plugins.eval_suites import saebench
+
+    sets = [name for name in settings.dataset_names if name.startswith(dataset)]
+    classes = dict.fromkeys(c for name in sets for c in saebench.classes_of(name))
+    if all(name.endswith("_sentiment") for name in sets):
+        parts = 2 * len(classes)  # half of a rating each, from all categories
+    else:
+        parts = 4 if saebench.has_attribute(dataset) else 2
+    train, test = settings.probe_train_set_size, settings.probe_test_set_size
+    return Need(-(-train // parts), -(-test // parts), tuple(classes))
+
+
+def check_reported(suite: str, setting: str, wanted: tuple[int, ...], d_sae: int) -> None:
+    """Refuse numbers that SAEBench computes and then drops (hazard 4), or that exceed d_sae."""
+    from sae_plugins.eval_suites import saebench
+
+    known = saebench.reported_numbers(suite)
+    for number in wanted:
+        if number not in known:
+            raise SuiteError(
+                f"--{suite}.{setting} {number}: SAEBench drops it; it reports "
+                f"{', '.join(map(str, known))}"
+            )
+        if number > d_sae:
+            raise SuiteError(f"--{suite}.{setting} {number}: the SAE has only {d_sae} latents")
+
+
+def check_whole(
+    metrics: dict[str, Value], wanted: list[str], details: dict[str, Any], items: Any
+) -> None:
+    """Refuse a result in which something that was asked for is missing."""
+    missing = [name for name in wanted if name not in metrics or metrics[name].value is None]
+    missing += [item for item in items if item not in details]
+    if missing:
+        raise SuiteError(f"SAEBench's result lacks {', '.join(missing)}")
+
+
+def deviation(values: list[float]) -> float | None:
+    """The sample standard deviation, if there is one."""
+    return statistics.stdev(values) if len(values) > 1 else None

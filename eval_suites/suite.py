@@ -1,0 +1,132 @@
+"""What an evaluation suite is: the class to extend, what it is given, and what it gives back.
+
+A suite is found by its entry point in the group `sae_plugins.eval_suites`. `prepare` computes what
+depends on the language model and the data alone, once for many SAEs; `evaluate` scores one SAE:
+
+    for (suite, seed):  prepared = suite.prepare(bench, settings, seed)
+        for subject:    scores = suite.evaluate(subject, bench, settings, seed, prepared)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from sae_plugins.eval_suites.results import Value
+
+if TYPE_CHECKING:
+    from sae_plugins.eval_suites.cache import Cache
+    from sae_plugins.eval_suites.data import Data
+    from sae_plugins.eval_suites.models import LanguageModel
+    from sae_plugins.eval_suites.subjects import Subject
+
+PRESETS = ("canonical", "quick", "paper")
+
+
+class SuiteError(Exception):
+    """An evaluation cannot be done, or its result cannot be trusted; the message says why."""
+
+
+class Settings(BaseModel):
+    """A suite's settings: a subclass has a field, with a description, for each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table that the documentation and the command print."""
+
+    name: str
+    """The field's name in SAEBench, or `Value`'s name in our result; `{k}` stands for a number."""
+    paper: str
+    """What papers call it."""
+    meaning: str
+    better: Literal["higher", "lower", "neither"]
+    headline: bool = False
+
+
+@dataclass
+class Scores:
+    """What a suite found out about one SAE."""
+
+    metrics: dict[str, Value]
+    details: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """By item (a letter, a pair of classes, a dataset), then by name."""
+    warnings: list[str] = field(default_factory=list)
+    deviations: list[str] = field(default_factory=list)
+    """In what the numbers may differ from those of SAEBench itself."""
+    raw: str | None = None
+    """SAEBench's own JSON, unchanged."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """About what an evaluation takes, for `--dry_run`."""
+
+    llm_tokens: int
+    """Tokens that the language model reads, shared by all SAEs."""
+    sae_tokens: int
+    """Tokens that each SAE encodes."""
+    disk: int
+    """Bytes that are kept in the cache, shared by all SAEs."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What SAEs at one hook of one language model are evaluated with."""
+
+    model: LanguageModel
+    hook_name: str
+    data: Data
+    cache: Cache
+    folder: Path
+    """An empty scratch folder, removed afterwards."""
+    stage: Callable[[str], None]
+    """Called with what is being done now, for the progress bar."""
+
+
+class Suite(ABC):
+    """An evaluation of SAEs."""
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    item: ClassVar[str] = "item"
+    """What `Scores.details` has a row for."""
+    version: ClassVar[int] = 1
+    """To be raised with every change that can move a number: results of others are not reused."""
+    Settings: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """The settings of a preset that are not the defaults, which are those of `canonical`."""
+    needs_model: ClassVar[bool] = True
+
+    def settings(self, preset: str, overrides: Mapping[str, Any]) -> Any:
+        """The settings of a preset with some of them replaced; pydantic checks them."""
+        return self.Settings(**{**self.presets.get(preset, {}), **overrides})
+
+    def refusal(self, subject: Subject) -> str | None:
+        """Why this suite does not apply to an SAE, or None if it does."""
+        return None
+
+    @abstractmethod
+    def cost(self, subject: Subject, settings: Any) -> Cost:
+        """About what it takes."""
+
+    def prepare(self, bench: Bench, settings: Any, seed: int) -> Any:
+        """What depends on the language model, the hook and the data alone."""
+        return None
+
+    @abstractmethod
+    def evaluate(
+        self, subject: Subject, bench: Bench, settings: Any, seed: int, prepared: Any
+    ) -> Scores:
+        """Score one SAE.
+
+        Raises:
+            SuiteError: it cannot be done, or something of the result would be missing.
+        """
