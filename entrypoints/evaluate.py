@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from sae_plugins.entrypoints.flags import Flag, UsageError, convert
 
 if TYPE_CHECKING:
-    from sae_plugins.eval_suites.evaluation import Evaluation, Forecast, Request, Row
+    from sae_plugins.eval_suites.evaluation import Evaluation, Forecast, Request
+    from sae_plugins.eval_suites.manifest import Row
     from sae_plugins.eval_suites.results import Result
     from sae_plugins.eval_suites.suite import Metric, Suite
 
@@ -26,13 +27,13 @@ SEEDS = 2**32
 FLAGS = {
     flag.name: flag
     for flag in (
-        Flag("suite", "list[str]", "suites to run; repeatable (default: all that come along)"),
+        Flag("suite", "list[str]", "suites to run; repeatable (default: all those below)"),
         Flag(
             "preset",
             "choice",
             "canonical: SAEBench's own settings, hours for Gemma-2-2B; quick: much less data, "
-            "minutes, for a first look; paper: those of the SAEBench paper",
-            "canonical",
+            "minutes, for a first look; paper: what the papers of the methods report (default "
+            "quick for SAEs of the embedded model, canonical for others)",
             choices=PRESETS,
         ),
         Flag("seed", "list[int]", "one or more; each is a row of its own", 42),
@@ -43,7 +44,7 @@ FLAGS = {
         Flag("device", "str | none", "cpu, cuda, cuda:1, mps (default: cuda if there is one)"),
         Flag("cache_path", "str | none", "folder of activations and probes of language models, "
              "which all SAEs share (default: sae-plugins/evaluation in the user's cache folder)"),
-        Flag("exact", "bool", "switch off every shortcut that can move a number by rounding",
+        Flag("exact", "bool", "switch off every shortcut that can move a number",
              False),
         Flag("dry_run", "bool", "say what would be done, and about what it takes; do nothing",
              False),
@@ -75,8 +76,11 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(
             "name an SAE: the folder of a run, or RELEASE:SAE_ID, before the flags; see --help"
         )
-    request = _request(sources, given, _suites(names, given, settings))
-    from sae_plugins.eval_suites.evaluation import Evaluation, EvaluationError
+    preset = given.get("preset") or default_preset(sources)
+    suites = _suites(names, preset, bool(given.get("exact")), settings)
+    request = _request(sources, given, preset, suites)
+    from sae_plugins.eval_suites.evaluation import Evaluation
+    from sae_plugins.eval_suites.manifest import EvaluationError
 
     print("loading the SAEs ...", flush=True)
     try:
@@ -170,18 +174,18 @@ def chosen_suites(given: Mapping[str, Any], settings: Iterable[str]) -> list[str
         UsageError: there is no such suite, or a setting belongs to one that is not chosen.
     """
     from sae_plugins.eval_suites import registry
-    from sae_plugins.plugin import did_you_mean
+    from sae_plugins.plugin import PluginError, did_you_mean
 
     names = list(dict.fromkeys(given.get("suite") or registry.built_in()))
     for name in names:
         try:
-            registry.check(name)
-        except registry.RegistryError as error:
+            registry.find(name)
+        except PluginError as error:
             hint = "" if "/" not in name else "; SAEs are named before the flags"
             raise UsageError(f"{error}{hint}") from error
     for key in settings:
         suite = key.partition(".")[0]
-        if suite not in registry.installed():
+        if suite not in registry.names():
             raise UsageError(
                 f"--{key}: no suite {suite!r} is installed: {did_you_mean(suite, names)}"
             )
@@ -195,32 +199,48 @@ def chosen_suites(given: Mapping[str, Any], settings: Iterable[str]) -> list[str
 
 def _load(name: str) -> Suite:
     from sae_plugins.eval_suites import registry
+    from sae_plugins.plugin import PluginError
 
     try:
         return registry.load(name)
-    except registry.RegistryError as error:
+    except PluginError as error:
         raise UsageError(str(error)) from error
 
 
 def _suites(
-    names: Iterable[str], given: Mapping[str, Any], settings: Mapping[str, list[str]]
+    names: Iterable[str], preset: str, exact: bool, settings: Mapping[str, list[str]]
 ) -> dict[str, tuple[Suite, Any]]:
     """Each suite with its settings: the preset's, without shortcuts if so wished, then the flags'.
 
     Raises:
         UsageError: a suite cannot be imported, or a setting is unknown or unfit.
     """
-    preset = given.get("preset", "canonical")
     suites = {}
     for name in names:
         suite = _load(name)
-        values = shortcuts_off(suite) if given.get("exact") else {}
+        values = shortcuts_off(suite) if exact else {}
         for key, texts in settings.items():
             whose, _, field = key.partition(".")
             if whose == name:
                 values[field] = setting_value(suite, field, texts)
         suites[name] = (suite, _validated(suite, preset, values))
     return suites
+
+
+def default_preset(sources: Iterable[str]) -> str:
+    """`quick` where every SAE is of the embedded model, which proves nothing about others."""
+    import json
+
+    from sae_plugins.world import NAME
+
+    def model(source: str) -> Any:
+        try:
+            config = json.loads((Path(source).expanduser() / "cfg.json").read_text("utf-8"))
+            return config["metadata"]["model_name"]
+        except (OSError, ValueError, LookupError, TypeError):  # said where it is loaded
+            return None
+
+    return "quick" if all(model(source) == NAME for source in sources) else "canonical"
 
 
 def shortcuts_off(suite: Suite) -> dict[str, Any]:
@@ -278,7 +298,10 @@ def _validated(suite: Suite, preset: str, values: Mapping[str, Any]) -> Any:
 
 
 def _request(
-    sources: Sequence[str], given: Mapping[str, Any], suites: Mapping[str, tuple[Suite, Any]]
+    sources: Sequence[str],
+    given: Mapping[str, Any],
+    preset: str,
+    suites: Mapping[str, tuple[Suite, Any]],
 ) -> Request:
     folder = Path(given.get("output_path", FLAGS["output_path"].default)).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -292,7 +315,7 @@ def _request(
         sources=[str(Path(s).expanduser()) if s.startswith("~") else s for s in sources],
         suites=suites,
         seeds=given.get("seed", [FLAGS["seed"].default]),
-        preset=given.get("preset", "canonical"),
+        preset=preset,
         output_path=folder,
         cache_path=Path(cache).expanduser() if cache else default_folder(),
         data=given.get("data"),
@@ -316,7 +339,7 @@ sparse probing; SAEs of synthetic models against the ground truth. An SAE is the
 any folder that SAELens or dictionary_learning saved, or RELEASE:SAE_ID from the Hugging Face Hub.
 
 examples:
-  sae-plugins evaluate runs/demo --preset quick                  minutes, offline for the demos
+  sae-plugins evaluate runs/demo                                 minutes, and offline for the demos
   sae-plugins evaluate runs/a runs/b --suite core absorption --seed 42 43 44
   sae-plugins evaluate runs/a --suite core --core.context_size 64
   sae-plugins evaluate runs/a --suite sparse-probing --sparse-probing.k_values 1 5
@@ -480,7 +503,7 @@ class _Progress:
 
 def _print_results(evaluation: Evaluation) -> None:
     """A table per suite: headline metrics by SAE, mean ± sd over seeds."""
-    from sae_plugins.eval_suites.evaluation import labels
+    from sae_plugins.eval_suites.tables import labels
 
     console = _console()
     found = evaluation.results(evaluation.rows)
@@ -498,7 +521,7 @@ def _table(suite: Suite, saes: Mapping[str, Sequence[Result]], arrows: Mapping[s
     from rich.table import Table
     from rich.text import Text
 
-    from sae_plugins.eval_suites.evaluation import headlines
+    from sae_plugins.eval_suites.tables import headlines
 
     columns: dict[str, Metric] = {}
     for results in saes.values():
@@ -528,7 +551,9 @@ def _cell(results: Sequence[Result], metric: str) -> str:
 
 def _draw(evaluation: Evaluation) -> None:
     """Draw the figures of all results in the folder, and say where everything is."""
-    from sae_plugins.eval_suites.evaluation import DETAILS, FIGURES, MANIFEST, RESULTS, labels
+    from sae_plugins.eval_suites.evaluation import DETAILS, FIGURES, RESULTS
+    from sae_plugins.eval_suites.manifest import MANIFEST
+    from sae_plugins.eval_suites.tables import labels
 
     folder = evaluation.folder
     found = evaluation.results(evaluation.manifest.rows)

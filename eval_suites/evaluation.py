@@ -8,12 +8,9 @@ A result's key is a hash of what it depends on, so that a later run computes onl
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import gc
-import io
 import os
-import re
 import sys
 import tempfile
 import time
@@ -24,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from sae_plugins.eval_suites import registry
+from sae_plugins.eval_suites.manifest import MANIFEST, EvaluationError, Manifest, Row
 from sae_plugins.eval_suites.results import ModelInfo, Result, SAEInfo
 from sae_plugins.eval_suites.suite import Bench, Cost, Scores, Suite, SuiteError
+from sae_plugins.eval_suites.tables import details_table, results_table
 from sae_plugins.runs import lock, versions, write
 
 if TYPE_CHECKING:
@@ -36,79 +34,13 @@ if TYPE_CHECKING:
     from sae_plugins.eval_suites.models import LanguageModel
     from sae_plugins.eval_suites.subjects import Subject
 
-MANIFEST, RESULTS, DETAILS, FIGURES = "manifest.json", "results.csv", "details.csv", "figures"
+RESULTS, DETAILS, FIGURES = "results.csv", "details.csv", "figures"
 VERSIONS = ("sae-plugins", "sae-bench", "sae-lens", "transformer-lens", "torch", "numpy", "python")
 KEYED_VERSIONS = ("sae-bench", "sae-lens")
 """Other versions than these do not make a result another one."""
 DATA = ("world", "hub")
 """What `Request.data` may be besides a folder."""
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
-
-
-class EvaluationError(Exception):
-    """The evaluation as a whole cannot start or go on; the message says what is kept."""
-
-
-class Row(BaseModel):
-    """One suite's verdict about one SAE with one seed, or that it is still to come."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    suite: str
-    sae: str
-    """The SAE's name; its source where it could not be loaded."""
-    source: str
-    sae_hash: str | None = None
-    seed: int
-    status: Literal["planned", "running", "ok", "failed", "not applicable"] = "planned"
-    reason: str | None = None
-    file: str | None = None
-    """The `Result`, relative to the output folder."""
-
-    def replaces(self, earlier: Row) -> bool:
-        """Whether both are about the same suite, seed and SAE."""
-        return (self.suite, self.seed) == (earlier.suite, earlier.seed) and (
-            self.source == earlier.source
-            or (self.sae_hash is not None and self.sae_hash == earlier.sae_hash)
-        )
-
-
-class Manifest(BaseModel):
-    """What an output folder holds, of all evaluations into it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: Literal[1] = 1
-    revisions: dict[str, str] = {}
-    """Commits of the datasets that were read, so that later evaluations read the same."""
-    models: dict[str, str] = {}
-    """Hashes of the language models by name."""
-    rows: list[Row] = []
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """The manifest in a folder; an empty one where there is none.
-
-        Raises:
-            EvaluationError: the file is damaged.
-        """
-        try:
-            return cls.model_validate_json((folder / MANIFEST).read_text("utf-8"))
-        except FileNotFoundError:
-            return cls()
-        except (OSError, ValueError) as error:
-            raise EvaluationError(
-                f"{folder / MANIFEST} cannot be read: remove it (results that are there are found "
-                f"again), or choose another folder: {type(error).__name__}"
-            ) from error
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Add rows, in place of earlier ones about the same, and sort."""
-        rows = list(rows)
-        earlier = [old for old in self.rows if not any(row.replaces(old) for row in rows)]
-        self.rows = sorted(
-            [*earlier, *rows], key=lambda row: (row.suite, row.sae, row.sae_hash or "", row.seed)
-        )
 
 
 @dataclass(frozen=True)
@@ -532,8 +464,8 @@ class Evaluation:
         """Write the manifest, and the tables of all its rows."""
         self._save_manifest()
         results = self.results(self.manifest.rows)
-        self._write(Path(RESULTS), _results_table(results))
-        self._write(Path(DETAILS), _details_table(results))
+        self._write(Path(RESULTS), results_table(results))
+        self._write(Path(DETAILS), details_table(results))
 
     def _save_manifest(self) -> None:
         self._write(Path(MANIFEST), self.manifest.model_dump_json(indent=1) + "\n")
@@ -642,81 +574,3 @@ def _reason(error: Exception) -> str:
         return text
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__
-
-
-# -- tables ----------------------------------------------------------------------------------------
-
-
-def labels(rows: Iterable[Row]) -> dict[str, str]:
-    """What to call each SAE, by hash: its name, and a part of the hash where names are alike."""
-    names = {row.sae_hash: row.sae for row in rows if row.sae_hash is not None}
-    alike = list(names.values())
-    return {h: f"{n}-{h[:8]}" if alike.count(n) > 1 else n for h, n in names.items()}
-
-
-def headlines(suite: Suite, result: Result) -> list[tuple[str, Any]]:
-    """The suite's headline metrics that a result has, each with its `Metric`, in their order."""
-    found = []
-    for metric in suite.metrics:
-        pattern = re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(metric.name))
-        names = [name for name in result.metrics if re.fullmatch(pattern, name)]
-        found += [(name, metric) for name in sorted(names, key=_natural) if metric.headline]
-    return found
-
-
-def _headline_names(result: Result) -> list[str]:
-    """Of all metrics where the suite is not installed any more."""
-    try:
-        return [name for name, _ in headlines(registry.load(result.suite), result)]
-    except registry.RegistryError:
-        return list(result.metrics)
-
-
-def _natural(text: str) -> list[Any]:
-    """A sort key that puts top_5 before top_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
-
-
-def _results_table(results: Sequence[tuple[Row, Result]]) -> str:
-    names = labels(row for row, _ in results)
-    rows = []
-    for row, result in results:
-        for metric in sorted(_headline_names(result), key=_natural):
-            value = result.metrics[metric]
-            rows.append({
-                "suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed,
-                "metric": metric, "value": value.value, "n": value.n, "std": value.std,
-                "status": result.status, "sae_hash": result.sae.hash, "preset": result.preset,
-                "architecture": result.sae.architecture, "d_in": result.sae.d_in,
-                "d_sae": result.sae.d_sae, "hook_name": result.sae.hook_name,
-                "model": result.model.name if result.model else None,
-                "seconds": result.seconds, "cpu_seconds": result.cpu_seconds,
-            })  # fmt: skip
-    return _csv(RESULT_COLUMNS, rows)
-
-
-RESULT_COLUMNS = (
-    *("suite", "sae", "seed", "metric", "value", "n", "std", "status", "sae_hash", "preset"),
-    *("architecture", "d_in", "d_sae", "hook_name", "model", "seconds", "cpu_seconds"),
-)
-DETAIL_COLUMNS = ("suite", "sae", "seed", "item", "metric", "value")
-
-
-def _details_table(results: Sequence[tuple[Row, Result]]) -> str:
-    names = labels(row for row, _ in results)
-    rows = [
-        {"suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed, "item": item,
-         "metric": metric, "value": value}
-        for row, result in results
-        for item in sorted(result.details, key=_natural)
-        for metric, value in sorted(result.details[item].items())
-    ]  # fmt: skip
-    return _csv(DETAIL_COLUMNS, rows)
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()

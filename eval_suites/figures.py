@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from sae_plugins.eval_suites.results import Result
-from sae_plugins.figures import COLOURS, GREY, INK, _plain, save
+from sae_plugins.figures import COLOURS, GREY, INK, plain, save
 
 Labelled = Mapping[str, Sequence[Result]]
 """The results of one suite by the SAE's label, one per seed."""
@@ -69,8 +69,7 @@ def core_overview(saes: Labelled) -> Figure | None:
     panel.set_xlim(max(-1.0, 1.1 * lowest), 1.02)
     panel.set_xlabel("share that the SAE keeps (1 is perfect)")
     _title(panel, "Reconstruction", saes)
-    _plain(panel, grid="both")
-    panel.grid(visible=False, axis="y")
+    plain(panel, grid="x")
     panel.margins(y=0.03)
     _legend(figure, list(SHARES.values()), panel)
     return figure
@@ -104,7 +103,7 @@ def absorption_by_letter(saes: Labelled) -> Figure | None:
     panel.set_xlabel("first letter (those that the language model's own probe knows)")
     panel.set_ylabel("full absorption rate\n(share of words; lower is better)")
     _title(panel, "Feature absorption by first letter", saes)
-    _plain(panel, grid="y")
+    plain(panel, grid="y")
     _legend(figure, list(saes), panel)
     return figure
 
@@ -182,7 +181,7 @@ def _lines(saes: Labelled, pattern: str, x: str, y: str, title: str) -> Figure |
     panel.set_xlabel(x)
     panel.set_ylabel(y)
     _title(panel, title, saes)
-    _plain(panel, grid="both")
+    plain(panel, grid="both")
     _legend(figure, list(saes), panel)
     return figure
 

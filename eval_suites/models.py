@@ -55,7 +55,8 @@ def load_language_model(name: str, device: str, dtype: str | None = None) -> Lan
         reason = str(error).splitlines()[0]
         raise SuiteError(f"device {device!r} cannot be used: {reason}; try cpu") from error
     if name == world.NAME:
-        hooked = world.load_hooked_transformer(device, dtype)
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar for its 46 tensors
+            hooked = world.load_hooked_transformer(device, dtype)
     else:
         hooked = _from_transformer_lens(name, device, getattr(torch, dtype))
     return LanguageModel(name, hooked, _hash(hooked), dtype, device)

@@ -5,13 +5,10 @@ Only the suites that the user names are imported, so a broken one harms nobody e
 
 from __future__ import annotations
 
-import ast
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from sae_plugins.plugin import did_you_mean
-from sae_plugins.registry import Installed, _class_definition
+from sae_plugins import registry
+from sae_plugins.registry import Installed
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.suite import Suite
@@ -19,68 +16,42 @@ if TYPE_CHECKING:
 GROUP = "sae_plugins.eval_suites"
 
 
-class RegistryError(Exception):
-    """A suite is not installed, or what is installed is no suite; the message says which."""
-
-
-@cache
-def installed() -> dict[str, Installed]:
-    """Every installed suite by name; nothing is imported. The first of two namesakes counts."""
-    found: dict[str, Installed] = {}
-    for point in entry_points(group=GROUP):
-        owner, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
-        found.setdefault(point.name, Installed(point.name, point.value, owner, version))
-    return dict(sorted(found.items()))
+def names() -> list[str]:
+    """The names of all installed suites."""
+    return list(registry.installed(GROUP))
 
 
 def built_in() -> list[str]:
     """The names of the suites that come with this package."""
-    return [name for name, entry in installed().items() if entry.distribution == "sae-plugins"]
+    return [
+        name
+        for name, entries in registry.installed(GROUP).items()
+        if any(entry.distribution == "sae-plugins" for entry in entries)
+    ]
 
 
 def summaries() -> dict[str, str]:
-    """The first sentence of each suite's docstring by name, read without importing."""
-    nodes = {name: _class_definition(entry.target) for name, entry in installed().items()}
-    return {
-        name: (ast.get_docstring(node) or "").split("\n")[0] if node else ""
-        for name, node in nodes.items()
-    }
+    """The first line of each suite's docstring by name, read without importing."""
+    found = registry.installed(GROUP)
+    return {name: registry.summary(entries[0]) for name, entries in found.items()}
 
 
-def check(name: str) -> None:
-    """Refuse a name that no suite has; nothing is imported.
+def find(name: str) -> Installed:
+    """The entry point of a suite; nothing is imported.
 
     Raises:
-        RegistryError: it suggests near names.
+        PluginError: there is none, or there are two.
     """
-    if name not in installed():
-        raise RegistryError(
-            f"no suite {name!r} is installed: {did_you_mean(name, installed())} "
-            "(`sae-plugins evaluate --help` shows all)"
-        )
+    return registry.find(name, GROUP, "suite", "sae-plugins evaluate --help")
 
 
 def load(name: str) -> Suite:
     """Import the suite called `name`.
 
     Raises:
-        RegistryError: no such name, its module does not import, or what it names is no suite.
+        PluginError: there is none, or it is broken.
     """
     from sae_plugins.eval_suites.suite import Suite
 
-    check(name)
-    entry = installed()[name]
-    whose = f"the suite {name!r} of {entry.distribution} {entry.version}"
-    try:
-        loaded = EntryPoint(entry.name, entry.target, GROUP).load()
-    except Exception as error:
-        raise RegistryError(
-            f"{whose} cannot be imported from {entry.target}: {type(error).__name__}: {error}"
-        ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Suite)):
-        raise RegistryError(f"{whose} is {loaded!r}: it must be a subclass of {Suite.__name__}")
-    if loaded.__dict__.get("name", loaded.name) != name:
-        raise RegistryError(
-            f"{whose} calls itself {loaded.name!r}: name its entry point so, or the other way round"
-        )
-    return loaded()
+    suite: Suite = registry.import_class(find(name), "suite", (Suite,))()
+    return suite

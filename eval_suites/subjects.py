@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Subject:
     """An SAE to be evaluated, and what is known about it."""
 
     name: str
-    """Safe as a part of a file's name; not unique, see `names_of`."""
+    """Safe as a part of a file's name; not unique."""
     source: str
     """As the user gave it."""
     hash: str
@@ -125,23 +125,6 @@ def load_subject(source: str, device: str = "cpu") -> Subject:
                 f"{source} {is_file or 'is no folder; name one, or give RELEASE:SAE_ID'}"
             )
     return _subject(name, source, sae, facts)
-
-
-def names_of(subjects: Iterable[Subject]) -> dict[str, Subject]:
-    """Subjects by a name that only they have, each SAE once however often it is given.
-
-    Namesakes get a part of their hash appended. Names that differ in case only are the same on some
-    file systems.
-    """
-    unique = {subject.hash: subject for subject in reversed(list(subjects))}
-    ordered = list(reversed(unique.values()))
-    taken = [subject.name.lower() for subject in ordered]
-    return {
-        subject.name
-        if taken.count(subject.name.lower()) == 1
-        else f"{subject.name}-{subject.hash[:8]}": subject
-        for subject in ordered
-    }
 
 
 # -- from where ---------------------------------------------------------------------------------

@@ -79,7 +79,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Bench:
-    """What SAEs at one hook of one language model are evaluated with."""
+    """What SAEs at one hook of one language model are evaluated with.
+
+    `model` and `data` are there for suites that need a model only.
+    """
 
     model: LanguageModel
     hook_name: str

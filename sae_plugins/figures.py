@@ -84,7 +84,7 @@ def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 zorder=0.5,
                 label="features changed" if place == 0 else None,
             )
-        _plain(panel, grid="y")
+        plain(panel, grid="y")
     labels = loss.get_legend_handles_labels()[1]
     if labels:
         # above the panel, where it covers no data
@@ -115,7 +115,7 @@ def firing_by_position(snapshots: Sequence[Snapshot], d_sae: int) -> Figure:
         panel.set_ylim(floor / 1.8, 1.5)  # silent features are drawn at the floor
         panel.set_xlabel("feature position")
         _count_axis(panel, d_sae, ticks=5)
-        _plain(panel, grid="both")
+        plain(panel, grid="both")
     panels[0].set_ylabel("firing frequency\n(share of tokens, log scale)")
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
@@ -214,7 +214,7 @@ def _scale(panel: Axes, values: NDArray[np.float64]) -> bool:
     return log
 
 
-def _plain(panel: Axes, grid: Literal["y", "both"]) -> None:
+def plain(panel: Axes, grid: Literal["x", "y", "both"]) -> None:
     """A light grid, no box, and sizes that do not depend on the user's settings."""
     panel.grid(True, axis=grid, color="#e6e6e6", linewidth=0.8)
     panel.set_axisbelow(True)

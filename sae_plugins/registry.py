@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 from sae_plugins.plugin import Method, Plugin, PluginError, did_you_mean
 
@@ -29,16 +30,16 @@ class Installed:
     version: str
 
 
-def installed() -> dict[str, list[Installed]]:
-    """Everything that is installed, by name; nothing is imported."""
-    return _installed(tuple(sys.path))
+def installed(group: str = GROUP) -> dict[str, list[Installed]]:
+    """Everything that is installed in a group, by name; nothing is imported."""
+    return _installed(group, tuple(sys.path))
 
 
 @cache
-def _installed(path: tuple[str, ...]) -> dict[str, list[Installed]]:
+def _installed(group: str, path: tuple[str, ...]) -> dict[str, list[Installed]]:
     found: dict[str, list[Installed]] = {}
     about = cache(lambda dist: (dist.name, dist.version))  # which read its whole metadata
-    for point in entry_points(group=GROUP):
+    for point in entry_points(group=group):
         distribution, version = about(point.dist) if point.dist else ("?", "?")
         entry = Installed(point.name, point.value, distribution, version)
         if entry not in found.setdefault(point.name, []):  # sys.path may list a folder twice
@@ -46,43 +47,72 @@ def _installed(path: tuple[str, ...]) -> dict[str, list[Installed]]:
     return dict(sorted(found.items()))
 
 
+def find(name: str, group: str, what: str, where: str) -> Installed:
+    """The entry point called `name`; nothing is imported.
+
+    Args:
+        name: as the user gave it.
+        group: of entry points.
+        what: a word for what is in this group.
+        where: the command that shows all.
+
+    Raises:
+        PluginError: no such name (with suggestions), or two distributions bring it.
+    """
+    if name not in installed(group):
+        _installed.cache_clear()  # it may have been installed meanwhile, as notebooks do
+    entries = installed(group)
+    if name not in entries:
+        raise PluginError(
+            f"no {what} {name!r} is installed: {did_you_mean(name, entries)} (`{where}` shows all)"
+        )
+    if len(entries[name]) > 1:
+        owners = " and ".join(f"{entry.distribution} ({entry.target})" for entry in entries[name])
+        raise PluginError(f"two distributions bring a {what} {name!r}: {owners}; uninstall one")
+    return entries[name][0]
+
+
+def import_class(entry: Installed, what: str, bases: Sequence[type]) -> type[Any]:
+    """Import what an entry point names.
+
+    Raises:
+        PluginError: its module does not import, or what it names is no subclass of `bases`, or is
+            called otherwise.
+    """
+    try:
+        loaded = EntryPoint(entry.name, entry.target, "").load()
+    except Exception as error:
+        raise PluginError(
+            f"{what} {entry.name!r} of {entry.distribution} {entry.version} cannot be imported "
+            f"from {entry.target}: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, tuple(bases))):
+        names = " or ".join(_public_name(base) for base in bases)
+        raise PluginError(
+            f"{entry.target} of {entry.distribution} is {loaded!r}: it must be a subclass of "
+            f"{names} (the class itself, not an instance)"
+        )
+    if loaded.name != entry.name:  # type: ignore[attr-defined]
+        raise PluginError(
+            f"{entry.target} of {entry.distribution} is called {loaded.name!r}, but its entry "  # type: ignore[attr-defined]
+            f"point is called {entry.name!r}: make them equal"
+        )
+    return loaded
+
+
+def _public_name(base: type) -> str:
+    module = base.__module__.removesuffix(".plugin")  # whose classes `sae_plugins` shows
+    return f"{module}.{base.__name__}"
+
+
 def load(name: str) -> type[Plugin] | type[Method]:
     """Import the plugin or method called `name`.
 
     Raises:
-        PluginError: no such name (with suggestions), two distributions bring it, its module does
-            not import, or what it names is no plugin.
+        PluginError: there is none, or it is broken: see `find` and `import_class`.
     """
-    if name not in installed():
-        _installed.cache_clear()  # it may have been installed meanwhile, as notebooks do
-    entries = installed()
-    if name not in entries:
-        raise PluginError(
-            f"no plugin {name!r} is installed: {did_you_mean(name, entries)} "
-            "(`sae-plugins plugins list` shows all)"
-        )
-    if len(entries[name]) > 1:
-        owners = " and ".join(f"{entry.distribution} ({entry.target})" for entry in entries[name])
-        raise PluginError(f"two distributions bring a plugin {name!r}: {owners}; uninstall one")
-    entry = entries[name][0]
-    try:
-        loaded = EntryPoint(entry.name, entry.target, GROUP).load()
-    except Exception as error:
-        raise PluginError(
-            f"plugin {name!r} of {entry.distribution} {entry.version} cannot be imported from "
-            f"{entry.target}: {type(error).__name__}: {error}"
-        ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, (Plugin, Method))):
-        raise PluginError(
-            f"{entry.target} of {entry.distribution} is {loaded!r}: it must be a subclass of "
-            "sae_plugins.Plugin or sae_plugins.Method (the class itself, not an instance)"
-        )
-    if loaded.name != name:
-        raise PluginError(
-            f"{entry.target} of {entry.distribution} is called {loaded.name!r}, but its entry "
-            f"point is called {name!r}: make them equal"
-        )
-    return loaded
+    entry = find(name, GROUP, "plugin", "sae-plugins plugins list")
+    return import_class(entry, "plugin", (Plugin, Method))
 
 
 @dataclass(frozen=True)
@@ -101,10 +131,15 @@ def listing() -> Iterator[Listing]:
     for entries in installed().values():
         for entry in entries:
             node = _class_definition(entry.target)
-            summary = (ast.get_docstring(node) or "").split("\n")[0] if node else ""
             bases = [ast.unparse(base) for base in node.bases] if node else []
             kind = "method" if any(base.endswith("Method") for base in bases) else "mechanism"
-            yield Listing(entry.name, kind, summary, entry.distribution, entry.version)
+            yield Listing(entry.name, kind, summary(entry), entry.distribution, entry.version)
+
+
+def summary(entry: Installed) -> str:
+    """The first line of the docstring of what an entry point names, read without importing."""
+    node = _class_definition(entry.target)
+    return (ast.get_docstring(node) or "").split("\n")[0] if node else ""
 
 
 def _class_definition(target: str) -> ast.ClassDef | None:

@@ -16,6 +16,7 @@ from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.results import Value
 from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite, SuiteError
 from sae_plugins.eval_suites.suite import Settings as SuiteSettings
+from sae_plugins.registry import Installed
 
 
 class Settings(SuiteSettings):
@@ -71,8 +72,8 @@ def load_subject(source, device):
 def run(monkeypatch, tmp_path, capsys):
     """The exit code and what was printed by a command line, with dummies for suites."""
     suites = {"dummy": Dummy, "fussy": Fussy}
-    entries = {name: registry.Installed(name, f"x:{name}", "sae-plugins", "1") for name in suites}
-    monkeypatch.setattr(registry, "installed", lambda: entries)
+    entries = {name: [Installed(name, f"x:{name}", "sae-plugins", "1")] for name in suites}
+    monkeypatch.setattr("sae_plugins.registry.installed", lambda group: entries)
     monkeypatch.setattr(registry, "load", lambda name: suites[name]())
 
     def data_source(name, *_):

@@ -15,10 +15,12 @@ from pydantic import Field
 
 from sae_plugins.eval_suites import evaluation as module
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.evaluation import Evaluation, EvaluationError, Manifest, Request
+from sae_plugins.eval_suites.evaluation import Evaluation, Request
+from sae_plugins.eval_suites.manifest import EvaluationError, Manifest
 from sae_plugins.eval_suites.results import Result, Value
 from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteError
 from sae_plugins.eval_suites.suite import Settings as SuiteSettings
+from sae_plugins.plugin import PluginError
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -218,10 +220,10 @@ def _installed(monkeypatch):
 
     def load(name):
         if name not in known:
-            raise registry.RegistryError(name)
+            raise PluginError(name)
         return known[name]()
 
-    monkeypatch.setattr(module.registry, "load", load)
+    monkeypatch.setattr(registry, "load", load)
 
 
 def test_a_second_run_computes_nothing_and_changes_no_byte(evaluate):
@@ -431,7 +433,7 @@ def test_a_forecast_changes_nothing_and_counts_shared_work_once(evaluate, loader
 
 ENTRIES = [
     ("nowhere", "no_such_module:Suite", "cannot be imported from no_such_module:Suite"),
-    ("dummy", "pathlib:Path", "it must be a subclass of Suite"),
+    ("dummy", "pathlib:Path", "it must be a subclass of sae_plugins.eval_suites.suite.Suite"),
     ("misspelt", None, "no suite 'misspelt' is installed"),
 ]
 
@@ -439,7 +441,7 @@ ENTRIES = [
 @pytest.mark.parametrize(("name", "target", "words"), ENTRIES)
 def test_a_broken_suite_is_named(monkeypatch, name, target, words):
     monkeypatch.undo()  # of `_installed`
-    entries = {name: registry.Installed(name, target, "theirs", "2.1")} if target else {}
-    monkeypatch.setattr(registry, "installed", lambda: entries)
-    with pytest.raises(registry.RegistryError, match=words):
+    entries = {name: [registry.Installed(name, target, "theirs", "2.1")]} if target else {}
+    monkeypatch.setattr("sae_plugins.registry.installed", lambda group: entries)
+    with pytest.raises(PluginError, match=words):
         registry.load(name)

@@ -14,7 +14,8 @@ from sae_lens import SAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 
-from sae_plugins.eval_suites.subjects import _LOADERS, Subject, load_subject, names_of
+from sae_plugins.eval_suites.saebench import CUSTOM_LOADERS
+from sae_plugins.eval_suites.subjects import Subject, load_subject
 from sae_plugins.eval_suites.suite import SuiteError
 
 D_IN, D_SAE = 16, 24
@@ -229,19 +230,6 @@ def test_one_number_is_another_hash(tmp_path, name):
     assert load_subject(str(tmp_path / "b")).hash != first.hash
 
 
-def test_namesakes_are_told_apart_and_repeats_left_out(tmp_path):
-    one = load_subject(str(saved(tmp_path / "x" / "run")))
-    again = load_subject(str(saved(tmp_path / "y" / "run")))
-    other = load_subject(str(saved(tmp_path / "z" / "RUN", "topk")))
-    third = load_subject(str(saved(tmp_path / "third", "gated")))
-
-    named = names_of([one, other, again, third])
-    assert named == {
-        f"run-{one.hash[:8]}": one, f"RUN-{other.hash[:8]}": other, "third": third
-    }  # fmt: skip
-    assert list(names_of([one, again])) == ["run"]
-
-
 def test_names_are_safe_in_files(tmp_path):
     strange = tmp_path / ("..seed 1: ü x" + "y" * 80)
     name = load_subject(str(saved(strange))).name
@@ -417,7 +405,7 @@ def dictionary(folder: Path, kind: str, **trainer: Any) -> dict[str, torch.Tenso
     return tensors
 
 
-@pytest.mark.parametrize("kind", _LOADERS)
+@pytest.mark.parametrize("kind", CUSTOM_LOADERS)
 def test_dictionary_learning_in_saebench(tmp_path, capsys, kind):
     from sae_bench.evals.core.main import get_featurewise_weight_based_metrics
     from sae_bench.sae_bench_utils.general_utils import _standardize_sae_cfg
@@ -480,10 +468,10 @@ def test_pickled_code_is_never_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_saebench_has_no_other_loaders():
-    from sae_bench.custom_saes.run_all_evals_dictionary_learning_saes import TRAINER_LOADERS
+    from sae_bench.custom_saes.run_all_evals_dictionary_learning_saes import TRAINERCUSTOM_LOADERS
 
     own = {
         kind: f"{load.__module__}.{load.__name__}".removeprefix("sae_bench.custom_saes.")
-        for kind, load in TRAINER_LOADERS.items()
+        for kind, load in TRAINERCUSTOM_LOADERS.items()
     }
-    assert own == _LOADERS
+    assert own == CUSTOM_LOADERS

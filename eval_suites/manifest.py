@@ -1,0 +1,77 @@
+"""What an output folder holds: a row for each suite, SAE and seed, in `manifest.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+MANIFEST = "manifest.json"
+
+
+class EvaluationError(Exception):
+    """The evaluation as a whole cannot start or go on; the message says what is kept."""
+
+
+class Row(BaseModel):
+    """One suite's verdict about one SAE with one seed, or that it is still to come."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    suite: str
+    sae: str
+    """The SAE's name; its source where it could not be loaded."""
+    source: str
+    sae_hash: str | None = None
+    seed: int
+    status: Literal["planned", "running", "ok", "failed", "not applicable"] = "planned"
+    reason: str | None = None
+    file: str | None = None
+    """The `Result`, relative to the output folder."""
+
+    def replaces(self, earlier: Row) -> bool:
+        """Whether both are about the same suite, seed and SAE."""
+        return (self.suite, self.seed) == (earlier.suite, earlier.seed) and (
+            self.source == earlier.source
+            or (self.sae_hash is not None and self.sae_hash == earlier.sae_hash)
+        )
+
+
+class Manifest(BaseModel):
+    """What an output folder holds, of all evaluations into it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    revisions: dict[str, str] = {}
+    """Commits of the datasets that were read, so that later evaluations read the same."""
+    models: dict[str, str] = {}
+    """Hashes of the language models by name."""
+    rows: list[Row] = []
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest in a folder; an empty one where there is none.
+
+        Raises:
+            EvaluationError: the file is damaged.
+        """
+        try:
+            return cls.model_validate_json((folder / MANIFEST).read_text("utf-8"))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError) as error:
+            raise EvaluationError(
+                f"{folder / MANIFEST} cannot be read: remove it (results that are there are found "
+                f"again), or choose another folder: {type(error).__name__}"
+            ) from error
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add rows, in place of earlier ones about the same, and sort."""
+        rows = list(rows)
+        earlier = [old for old in self.rows if not any(row.replaces(old) for row in rows)]
+        self.rows = sorted(
+            [*earlier, *rows], key=lambda row: (row.suite, row.sae, row.sae_hash or "", row.seed)
+        )
