@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PRESETS = ("canonical", "quick", "paper")
 """`suite.PRESETS`, without its imports; a test compares them."""
+PAPERS_PLACE = ("gemma-2-2b", "blocks.19.hook_resid_post")
 SEEDS = 2**32
 """numpy takes no seeds from here on."""
 
@@ -455,9 +456,17 @@ def _print_plan(evaluation: Evaluation) -> None:
     }
     for name, value in shown.items():
         print(f"{name:<10}{value}")
-    for note in evaluation.notes:
+    for note in [*evaluation.notes, *_paper_notes(evaluation)]:
         print(f"note: {note}")
     print(flush=True)
+
+
+def _paper_notes(evaluation: Evaluation) -> list[str]:
+    model, hook = PAPERS_PLACE
+    others = [s.name for s in evaluation.subjects if (s.model_name, s.hook_name) != PAPERS_PLACE]
+    if evaluation.request.preset != "paper" or not others:
+        return []
+    return [f"the papers' SAEs are of {model} at {hook}; not so {', '.join(others)}"]
 
 
 class _Progress:

@@ -6,7 +6,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from sae_plugins.eval_suites import saebench
 from sae_plugins.eval_suites.results import Value
+from sae_plugins.eval_suites.shared_model import SharedModel
+from sae_plugins.eval_suites.subjects import Subject
 from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
 
 PROMPT_TOKENS = 90
@@ -56,7 +59,7 @@ class Absorption(Suite):
                "neither"),
     )  # fmt: skip
 
-    def refusal(self, subject: Any) -> str | None:
+    def refusal(self, subject: Subject) -> str | None:
         expected = f"blocks.{subject.hook_layer}.hook_resid_post"
         if subject.hook_name == expected and subject.hook_head_index is None:
             return None
@@ -65,17 +68,14 @@ class Absorption(Suite):
             f"{subject.hook_name}"
         )
 
-    def cost(self, subject: Any, settings: AbsorptionSettings) -> Cost:
+    def cost(self, subject: Subject, settings: AbsorptionSettings) -> Cost:
         words = 5_000 if subject.d_in < 1000 else 60_000  # single tokens of letters alone
         return Cost(
             int(1.2 * words * PROMPT_TOKENS), (60 + settings.max_k_value) * words,
-            2 * words * subject.d_in * 4,
+            2 * words * saebench.bytes_of_activation(subject),
         )  # fmt: skip
 
     def prepare(self, bench: Bench, settings: AbsorptionSettings, seed: int) -> Any:
-        from sae_plugins.eval_suites import saebench
-        from sae_plugins.eval_suites.shared_model import SharedModel
-
         bench.stage("the language model's first letters")
         layer = saebench.layer_of(bench.hook_name)
         probe = saebench.first_letter_probe(bench, layer, TEMPLATE, POSITION, seed)
@@ -84,10 +84,8 @@ class Absorption(Suite):
         return shared, probe
 
     def evaluate(
-        self, subject: Any, bench: Bench, settings: AbsorptionSettings, seed: int, prepared: Any
+        self, subject: Subject, bench: Bench, settings: AbsorptionSettings, seed: int, prepared: Any
     ) -> Scores:
-        from sae_plugins.eval_suites import saebench
-
         bench.stage("absorption")
         if settings.max_k_value > subject.d_sae or subject.d_sae < 10:
             raise SuiteError(f"the SAE has only {subject.d_sae} latents")

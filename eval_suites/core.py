@@ -7,8 +7,12 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from sae_plugins.eval_suites import saebench
 from sae_plugins.eval_suites.results import Value
+from sae_plugins.eval_suites.shared_model import SharedModel
+from sae_plugins.eval_suites.subjects import Subject
 from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
+from sae_plugins.heldout import Sums
 
 TOKENS_PER_DOCUMENT = 100
 """Fewer than documents of open text have on average: bounds how many were trained on."""
@@ -92,23 +96,18 @@ class Core(Suite):
                "largest cosine of a decoder direction with another, mean", "lower"),
     )  # fmt: skip
 
-    def cost(self, subject: Any, settings: CoreSettings) -> Cost:
+    def cost(self, subject: Subject, settings: CoreSettings) -> Cost:
         batch = settings.batch_size_prompts * settings.context_size
         reconstruction = settings.n_eval_reconstruction_batches * batch
         tokens = reconstruction + settings.n_eval_sparsity_variance_batches * batch
-        return Cost(tokens, tokens, tokens * subject.d_in * 4)
+        return Cost(tokens, tokens, tokens * saebench.bytes_of_activation(subject))
 
     def prepare(self, bench: Bench, settings: CoreSettings, seed: int) -> Any:
-        from sae_plugins.eval_suites.shared_model import SharedModel
-
         return SharedModel(bench.model, bench.hook_name, bench.cache)
 
     def evaluate(
-        self, subject: Any, bench: Bench, settings: CoreSettings, seed: int, prepared: Any
+        self, subject: Subject, bench: Bench, settings: CoreSettings, seed: int, prepared: Any
     ) -> Scores:
-        from sae_plugins.eval_suites import saebench
-        from sae_plugins.heldout import Sums
-
         bench.stage("reconstruction")
         sae = subject.copy(bench.model.device, bench.model.dtype)
         skip, notes = _documents_to_skip(subject, settings)
@@ -145,7 +144,7 @@ class Core(Suite):
         ], raw=raw)  # fmt: skip
 
 
-def _documents_to_skip(subject: Any, settings: CoreSettings) -> tuple[int, list[str]]:
+def _documents_to_skip(subject: Subject, settings: CoreSettings) -> tuple[int, list[str]]:
     """How many documents to leave out, and what is to be said about it."""
     if settings.skip_documents is not None or subject.dataset != settings.dataset:
         return settings.skip_documents or 0, []

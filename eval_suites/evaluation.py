@@ -339,7 +339,7 @@ class Evaluation:
     def _of_group(self, tasks: Sequence[_Task], tools: _Tools) -> None:
         """Prepare once, then evaluate each SAE."""
         from sae_plugins.eval_suites.cache import Cache
-        from sae_plugins.eval_suites.models import check_hook
+        from sae_plugins.eval_suites.models import check_d_in, check_hook
         from sae_plugins.eval_suites.saebench import undisturbed
 
         first = tasks[0]
@@ -371,6 +371,8 @@ class Evaluation:
                 self._start(task)
                 meter = _Meter(self.request.device)
                 try:
+                    if task.suite.needs_model:
+                        check_d_in(model, task.subject)
                     with undisturbed():
                         scores = task.suite.evaluate(
                             task.subject, bench(number, task.row.sae), task.settings, seed, prepared

@@ -13,6 +13,8 @@ from sae_plugins.eval_suites.suite import SuiteError
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+    from sae_plugins.eval_suites.subjects import Subject
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _NOT_THE_FUNCTION = ("device", "dtype", "model_name", "n_devices", "seed", "tokenizer_name")
 """Fields of a model's config that change where it runs, or name it; the weights tell the dtype."""
@@ -25,7 +27,7 @@ class LanguageModel:
     name: str
     hooked: HookedTransformer
     hash: str
-    """Of all weights, and of what the config says about the function; no name is part of it."""
+    """Of the weights, the vocabulary, and what the config says of the function; of no name."""
     dtype: str
     device: str
 
@@ -96,7 +98,9 @@ def _from_transformer_lens(name: str, device: str, dtype: Any) -> HookedTransfor
 def _hash(hooked: HookedTransformer) -> str:
     config = vars(hooked.cfg)
     function = {field: config[field] for field in config if field not in _NOT_THE_FUNCTION}
-    return fingerprint(function, dict(hooked.named_parameters()))
+    tokenizer = hooked.tokenizer
+    tokens = sorted(tokenizer.get_vocab().items()) if tokenizer is not None else None
+    return fingerprint(function, dict(hooked.named_parameters()), tokens)
 
 
 def check_hook(model: LanguageModel, hook_name: str) -> None:
@@ -111,6 +115,29 @@ def check_hook(model: LanguageModel, hook_name: str) -> None:
 
     known = [name for name in model.hooked.hook_dict if name]
     raise SuiteError(f"{model.name} has no hook {hook_name!r}; {near_hooks(hook_name, known)}")
+
+
+def check_d_in(model: LanguageModel, subject: Subject) -> None:
+    """Refuse an SAE for activations of another size than those at its hook, which must be there.
+
+    Raises:
+        SuiteError: it names both sizes.
+    """
+    import torch
+
+    shapes: list[torch.Size] = []
+    with torch.no_grad():
+        model.hooked.run_with_hooks(
+            torch.zeros((1, 1), dtype=torch.long, device=model.device),
+            return_type=None,
+            fwd_hooks=[(subject.hook_name, lambda acts, hook: shapes.append(acts.shape[2:]))],
+        )
+    size = shapes[0].numel() if subject.hook_head_index is None else shapes[0][-1]
+    if size != subject.d_in:
+        raise SuiteError(
+            f"{subject.source} takes activations of d_in {subject.d_in}, and those of {model.name} "
+            f"at {subject.hook_name} have {size}: it was trained on another model or hook"
+        )
 
 
 def why_not_loaded(error: BaseException) -> str:

@@ -180,6 +180,12 @@ def default_dtype(model_name: str) -> str:
     return str(LLM_NAME_TO_DTYPE.get(_short(model_name), "float32"))
 
 
+def bytes_of_activation(subject: Subject) -> int:
+    """Bytes of one activation at an SAE's hook, as its language model is run."""
+    dtype: torch.dtype = getattr(torch, default_dtype(subject.model_name))
+    return subject.d_in * dtype.itemsize
+
+
 def default_batch_size(model_name: str) -> int:
     """The prompts that SAEBench gives to a language model at once."""
     from sae_bench.sae_bench_utils.activation_collection import LLM_NAME_TO_BATCH_SIZE
@@ -391,7 +397,8 @@ def sparse_probing(
     eval_config = SparseProbingEvalConfig(
         model_name=bench.model.name, llm_dtype=bench.model.dtype, **config
     )
-    with _running(bench, main) as folder, _probing(bench, main, need, share_probes):
+    own_seed = eval_config.random_seed if share_probes else None
+    with _running(bench, main) as folder, _probing(bench, main, need, own_seed):
         results = main.run_eval(
             eval_config, [(name, sae)], bench.model.device, str(folder / "sparse_probing"),
             save_activations=False, artifacts_path=str(folder / "artifacts"),
@@ -445,7 +452,7 @@ def scr(
     )
     with (
         _running(bench, main) as folder,
-        _probing(bench, main, need, share_probes=False),
+        _probing(bench, main, need, own_seed=None),
         replaced(main, perform_feature_ablations=all_at_once),
     ):
         results = main.run_eval(
@@ -467,7 +474,7 @@ def _only(results: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _probing(
-    bench: Bench, main: Any, need: Callable[[str], Need], share_probes: bool
+    bench: Bench, main: Any, need: Callable[[str], Need], own_seed: int | None
 ) -> Iterator[None]:
     """Read labelled data from ours, and compute the language model's part only once."""
     from sae_bench.evals.sparse_probing import probe_training
@@ -515,7 +522,7 @@ def _probing(
             return own_train(train, test, *args, **kwargs)
         bench.stage("the language model's probes")
         return _kept_probes(
-            bench.cache, share_probes, partial(own_train, train, test, *args, **kwargs),
+            bench.cache, own_seed, partial(own_train, train, test, *args, **kwargs),
             fingerprint(train, test, args, kwargs), probe_training.Probe, bench.model.device,
         )  # fmt: skip
 
@@ -531,17 +538,22 @@ def _probing(
 
 
 def _kept_probes(
-    cache: Cache, share: bool, train: Callable[[], Any], key: str, probe_class: Any, device: str
+    cache: Cache,
+    own_seed: int | None,
+    train: Callable[[], Any],
+    key: str,
+    probe_class: Any,
+    device: str,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Train probes, or take those trained before, from the same data and random state.
 
-    With `share`, they have a random state of their own, so that no SAE's use of it changes them,
+    With `own_seed`, they have a random state of their own, so that no SAE's use of it changes them,
     nor do they change what an SAE's probes draw: as in SAEBench where it finds its own cache.
     """
     before = torch.get_rng_state()
 
     def compute() -> Entry:
-        if share:
+        if own_seed is not None:
             torch.manual_seed(int(key[:15], 16))
         probes, accuracies = train()
         tensors = {"random_state": torch.get_rng_state()}
@@ -550,7 +562,7 @@ def _kept_probes(
                 tensors |= {f"{name}/{n}": t for n, t in probe.state_dict().items()}
         return tensors, {"accuracies": json.dumps(accuracies)}
 
-    key = fingerprint(key) if share else fingerprint(key, before)
+    key = fingerprint(key, before if own_seed is None else own_seed)
     tensors, texts = cache.get("probes", key, compute)
     accuracies = json.loads(texts["accuracies"])
     probes = {}
@@ -561,7 +573,7 @@ def _kept_probes(
             weight = state["net.weight"]
             probes[name] = probe_class(weight.shape[1], weight.dtype).to(device)
             probes[name].load_state_dict(state)
-    torch.set_rng_state(before if share else tensors["random_state"])
+    torch.set_rng_state(tensors["random_state"] if own_seed is None else before)
     return probes, accuracies
 
 

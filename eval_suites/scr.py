@@ -9,9 +9,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from sae_plugins.eval_suites import saebench
 from sae_plugins.eval_suites.data import Need
 from sae_plugins.eval_suites.results import Value
 from sae_plugins.eval_suites.sparse_probing import check_reported, check_whole, deviation
+from sae_plugins.eval_suites.subjects import Subject
 from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
 
 BIOS, REVIEWS = "LabHC/bias_in_bios_class_set1", "canrager/amazon_reviews_mcauley_1and5"
@@ -85,21 +87,17 @@ class SCR(Suite):
                "one to that of the other", "lower"),
     )  # fmt: skip
 
-    def refusal(self, subject: Any) -> str | None:
-        from sae_plugins.eval_suites import saebench
-
+    def refusal(self, subject: Subject) -> str | None:
         return saebench.refuse_heads(subject)
 
-    def cost(self, subject: Any, settings: SCRSettings) -> Cost:
+    def cost(self, subject: Subject, settings: SCRSettings) -> Cost:
         texts = (settings.train_set_size + settings.test_set_size) // 2 * _CLASSES
         tokens = texts * settings.context_length * len(settings.pairs)
-        return Cost(tokens, tokens, tokens * subject.d_in * 4)
+        return Cost(tokens, tokens, tokens * saebench.bytes_of_activation(subject))
 
     def evaluate(
-        self, subject: Any, bench: Bench, settings: SCRSettings, seed: int, prepared: Any
+        self, subject: Subject, bench: Bench, settings: SCRSettings, seed: int, prepared: Any
     ) -> Scores:
-        from sae_plugins.eval_suites import saebench
-
         check_reported(self.name, "n_values", settings.n_values, subject.d_sae)
         sae = subject.copy(bench.model.device, bench.model.dtype)
         pairs: dict[str, list[tuple[str, ...]]] = {}
@@ -171,8 +169,6 @@ def _classes(run_name: str, pairs: tuple[str, ...]) -> list[str]:
 
 def _need(dataset: str, settings: SCRSettings) -> Need:
     """The rows that SAEBench takes of each cell: more than twice the quarter of a set."""
-    from sae_plugins.eval_suites import saebench
-
     classes = [
         c for pair in settings.pairs if PAIRS[pair].startswith(dataset) for c in pair.split("/")
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_plugins.eval_suites.cache import Cache, fingerprint
+from sae_plugins.eval_suites.saebench import layer_of
 from sae_plugins.upstream import replaced
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ class SharedModel:
     """
 
     def __init__(self, model: LanguageModel, hook_name: str, cache: Cache) -> None:
-        from sae_plugins.eval_suites.saebench import layer_of
-
         self.hooked: Any = model.hooked
         self.hook_name = hook_name
         self.layer = layer_of(hook_name)

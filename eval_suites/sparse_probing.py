@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from sae_plugins.eval_suites import saebench
 from sae_plugins.eval_suites.data import Need
 from sae_plugins.eval_suites.results import Value
+from sae_plugins.eval_suites.subjects import Subject
 from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
 
 DATASETS = (
@@ -74,21 +76,22 @@ class SparseProbing(Suite):
                "neither", headline=True),
     )  # fmt: skip
 
-    def refusal(self, subject: Any) -> str | None:
-        from sae_plugins.eval_suites import saebench
-
+    def refusal(self, subject: Subject) -> str | None:
         return saebench.refuse_heads(subject)
 
-    def cost(self, subject: Any, settings: SparseProbingSettings) -> Cost:
+    def cost(self, subject: Subject, settings: SparseProbingSettings) -> Cost:
         texts = (settings.probe_train_set_size + settings.probe_test_set_size) // 2 * _CLASSES
         tokens = texts * settings.context_length * len(settings.dataset_names)
-        return Cost(tokens, tokens, tokens * subject.d_in * 4)
+        return Cost(tokens, tokens, tokens * saebench.bytes_of_activation(subject))
 
     def evaluate(
-        self, subject: Any, bench: Bench, settings: SparseProbingSettings, seed: int, prepared: Any
+        self,
+        subject: Subject,
+        bench: Bench,
+        settings: SparseProbingSettings,
+        seed: int,
+        prepared: Any,
     ) -> Scores:
-        from sae_plugins.eval_suites import saebench
-
         check_reported(self.name, "k_values", settings.k_values, subject.d_sae)
         sae = subject.copy(bench.model.device, bench.model.dtype)
         config = settings.model_dump(exclude={"share_probes"}) | {
@@ -130,8 +133,6 @@ class SparseProbing(Suite):
 
 def _need(dataset: str, settings: SparseProbingSettings) -> Need:
     """The rows that SAEBench takes of each cell of a dataset, for all the sets of classes of it."""
-    from sae_plugins.eval_suites import saebench
-
     sets = [name for name in settings.dataset_names if name.startswith(dataset)]
     classes = dict.fromkeys(c for name in sets for c in saebench.classes_of(name))
     if all(name.endswith("_sentiment") for name in sets):
@@ -144,8 +145,6 @@ def _need(dataset: str, settings: SparseProbingSettings) -> Need:
 
 def check_reported(suite: str, setting: str, wanted: tuple[int, ...], d_sae: int) -> None:
     """Refuse numbers that SAEBench computes and then drops (hazard 4), or that exceed d_sae."""
-    from sae_plugins.eval_suites import saebench
-
     known = saebench.reported_numbers(suite)
     for number in wanted:
         if number not in known:

@@ -82,7 +82,11 @@ def run(monkeypatch, tmp_path, capsys):
     model = SimpleNamespace(name="gpt2", hash="m1", dtype="float32", hooked=None)
     for name, functions in {
         "subjects": {"load_subject": load_subject, "SYNTHETIC": "synthetic:"},
-        "models": {"load_language_model": lambda *_: model, "check_hook": lambda *_: None},
+        "models": {
+            "load_language_model": lambda *_: model,
+            "check_hook": lambda *_: None,
+            "check_d_in": lambda *_: None,
+        },
         "data": {"data_source": data_source},
         "saebench": {"undisturbed": nullcontext},
     }.items():

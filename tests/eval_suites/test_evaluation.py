@@ -138,7 +138,11 @@ def loaders(monkeypatch):
 
     fakes = {
         "subjects": {"load_subject": load_subject, "SYNTHETIC": "synthetic:"},
-        "models": {"load_language_model": load_language_model, "check_hook": lambda *_: None},
+        "models": {
+            "load_language_model": load_language_model,
+            "check_hook": lambda *_: None,
+            "check_d_in": lambda *_: None,
+        },
         "data": {"data_source": data_source},
         "saebench": {"undisturbed": nullcontext},
     }

@@ -1,0 +1,159 @@
+"""What goes wrong while SAEs are evaluated, by the command line, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+
+from sae_plugins import world
+from sae_plugins.entrypoints.main import main
+
+QUICK = (
+    "--suite core --core.n_eval_reconstruction_batches 1 --core.n_eval_sparsity_variance_batches 1"
+    " --core.batch_size_prompts 2 --core.context_size 16 --device cpu"
+)
+
+
+@pytest.fixture
+def sae(tmp_path: Path) -> Callable[..., Path]:
+    """A function that saves an untrained SAE and gives its folder."""
+
+    def save(name: str, seed: int = 0, d_in: int = 192, hook: str = "blocks.1.hook_resid_post",
+             change: Callable[[StandardSAE], None] = lambda sae: None) -> Path:  # fmt: skip
+        config = StandardSAEConfig(d_in=d_in, d_sae=64)
+        config.metadata.model_name, config.metadata.hook_name = world.NAME, hook
+        config.metadata.prepend_bos = True
+        torch.manual_seed(seed)
+        made = StandardSAE(config)
+        with torch.no_grad():
+            made.W_enc.normal_(std=0.1)
+            made.W_dec.copy_(torch.nn.functional.normalize(made.W_enc.T, dim=1))
+            change(made)
+        made.save_model(tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+def evaluate(saes: list[Path], out: Path, flags: str = "") -> int:
+    names = [str(sae) for sae in saes]
+    cache = str(out.parent / "cache")
+    return main(["evaluate", *names, *QUICK.split(), *flags.split(), "--output_path", str(out),
+                 "--cache_path", cache])  # fmt: skip
+
+
+def results(out: Path) -> dict[str, dict[str, Any]]:
+    """Results by SAE and seed."""
+    manifest = json.loads((out / "manifest.json").read_text())
+    rows = [row for row in manifest["rows"] if row["status"] == "ok"]
+    read = {f"{r['sae']} {r['seed']}": json.loads((out / r["file"]).read_text()) for r in rows}
+    return {name: result["metrics"] for name, result in read.items()}
+
+
+def test_bad_saes_do_not_stop_the_good_one(
+    sae: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nan(made: StandardSAE) -> None:
+        made.W_dec[3, 5] = torch.nan
+
+    saes = [
+        sae("narrow", d_in=48),
+        sae("elsewhere", hook="blocks.9.hook_resid_post"),
+        sae("broken", change=nan),
+        tmp_path / "nowhere",
+        sae("good"),
+    ]
+    assert evaluate(saes, tmp_path / "out") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "takes activations of d_in 48, and those of sae-plugins-world at" in said
+    assert "have 192: it was trained on another model or hook" in said
+    assert "sae-plugins-world has no hook 'blocks.9.hook_resid_post'; did you mean" in said
+    assert "W_dec" in said
+    assert "nowhere is no folder" in said
+    assert list(results(tmp_path / "out")) == ["good 42"]
+
+
+def test_two_saes_of_one_name(sae: Callable[..., Path], tmp_path: Path) -> None:
+    one, other = sae("first/run"), sae("second/run", seed=1)
+    assert evaluate([one, other], tmp_path / "out") == 0
+    rows = json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"]
+    scores = {
+        json.loads((tmp_path / "out" / row["file"]).read_text())["metrics"]["mse"]["value"]
+        for row in rows
+    }
+    assert len(scores) == len({row["file"] for row in rows}) == 2
+
+
+def test_a_decoder_of_other_norms_is_the_same_sae(sae: Callable[..., Path], tmp_path: Path) -> None:
+    def scaled(made: StandardSAE) -> None:
+        made.W_dec *= 4
+        made.W_enc /= 4
+        made.b_enc /= 4
+
+    assert evaluate([sae("unit"), sae("scaled", change=scaled)], tmp_path / "out") == 0
+    unit, other = results(tmp_path / "out").values()
+    for name, value in unit.items():
+        assert other[name]["value"] == pytest.approx(value["value"], rel=1e-4, abs=1e-5), name
+
+
+def test_killed_and_run_again(sae: Callable[..., Path], tmp_path: Path) -> None:
+    folder, out = sae("run"), tmp_path / "killed" / "out"
+    flags = "--seed 1 2 3"
+    child = multiprocessing.get_context("fork").Process(
+        target=evaluate, args=([folder], out, flags)
+    )
+    child.start()
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*/core-seed1-????????.json")):
+        assert child.is_alive(), "it ended before its first row"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join()
+    finished = {file: file.read_bytes() for file in out.glob("*/*.json")}
+    assert 1 <= len(results(out)) < 3
+
+    assert evaluate([folder], out, flags) == 0
+    assert not list(out.rglob("*.partial"))
+    assert {file: file.read_bytes() for file in finished} == finished
+    assert evaluate([folder], tmp_path / "whole" / "out", flags) == 0
+    assert results(out) == results(tmp_path / "whole" / "out")
+
+
+def test_two_at_once_on_one_cache(sae: Callable[..., Path], tmp_path: Path) -> None:
+    saes = [sae("a"), sae("b", seed=1)]
+    outs = [tmp_path / "out-a", tmp_path / "out-b"]
+    fork = multiprocessing.get_context("fork")
+    both = [
+        fork.Process(target=evaluate, args=([one], out, "--seed 1 2"))
+        for one, out in zip(saes, outs, strict=True)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(300)
+        assert process.exitcode == 0
+    for one, out in zip(saes, outs, strict=True):
+        alone = tmp_path / "alone" / out.name
+        assert evaluate([one], alone, "--seed 1 2") == 0
+        assert results(out) == results(alone)
+
+
+def test_a_damaged_cache_is_made_anew(sae: Callable[..., Path], tmp_path: Path) -> None:
+    assert evaluate([sae("run")], tmp_path / "out") == 0
+    entries = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert entries
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:100])
+    assert evaluate([tmp_path / "run"], tmp_path / "again") == 0
+    assert results(tmp_path / "again") == results(tmp_path / "out")
