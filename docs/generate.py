@@ -13,11 +13,15 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from sae_plugins import recipes, registry
 from sae_plugins.architectures import ARCHITECTURES
 from sae_plugins.entrypoints import plugins as shown
+from sae_plugins.entrypoints.evaluate import shortcuts_off
+from sae_plugins.eval_suites import registry as suite_registry
+from sae_plugins.eval_suites.suite import PRESETS, Suite
 from sae_plugins.plugin import Method, Plugin
 from sae_plugins.resolve import resolve
 
@@ -167,7 +171,66 @@ def composition(name: str) -> Iterator[str]:
             yield f"- `{other.name}`: {'; '.join(disagreements(method, other)) or 'none'}."
 
 
+def suite_metrics(_: str) -> Iterator[str]:
+    """What every suite reports, from the name in papers to what it means."""
+    for suite in suites():
+        yield f"### {suite.name}"
+        yield ""
+        yield inspect.cleandoc(type(suite).__doc__ or "").splitlines()[0]
+        if suite.item != Suite.item:
+            yield f"By {suite.item} in `details.csv`."
+        yield ""
+        rows = [
+            [
+                f"**{metric.paper}**" if metric.headline else metric.paper,
+                code(metric.name),
+                metric.better,
+                metric.meaning,
+            ]
+            for metric in suite.metrics
+        ]
+        yield from table(["in papers", "field", "better", "what it is"], rows)
+        yield ""
+
+
+def suite_settings(_: str) -> Iterator[str]:
+    """Every setting of every suite, with its value in each preset."""
+    for suite in suites():
+        names = [preset for preset in PRESETS if preset == PRESETS[0] or preset in suite.presets]
+        presets = [suite.settings(preset, {}) for preset in names]
+        rows = []
+        for name, field in suite.Settings.model_fields.items():
+            given = [written(getattr(preset, name)) for preset in presets]
+            changed = [now if now != given[0] else "" for now in given[1:]]
+            off = " (a shortcut: `--exact` switches it off)" if name in shortcuts_off(suite) else ""
+            rows.append(
+                [code(f"--{suite.name}.{name}"), given[0], *changed, f"{field.description}{off}"]
+            )
+        yield f"**{suite.name}**"
+        yield ""
+        yield from table(["setting", *names, "meaning"], rows)
+        yield ""
+
+
+def suite_costs(_: str) -> Iterator[str]:
+    """About what an evaluation of a Gemma-2-2B SAE takes, by suite and preset."""
+    subject: Any = SimpleNamespace(model_name="gemma-2-2b", d_in=2304, d_sae=16384)
+    rows = []
+    for suite in suites():
+        if suite.needs_model:
+            for preset in ("canonical", "quick"):
+                cost = suite.cost(subject, suite.settings(preset, {}))
+                counts = [f"{n / 1e6:.1f} M" for n in (cost.llm_tokens, cost.sae_tokens)]
+                rows.append([suite.name, preset, *counts, f"{cost.disk / 1e9:.1f} GB"])
+    yield from table(
+        ["suite", "preset", "tokens of the language model", "tokens of each SAE", "disk"], rows
+    )
+
+
 PARTS = {
+    "suite_metrics": suite_metrics,
+    "suite_settings": suite_settings,
+    "suite_costs": suite_costs,
     "methods": overview,
     "settings": settings,
     "options": options,
@@ -177,6 +240,12 @@ PARTS = {
 
 
 # -- what the methods say ----------------------------------------------------------------------
+
+
+def suites() -> list[Suite]:
+    """Our own evaluation suites; core comes first."""
+    names = sorted(suite_registry.built_in(), key=lambda name: (name != "core", name))
+    return [suite_registry.load(name) for name in names]
 
 
 def chosen(method: type[Method]) -> list[tuple[type[Plugin], Any]]:
@@ -231,6 +300,14 @@ def default_and_bounds(field: Any) -> tuple[str, str]:
 def value(values: Mapping[str, Any], key: str) -> str:
     """A setting, or nothing where it is not set."""
     return code(shown.rounded(values[key])) if key in values else ""
+
+
+def written(setting: Any) -> str:
+    """A suite's setting; of many words only how many."""
+    if isinstance(setting, tuple):
+        words = [str(each) for each in setting]
+        return f"all {len(words)}" if isinstance(setting[0], str) else code(" ".join(words))
+    return code(shown.rounded(setting))
 
 
 def code(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_plugins.runs import versions
+
 Entry = tuple[dict[str, Tensor], dict[str, str]]
 """Tensors by name, and texts by name."""
 
 DEFAULT_LIMIT = 100_000_000_000
-_SUFFIX = ".safetensors"
+_SUFFIX, _PARTIAL = ".safetensors", ".partial"
+_DAY = 24 * 60 * 60
+VERSIONS = ("sae-bench", "scikit-learn", "torch", "transformer-lens", "transformers")
+"""Distributions that compute what is kept."""
 
 
 def default_folder() -> Path:
@@ -44,6 +50,8 @@ def fingerprint(*parts: Any) -> str:
         elif isinstance(part, Mapping):
             for name in sorted(part, key=str):
                 digest.update(fingerprint(str(name), part[name]).encode())
+        elif isinstance(part, (list, tuple)):
+            digest.update(f"{type(part).__name__}{fingerprint(*part)}".encode())
         else:
             digest.update(repr(part).encode())
         digest.update(b"\0")
@@ -54,6 +62,7 @@ class Cache:
     """A bounded folder of entries; see the module's docstring."""
 
     def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT) -> None:
+        """Name the folder, and the bytes that it may hold; nothing happens yet."""
         self.folder = folder
         self.limit = limit
 
@@ -62,42 +71,52 @@ class Cache:
 
         Args:
             kind: what it is, for people who look into the folder.
-            key: a `fingerprint` of everything that it depends on.
+            key: a `fingerprint` of everything that it depends on, but the versions of libraries.
             compute: gives the entry; called at most once.
         """
-        path = self.folder / kind / (key + _SUFFIX)
+        path = self.path(kind, key)
         found = _read(path)
         if found is None:
             found = compute()
             self._write(path, found)
         return found
 
+    def path(self, kind: str, key: str) -> Path:
+        """The file of an entry."""
+        return self.folder / kind / (fingerprint(key, versions(VERSIONS)) + _SUFFIX)
+
     def _write(self, path: Path, entry: Entry) -> None:
         tensors, texts = entry
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         partial = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._make_room(size)
-            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=_PARTIAL)
             os.close(handle)
             save_file(
                 {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, texts
             )
-            os.replace(partial, path)
+            size = os.path.getsize(partial)
+            if size <= self.limit:
+                self._make_room(size)
+                os.replace(partial, path)
         except (OSError, SafetensorError):
+            pass
+        finally:
             if partial is not None:
                 Path(partial).unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used entries until so many bytes fit in."""
         entries = []
-        for file in self.folder.glob(f"*/*{_SUFFIX}"):
+        for file in self.folder.glob("*/*"):
             try:
                 status = file.stat()
             except FileNotFoundError:  # another process was faster
                 continue
-            entries.append((status.st_mtime_ns, status.st_size, file))
+            if file.name.endswith(_SUFFIX):
+                entries.append((status.st_mtime_ns, status.st_size, file))
+            elif file.name.endswith(_PARTIAL) and time.time() - status.st_mtime > _DAY:
+                file.unlink(missing_ok=True)  # of a process that was killed
         total = sum(entry[1] for entry in entries)
         for _, freed, file in sorted(entries):
             if total + size <= self.limit:

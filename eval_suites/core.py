@@ -117,15 +117,14 @@ class Core(Suite):
         def observe(acts: Tensor, codes: Tensor, out: Tensor) -> None:
             sums.add(acts, codes, out)
 
-        with prepared.answering():
-            groups, raw = saebench.core(
-                sae, subject.name, bench, text, observe,
-                n_eval_reconstruction_batches=settings.n_eval_reconstruction_batches,
-                n_eval_sparsity_variance_batches=settings.n_eval_sparsity_variance_batches,
-                eval_batch_size_prompts=settings.batch_size_prompts,
-                context_size=settings.context_size,
-                exclude_special_tokens_from_reconstruction=True,
-            )  # fmt: skip
+        groups, raw = saebench.core(
+            sae, subject.name, bench, prepared, text, observe,
+            n_eval_reconstruction_batches=settings.n_eval_reconstruction_batches,
+            n_eval_sparsity_variance_batches=settings.n_eval_sparsity_variance_batches,
+            eval_batch_size_prompts=settings.batch_size_prompts,
+            context_size=settings.context_size,
+            exclude_special_tokens_from_reconstruction=True,
+        )  # fmt: skip
         n = int(sums.tokens)
         metrics = {
             name: Value(value=value, n=n)

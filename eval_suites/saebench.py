@@ -43,6 +43,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
 import random
@@ -289,7 +290,7 @@ def custom_sae(
 
 
 def core(
-    sae: Any, name: str, bench: Bench, text: Any, observe: Any, **settings: Any
+    sae: Any, name: str, bench: Bench, shared: SharedModel, text: Any, observe: Any, **settings: Any
 ) -> tuple[dict[str, Any], str]:
     """SAEBench's core metrics by group, and its JSON.
 
@@ -297,6 +298,7 @@ def core(
         sae: a copy, which SAEBench may change.
         name: what it is called in the JSON.
         bench: the model.
+        shared: what has been computed of it before.
         text: a dataset with a column `text`.
         observe: called with activations, codes and reconstruction of every batch of the sparsity
             and variance metrics, and the mask of the tokens that count.
@@ -315,17 +317,27 @@ def core(
         @staticmethod
         def from_sae(model: Any, sae: Any, context_size: int, **_: Any) -> Any:
             store: Any = ActivationsStore.from_sae(model, sae, text, context_size=context_size)
-            own = store.get_batch_tokens
+            own, known = store.get_batch_tokens, shared.batches.setdefault(store.prepend_bos, [])
+            asked, read = itertools.count(), itertools.count()
 
             def get_batch_tokens(batch_size: int) -> Tensor:
+                number = next(asked)
+                while len(known) <= number:  # what others read before is read again, and dropped
+                    batch = next_batch(batch_size)
+                    if next(read) == len(known):
+                        known.append(batch)
+                store.last_batch = known[number]
+                found: Tensor = known[number]
+                return found
+
+            def next_batch(batch_size: int) -> Tensor:
                 try:
-                    store.last_batch = own(batch_size, raise_at_epoch_end=True)
+                    batch: Tensor = own(batch_size, raise_at_epoch_end=True)
                 except StopIteration:
                     raise SuiteError(
                         "the evaluation text ends before all batches are read: lower "
                         "--core.n_eval_sparsity_variance_batches, or give more text"
                     ) from None
-                batch: Tensor = store.last_batch
                 return batch
 
             store.get_batch_tokens = get_batch_tokens
@@ -355,6 +367,7 @@ def core(
 
     with (
         _running(bench, main) as folder,
+        shared.answering(),
         replaced(main, ActivationsStore=Store, logger=_Raising(),
                  get_sparsity_and_variance_metrics=observed),
         replaced(general_utils, retry_with_exponential_backoff=lambda **_: lambda load: load),
@@ -706,7 +719,7 @@ def absorption(
         if not results:
             found = table[table["f1_probe"] > eval_config.min_GT_probe_f1]["letter"]
             raise SuiteError(
-                f"{len(found)} first letters ({', '.join(found)}) can be read off "
+                f"{len(found)} first letters ({', '.join(found) or 'none'}) can be read off "
                 f"{bench.model.name} at {bench.hook_name} with an F1 above "
                 f"{eval_config.min_GT_probe_f1}, and {eval_config.min_feats_for_eval} are needed: "
                 "evaluate another layer, or lower --absorption.min_letters"

@@ -12,7 +12,12 @@ from torch import Tensor
 from sae_plugins.eval_suites import saebench
 from sae_plugins.eval_suites.data import Need
 from sae_plugins.eval_suites.results import Value
-from sae_plugins.eval_suites.sparse_probing import check_reported, check_whole, deviation
+from sae_plugins.eval_suites.sparse_probing import (
+    BEST_EPOCH,
+    check_reported,
+    check_whole,
+    deviation,
+)
 from sae_plugins.eval_suites.subjects import Subject
 from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
 
@@ -124,7 +129,7 @@ class SCR(Suite):
         for row in result["eval_result_details"]:
             pair = "/".join(_classes(row["dataset_name"], settings.pairs))
             details[pair] = {n: v for n, v in row.items() if n.startswith("scr_")}
-        metrics, warnings = {}, []
+        metrics, warnings = {}, [BEST_EPOCH]
         for name, value in result["eval_result_metrics"]["scr_metrics"].items():
             if value is not None:
                 each = [v for row in details.values() if (v := row.get(name)) is not None]

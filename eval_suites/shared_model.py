@@ -31,25 +31,29 @@ class SharedModel:
 
     def __init__(self, model: LanguageModel, hook_name: str, cache: Cache) -> None:
         self.hooked: Any = model.hooked
+        names = ("forward", "run_with_hooks", "to_tokens")
+        self._own = {name: getattr(self.hooked, name) for name in names}
         self.hook_name = hook_name
         self.layer = layer_of(hook_name)
         self.position: int | None = None
         """The one position of each prompt that is asked for, if it is only one."""
         self._identity = fingerprint(model.hash, model.dtype, hook_name)
         self._cache = cache
+        self.batches: dict[Any, list[Tensor]] = {}
+        """The open text that has been read, in tokens, by what it depends on besides its source."""
+        self._tokens: dict[Any, Tensor] = {}
         self._logits: dict[str, Any] = {}
         self._room = MEMORY
 
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Have the model's own methods answer in this way, while open."""
-        # an instance's attributes hide the methods of its class
-        self._own = {name: getattr(self.hooked, name) for name in ("forward", "run_with_hooks")}
         with replaced(
             self.hooked,
             forward=self._forward,
             run_with_hooks=self._run_with_hooks,
             run_with_cache=self._run_with_cache,
+            to_tokens=self._to_tokens,
         ):
             yield
 
@@ -84,6 +88,12 @@ class SharedModel:
         if not isinstance(tokens, Tensor):
             tokens = self.hooked.to_tokens(tokens)
         return None, {self.hook_name: self.activations(tokens)}
+
+    def _to_tokens(self, text: str | list[str], **kwargs: Any) -> Tensor:
+        key = (text if isinstance(text, str) else tuple(text), repr(kwargs))
+        if key not in self._tokens:
+            self._tokens[key] = self._own["to_tokens"](text, **kwargs)
+        return self._tokens[key]
 
     def _forward(self, tokens: Tensor, **kwargs: Any) -> Any:
         return self._kept("clean", tokens, kwargs, lambda: self._from_hook(tokens, None, kwargs))

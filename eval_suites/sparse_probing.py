@@ -23,6 +23,7 @@ DATASETS = (
     "fancyzhx/ag_news",
     "Helsinki-NLP/europarl",
 )
+BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
 _CLASSES = 5
 """Of a dataset, at most."""
 
@@ -126,7 +127,7 @@ class SparseProbing(Suite):
             deviations=["the language model's probes have a random state of their own"]
             if settings.share_probes
             else [],
-            warnings=["SAEBench takes the best epoch of full-code probes on the test set"],
+            warnings=[BEST_EPOCH],
             raw=raw,
         )
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sae_plugins import registry
-from sae_plugins.entrypoints import flags
+from sae_plugins.entrypoints import evaluate, flags
 from sae_plugins.entrypoints.flags import UsageError, all_flags
+from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.settings import settle
+from sae_plugins.eval_suites import registry as suite_registry
+from sae_plugins.eval_suites.tables import DETAIL_COLUMNS, RESULT_COLUMNS
 from sae_plugins.plugin import Method, Plugin, PluginError
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +38,6 @@ PARTS = {
     "Composition": ("composition",),
 }
 """The template of a method's page: its sections, in this order, and what is generated in each."""
-
-
-@pytest.fixture(autouse=True)
-def _read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is installed does not change here, and reading it for every command takes minutes."""
-    monkeypatch.setattr(registry, "installed", lambda: INSTALLED)
 
 
 def name(file: Path) -> str:
@@ -64,6 +63,40 @@ def test_a_changed_option_or_row_is_noticed() -> None:
     for said in ("`--reorder.interval` | `T` | `500`", "loss 6910.19", "`--accumulate` | `4`"):
         assert said in text
         assert GENERATE["page"](text.replace(said, "something else")) == text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "| **KL divergence score** | `kl_div_score` | higher |",  # a metric
+        "| `--core.context_size` | `128` |",  # a setting
+        "| `1 2 5` |  | `1 5 20` |",  # of the preset `paper`
+        "| scr | quick |",  # a cost
+    ],
+)
+def test_a_changed_metric_setting_or_cost_of_a_suite_is_noticed(said: str) -> None:
+    text = (DOCS / "evaluation.md").read_text("utf-8")
+    assert said in text
+    assert GENERATE["page"](text.replace(said, "something else")) == text
+
+
+def test_every_suite_and_every_column_is_on_the_page_about_evaluations() -> None:
+    text = (DOCS / "evaluation.md").read_text("utf-8")
+    headings = re.findall(r"^### (.+)$", text, re.M)
+    assert sorted(headings) == suite_registry.built_in()
+    for column in (*RESULT_COLUMNS, *DETAIL_COLUMNS):
+        assert f"`{column}`" in by_hand(text), f"nothing is said about the column {column}"
+
+
+def test_every_hazard_of_saebench_has_a_section_and_a_test() -> None:
+    text = (DOCS / "saebench-hazards.md").read_text("utf-8")
+    tests = (ROOT / "tests" / "eval_suites" / "test_hazards.py").read_text("utf-8")
+    sections = re.findall(r"^### (\d+)\. [^\n]+\n\n(.*?)(?=^#)", text, re.M | re.S)
+    assert [int(number) for number, _ in sections] == list(range(1, 24))
+    assert {int(n) for n in re.findall(r"^def test_hazard_(\d+)", tests, re.M)} == set(range(1, 24))
+    for number, section in sections:
+        said = re.findall(r"^- (\w+):", section, re.M)
+        assert said == ["Evidence", "Repair", "Here"], number
 
 
 def test_what_is_written_by_hand_stays() -> None:
@@ -146,6 +179,13 @@ def check(words: list[str]) -> None:
             given = flags.parse(arguments)
             if "resume" not in given:  # which needs the run's folder
                 settle(given)
+        case ["sae-plugins", "evaluate", *arguments]:
+            if arguments not in ([], ["--help"]):
+                sources, given, settings = evaluate.parse(arguments)
+                assert sources or given.get("list"), "it names no SAE"
+                names = evaluate.chosen_suites(given, settings)
+                preset = given.get("preset") or evaluate.default_preset(sources)
+                evaluate._suites(names, preset, bool(given.get("exact")), settings)
         case ["sae-plugins", "plugins", "show", plugin]:
             if plugin != plugin.upper():  # NAME
                 registry.load(plugin)
@@ -184,10 +224,58 @@ def test_the_flags_that_it_names_exist(file: Path) -> None:
         flag, *_ = said.removeprefix("--").split()
         plugin, dot, option = flag.partition(".")
         if not dot:
-            known = plugin in all_flags()
+            known = plugin in all_flags() or plugin in evaluate.FLAGS
+        elif plugin in suite_registry.names():
+            known = option in suite_registry.load(plugin).Settings.model_fields
         elif plugin in INSTALLED:
             loaded = registry.load(plugin)
             known = issubclass(loaded, Plugin) and option in loaded.Options.model_fields
         else:
-            known = plugin.startswith(("<", "spread"))  # what the README teaches
+            known = plugin.startswith(("<", "spread", "word-order"))  # what we teach to write
         assert known, f"{name(file)} names --{flag}, which there is not"
+
+
+# -- the suite that the page teaches to write -----------------------------------------------------
+
+
+def block(language: str, holding: str) -> str:
+    text = (DOCS / "evaluation.md").read_text("utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    (only,) = [each for each in found if holding in each]
+    return str(only)
+
+
+def test_the_suite_that_it_teaches_can_be_installed_and_scores_an_sae(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    from sae_plugins import world
+    from sae_plugins.eval_suites.results import Result
+
+    package, site = tmp_path / "package", tmp_path / "site"
+    package.mkdir()
+    (package / "sae_word_order.py").write_text(block("python", "class WordOrder(Suite)"))
+    (package / "pyproject.toml").write_text(block("toml", "sae-word-order"))
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run(
+        [*install, "--no-build-isolation", "--target", str(site), str(package)], check=True
+    )
+    monkeypatch.syspath_prepend(str(site))
+    metadata = SAEMetadata(model_name=world.NAME, hook_name="blocks.1.hook_resid_post")
+    config = TopKTrainingSAEConfig(d_in=192, d_sae=256, k=200, metadata=metadata)
+    TopKTrainingSAE(config).save_inference_model(str(tmp_path / "sae"))
+    monkeypatch.chdir(tmp_path)
+    chosen = ["--suite", "word-order", "--word-order.documents", "20"]
+    assert "word-order" not in suite_registry.built_in()
+    assert main(["evaluate", "sae", *chosen, "--cache_path", "cache"]) == 0
+    (file,) = tmp_path.glob("evaluations/sae-*/word-order-*.json")
+    found = Result.model_validate_json(file.read_text("utf-8"))
+    ratio = found.metrics["l0_ratio"]
+    assert ratio.value is not None
+    assert 0.5 < ratio.value < 2
+    assert ratio.value != 1
+    assert ratio.n is not None
+    assert ratio.n > 500
+    assert found.datasets

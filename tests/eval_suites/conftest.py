@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -210,6 +211,7 @@ class Lab:
         standard: an SAE of decoder rows of norm 1, never active at 0.
         topk: one that is always active.
         words: the vocabulary of absorption.
+        began: when it did, as file systems tell the time.
     """
 
     hook_name = "blocks.1.hook_resid_post"
@@ -251,7 +253,7 @@ class Lab:
         from sae_plugins.eval_suites.data import WorldData
         from sae_plugins.eval_suites.models import load_language_model
 
-        self.folder = folder
+        self.folder, self.began = folder, time.time()
         self.model, self.data = load_language_model(world.NAME, "cpu"), WorldData()
         hooked = self.model.hooked
         documents = [row["text"] for row in islice(self.data.text("any", 0, 0), 40)]
@@ -335,7 +337,7 @@ class Lab:
 
         from sae_bench.evals.absorption import common, feature_absorption
 
-        from sae_plugins.eval_suites.saebench import replaced
+        from sae_plugins.upstream import replaced
 
         stack = ExitStack()
         for module in (common, feature_absorption):
