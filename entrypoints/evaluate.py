@@ -42,7 +42,7 @@ FLAGS = {
              "computed again", "evaluations"),
         Flag("data", "str | none", "where the suites' data come from: world (embedded, offline), "
              "hub (the Hugging Face Hub), or a folder (default: what suits the model)"),
-        Flag("device", "str | none", "cpu, cuda, cuda:1, mps (default: cuda if there is one)"),
+        Flag("device", "str | none", "cpu, cuda, cuda:1 (default: cuda if there is one)"),
         Flag("cache_path", "str | none", "folder of activations and probes of language models, "
              "which all SAEs share (default: sae-plugins/evaluation in the user's cache folder)"),
         Flag("exact", "bool", "switch off every shortcut that can move a number",
@@ -229,19 +229,23 @@ def _suites(
 
 
 def default_preset(sources: Iterable[str]) -> str:
-    """`quick` where every SAE is of the embedded model, which proves nothing about others."""
+    """`quick` where all SAEs of language models are of the embedded one; it proves nothing else."""
     import json
 
     from sae_plugins.world import NAME
 
     def model(source: str) -> Any:
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            return source if ":" in source else None  # a release, or what is said when it is loaded
         try:
-            config = json.loads((Path(source).expanduser() / "cfg.json").read_text("utf-8"))
-            return config["metadata"]["model_name"]
-        except (OSError, ValueError, LookupError, TypeError):  # said where it is loaded
-            return None
+            return json.loads((folder / "cfg.json").read_text("utf-8"))["metadata"]["model_name"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return "dictionary_learning" if (folder / "ae.pt").is_file() else None
 
-    return "quick" if all(model(source) == NAME for source in sources) else "canonical"
+    models = {model(source) for source in sources} - {None}
+    models = {name for name in models if not str(name).startswith("synthetic:")}
+    return "quick" if models == {NAME} else "canonical"
 
 
 def shortcuts_off(suite: Suite) -> dict[str, Any]:
@@ -559,13 +563,15 @@ def _cell(results: Sequence[Result], metric: str) -> str:
 
 
 def _draw(evaluation: Evaluation) -> None:
-    """Draw the figures of all results in the folder, and say where everything is."""
+    """Draw the figures of all results with these settings, and say where everything is."""
     from sae_plugins.eval_suites.evaluation import DETAILS, FIGURES, RESULTS
     from sae_plugins.eval_suites.manifest import MANIFEST
     from sae_plugins.eval_suites.tables import labels
 
     folder = evaluation.folder
-    found = evaluation.results(evaluation.manifest.rows)
+    alike = {(row.suite, row.settings) for row in evaluation.rows}
+    rows = [row for row in evaluation.manifest.rows if (row.suite, row.settings) in alike]
+    found = evaluation.results(rows)
     if not found:
         return
     from sae_plugins.eval_suites.figures import save_all

@@ -88,7 +88,10 @@ class Absorption(Suite):
     ) -> Scores:
         bench.stage("absorption")
         if settings.max_k_value > subject.d_sae or subject.d_sae < 10:
-            raise SuiteError(f"the SAE has only {subject.d_sae} latents")
+            raise SuiteError(
+                f"{subject.name} has only {subject.d_sae} latents, and absorption needs 10, and "
+                f"--absorption.max_k_value {settings.max_k_value}"
+            )
         sae = subject.copy(bench.model.device, bench.model.dtype)
         shared, probe = prepared
         config = settings.model_dump(exclude={"min_letters", "precalculate_codes"}) | {
@@ -123,6 +126,8 @@ class Absorption(Suite):
         ]
         if settings.precalculate_codes:
             deviations.append("words are encoded once rather than in every epoch")
+        if bench.model.dtype != saebench.dtype_of_first_letters():
+            deviations.append("the language model's probe is in the dtype of the language model")
         if settings.min_letters != 20:
             deviations.append(f"{settings.min_letters} letters suffice instead of 20")
         return Scores(metrics, dict(sorted(details.items())), [], deviations, raw)

@@ -9,6 +9,7 @@ folder grows beyond its limit.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ Entry = tuple[dict[str, Tensor], dict[str, str]]
 """Tensors by name, and texts by name."""
 
 DEFAULT_LIMIT = 100_000_000_000
+SPARE = 2_000_000_000
+"""Bytes of the disk that are left free, for the results."""
 _SUFFIX, _PARTIAL = ".safetensors", ".partial"
 _DAY = 24 * 60 * 60
 VERSIONS = ("sae-bench", "scikit-learn", "torch", "transformer-lens", "transformers")
@@ -96,7 +99,7 @@ class Cache:
                 {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, texts
             )
             size = os.path.getsize(partial)
-            if size <= self.limit:
+            if size <= self.limit and shutil.disk_usage(path.parent).free > SPARE:
                 self._make_room(size)
                 os.replace(partial, path)
         except (OSError, SafetensorError):

@@ -14,7 +14,7 @@ from sae_plugins.eval_suites.subjects import Subject
 from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
 from sae_plugins.heldout import Sums
 
-TOKENS_PER_DOCUMENT = 100
+TOKENS_PER_DOCUMENT = 400
 """Fewer than documents of open text have on average: bounds how many were trained on."""
 
 
@@ -111,23 +111,23 @@ class Core(Suite):
         bench.stage("reconstruction")
         sae = subject.copy(bench.model.device, bench.model.dtype)
         skip, notes = _documents_to_skip(subject, settings)
-        text = bench.data.text(settings.dataset, skip, seed)
         sums = Sums(sae.cfg.d_in, sae.cfg.d_sae, bench.model.device)
 
         def observe(acts: Tensor, codes: Tensor, out: Tensor) -> None:
             sums.add(acts, codes, out)
 
-        groups, raw = saebench.core(
-            sae, subject.name, bench, prepared, text, observe,
+        groups, raw, counts = saebench.core(
+            sae, subject.name, bench, prepared, settings.dataset, skip, seed, observe,
             n_eval_reconstruction_batches=settings.n_eval_reconstruction_batches,
             n_eval_sparsity_variance_batches=settings.n_eval_sparsity_variance_batches,
             eval_batch_size_prompts=settings.batch_size_prompts,
             context_size=settings.context_size,
             exclude_special_tokens_from_reconstruction=True,
         )  # fmt: skip
-        n = int(sums.tokens)
+        n = sums.tokens
+        counts["misc_metrics"] = subject.d_sae
         metrics = {
-            name: Value(value=value, n=n)
+            name: Value(value=value, n=counts.get(group, n))
             for group, values in groups.items()
             if group != "token_stats"
             for name, value in values.items()
@@ -148,7 +148,11 @@ def _documents_to_skip(subject: Subject, settings: CoreSettings) -> tuple[int, l
     if settings.skip_documents is not None or subject.dataset != settings.dataset:
         return settings.skip_documents or 0, []
     if subject.training_tokens:
-        return -(-subject.training_tokens // TOKENS_PER_DOCUMENT), []
+        skip = -(-subject.training_tokens // TOKENS_PER_DOCUMENT)
+        return skip, [
+            f"the first {skip} documents of {settings.dataset} are left out: the SAE may have been "
+            "trained on them"
+        ]
     return 0, [
         f"the SAE was trained on {settings.dataset} too, nobody knows how far: it may have seen "
         "this text; set --core.skip_documents"

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sae_plugins.eval_suites.suite import SuiteError
+from sae_plugins.eval_suites.suite import SuiteError, without_secrets
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -412,8 +412,7 @@ class FileData(Data):
         except Exception as error:
             told = error.__cause__ if isinstance(error, DatasetGenerationError) else error
             cause = (str(told).strip() or type(told).__name__).splitlines()[0]
-            # neither tokens nor what signs an address
-            cause = re.sub(r"hf_\w+|\?\S+=\S+", "...", cause)[:300]
+            cause = without_secrets(cause)[:300]
             raise SuiteError(f"{self._unreadable(dataset)} ({cause})") from error
 
     @abstractmethod

@@ -25,7 +25,14 @@ from pydantic import ValidationError
 
 from sae_plugins.eval_suites.manifest import MANIFEST, EvaluationError, Manifest, Row
 from sae_plugins.eval_suites.results import ModelInfo, Result, SAEInfo
-from sae_plugins.eval_suites.suite import Bench, Cost, Scores, Suite, SuiteError
+from sae_plugins.eval_suites.suite import (
+    Bench,
+    Cost,
+    Scores,
+    Suite,
+    SuiteError,
+    without_secrets,
+)
 from sae_plugins.eval_suites.tables import details_table, results_table
 from sae_plugins.runs import lock, versions, write
 
@@ -143,18 +150,23 @@ class Evaluation:
         self._plan()
 
     def _plan(self) -> None:
+        from sae_plugins.eval_suites.cache import fingerprint
         from sae_plugins.eval_suites.subjects import load_subject
 
         seen: dict[str, str] = {}
+        hashes = {
+            name: fingerprint(settings.model_dump(mode="json"))[:8]
+            for name, (_, settings) in self.request.suites.items()
+        }
         places = [(name, seed) for name in self.request.suites for seed in self.request.seeds]
         for source in dict.fromkeys(self.request.sources):
             try:
-                subject = load_subject(source, self.request.device)
+                subject = load_subject(source)
             except Exception as error:
                 failed = {"sae": source, "source": source, "status": "failed"}
                 self.rows += [
-                    Row(suite=name, seed=seed, reason=_reason(error), **failed)
-                    for name, seed in places
+                    Row(suite=n, seed=seed, reason=_reason(error), settings=hashes[n], **failed)
+                    for n, seed in places
                 ]
                 continue
             if subject.hash in seen:
@@ -168,7 +180,7 @@ class Evaluation:
                 suite, settings = self.request.suites[name]
                 row = Row(
                     suite=name, sae=subject.name, source=subject.source, sae_hash=subject.hash,
-                    seed=seed,
+                    seed=seed, settings=hashes[name],
                 )  # fmt: skip
                 self._tasks.append(_Task(row, subject, suite, settings))
         self._tasks.sort(key=lambda task: (task.subject.model_name, task.group))
@@ -204,6 +216,7 @@ class Evaluation:
         key = fingerprint(
             suite.name, suite.version, task.settings.model_dump(mode="json"), row.seed,
             model_hash, kind, task.subject.hash, found,
+            task.subject.dataset, task.subject.training_tokens,
         )  # fmt: skip
         folder = Path(f"{row.sae}-{task.subject.hash[:8]}")
         return folder / f"{suite.name}-seed{row.seed}-{key[:8]}"
@@ -219,8 +232,8 @@ class Evaluation:
         try:
             known = result.datasets.items()
             return all(_fingerprint(data, name) == old for name, old in known)
-        except Exception:  # it cannot be read now, so neither could it be computed anew
-            return True
+        except Exception:  # a commit of the Hub stays what it is while that cannot be reached
+            return bool(data.name == "hub")
 
     def forecast(self) -> Forecast:
         """What `run` would do; the language models' hashes are taken from earlier runs."""
@@ -403,7 +416,7 @@ class Evaluation:
             task.stem = task.stem or self._stem(task, None, None)
             self._close(task)
             if not isinstance(error, SuiteError):
-                text = "".join(traceback.format_exception(error))
+                text = without_secrets("".join(traceback.format_exception(error)))
                 self._write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
 
     def _close(
@@ -575,4 +588,5 @@ def _reason(error: Exception) -> str:
     if type(error).__module__.startswith("sae_plugins."):
         return text
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__
+    first = without_secrets(first)[:300]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -26,14 +26,17 @@ class Row(BaseModel):
     source: str
     sae_hash: str | None = None
     seed: int
+    settings: str
+    """A hash of the suite's settings: results of others are not to be compared."""
     status: Literal["planned", "running", "ok", "failed", "not applicable"] = "planned"
     reason: str | None = None
     file: str | None = None
     """The `Result`, relative to the output folder."""
 
     def replaces(self, earlier: Row) -> bool:
-        """Whether both are about the same suite, seed and SAE."""
-        return (self.suite, self.seed) == (earlier.suite, earlier.seed) and (
+        """Whether both are about the same suite, settings, seed and SAE."""
+        same = all(getattr(self, x) == getattr(earlier, x) for x in ("suite", "settings", "seed"))
+        return same and (
             self.source == earlier.source
             or (self.sae_hash is not None and self.sae_hash == earlier.sae_hash)
         )
@@ -73,5 +76,6 @@ class Manifest(BaseModel):
         rows = list(rows)
         earlier = [old for old in self.rows if not any(row.replaces(old) for row in rows)]
         self.rows = sorted(
-            [*earlier, *rows], key=lambda row: (row.suite, row.sae, row.sae_hash or "", row.seed)
+            [*earlier, *rows],
+            key=lambda row: (row.suite, row.settings, row.sae, row.sae_hash or "", row.seed),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.eval_suites.cache import fingerprint
-from sae_plugins.eval_suites.suite import SuiteError
+from sae_plugins.eval_suites.suite import SuiteError, without_secrets
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -163,4 +163,4 @@ def why_not_loaded(error: BaseException) -> str:
         return "it is not in the cache, and the Hugging Face Hub cannot be reached: go online"
     if is_any(errors.EntryNotFoundError):
         return "the repository on the Hugging Face Hub lacks a file that is needed"
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])[:300]

@@ -43,13 +43,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import itertools
 import json
 import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -290,18 +289,21 @@ def custom_sae(
 
 
 def core(
-    sae: Any, name: str, bench: Bench, shared: SharedModel, text: Any, observe: Any, **settings: Any
-) -> tuple[dict[str, Any], str]:
-    """SAEBench's core metrics by group, and its JSON.
+    sae: Any, name: str, bench: Bench, shared: SharedModel, dataset: str, skip: int, seed: int,
+    observe: Callable[[Tensor, Tensor, Tensor], None], **settings: Any,
+) -> tuple[dict[str, Any], str, dict[str, int]]:  # fmt: skip
+    """SAEBench's core metrics by group, its JSON, and the tokens of some groups.
 
     Args:
         sae: a copy, which SAEBench may change.
         name: what it is called in the JSON.
         bench: the model.
         shared: what has been computed of it before.
-        text: a dataset with a column `text`.
-        observe: called with activations, codes and reconstruction of every batch of the sparsity
-            and variance metrics, and the mask of the tokens that count.
+        dataset: open text.
+        skip: documents at its start to leave out.
+        seed: of its order.
+        observe: called with activations, codes and reconstructions of the tokens that count, for
+            every batch of the sparsity and variance metrics.
         settings: of `multiple_evals`.
 
     Raises:
@@ -312,36 +314,16 @@ def core(
     from sae_lens import ActivationsStore
 
     class Store:
-        """Stands in for the class ActivationsStore: reads the text at hand, and only once."""
+        """Stands in for the class ActivationsStore: reads each text only once."""
 
         @staticmethod
-        def from_sae(model: Any, sae: Any, context_size: int, **_: Any) -> Any:
-            store: Any = ActivationsStore.from_sae(model, sae, text, context_size=context_size)
-            own, known = store.get_batch_tokens, shared.batches.setdefault(store.prepend_bos, [])
-            asked, read = itertools.count(), itertools.count()
-
-            def get_batch_tokens(batch_size: int) -> Tensor:
-                number = next(asked)
-                while len(known) <= number:  # what others read before is read again, and dropped
-                    batch = next_batch(batch_size)
-                    if next(read) == len(known):
-                        known.append(batch)
-                store.last_batch = known[number]
-                found: Tensor = known[number]
-                return found
-
-            def next_batch(batch_size: int) -> Tensor:
-                try:
-                    batch: Tensor = own(batch_size, raise_at_epoch_end=True)
-                except StopIteration:
-                    raise SuiteError(
-                        "the evaluation text ends before all batches are read: lower "
-                        "--core.n_eval_sparsity_variance_batches, or give more text"
-                    ) from None
-                return batch
-
-            store.get_batch_tokens = get_batch_tokens
-            return store
+        def from_sae(model: Any, sae: Any, context_size: int, **_: Any) -> Text:
+            key = (skip, sae.cfg.prepend_bos)
+            if key not in shared.texts:
+                text = bench.data.text(dataset, skip, seed)
+                store = ActivationsStore.from_sae(model, sae, text, context_size=context_size)
+                shared.texts[key] = Text(store)
+            return shared.texts[key].from_the_start()
 
     own_metrics = main.get_sparsity_and_variance_metrics
 
@@ -355,10 +337,7 @@ def core(
 
         def watched_decode(codes: Tensor) -> Tensor:
             out: Tensor = decode(codes)
-            tokens, ignored = activation_store.last_batch, kwargs["ignore_tokens"]
-            mask = torch.ones_like(tokens, dtype=torch.bool)
-            for token in ignored - {None}:
-                mask &= tokens != token
+            mask = _counting(activation_store.last_batch, kwargs["ignore_tokens"])
             observe(seen[0][mask], seen[1][mask], out[mask])
             return out
 
@@ -383,7 +362,77 @@ def core(
         )
         if len(results) != 1:
             raise SuiteError(f"SAEBench's core gave {len(results)} results instead of one")
-        return results[0]["metrics"], _only_json(folder)
+        text = shared.texts[skip, sae.cfg.prepend_bos]
+        counts = text.counts(settings["n_eval_reconstruction_batches"], bench.model.hooked)
+        return results[0]["metrics"], _only_json(folder), counts
+
+
+class Text:
+    """Stands in for an ActivationsStore over open text, whose tokens it keeps for the next SAE."""
+
+    def __init__(self, store: Any) -> None:
+        """Nothing is read yet."""
+        self._store = store
+        self._batches: list[Tensor] = []
+        self._asked = 0
+        self._is_shuffled = False
+        self.context_size = store.context_size
+        self.store_batch_size_prompts = store.store_batch_size_prompts
+
+    def from_the_start(self) -> Text:
+        """Itself, such that the first batch comes next."""
+        self._asked = 0
+        return self
+
+    def shuffle_input_dataset(self, seed: int) -> None:
+        """Shuffle, unless that has been done."""
+        if not self._is_shuffled:
+            self._store.shuffle_input_dataset(seed)
+        self._is_shuffled = True
+
+    def reset_input_dataset(self) -> None:
+        """Go back in the text, unless that has been done."""
+        if self._asked == len(self._batches):
+            self._store.reset_input_dataset()
+
+    def get_batch_tokens(self, batch_size: int) -> Tensor:
+        """The next tokens [batch_size, context_size]."""
+        self._asked += 1
+        if self._asked > len(self._batches):
+            try:
+                batch = self._store.get_batch_tokens(batch_size, raise_at_epoch_end=True)
+            except StopIteration:
+                raise SuiteError(
+                    "the evaluation text ends before all batches are read: lower "
+                    "--core.n_eval_sparsity_variance_batches or --core.skip_documents, or give "
+                    "more text"
+                ) from None
+            self._batches.append(batch)
+        return self.last_batch
+
+    @property
+    def last_batch(self) -> Tensor:
+        """The batch that was given last."""
+        return self._batches[self._asked - 1]
+
+    def counts(self, reconstructed: int, hooked: Any) -> dict[str, int]:
+        """By group of core's metrics, the tokens that count in so many batches."""
+        tokenizer, kl, ce = hooked.tokenizer, 0, 0
+        ignored = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+        for batch in self._batches[:reconstructed]:
+            mask = _counting(batch, ignored)
+            kl += int(mask.sum())
+            ce += int(mask[:, :-1].sum())  # nothing follows the last token
+        return {"model_behavior_preservation": kl, "model_performance_preservation": ce}
+
+
+def _counting(tokens: Tensor, ignored: Iterable[int | None]) -> Tensor:
+    """Where tokens are none of those that core ignores."""
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    for token in ignored:
+        if token is not None:
+            mask &= tokens != token
+    return mask
 
 
 class _Raising:
@@ -426,7 +475,8 @@ def scr(
     """SAEBench's result, as a dict, and its JSON.
 
     `ablate(acts, sae, masks, batch_size, own)` gives, by the mask's bytes, what SAEBench's own
-    `ablated_precomputed_activations` would give for each of several masks.
+    `ablated_precomputed_activations` would give for each of several masks; with each comes for how
+    many latents it was asked.
     """
     from sae_bench.evals.scr_and_tpp import main
     from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
@@ -441,11 +491,11 @@ def scr(
         node_effects: dict[str, Tensor], top_n_values: list[int], chosen_classes: list[str],
         *args: Any,
     ) -> Any:  # fmt: skip
-        masks: dict[bytes, Tensor] = {}
+        masks: dict[bytes, tuple[Tensor, set[int]]] = {}
         for chosen in chosen_classes:
             for n in top_n_values:
                 mask = main.select_top_n_features(node_effects[chosen], n, chosen)
-                masks.setdefault(_bytes(mask), mask)
+                masks.setdefault(_bytes(mask), (mask, set()))[1].add(n)
         table = {
             id(acts): ablate(acts, sae, masks, sae_batch_size, own_ablated)
             for acts in all_test_acts_BLD.values()
@@ -657,6 +707,13 @@ def first_letter_probe(
     version, numbers, gauss = json.loads(texts["python"])
     python = (version, tuple(numbers), gauss)
     return FirstLetterProbe(probe, splits, {"python": python, "torch": tensors["torch"]})
+
+
+def dtype_of_first_letters() -> str:
+    """The dtype of SAEBench's first-letter probe, whatever the language model's (hazard 21)."""
+    from sae_bench.evals.absorption.common import DEFAULT_DTYPE
+
+    return str(DEFAULT_DTYPE).removeprefix("torch.")
 
 
 def absorption(

@@ -150,6 +150,11 @@ class SCR(Suite):
                     "either nothing changes, or the bias had cost under 0.1% of accuracy, where "
                     "SAEBench says 0"
                 )
+        for n, count in ablation.fewer.items():
+            warnings.append(
+                f"scr_metric_threshold_{n} is in part of fewer latents, down to {count}: no more "
+                "have an effect on the probe"
+            )
         for n, leak in ablation.leak(settings.n_values).items():
             metrics[f"padding_leak_threshold_{n}"] = Value(value=leak)
         check_whole(
@@ -184,6 +189,9 @@ def _need(dataset: str, settings: SCRSettings) -> Need:
     )
 
 
+Masks = dict[bytes, tuple[Tensor, set[int]]]
+
+
 class Ablation:
     """What SAEBench's ablation gives for many masks of latents, encoding and decoding only once.
 
@@ -195,20 +203,22 @@ class Ablation:
     def __init__(self, sum_codes: bool, mask_padding: bool) -> None:
         """See the settings."""
         self.sum_codes, self.mask_padding = sum_codes, mask_padding
-        self.affine = True
+        self.affine: bool | None = None
+        """Whether codes may be added up before they are decoded; not known before the first."""
+        self.fewer: dict[int, int] = {}
+        """The fewest latents that were ablated where so many were asked for, if fewer."""
         self._lengths: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def __call__(
-        self, acts: Tensor, sae: Any, masks: dict[bytes, Tensor], batch_size: int,
-        own: Callable[..., Tensor],
-    ) -> dict[bytes, Tensor]:  # fmt: skip
+        self, acts: Tensor, sae: Any, masks: Masks, batch_size: int, own: Callable[..., Tensor]
+    ) -> dict[bytes, Tensor]:
         """The inputs of the probe [texts, d_in], by mask.
 
         Args:
             acts: [texts, tokens, d_in], 0 at padding.
             sae: the SAE.
-            masks: of latents [d_sae] to ablate.
+            masks: of latents [d_sae] to ablate, and for how many each was asked.
             batch_size: texts at once.
             own: SAEBench's `ablated_precomputed_activations`.
         """
@@ -219,7 +229,7 @@ class Ablation:
             self._measure(sae, codes, kept, padding, masks)
             if self.mask_padding:
                 codes = codes * kept[..., None]
-            if self.sum_codes and self.affine:
+            if self.sum_codes and self.affine is None:
                 self.affine = _is_affine(sae, codes)
             if self.sum_codes and self.affine:
                 # one token a text: the sum over its tokens
@@ -228,19 +238,21 @@ class Ablation:
             else:
                 scale = torch.ones_like(kept[:, :1])
             once = _EncodedOnce(sae, codes)
-            for key, mask in masks.items():
+            for key, (mask, _) in masks.items():
                 parts[key].append(own(batch, once, mask, batch_size) / scale)
         return {key: torch.cat(part) for key, part in parts.items()}
 
     def _measure(
-        self, sae: Any, codes: Tensor, kept: Tensor, padding: Tensor, masks: dict[bytes, Tensor]
+        self, sae: Any, codes: Tensor, kept: Tensor, padding: Tensor, masks: Masks
     ) -> None:
         text, rest = (torch.einsum("blf,bl->bf", codes, part) for part in (kept, padding))
-        for mask in masks.values():
-            direction = sae.W_dec[mask]
+        for mask, numbers in masks.values():
+            direction, count = sae.W_dec[mask], int(mask.sum())
             lengths = [(part[:, mask] @ direction).norm(dim=-1).sum() for part in (rest, text)]
-            total = self._lengths.setdefault(int(mask.sum()), torch.zeros(2))
-            total += torch.stack(lengths).cpu()
+            for n in numbers:
+                self._lengths.setdefault(n, torch.zeros(2)).add_(torch.stack(lengths).cpu())
+                if count < n:
+                    self.fewer[n] = min(count, self.fewer.get(n, count))
 
     def leak(self, numbers: tuple[int, ...]) -> dict[int, float]:
         """By number of latents that were ablated: mean length of the one to the other's."""
@@ -267,10 +279,11 @@ class _EncodedOnce:
 
 def _is_affine(sae: Any, codes: Tensor) -> bool:
     """Whether the decoder of the sum is the sum of the decoders, but for the bias."""
-    few = codes[:2]
-    bias = sae.decode(torch.zeros_like(few))
+    total = codes.sum(1, keepdim=True)
     try:
-        of_sum = sae.decode(few.sum(1, keepdim=True)) - bias[:, :1]
-    except RuntimeError:  # it remembers the shape that it has encoded
+        each = (sae.decode(codes) - sae.decode(torch.zeros_like(codes))).sum(1, keepdim=True)
+        of_sum = sae.decode(total) - sae.decode(torch.zeros_like(total))
+    except RuntimeError:  # it remembers a scale for each token that it has encoded
         return False
-    return torch.allclose((sae.decode(few) - bias).sum(1, keepdim=True), of_sum, 1e-3, 1e-4)
+    tolerance = max(1e-4, 4 * torch.finfo(codes.dtype).eps)
+    return each.shape == of_sum.shape and bool((each - of_sum).norm() <= tolerance * each.norm())

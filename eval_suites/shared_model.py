@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sae_plugins.eval_suites.cache import Cache, fingerprint
-from sae_plugins.eval_suites.saebench import layer_of
+from sae_plugins.eval_suites.saebench import Text, layer_of
 from sae_plugins.upstream import replaced
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.models import LanguageModel
 
-MEMORY = 4_000_000_000
+MEMORY = 2_000_000_000
 """Bytes of logits that are kept in memory for the next SAE; what does not fit is computed again."""
 
 
@@ -39,8 +39,8 @@ class SharedModel:
         """The one position of each prompt that is asked for, if it is only one."""
         self._identity = fingerprint(model.hash, model.dtype, hook_name)
         self._cache = cache
-        self.batches: dict[Any, list[Tensor]] = {}
-        """The open text that has been read, in tokens, by what it depends on besides its source."""
+        self.texts: dict[Any, Text] = {}
+        """Open text in tokens, by what it depends on besides its source."""
         self._tokens: dict[Any, Tensor] = {}
         self._logits: dict[str, Any] = {}
         self._room = MEMORY

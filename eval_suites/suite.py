@@ -9,6 +9,7 @@ depends on the language model and the data alone, once for many SAEs; `evaluate`
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ PRESETS = ("canonical", "quick", "paper")
 
 class SuiteError(Exception):
     """An evaluation cannot be done, or its result cannot be trusted; the message says why."""
+
+
+def without_secrets(text: str) -> str:
+    """A message without tokens, and without what signs an address."""
+    return re.sub(r"hf_\w+|\?\S+=\S+", "...", text)
 
 
 class Settings(BaseModel):

@@ -55,6 +55,7 @@ def results_table(results: Sequence[tuple[Row, Result]]) -> str:
                 "suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed,
                 "metric": metric, "value": value.value, "n": value.n, "std": value.std,
                 "status": result.status, "sae_hash": result.sae.hash, "preset": result.preset,
+                "settings": row.settings,
                 "architecture": result.sae.architecture, "d_in": result.sae.d_in,
                 "d_sae": result.sae.d_sae, "hook_name": result.sae.hook_name,
                 "model": result.model.name if result.model else None,
@@ -65,16 +66,17 @@ def results_table(results: Sequence[tuple[Row, Result]]) -> str:
 
 RESULT_COLUMNS = (
     *("suite", "sae", "seed", "metric", "value", "n", "std", "status", "sae_hash", "preset"),
+    "settings",
     *("architecture", "d_in", "d_sae", "hook_name", "model", "seconds", "cpu_seconds"),
 )
-DETAIL_COLUMNS = ("suite", "sae", "seed", "item", "metric", "value")
+DETAIL_COLUMNS = ("suite", "sae", "seed", "item", "metric", "value", "settings")
 
 
 def details_table(results: Sequence[tuple[Row, Result]]) -> str:
     names = labels(row for row, _ in results)
     rows = [
         {"suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed, "item": item,
-         "metric": metric, "value": value}
+         "metric": metric, "value": value, "settings": row.settings}
         for row, result in results
         for item in sorted(result.details, key=_natural)
         for metric, value in sorted(result.details[item].items())

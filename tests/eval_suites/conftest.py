@@ -270,7 +270,7 @@ class Lab:
 
     def sae(
         self, architecture: str, name: str = "", change: Any = None, scale: float = 1.0,
-        **metadata: Any,
+        normalize_activations: str = "none", **metadata: Any,
     ) -> Any:  # fmt: skip
         """A subject whose latents are directions of some activations, once more with `scale`.
 
@@ -279,6 +279,7 @@ class Lab:
             name: of it and its folder; the architecture's by default.
             change: called with the SAE before it is saved.
             scale: norm of the decoder rows; codes are divided by it.
+            normalize_activations: SAELens' setting.
             metadata: in the place of the default.
         """
         import torch
@@ -291,6 +292,7 @@ class Lab:
         where = {"model_name": self.model.name, "hook_name": self.hook_name, "prepend_bos": True}
         config: Any = config_class(
             d_in=self.d_in, d_sae=self.d_sae, metadata=SAEMetadata(**{**where, **metadata}),
+            normalize_activations=normalize_activations,
             **({"k": 16} if architecture == "topk" else {}),
         )  # fmt: skip
         generator = torch.Generator().manual_seed(len(architecture))

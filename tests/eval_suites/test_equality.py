@@ -159,3 +159,12 @@ def test_every_process_gives_the_same_numbers(lab, tmp_path):
         scores = lab.scores(suite, lab.topk)
         assert {n: v.model_dump() for n, v in scores.metrics.items()} == metrics
         assert scores.details == details
+
+
+@pytest.mark.parametrize("scaling", ["layer_norm", "constant_norm_rescale"])
+def test_scr_of_saes_that_scale_each_token(scaling, lab):
+    """Their decoders are not affine in the sum of codes, which must be found out."""
+    subject = lab.sae("standard", scaling, normalize_activations=scaling)
+    exact, fast = lab.scores("scr", subject, **lab.exact["scr"]), lab.scores("scr", subject)
+    assert numbers(fast) == pytest.approx(numbers(exact), abs=1e-6)
+    assert not any("added up" in text for text in fast.deviations)

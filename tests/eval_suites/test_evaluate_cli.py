@@ -58,13 +58,13 @@ class Fussy(Dummy):
         return "nothing pleases it"
 
 
-def load_subject(source, device):
+def load_subject(source):
     if "missing" in source:
         raise SuiteError(f"{source} is no folder")
     return SimpleNamespace(
         name=Path(source).name, source=source, hash=(source.encode().hex() * 9)[:32],
         architecture="topk", d_in=4, d_sae=8, hook_name="blocks.1.hook_resid_post",
-        model_name="gpt2", warnings=(),
+        model_name="gpt2", warnings=(), dataset=None, training_tokens=None,
     )  # fmt: skip
 
 

@@ -157,3 +157,26 @@ def test_a_damaged_cache_is_made_anew(sae: Callable[..., Path], tmp_path: Path) 
         entry.write_bytes(entry.read_bytes()[:100])
     assert evaluate([tmp_path / "run"], tmp_path / "again") == 0
     assert results(tmp_path / "again") == results(tmp_path / "out")
+
+
+def test_no_sae_is_scored_on_anothers_text(sae: Callable[..., Path], tmp_path: Path) -> None:
+    """How much text is left out depends on how much the SAE was trained on."""
+    trained, other = sae("trained"), sae("other", seed=1)
+    facts = {"training_tokens": 20_000, "dataset_path": "Skylion007/openwebtext"}
+    (trained / "runner_cfg.json").write_text(json.dumps(facts))
+    assert evaluate([other, trained], tmp_path / "both") == 0
+    assert evaluate([trained], tmp_path / "alone") == 0
+    both, alone = results(tmp_path / "both"), results(tmp_path / "alone")
+    assert both["trained 42"] == alone["trained 42"]
+    clean = [both[name]["ce_loss_without_sae"]["value"] for name in ("trained 42", "other 42")]
+    assert clean[0] != clean[1]
+
+
+def test_results_of_other_settings_stay_apart(sae: Callable[..., Path], tmp_path: Path) -> None:
+    folder, out = sae("run"), tmp_path / "out"
+    assert evaluate([folder], out) == 0
+    assert evaluate([folder], out, "--core.dataset another") == 0
+    rows = (out / "results.csv").read_text().splitlines()
+    settings = {line.split(",")[rows[0].split(",").index("settings")] for line in rows[1:]}
+    assert len(settings) == 2
+    assert len(json.loads((out / "manifest.json").read_text())["rows"]) == 2

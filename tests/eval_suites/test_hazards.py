@@ -203,7 +203,7 @@ def test_hazard_08_padding_leaks_into_scr(lab):
     assert active_at_0.sum() == 16
     truth, leaking = own(text, sae, active_at_0, 2), own(padded, sae, active_at_0, 2)
     assert (leaking - truth).norm() > 0.1 * truth.norm()
-    masks = {b"all": active_at_0}
+    masks = {b"all": (active_at_0, {16})}
     for sum_codes in (False, True):
         for mask_padding, expected in ((False, leaking), (True, truth)):
             ablation = Ablation(sum_codes, mask_padding)
@@ -211,7 +211,7 @@ def test_hazard_08_padding_leaks_into_scr(lab):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             assert ablation.leak((16,))[16] > 0.1
     quiet = Ablation(True, False)
-    quiet(padded, lab.standard.copy("cpu", "float32"), {b"all": ~active_at_0}, 2, own)
+    quiet(padded, lab.standard.copy("cpu", "float32"), {b"all": (~active_at_0, {240})}, 2, own)
     assert set(quiet.leak((240,)).values()) == {0}
     assert "padding_leak_threshold_5" in lab.scores("scr", lab.topk).metrics
     masked = lab.evaluate("scr", lab.topk, mask_padding=True)
