@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from sae_plugins.eval_suites import saebench
 from sae_plugins.eval_suites.results import Value
@@ -112,12 +111,8 @@ class Core(Suite):
         sae = subject.copy(bench.model.device, bench.model.dtype)
         skip, notes = _documents_to_skip(subject, settings)
         sums = Sums(sae.cfg.d_in, sae.cfg.d_sae, bench.model.device)
-
-        def observe(acts: Tensor, codes: Tensor, out: Tensor) -> None:
-            sums.add(acts, codes, out)
-
         groups, raw, counts = saebench.core(
-            sae, subject.name, bench, prepared, settings.dataset, skip, seed, observe,
+            sae, subject.name, bench, prepared, settings.dataset, skip, seed, sums.add,
             n_eval_reconstruction_batches=settings.n_eval_reconstruction_batches,
             n_eval_sparsity_variance_batches=settings.n_eval_sparsity_variance_batches,
             eval_batch_size_prompts=settings.batch_size_prompts,

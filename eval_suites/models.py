@@ -123,16 +123,10 @@ def check_d_in(model: LanguageModel, subject: Subject) -> None:
     Raises:
         SuiteError: it names both sizes.
     """
-    import torch
+    from sae_plugins.language_model import shape_at
 
-    shapes: list[torch.Size] = []
-    with torch.no_grad():
-        model.hooked.run_with_hooks(
-            torch.zeros((1, 1), dtype=torch.long, device=model.device),
-            return_type=None,
-            fwd_hooks=[(subject.hook_name, lambda acts, hook: shapes.append(acts.shape[2:]))],
-        )
-    size = shapes[0].numel() if subject.hook_head_index is None else shapes[0][-1]
+    shape = shape_at(subject.hook_name, model.hooked, 1, {})[2:]
+    size = shape.numel() if subject.hook_head_index is None else shape[-1]
     if size != subject.d_in:
         raise SuiteError(
             f"{subject.source} takes activations of d_in {subject.d_in}, and those of {model.name} "

@@ -461,11 +461,7 @@ def sparse_probing(
     )
     own_seed = eval_config.random_seed if share_probes else None
     with _running(bench, main) as folder, _probing(bench, main, need, own_seed):
-        results = main.run_eval(
-            eval_config, [(name, sae)], bench.model.device, str(folder / "sparse_probing"),
-            save_activations=False, artifacts_path=str(folder / "artifacts"),
-        )  # fmt: skip
-        return _only(results), _only_json(folder)
+        return _probed(main, eval_config, sae, name, bench, folder)
 
 
 def scr(
@@ -518,11 +514,17 @@ def scr(
         _probing(bench, main, need, own_seed=None),
         replaced(main, perform_feature_ablations=all_at_once),
     ):
-        results = main.run_eval(
-            eval_config, [(name, sae)], bench.model.device, str(folder / "results"),
-            save_activations=False, artifacts_path=str(folder / "artifacts"),
-        )  # fmt: skip
-        return _only(results), _only_json(folder)
+        return _probed(main, eval_config, sae, name, bench, folder)
+
+
+def _probed(
+    main: Any, eval_config: Any, sae: Any, name: str, bench: Bench, folder: Path
+) -> tuple[dict[str, Any], str]:
+    results = main.run_eval(
+        eval_config, [(name, sae)], bench.model.device, str(folder / "results"),
+        save_activations=False, artifacts_path=str(folder / "artifacts"),
+    )  # fmt: skip
+    return _only(results), _only_json(folder)
 
 
 def _bytes(mask: Tensor) -> bytes:

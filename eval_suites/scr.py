@@ -11,13 +11,14 @@ from torch import Tensor
 
 from sae_plugins.eval_suites import saebench
 from sae_plugins.eval_suites.data import Need
-from sae_plugins.eval_suites.results import Value
-from sae_plugins.eval_suites.sparse_probing import (
+from sae_plugins.eval_suites.probing import (
     BEST_EPOCH,
     check_reported,
     check_whole,
-    deviation,
+    cost,
+    mean_over_items,
 )
+from sae_plugins.eval_suites.results import Value
 from sae_plugins.eval_suites.subjects import Subject
 from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
 
@@ -97,8 +98,7 @@ class SCR(Suite):
 
     def cost(self, subject: Subject, settings: SCRSettings) -> Cost:
         texts = (settings.train_set_size + settings.test_set_size) // 2 * _CLASSES
-        tokens = texts * settings.context_length * len(settings.pairs)
-        return Cost(tokens, tokens, tokens * saebench.bytes_of_activation(subject))
+        return cost(subject, texts * settings.context_length * len(settings.pairs))
 
     def evaluate(
         self, subject: Subject, bench: Bench, settings: SCRSettings, seed: int, prepared: Any
@@ -129,11 +129,8 @@ class SCR(Suite):
         for row in result["eval_result_details"]:
             pair = "/".join(_classes(row["dataset_name"], settings.pairs))
             details[pair] = {n: v for n, v in row.items() if n.startswith("scr_")}
-        metrics, warnings = {}, [BEST_EPOCH]
-        for name, value in result["eval_result_metrics"]["scr_metrics"].items():
-            if value is not None:
-                each = [v for row in details.values() if (v := row.get(name)) is not None]
-                metrics[name] = Value(value=value, n=len(each), std=deviation(each))
+        warnings = [BEST_EPOCH]
+        metrics = mean_over_items(result["eval_result_metrics"]["scr_metrics"], details)
         n = settings.n_values[0]
         for pair, row in details.items():
             if row.get(f"scr_metric_threshold_{n}") is None:

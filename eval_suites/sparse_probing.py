@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from sae_plugins.eval_suites import saebench
 from sae_plugins.eval_suites.data import Need
+from sae_plugins.eval_suites.probing import (
+    BEST_EPOCH,
+    check_reported,
+    check_whole,
+    cost,
+    mean_over_items,
+)
 from sae_plugins.eval_suites.results import Value
 from sae_plugins.eval_suites.subjects import Subject
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
+from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
 
 DATASETS = (
     "LabHC/bias_in_bios_class_set1",
@@ -23,7 +29,6 @@ DATASETS = (
     "fancyzhx/ag_news",
     "Helsinki-NLP/europarl",
 )
-BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
 _CLASSES = 5
 """Of a dataset, at most."""
 
@@ -82,8 +87,7 @@ class SparseProbing(Suite):
 
     def cost(self, subject: Subject, settings: SparseProbingSettings) -> Cost:
         texts = (settings.probe_train_set_size + settings.probe_test_set_size) // 2 * _CLASSES
-        tokens = texts * settings.context_length * len(settings.dataset_names)
-        return Cost(tokens, tokens, tokens * saebench.bytes_of_activation(subject))
+        return cost(subject, texts * settings.context_length * len(settings.dataset_names))
 
     def evaluate(
         self,
@@ -113,12 +117,9 @@ class SparseProbing(Suite):
             }
             for row in result["eval_result_details"]
         }
-        metrics = {}
+        metrics: dict[str, Value] = {}
         for group in result["eval_result_metrics"].values():
-            for name, value in group.items():
-                if value is not None:
-                    each = [row[name] for row in details.values() if name in row]
-                    metrics[name] = Value(value=value, n=len(each), std=deviation(each))
+            metrics |= mean_over_items(group, details)
         wanted = [f"sae_top_{k}_test_accuracy" for k in settings.k_values] + ["sae_test_accuracy"]
         check_whole(metrics, wanted, details, settings.dataset_names)
         return Scores(
@@ -142,31 +143,3 @@ def _need(dataset: str, settings: SparseProbingSettings) -> Need:
         parts = 4 if saebench.has_attribute(dataset) else 2
     train, test = settings.probe_train_set_size, settings.probe_test_set_size
     return Need(-(-train // parts), -(-test // parts), tuple(classes))
-
-
-def check_reported(suite: str, setting: str, wanted: tuple[int, ...], d_sae: int) -> None:
-    """Refuse numbers that SAEBench computes and then drops (hazard 4), or that exceed d_sae."""
-    known = saebench.reported_numbers(suite)
-    for number in wanted:
-        if number not in known:
-            raise SuiteError(
-                f"--{suite}.{setting} {number}: SAEBench drops it; it reports "
-                f"{', '.join(map(str, known))}"
-            )
-        if number > d_sae:
-            raise SuiteError(f"--{suite}.{setting} {number}: the SAE has only {d_sae} latents")
-
-
-def check_whole(
-    metrics: dict[str, Value], wanted: list[str], details: dict[str, Any], items: Any
-) -> None:
-    """Refuse a result in which something that was asked for is missing."""
-    missing = [name for name in wanted if name not in metrics or metrics[name].value is None]
-    missing += [item for item in items if item not in details]
-    if missing:
-        raise SuiteError(f"SAEBench's result lacks {', '.join(missing)}")
-
-
-def deviation(values: list[float]) -> float | None:
-    """The sample standard deviation, if there is one."""
-    return statistics.stdev(values) if len(values) > 1 else None

@@ -288,7 +288,6 @@ def near_models(name: str) -> str:
     return ": " + did_you_mean(name, near) if near else ""
 
 
-@torch.no_grad()
 def activation_size(model: Any, settings: JobSettings) -> int:
     """The d_in of a hook, from the model itself.
 
@@ -301,7 +300,8 @@ def activation_size(model: Any, settings: JobSettings) -> int:
         raise PluginError(
             f"--hook_name {hook!r}: {settings.model_name} has no such hook; {suggestion}"
         )
-    shapes = [_shape_at(hook, model, settings, tokens) for tokens in (1, 2)]
+    kwargs = settings.runner.get("model_kwargs", {})
+    shapes = [shape_at(hook, model, tokens, kwargs) for tokens in (1, 2)]
     if [shape[:2] for shape in shapes] != [(1, 1), (1, 2)] or shapes[0][2:] != shapes[1][2:]:
         raise PluginError(
             f"--hook_name {hook} of {settings.model_name} has no vector per token, but the shape "
@@ -315,10 +315,14 @@ def activation_size(model: Any, settings: JobSettings) -> int:
     return int(shape[-1] if head is not None else shape.numel())
 
 
-def _shape_at(hook: str, model: Any, settings: JobSettings, tokens: int) -> torch.Size:
-    """The shape of what a hook sees of one prompt of so many tokens."""
+@torch.no_grad()
+def shape_at(hook: str, model: Any, tokens: int, kwargs: dict[str, Any]) -> torch.Size:
+    """The shape of what a hook sees of one prompt of so many tokens, with SAELens' model_kwargs.
+
+    Raises:
+        PluginError: the model does not take `kwargs`.
+    """
     device = next(model.parameters()).device
-    kwargs = settings.runner.get("model_kwargs", {})
     try:
         cache = model.run_with_cache(
             torch.zeros((1, tokens), dtype=torch.long, device=device),

@@ -1,0 +1,58 @@
+"""What the suites that probe labelled texts, SCR and sparse probing, have in common."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sae_plugins.eval_suites import saebench
+from sae_plugins.eval_suites.results import Value
+from sae_plugins.eval_suites.subjects import Subject
+from sae_plugins.eval_suites.suite import Cost, SuiteError
+
+BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
+
+
+def cost(subject: Subject, tokens: int) -> Cost:
+    """That of so many tokens, which are read once, and whose activations are kept."""
+    return Cost(tokens, tokens, tokens * saebench.bytes_of_activation(subject))
+
+
+def mean_over_items(
+    values: Mapping[str, float | None], details: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, Value]:
+    """SAEBench's means, each with the number and the spread of the items that have it."""
+    means = {}
+    for name, value in values.items():
+        if value is not None:
+            each = [v for row in details.values() if (v := row.get(name)) is not None]
+            spread = statistics.stdev(each) if len(each) > 1 else None
+            means[name] = Value(value=value, n=len(each), std=spread)
+    return means
+
+
+def check_reported(suite: str, setting: str, wanted: Iterable[int], d_sae: int) -> None:
+    """Refuse numbers that SAEBench computes and then drops (hazard 4), or that exceed d_sae."""
+    known = saebench.reported_numbers(suite)
+    for number in wanted:
+        if number not in known:
+            raise SuiteError(
+                f"--{suite}.{setting} {number}: SAEBench drops it; it reports "
+                f"{', '.join(map(str, known))}"
+            )
+        if number > d_sae:
+            raise SuiteError(f"--{suite}.{setting} {number}: the SAE has only {d_sae} latents")
+
+
+def check_whole(
+    metrics: Mapping[str, Value],
+    wanted: Iterable[str],
+    details: Mapping[str, Any],
+    items: Iterable[str],
+) -> None:
+    """Refuse a result in which something that was asked for is missing."""
+    missing = [name for name in wanted if name not in metrics or metrics[name].value is None]
+    missing += [item for item in items if item not in details]
+    if missing:
+        raise SuiteError(f"SAEBench's result lacks {', '.join(missing)}")
