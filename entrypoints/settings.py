@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,14 @@ from sae_plugins.entrypoints.flags import (
     convert,
     unknown_flag,
 )
+from sae_plugins.synthetic import SYNTHETIC
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sae_plugins.jobs import JobSettings
+    from sae_plugins.jobs import Job, JobSettings
     from sae_plugins.resolve import Plan, Selected
 
-SYNTHETIC = "synthetic:"
 TRAINING = ("accumulate", "clip", "weight_decay", "loss_form")
 GROUPS = ("sae", "runner", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
@@ -192,14 +192,21 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def settle(flags: Mapping[str, Any]) -> Settings:
+def settle(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) -> Settings:
     """Settings from a command line's flags, with everything checked that needs no SAELens.
+
+    Args:
+        flags: values by name; `recipe` is the name or file of one.
+        recipe: the contents of one, in place of that.
 
     Raises:
         UsageError: a flag or a recipe's key is wrong or does not apply.
         PluginError: plugins, options or the architecture are wrong.
     """
-    recipe, notes = _recipe(flags)
+    if recipe is None:
+        recipe, notes = _recipe(flags)
+    else:
+        notes = []
     names = list(flags.get("plugin", recipe.get("plugin", [])))
     without = list(flags.get("without", recipe.get("without", [])))
     if dropped := [name for name in recipe.get("plugin", []) if name not in names]:
@@ -220,7 +227,7 @@ def settle(flags: Mapping[str, Any]) -> Settings:
     plan = choice.resolve_plan(
         names, without, options, training, _flags_only(recipe) | _flags_only(flags)
     )
-    method = {name: _known(name, value, "a method's ") for name, value in plan.sae_lens.items()}
+    method = converted(plan.sae_lens, "a method's ")
     values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
     settings = Settings(values, names, without, options, plan, notes)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
@@ -246,10 +253,19 @@ def _recipe(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name in ("recipe", "overwrite", "resume"):
         if name in keys:
             raise UsageError(f"{where}{name!r} belongs on the command line, not in a recipe")
-    return {name: _known(name, value, where) for name, value in keys.items()}, notes
+    return converted(keys, where), notes
 
 
-def _known(name: str, value: Any, where: str) -> Any:
+def converted(contents: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values as the flags of their names have them.
+
+    Raises:
+        UsageError: there is no such flag, or the value does not fit; `where` begins the message.
+    """
+    return {name: _converted(name, value, where) for name, value in contents.items()}
+
+
+def _converted(name: str, value: Any, where: str) -> Any:
     if "." in name:
         return value
     flag = all_flags().get(name)
@@ -336,6 +352,21 @@ def _defaults(model_name: str) -> dict[str, Any]:
 
         return settings_of(model_name.removeprefix(SYNTHETIC))
     return {"is_dataset_tokenized": False, "n_batches_in_buffer": 64}
+
+
+def applies(name: str, settings: Settings) -> bool:
+    """Whether a flag, or an option of a plugin, belongs to a run with these settings.
+
+    Raises:
+        UsageError: there is no such flag.
+    """
+    plugin, dot, _ = name.partition(".")
+    if dot:
+        return any(plugin == chosen.name for chosen, _ in settings.plan.plugins)
+    if name not in all_flags():
+        raise UsageError(unknown_flag(name))
+    flag = all_flags()[name]
+    return _does_not_apply(flag, settings.model_name, settings.architecture) is None
 
 
 def _does_not_apply(flag: Flag, model_name: str, architecture: str) -> str | None:
@@ -425,3 +456,29 @@ def _check_code(settings: Settings) -> None:
                 f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
                 "comes with a model"
             )
+
+
+def recipe_of(settings: Settings, job: Job) -> dict[str, Any]:
+    """The recipe of a run, with what the model decided and SAELens made of other settings."""
+    from sae_plugins.jobs import defaults_of
+    from sae_plugins.runs import VERSIONS, versions
+
+    sae, runner = job.sae_config, job.config(None)
+    known = {name: getattr(sae, name) for name in ("d_in", "d_sae", "device")}
+    known["log_to_wandb"] = runner.logger.log_to_wandb
+    if hasattr(sae, "matryoshka_widths"):
+        known["matryoshka_widths"] = list(sae.matryoshka_widths)
+    plugins = [plugin.name for plugin, _ in settings.plan.plugins]
+    return {
+        "description": f"The run of {' + '.join(settings.names) or 'no plugin'}.",
+        "versions": versions([*VERSIONS, *_distributions(plugins)]),
+        **settings.as_recipe({**defaults_of(sae, runner, runner.logger), **known}),
+    }
+
+
+def _distributions(plugins: Sequence[str]) -> list[str]:
+    from sae_plugins.registry import installed
+
+    found = installed()
+    names = {entry.distribution for name in plugins for entry in found.get(name, [])}
+    return sorted(names - {"sae-plugins", "?"})

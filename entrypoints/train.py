@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -120,18 +119,21 @@ def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
 
 
 def _train(settings: Settings, folder: RunFolder) -> None:
+    from sae_plugins.entrypoints.settings import recipe_of
+    from sae_plugins.jobs import load_job
+
     started = time.perf_counter()
     resumed = bool(settings.get("resume"))
     try:
         with _plugin_errors(UsageError):
             checkpoints = _checkpoints(settings, folder) if resumed else None
             print(f"loading {settings.model_name} ...", flush=True)
-            job = _job(settings)
+            job = load_job(settings.job())
             each = _bytes_of_checkpoint(settings, job)
             # one more than stay is there while it is written
             kept = settings.get("keep_checkpoints") + 1 if _is_saved_regularly(settings) else 1
             folder.check_space(_bytes_on_disk(settings, job), kept * each)
-            recipe = _recipe(settings, job)
+            recipe = recipe_of(settings, job)
         with _disk_errors(folder):
             if not resumed:
                 folder.start(recipe)
@@ -151,17 +153,6 @@ def _train(settings: Settings, folder: RunFolder) -> None:
 
     print_summary(str(folder.path), summary)
     print(f'load it with: SAE.load_from_disk("{folder.path}")')
-
-
-def _job(settings: Settings) -> Job:
-    """The run, ready to start; this imports SAELens and loads the model."""
-    if settings.is_synthetic:
-        from sae_plugins.synthetic import SyntheticJob
-
-        return SyntheticJob(settings.job())
-    from sae_plugins.language_model import LanguageModelJob
-
-    return LanguageModelJob(settings.job())
 
 
 def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
@@ -300,32 +291,6 @@ def _is_saved_regularly(settings: Settings) -> bool:
     return any(interval(settings.get("checkpoint_every")))
 
 
-def _recipe(settings: Settings, job: Job) -> dict[str, Any]:
-    from sae_plugins.jobs import defaults_of
-    from sae_plugins.runs import VERSIONS, versions
-
-    sae, runner = job.sae_config, job.config(None)
-    # what the model decided, or SAELens made of other settings, comes from the configs themselves
-    known = {name: getattr(sae, name) for name in ("d_in", "d_sae", "device")}
-    known["log_to_wandb"] = runner.logger.log_to_wandb
-    if hasattr(sae, "matryoshka_widths"):
-        known["matryoshka_widths"] = list(sae.matryoshka_widths)
-    plugins = [plugin.name for plugin, _ in settings.plan.plugins]
-    return {
-        "description": f"The run of {' + '.join(settings.names) or 'no plugin'}.",
-        "versions": versions([*VERSIONS, *_distributions(plugins)]),
-        **settings.as_recipe({**defaults_of(sae, runner, runner.logger), **known}),
-    }
-
-
-def _distributions(plugins: Sequence[str]) -> list[str]:
-    from sae_plugins.registry import installed
-
-    found = installed()
-    names = {entry.distribution for name in plugins for entry in found.get(name, [])}
-    return sorted(names - {"sae-plugins", "?"})
-
-
 # -- what is printed ---------------------------------------------------------------------------
 
 
@@ -379,24 +344,12 @@ def _summary(
     job: Job, folder: RunFolder, found: Mapping[str, float], seconds: float
 ) -> dict[str, Any]:
     """Score the SAE that was saved, and write `summary.json`."""
-    import json
-
     from sae_lens import SAE
 
-    from sae_plugins.jobs import quiet
-    from sae_plugins.runs import SUMMARY, TRAINING_SUMMARY, write
+    from sae_plugins.jobs import quiet, write_summary
 
-    recorded = folder.path / TRAINING_SUMMARY
-    training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
     with quiet():
         sae: SAE[Any] = SAE.load_from_disk(str(folder.path), device=job.sae_config.device)
-    heldout = {f"heldout/{name}": value for name, value in job.heldout(sae).items()}
-    values = {**heldout, **found, **training, "run/seconds": round(seconds, 1)}
-    summary = {  # JSON has no NaN
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+    (heldout,) = job.heldout([sae])
     with _disk_errors(folder, f"The trained SAE is in {folder.path}"):
-        write(folder.path / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-        recorded.unlink(missing_ok=True)
-    return summary
+        return write_summary(folder.path, heldout, found, seconds)

@@ -143,6 +143,8 @@ class Evaluation:
         self.manifest = Manifest.read(self.folder)
         self.notes: list[str] = []
         self.subjects: list[Subject] = []
+        self.hashes: dict[str, str] = {}
+        """Of every SAE that could be loaded, by its source."""
         self._tasks: list[_Task] = []
         self._results: dict[str, Result] = {}
         self.rows: list[Row] = []
@@ -169,6 +171,7 @@ class Evaluation:
                     for n, seed in places
                 ]
                 continue
+            self.hashes[source] = subject.hash
             if subject.hash in seen:
                 self.notes.append(
                     f"{source} is the same SAE as {seen[subject.hash]}: it counts once"
@@ -301,7 +304,7 @@ class Evaluation:
             unlock()
 
     def _refuse(self, task: _Task) -> None:
-        from sae_plugins.eval_suites.subjects import SYNTHETIC
+        from sae_plugins.synthetic import SYNTHETIC
 
         model = task.subject.model_name
         try:

@@ -34,6 +34,7 @@ class GroundTruth(Suite):
     """
 
     name = "ground-truth"
+    version = 2  # synthetic:toy is another one
     needs_model = False
     Settings = GroundTruthSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"quick": {"samples": 20_000}}
@@ -96,7 +97,7 @@ class GroundTruth(Suite):
 
     def refusal(self, subject: Subject) -> str | None:
         """Only SAEs of a synthetic model have features to be compared with."""
-        from sae_plugins.eval_suites.subjects import SYNTHETIC
+        from sae_plugins.synthetic import SYNTHETIC
 
         if subject.model_name.startswith(SYNTHETIC):
             return None
@@ -164,23 +165,22 @@ def _synthetic_model(subject: Subject) -> Any:
     """The one that was saved with the run, or else the preset."""
     from sae_lens.synthetic import SyntheticModel
 
-    from sae_plugins.eval_suites.subjects import SYNTHETIC
     from sae_plugins.plugin import did_you_mean
-    from sae_plugins.synthetic import PRESETS
+    from sae_plugins.synthetic import PRESETS, SYNTHETIC, synthetic_model
 
     saved, preset = Path(subject.source) / _SAVED, subject.model_name.removeprefix(SYNTHETIC)
-    with contextlib.redirect_stderr(io.StringIO()):  # SAELens draws a progress bar
-        if saved.is_dir():
-            try:
+    if saved.is_dir():
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # SAELens draws a progress bar
                 return SyntheticModel.load_from_disk(saved)
-            except Exception as error:  # of files that are missing or damaged
-                raise SuiteError(
-                    f"{saved} cannot be loaded ({type(error).__name__}: {error}); move it away to "
-                    f"evaluate with {subject.model_name} itself"
-                ) from error
-        if preset not in PRESETS:
+        except Exception as error:  # of files that are missing or damaged
             raise SuiteError(
-                f"{subject.source} was trained on {subject.model_name}, which is not known here: "
-                f"{did_you_mean(preset, PRESETS)}"
-            )
-        return SyntheticModel(PRESETS[preset](), device="cpu")
+                f"{saved} cannot be loaded ({type(error).__name__}: {error}); move it away to "
+                f"evaluate with {subject.model_name} itself"
+            ) from error
+    if preset not in PRESETS:
+        raise SuiteError(
+            f"{subject.source} was trained on {subject.model_name}, which is not known here: "
+            f"{did_you_mean(preset, PRESETS)}"
+        )
+    return synthetic_model(preset, "cpu")

@@ -33,9 +33,8 @@ from sae_plugins.runs import (
     UNFINISHED,
     WEIGHTS,
 )
+from sae_plugins.synthetic import SYNTHETIC
 
-SYNTHETIC = "synthetic:"
-"""How the model names of SAEs that were trained on a synthetic model begin."""
 _DICTIONARY_LEARNING = ("config.json", "ae.pt")
 _LONGEST_NAME = 80
 _UNIT_NORM = 1e-3

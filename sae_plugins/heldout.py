@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -22,8 +24,10 @@ class ActivationSource(Protocol):
 
 
 @torch.no_grad()
-def heldout_metrics(sae: SAE[Any], store: ActivationSource, n_tokens: int) -> dict[str, float]:
-    """Score an inference SAE on activations from a store over held-out text.
+def heldout_metrics(
+    saes: Sequence[SAE[Any]], store: ActivationSource, n_tokens: int
+) -> list[dict[str, float]]:
+    """Score inference SAEs on the same activations from a store over held-out text.
 
     Which tokens count is the store's own `exclude_special_tokens` and `seqpos_slice`: build it
     with the training run's, and the numbers are about the distribution that the SAE was trained
@@ -35,11 +39,12 @@ def heldout_metrics(sae: SAE[Any], store: ActivationSource, n_tokens: int) -> di
     normalisation the SAE holds is its own part.
 
     Args:
-        sae: as `SAE.load_from_disk` gives it.
+        saes: each as `SAE.load_from_disk` gives it.
         store: an `ActivationsStore`; batches are taken in the order of the text, unshuffled.
         n_tokens: tokens to use at least; fewer if the text ends before, rather than tokens twice.
 
     Returns:
+        For each SAE:
         `explained_variance`: 1 - sum ||x - x_hat||^2 / sum ||x - mean||^2, with the mean over all
         the held-out tokens; 0 is what predicting that mean achieves.
         `mse`: squared error per token, summed over d_in, in squared activation units.
@@ -51,31 +56,44 @@ def heldout_metrics(sae: SAE[Any], store: ActivationSource, n_tokens: int) -> di
     Raises:
         ValueError: the text holds less than one batch of the store.
     """
-    # as in training, the store gives heads already concatenated
-    reshapes = sae.hook_z_reshaping_mode
-    if reshapes:
-        sae.turn_off_forward_pass_hook_z_reshaping()  # type: ignore[no-untyped-call]
-    try:
-        sums = Sums(sae.cfg.d_in, sae.cfg.d_sae, sae.device)
-        with tqdm(total=n_tokens, desc="Held-out text", unit="token", leave=False) as progress:
-            while sums.tokens < n_tokens:
-                try:
-                    batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
-                except StopIteration:
-                    break
-                for part in batch.split(TOKENS_AT_ONCE):
+    scored = [(sae, Sums(sae.cfg.d_in, sae.cfg.d_sae, sae.device)) for sae in saes]
+    tokens = 0
+    with ExitStack() as stack:
+        for sae in saes:
+            stack.enter_context(_heads_concatenated(sae))
+        progress = stack.enter_context(
+            tqdm(total=n_tokens, desc="Held-out text", unit="token", leave=False)
+        )
+        while scored and tokens < n_tokens:
+            try:
+                batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
+            except StopIteration:
+                break
+            for part in batch.split(TOKENS_AT_ONCE):
+                for sae, sums in scored:
                     codes = sae.encode(part.to(sae.device, sae.dtype))
                     sums.add(part, codes, sae.decode(codes))
-                progress.update(len(batch))
-    finally:
-        if reshapes:
-            sae.turn_on_forward_pass_hook_z_reshaping()  # type: ignore[no-untyped-call]
-    if not sums.tokens:
+            tokens += len(batch)
+            progress.update(len(batch))
+    if scored and not tokens:
         raise ValueError(
             "no held-out activations: the text holds less than one batch "
             "(store_batch_size_prompts x context_size tokens), or every token of it is excluded"
         )
-    return sums.metrics()
+    return [sums.metrics() for _, sums in scored]
+
+
+@contextmanager
+def _heads_concatenated(sae: SAE[Any]) -> Iterator[None]:
+    """As in training, the store gives heads already concatenated."""
+    if not sae.hook_z_reshaping_mode:
+        yield
+        return
+    sae.turn_off_forward_pass_hook_z_reshaping()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        sae.turn_on_forward_pass_hook_z_reshaping()  # type: ignore[no-untyped-call]
 
 
 class Sums:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import math
 import os
 import re
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +20,14 @@ import torch
 from sae_lens import SAE
 from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import str_to_dtype
+from torch import Tensor
 
 from sae_plugins.plugin import PluginError
-from sae_plugins.runs import CHECKPOINTS
+from sae_plugins.runs import CHECKPOINTS, SUMMARY, TRAINING_SUMMARY, write
 from sae_plugins.seeds import random_states, set_random_states
+from sae_plugins.synthetic import SYNTHETIC
 
 D_SAE_PER_D_IN = 4
 _EXPECTED_WARNINGS = (
@@ -56,16 +61,30 @@ class JobSettings:
     logger: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def is_synthetic(self) -> bool:
+        """Whether the run is on SAELens' synthetic model."""
+        return self.model_name.startswith(SYNTHETIC)
+
+    @property
     def device(self) -> str:
         """Where the SAE lives; cuda where nothing is said and there is one."""
         default = "cuda" if torch.cuda.is_available() else "cpu"
         return str(self.runner.get("device") or default)
 
 
+Save = Callable[[Path, "Tensor | None"], None]
+"""Saves a trained SAE into a folder, with the log of its features' firing frequencies, if any."""
+
+
 class Job(Protocol):
     """A run that is ready to start: its model is loaded and everything checked."""
 
+    settings: JobSettings
     sae_config: Any
+
+    def sharing(self, settings: JobSettings) -> Job:
+        """A job with other settings, and this one's model and text where they are the same."""
+        ...
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
@@ -83,9 +102,36 @@ class Job(Protocol):
         """
         ...
 
-    def heldout(self, sae: SAE[Any]) -> dict[str, float]:
-        """Held-out metrics of the SAE as it was saved; empty if none were asked for."""
+    def stream(self) -> Iterator[Tensor]:
+        """The batches [B, d_in] that `prepare` trains on, once `seed_data` has been called."""
         ...
+
+    def trainer(self, folder: Path) -> tuple[SAETrainer[Any, Any], Save]:
+        """Draw the SAE's weights as `prepare` does, for a caller who gives it the batches.
+
+        Args:
+            folder: where the SAE will lie.
+        """
+        ...
+
+    def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
+        """Held-out metrics of SAEs as they were saved; empty if none were asked for."""
+        ...
+
+
+def load_job(settings: JobSettings) -> Job:
+    """The run, ready to start; this loads the model.
+
+    Raises:
+        PluginError: something of the settings is wrong.
+    """
+    if settings.is_synthetic:
+        from sae_plugins.synthetic import SyntheticJob
+
+        return SyntheticJob(settings)
+    from sae_plugins.language_model import LanguageModelJob
+
+    return LanguageModelJob(settings)
 
 
 def sae_config(settings: JobSettings, d_in: int) -> Any:
@@ -213,11 +259,11 @@ def check_memory(settings: JobSettings, sae: Any, buffers: Mapping[str, int]) ->
     """
     batch = settings.runner.get("train_batch_size_tokens", 4096)
     numbers = {
-        "d_sae": 4 * sae.d_sae * (2 * sae.d_in + 1),  # weights, gradients, Adam's two moments
+        "d_sae": numbers_in_training(sae),
         "train_batch_size_tokens": batch * (3 * sae.d_sae + sae.d_in),
         **buffers,
     }
-    there = _memory_of(settings.device) / 1e9
+    there = memory_of(settings.device) / 1e9
     for flag, count in numbers.items():
         needed = count * str_to_dtype(sae.dtype).itemsize / 1e9
         if needed > there:
@@ -227,7 +273,12 @@ def check_memory(settings: JobSettings, sae: Any, buffers: Mapping[str, int]) ->
             )
 
 
-def _memory_of(device: str) -> float:
+def numbers_in_training(sae: Any) -> int:
+    """Numbers that an SAE in training holds between steps, by its config."""
+    return int(4 * sae.d_sae * (2 * sae.d_in + 1))  # weights, gradients, Adam's two moments
+
+
+def memory_of(device: str) -> float:
     """Bytes of memory that a device has, at most; infinite where that is not known."""
     if torch.device(device).type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
@@ -235,6 +286,37 @@ def _memory_of(device: str) -> float:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError):  # Windows
         return float("inf")
+
+
+def trainer_of(runner: Any) -> SAETrainer[Any, Any]:
+    """The trainer that a runner of SAELens would build, for a caller who gives it the batches."""
+    return SAETrainer(
+        cfg=runner.cfg.to_sae_trainer_config(), sae=runner.sae, data_provider=iter(())
+    )
+
+
+def write_summary(
+    folder: Path, heldout: Mapping[str, float], found: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
+    """Write a run's `summary.json`, into which the recorder's `training_summary.json` goes.
+
+    Args:
+        folder: the run's.
+        heldout: held-out metrics.
+        found: what else is known about the SAE, by name.
+        seconds: what the run took, together with those that it shared its batches with.
+    """
+    recorded = folder / TRAINING_SUMMARY
+    training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
+    named = {f"heldout/{name}": value for name, value in heldout.items()}
+    values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
+    summary = {  # JSON has no NaN
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    recorded.unlink(missing_ok=True)
+    return summary
 
 
 def check_wandb(log_to_wandb: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from sae_lens.constants import (
 )
 from sae_lens.load_model import load_model as load_with_sae_lens
 from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from torch import Tensor
 
 from sae_plugins import world
 from sae_plugins.heldout import heldout_metrics
 from sae_plugins.jobs import (
     JobSettings,
+    Save,
     check_devices,
     check_memory,
     check_wandb,
@@ -36,8 +39,10 @@ from sae_plugins.jobs import (
     runner_fields,
     sae_config,
     settings_accepted,
+    trainer_of,
 )
 from sae_plugins.plugin import PluginError, did_you_mean
+from sae_plugins.seeds import seed_data
 
 SHUFFLE_BUFFER = 10_000
 """Documents among which a streamed dataset is shuffled."""
@@ -54,8 +59,12 @@ class Text:
 class LanguageModelJob:
     """A `Job` on a TransformerLens or Hugging Face model."""
 
-    def __init__(self, settings: JobSettings) -> None:
+    def __init__(self, settings: JobSettings, other: LanguageModelJob | None = None) -> None:
         """Load the model, check everything that can be checked, and find the text.
+
+        Args:
+            settings: the run's.
+            other: a job whose model and text serve where they are the same.
 
         Raises:
             PluginError: no such model, hook, dataset or device, or settings that do not fit.
@@ -64,14 +73,24 @@ class LanguageModelJob:
         check_devices(settings)
         check_sources(settings)
         self.settings = settings
-        self.model = load_model(settings)
+        if other is not None and _of_model(other.settings) == _of_model(settings):
+            self.model: Any = other.model
+        else:
+            self.model = load_model(settings)
         check_context_size(self.model, settings)
         check_positions(settings)
         check_tokens(self.model, settings)
         self.sae_config = sae_config(settings, activation_size(self.model, settings))
         check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
-        self.text = load_text(settings, self.model)
+        if other is not None and _of_text(other.settings) == _of_text(settings):
+            self.text: Text = other.text
+        else:
+            self.text = load_text(settings, self.model)
         self.check_heldout()
+
+    def sharing(self, settings: JobSettings) -> LanguageModelJob:
+        """A job with other settings, and this one's model and text where they are the same."""
+        return LanguageModelJob(settings, self)
 
     @staticmethod
     def _in_buffers(config: Any) -> dict[str, int]:
@@ -113,6 +132,17 @@ class LanguageModelJob:
 
     def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
         """Build SAELens' runner, with its SAE; the function that is returned runs it."""
+        runner = self._runner(folder)
+        seed_data(self.settings.seed)
+
+        def run() -> dict[str, float]:
+            with quiet(repeats=not self.settings.runner.get("dataset_path")):
+                runner.run()
+            return {}
+
+        return run
+
+    def _runner(self, folder: Path) -> Any:
         with settings_accepted(), quiet():
             runner: Any = LanguageModelSAETrainingRunner(
                 self.config(folder), override_dataset=self.text.train, override_model=self.model
@@ -122,23 +152,34 @@ class LanguageModelJob:
             if self.text.heldout is None or not runner.cfg.logger.log_to_wandb:
                 runner.evaluator = None
             else:
-                runner.evaluator.activations_store = self.heldout_store(runner.cfg)
+                runner.evaluator.activations_store = self._store(self.text.heldout)
                 runner.evaluator = isolated(runner.evaluator)
+        return runner
 
-        def run() -> dict[str, float]:
-            with quiet(repeats=not self.settings.runner.get("dataset_path")):
-                runner.run()
-            return {}
+    def trainer(self, folder: Path) -> tuple[SAETrainer[Any, Any], Save]:
+        """Build SAELens' runner, and its trainer in its stead."""
+        runner = self._runner(folder)
+        runner._set_sae_metadata()
+        trainer = trainer_of(runner)
+        runner._compile_sae_if_needed()
 
-        return run
+        def save(path: Path, sparsity: Tensor | None) -> None:
+            runner.save_final_sae(trainer.sae, str(path), sparsity)
 
-    def heldout(self, sae: SAE[Any]) -> dict[str, float]:
-        """Held-out metrics of the SAE as it was saved."""
+        return trainer, save
+
+    def stream(self) -> Iterator[Tensor]:
+        """The batches of a store over the training text."""
+        with quiet():
+            return iter(self._store(self.text.train))
+
+    def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
+        """Held-out metrics of SAEs as they were saved, on the same text."""
         if self.text.heldout is None:
-            return {}
+            return [{} for _ in saes]
         with quiet(), isolated_random_state():
-            store = self.heldout_store(self.config(None))
-            return heldout_metrics(sae, store, self.settings.heldout_tokens)
+            store = self._store(self.text.heldout)
+            return heldout_metrics(saes, store, self.settings.heldout_tokens)
 
     def check_heldout(self) -> None:
         """Refuse held-out text that is less than the one batch that scoring starts with."""
@@ -147,7 +188,7 @@ class LanguageModelJob:
         config = self.config(None)
         with settings_accepted(), quiet(), isolated_random_state():
             try:
-                self.heldout_store(config).get_batch_tokens(raise_at_epoch_end=True)
+                self._store(self.text.heldout).get_batch_tokens(raise_at_epoch_end=True)
             except StopIteration:
                 raise PluginError(
                     f"the held-out text is less than --store_batch_size_prompts "
@@ -155,9 +196,8 @@ class LanguageModelJob:
                     f"{config.context_size} tokens: lower them, or set --heldout_tokens 0"
                 ) from None
 
-    def heldout_store(self, config: Any) -> ActivationsStore:
-        """A store of its own over the held-out text."""
-        return ActivationsStore.from_config(self.model, config, override_dataset=self.text.heldout)
+    def _store(self, rows: Any) -> ActivationsStore:
+        return ActivationsStore.from_config(self.model, self.config(None), override_dataset=rows)
 
 
 _FOLDERS = {
@@ -229,6 +269,14 @@ def load_model(settings: JobSettings) -> Any:
             near_models(name) or f" ({type(error).__name__}: {error}".splitlines()[0][:300] + ")"
         )
         raise PluginError(f"--model_name {name} cannot be loaded as a {kind}{reason}") from error
+
+
+def _of_model(settings: JobSettings) -> list[Any]:
+    """What the loaded model depends on."""
+    names = ("model_class_name", "model_from_pretrained_kwargs", "hook_name", "llm_device")
+    compiled = ("compile_llm", "llm_compilation_mode")
+    of_runner = [settings.runner.get(name) for name in (*names, *compiled)]
+    return [settings.model_name, settings.device, *of_runner]
 
 
 def check_context_size(model: Any, settings: JobSettings) -> None:
@@ -377,6 +425,13 @@ def load_text(settings: JobSettings, model: Any) -> Text:
     else:
         train = rows.skip(len(held)).shuffle(seed=settings.seed, buffer_size=SHUFFLE_BUFFER)
     return Text(_plain(train), _plain(datasets.Dataset.from_list(held) if held else None))
+
+
+def _of_text(settings: JobSettings) -> list[Any]:
+    """What the text depends on."""
+    names = ("dataset_path", "streaming", "store_batch_size_prompts", "context_size")
+    of_runner = [settings.runner.get(name) for name in names]
+    return [settings.seed, settings.heldout_tokens, *of_runner, *_of_model(settings)]
 
 
 def _plain(rows: Any) -> Any:

@@ -87,6 +87,7 @@ class Recorder(Plugin):
         every: int = Field(
             10, ge=1, description="steps between rows of metrics.jsonl; each costs one GPU sync"
         )
+        figures: bool = Field(True, description="draw figures when the training ends")
 
     options: Options
 
@@ -141,17 +142,22 @@ class Recorder(Plugin):
         self.flush()
         _taken.pop(self.path(METRICS), None)
         try:
-            rows = read_rows(self.path(METRICS))
-            (self.folder / "figures").mkdir(exist_ok=True)
-            figures.save(figures.loss_and_l0(rows), self.path("figures/loss_and_l0.png"))
-            figures.save(
-                figures.firing_by_position(self.snapshots, run.features.d_sae),
-                self.path("figures/firing_by_position.png"),
-            )
+            if self.options.figures:
+                self.draw_figures(run)
             self.write_summary(run, seconds)
         except OSError as error:
             # the SAE is saved after this: a full disk must not cost the training
             logger.error("could not write figures and summary to %s: %s", self.folder, error)
+
+    def draw_figures(self, run: Run) -> None:
+        """Draw the curves of the training, and how often the features at each position fired."""
+        rows = read_rows(self.path(METRICS))
+        (self.folder / "figures").mkdir(exist_ok=True)
+        figures.save(figures.loss_and_l0(rows), self.path("figures/loss_and_l0.png"))
+        figures.save(
+            figures.firing_by_position(self.snapshots, run.features.d_sae),
+            self.path("figures/firing_by_position.png"),
+        )
 
     def path(self, name: str) -> Path:
         """Where the file `name` of this SAE is written."""

@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,13 @@ def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
             found[name] = ".".join(str(part) for part in sys.version_info[:3])
             continue
         try:
-            found[name] = version(name)
+            found[name] = _version(name)
         except PackageNotFoundError:
             continue
     return found
+
+
+_version = cache(version)  # which parses a file each time
 
 
 def default_path(names: Iterable[str], model_name: str, architecture: str, seed: int) -> Path:
@@ -213,7 +217,7 @@ class RunFolder:
             self.unfinished.rename(next(name for name in names if not name.exists()))
         self.unfinished.mkdir()
         self._started = True
-        write(self.unfinished / RECIPE, _yaml(recipe))
+        write(self.unfinished / RECIPE, as_yaml(recipe))
         return self.unfinished
 
     def finish(self) -> None:
@@ -349,7 +353,8 @@ def write(path: Path, text: str) -> None:
         raise
 
 
-def _yaml(recipe: Mapping[str, Any]) -> str:
+def as_yaml(recipe: Mapping[str, Any]) -> str:
+    """A recipe as the text of `run.yaml`."""
     import yaml
 
     heading = "# Reproduces this run: sae-plugins train --recipe THIS_FILE --output_path ANOTHER\n"

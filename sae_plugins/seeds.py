@@ -21,11 +21,23 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_data(seed: int) -> None:
+    """Seed what orders a run's data, after its weights are drawn.
+
+    Architectures draw different numbers of weights; the data is to be the same for all of them.
+    """
+    seed_everything(_derived(seed, "the data"))
+
+
 def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for the plugin `name`, independent of every other name's."""
+    return torch.Generator(device).manual_seed(_derived(seed, name))
+
+
+def _derived(seed: int, name: str) -> int:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     # torch's generators take seeds below 2**63
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def random_states() -> dict[str, Any]:

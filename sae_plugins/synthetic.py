@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,51 +13,57 @@ from sae_plugins.plugin import PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from sae_lens.synthetic import SyntheticModelConfig
+    from sae_lens.synthetic import LowRankCorrelationMatrix, SyntheticModel, SyntheticModelConfig
+    from sae_lens.training.sae_trainer import SAETrainer
     from torch import Tensor
 
-    from sae_plugins.jobs import JobSettings
+    from sae_plugins.jobs import JobSettings, Save
 
+SYNTHETIC = "synthetic:"
+"""How the names of synthetic models begin."""
 HELDOUT_SEED = 1_000_003
 """Of the held-out samples, which are the same for every seed of training."""
 
 
-def toy() -> SyntheticModelConfig:
+def toy(device: str = "cpu") -> SyntheticModel:
     """96 features in 48 dimensions: 16 parents with 3 children each, and 32 that stand alone.
 
     A child fires only where its parent does, and never together with a sibling: the bait for
-    absorption. This is the toy of the project's studies as far as SAELens' config can say it. Two
-    things it cannot say: that 8 pairs among the 32 fire together (its correlations are random and
-    spread over all features), and firing probabilities by group (here they decay linearly, parents
-    first).
+    absorption. Parents fire on 17 to 20% of samples, a third of the times with a child; those that
+    stand alone on 2 to 8%. The first 16 of these are 8 pairs: where one fires, the other one does
+    in six of ten cases. It is the toy of the project's studies.
     """
+    import torch
     from sae_lens.synthetic import (
         HierarchyConfig,
         LinearFiringProbabilityConfig,
+        LowRankCorrelationMatrix,
         OrthogonalizationConfig,
         SyntheticModelConfig,
     )
 
-    return SyntheticModelConfig(
+    config = SyntheticModelConfig(
         num_features=96,
         hidden_dim=48,
+        # parents first, then children, whose probabilities are those given their parent
         firing_probability=LinearFiringProbabilityConfig(max_prob=0.2, min_prob=0.02),
         hierarchy=HierarchyConfig(
-            total_root_nodes=16,
-            branching_factor=3,
-            max_depth=1,
-            mutually_exclusive_portion=1.0,
-            compensate_probabilities=True,
+            total_root_nodes=16, branching_factor=3, max_depth=1, mutually_exclusive_portion=1.0
         ),
-        orthogonalization=OrthogonalizationConfig(num_steps=200),
+        orthogonalization=OrthogonalizationConfig(num_steps=100),
         mean_firing_magnitudes=1.0,
         std_firing_magnitudes=0.3,
         bias=False,
         seed=0,
     )
+    # SAELens' config has random correlations of all features only; its model takes a matrix
+    factor = torch.zeros(96, 8, device=device)
+    pair = torch.arange(8)
+    factor[64 + 2 * pair, pair] = factor[65 + 2 * pair, pair] = 0.9**0.5
+    return _build(config, device, LowRankCorrelationMatrix(factor, 1 - factor.square().sum(dim=1)))
 
 
-def small() -> SyntheticModelConfig:
+def small(device: str = "cpu") -> SyntheticModel:
     """256 independent features in 64 dimensions, whose frequencies follow Zipf's law."""
     from sae_lens.synthetic import (
         OrthogonalizationConfig,
@@ -64,7 +71,7 @@ def small() -> SyntheticModelConfig:
         ZipfianFiringProbabilityConfig,
     )
 
-    return SyntheticModelConfig(
+    config = SyntheticModelConfig(
         num_features=256,
         hidden_dim=64,
         firing_probability=ZipfianFiringProbabilityConfig(max_prob=0.3, min_prob=0.005),
@@ -74,10 +81,28 @@ def small() -> SyntheticModelConfig:
         bias=False,
         seed=0,
     )
+    return _build(config, device)
 
 
-PRESETS: dict[str, Callable[[], SyntheticModelConfig]] = {"toy": toy, "small": small}
+def _build(
+    config: SyntheticModelConfig, device: str, correlation: LowRankCorrelationMatrix | None = None
+) -> SyntheticModel:
+    """SAELens' model, without the progress bar that it draws for every one."""
+    from sae_lens.synthetic import SyntheticModel
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        return SyntheticModel(config, correlation_matrix=correlation, device=device)
+
+
+PRESETS: dict[str, Callable[[str], SyntheticModel]] = {"toy": toy, "small": small}
 """Synthetic models by name. Their own seed is fixed; `--seed` is the training's."""
+
+
+@functools.cache
+def synthetic_model(preset: str, device: str) -> SyntheticModel:
+    """The model of a preset, made once, which takes seconds."""
+    return PRESETS[preset](device)
+
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "toy": {"d_sae": 128, "training_tokens": 576_000, "train_batch_size_tokens": 384, "lr": 3e-3},
@@ -120,18 +145,13 @@ class SyntheticJob:
 
     def __init__(self, settings: JobSettings) -> None:
         """Make the synthetic model and check the settings."""
-        from sae_lens.synthetic import SyntheticModel
-
         from sae_plugins.jobs import check_devices, check_memory, check_wandb, sae_config
 
         check_wandb(bool(settings.logger.get("log_to_wandb")))
         check_devices(settings)
         self.settings = settings
-        # SAELens draws a progress bar for every synthetic model
-        with contextlib.redirect_stderr(io.StringIO()):
-            config = PRESETS[settings.model_name.partition(":")[2]]()
-            self.model = SyntheticModel(config, device=settings.device)
-        self.sae_config = sae_config(settings, config.hidden_dim)
+        self.model = synthetic_model(settings.model_name.partition(":")[2], settings.device)
+        self.sae_config = sae_config(settings, self.model.cfg.hidden_dim)
         self.config(None)
         check_memory(settings, self.sae_config, {})
         scored = settings.runner.get("run_final_eval", True) and settings.runner.get("eval_samples")
@@ -142,6 +162,10 @@ class SyntheticJob:
                 f"{what}: SAELens compares SAEs with the true features in dense float32 only; "
                 "leave it out, or add --run_final_eval false"
             )
+
+    def sharing(self, settings: JobSettings) -> SyntheticJob:
+        """A job with other settings; models are shared anyway."""
+        return SyntheticJob(settings)
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
@@ -166,18 +190,14 @@ class SyntheticJob:
 
     def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
         """Build SAELens' runner, with its SAE; the function that is returned runs it."""
-        from sae_lens.synthetic import SyntheticSAERunner
+        from sae_plugins.jobs import isolated, quiet
+        from sae_plugins.seeds import seed_data
 
-        from sae_plugins.jobs import isolated, quiet, settings_accepted
-
-        with settings_accepted(), quiet():
-            runner: Any = SyntheticSAERunner(
-                self.config(folder), override_synthetic_model=self.model
-            )
+        runner = self._runner(folder)
         create = runner._create_evaluator
         # it draws samples from the global random state, as the training does
         runner._create_evaluator = lambda: isolated(create())
-        runner.sae.cfg.metadata.model_name = self.settings.model_name
+        seed_data(self.settings.seed)
 
         def run() -> dict[str, float]:
             with quiet():
@@ -186,18 +206,54 @@ class SyntheticJob:
 
         return run
 
-    def heldout(self, sae: SAE[Any]) -> dict[str, float]:
-        """Held-out metrics of the SAE as it was saved, on fresh samples."""
+    def _runner(self, folder: Path) -> Any:
+        from sae_lens.synthetic import SyntheticSAERunner
+
+        from sae_plugins.jobs import quiet, settings_accepted
+
+        with settings_accepted(), quiet():
+            runner: Any = SyntheticSAERunner(
+                self.config(folder), override_synthetic_model=self.model
+            )
+        runner.sae.cfg.metadata.model_name = self.settings.model_name
+        return runner
+
+    def trainer(self, folder: Path) -> tuple[SAETrainer[Any, Any], Save]:
+        """Build SAELens' runner, and its trainer in its stead."""
+        from sae_plugins.jobs import trainer_of
+
+        runner = self._runner(folder)
+        trainer = trainer_of(runner)
+
+        def save(path: Path, sparsity: Tensor | None) -> None:
+            runner._save_outputs(path, trainer.sae, sparsity, None)
+
+        return trainer, save
+
+    def stream(self) -> Iterator[Tensor]:
+        """Batches of samples."""
+        from sae_lens.synthetic.training import SyntheticActivationIterator
+
+        config = self.config(None)
+        return SyntheticActivationIterator(
+            self.model.feature_dict,
+            self.model.activation_generator,
+            config.batch_size,
+            config.autocast_data,
+        )
+
+    def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
+        """Held-out metrics of SAEs as they were saved, on the same fresh samples."""
         import torch
 
         from sae_plugins.heldout import heldout_metrics
         from sae_plugins.jobs import isolated_random_state
 
         if not self.settings.heldout_tokens:
-            return {}
+            return [{} for _ in saes]
         with isolated_random_state():
             torch.manual_seed(HELDOUT_SEED)
-            return heldout_metrics(sae, _Samples(self.model), self.settings.heldout_tokens)
+            return heldout_metrics(saes, _Samples(self.model), self.settings.heldout_tokens)
 
 
 class _Samples:

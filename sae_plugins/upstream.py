@@ -24,6 +24,11 @@
 - `n_training_steps` counts completed steps and is advanced by the caller of `step`;
   `n_training_samples` is advanced inside it; `cfg.total_training_samples` bounds it.
 - `activation_scaler.scaling_factor` holds until `fit` folds it into the weights.
+- `SAETrainer.fit`, with nothing left to train on, takes no batch where the scale of activations is
+  known, folds it into the weights and closes the training; the only bars that it draws, and those
+  of `ActivationScaler`, come from `tqdm` in their modules (`no_bars`).
+- `ActivationScaler.estimate_scaling_factor` and `estimate_whitening` are what `fit` calls, with
+  `n_batches_for_norm_estimate`, for the two ways to normalise that need batches.
 - `TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses, summed over the last axis.
 - `TrainingSAE.hook_sae_acts_post` is passed by the activations of every training forward pass,
   compiled or not, but matching_pursuit's; what a hook on it returns takes their place.
@@ -44,6 +49,12 @@
   and may be set afterwards.
 - `LanguageModelSAETrainingRunner.evaluator` is set when the runner is made and passed on by `run`;
   its `activations_store` may be replaced, and is all the text that it reads.
+- `LanguageModelSAETrainingRunner.run` is what `LanguageModelJob.trainer` and `stream` do: private
+  `_set_sae_metadata` and `_compile_sae_if_needed`, a trainer over the `activations_store`, and
+  `save_final_sae(sae, output_path, log_feature_sparsity)`.
+- `SyntheticSAERunner.run` is what `SyntheticJob.trainer` and `stream` do: batches from a
+  `SyntheticActivationIterator`, and private
+  `_save_outputs(output_path, sae, log_feature_sparsity, eval_stats)`.
 - `SyntheticSAERunner._create_evaluator()` (private) is called by `run`, on the instance.
 - `SyntheticActivationIterator` has no state but torch's global random state.
 - `extract_stop_at_layer_from_tlens_hook_name(hook_name)` is the first layer that need not run.
@@ -74,6 +85,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -176,6 +188,17 @@ def prefetched(taken: Callable[[Any], None]) -> AbstractContextManager[None]:
         return batch
 
     return replaced(PrefetchingIterator, __next__=following)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Have SAELens' trainers draw no progress bars, while this is open."""
+    from sae_lens.training import activation_scaler, sae_trainer
+    from tqdm.auto import tqdm
+
+    hidden = partial(tqdm, disable=True)
+    with replaced(activation_scaler, tqdm=hidden), replaced(sae_trainer, tqdm=hidden):
+        yield
 
 
 def interrupted_runs_unsaved() -> AbstractContextManager[None]:

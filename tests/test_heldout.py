@@ -36,6 +36,11 @@ def make_sae(seed=0):
     return sae
 
 
+def score(sae, store, n_tokens):
+    (metrics,) = heldout_metrics([sae], store, n_tokens)
+    return metrics
+
+
 def activations(n=500, mean=3.0):
     return torch.randn(n, D_IN, generator=torch.Generator().manual_seed(1)) + mean
 
@@ -49,7 +54,7 @@ def test_metrics_are_those_of_numpy():
     squared_error = ((x64 - x_hat) ** 2).sum(axis=1)
     variance = ((x64 - x64.mean(axis=0)) ** 2).sum(axis=1)
     norms = np.linalg.norm(x64, axis=1) * np.linalg.norm(x_hat, axis=1)
-    assert heldout_metrics(sae, Store(x), n_tokens=len(x)) == pytest.approx(
+    assert score(sae, Store(x), len(x)) == pytest.approx(
         {
             "explained_variance": 1 - squared_error.sum() / variance.sum(),
             "mse": squared_error.mean(),
@@ -69,7 +74,7 @@ def test_predicting_the_mean_explains_nothing_however_large_it_is():
         for parameter in sae.parameters():
             parameter.zero_()
         sae.b_dec.copy_(x.double().mean(dim=0))
-    metrics = heldout_metrics(sae, Store(x), n_tokens=len(x))
+    metrics = score(sae, Store(x), len(x))
     assert metrics["explained_variance"] == pytest.approx(0, abs=1e-5)
     assert metrics["cosine"] == pytest.approx(1, abs=1e-6)
     assert metrics["l0"] == 0
@@ -78,26 +83,34 @@ def test_predicting_the_mean_explains_nothing_however_large_it_is():
 
 def test_stops_at_enough_tokens_and_at_the_end_of_the_text():
     store = Store(activations(n=500), batch=64)
-    assert heldout_metrics(make_sae(), store, n_tokens=100)["tokens"] == store.given == 128
-    assert heldout_metrics(make_sae(), store, n_tokens=10**9)["tokens"] == 500 - 128
+    assert score(make_sae(), store, 100)["tokens"] == store.given == 128
+    assert score(make_sae(), store, 10**9)["tokens"] == 500 - 128
     with pytest.raises(ValueError, match="less than one batch"):
-        heldout_metrics(make_sae(), store, n_tokens=1)
+        score(make_sae(), store, 1)
 
 
 def test_batches_do_not_matter():
     x = activations()
-    whole = heldout_metrics(make_sae(), Store(x, batch=len(x)), n_tokens=len(x))
+    whole = score(make_sae(), Store(x, batch=len(x)), len(x))
     # a batch of which every token is excluded comes empty
     pieces = Store(x, batch=7)
     pieces.batches.insert(3, x[:0])
-    assert heldout_metrics(make_sae(), pieces, n_tokens=len(x)) == pytest.approx(whole, rel=1e-5)
+    assert score(make_sae(), pieces, len(x)) == pytest.approx(whole, rel=1e-5)
 
 
 def test_an_sae_on_attention_heads_gets_them_concatenated():
     sae, x = make_sae(), activations()
-    expected = heldout_metrics(sae, Store(x), n_tokens=len(x))
+    expected = score(sae, Store(x), len(x))
     sae.cfg.reshape_activations = "hook_z"
     sae.cfg.metadata.hook_name = "blocks.0.attn.hook_z"
     sae.turn_on_forward_pass_hook_z_reshaping()
-    assert heldout_metrics(sae, Store(x), n_tokens=len(x)) == expected
+    assert score(sae, Store(x), len(x)) == expected
     assert sae.hook_z_reshaping_mode
+
+
+def test_several_saes_are_scored_on_the_same_activations():
+    saes, x = [make_sae(seed) for seed in range(3)], activations()
+    store = Store(x)
+    assert heldout_metrics(saes, store, 300) == [score(sae, Store(x), 300) for sae in saes]
+    assert store.given == 320
+    assert heldout_metrics([], Store(x), 300) == []

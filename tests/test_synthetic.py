@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from sae_lens import SAE
-from sae_lens.synthetic import SyntheticModel
 from safetensors.torch import load_file
 
 from sae_plugins.entrypoints.main import main
@@ -41,16 +40,16 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_presets_are_the_same_world_every_time(name: str):
     settings = settings_of(name)
     torch.manual_seed(1)
-    first = SyntheticModel(PRESETS[name]())
+    first = PRESETS[name]("cpu")
     torch.manual_seed(2)
-    second = SyntheticModel(PRESETS[name]())
+    second = PRESETS[name]("cpu")
     assert first.feature_dict.feature_vectors.equal(second.feature_dict.feature_vectors)
     assert settings["d_sae"] >= first.cfg.num_features
     assert PRESETS[name].__doc__
 
 
 def test_toy_is_the_toy_of_the_studies():
-    model = SyntheticModel(PRESETS["toy"]())
+    model = PRESETS["toy"]("cpu")
     torch.manual_seed(0)
     _, features = model.sample_with_features(4000)
     fires = features > 0
@@ -60,6 +59,9 @@ def test_toy_is_the_toy_of_the_studies():
     assert children.sum(-1).max() == 1  # siblings exclude one another
     assert not (children.any(-1) & ~parents).any()  # and need their parent
     assert children.any(-1).any(0).all()
+    one, other = fires[:, 64:80:2], fires[:, 65:80:2]
+    assert 0.5 < (one & other).sum() / one.sum() < 0.7  # 8 pairs among those that stand alone
+    assert (fires[:, 80] & fires[:, 81]).sum() < 0.2 * fires[:, 80].sum()
 
 
 def test_a_run_knows_the_truth_and_is_reproducible():

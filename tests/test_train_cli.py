@@ -460,7 +460,7 @@ def test_another_run_s_checkpoints_are_not_overwritten(capsys: pytest.CaptureFix
 def test_what_is_not_a_number_is_null(monkeypatch: pytest.MonkeyPatch):
     from sae_plugins import language_model
 
-    monkeypatch.setattr(language_model, "heldout_metrics", lambda *_: {"mse": float("nan")})
+    monkeypatch.setattr(language_model, "heldout_metrics", lambda *_: [{"mse": float("nan")}])
     assert summary(train("run"))["heldout/mse"] is None
 
 

@@ -14,7 +14,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -69,6 +69,7 @@ from sae_plugins.trainer import COUNTERS
 from sae_plugins.upstream import ADAM_MOMENTS, TRAINER_COUNTERS
 
 HOOK = "blocks.0.hook_resid_post"
+NORMALIZATIONS = get_args(get_type_hints(TrainingSAEConfig)["normalize_activations"])
 
 
 def seam(beginning: str) -> Callable[[Any], Any]:
@@ -340,6 +341,48 @@ def test_the_activation_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer.activation_scaler.scaling_factor is None
 
 
+@seam("`SAETrainer.fit`, with nothing left to train on, takes no batch")
+def test_closing_a_training(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    sae = tiny_sae("standard", normalize_activations="expected_average_only_in")
+    batches, ended = tiny_batches(), []
+    with upstream.no_bars():
+        trainer = tiny_trainer(sae, batches, n_batches_for_norm_estimate=2)
+        trainer.activation_scaler.estimate_scaling_factor(D_IN, iter(batches), 2)
+        scale = trainer.activation_scaler.scaling_factor
+        advance(trainer, batches)
+        monkeypatch.setattr(trainer, "set_final_sae_metadata", lambda: ended.append(True))
+        weights = sae.W_enc.clone()
+        trainer.fit()
+    assert len([*trainer.data_provider]) == len(batches)
+    assert torch.equal(sae.W_enc, weights * scale)
+    assert ended == [True]
+    assert capsys.readouterr() == ("", "")
+    tiny_trainer(tiny_sae("standard"), batches).fit()
+    assert "Training SAE" in capsys.readouterr().err
+
+
+@seam("`ActivationScaler.estimate_scaling_factor` and `estimate_whitening`")
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_what_is_estimated(normalize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    for name in ("estimate_scaling_factor", "estimate_whitening"):
+        monkeypatch.setattr(
+            ActivationScaler, name, lambda self, name=name, **given: called.append((name, given))
+        )
+    trainer = tiny_trainer(tiny_sae("standard", normalize_activations=normalize), tiny_batches())
+    trainer.fit()
+    name = {
+        "expected_average_only_in": "estimate_scaling_factor",
+        "covariance_whitening": "estimate_whitening",
+    }.get(normalize)
+    given = {
+        "d_in": D_IN,
+        "data_provider": trainer.data_provider,
+        "n_batches_for_norm_estimate": trainer.cfg.n_batches_for_norm_estimate,
+    }
+    assert called == ([(name, given)] if name else [])
+
+
 @seam("`TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses")
 @pytest.mark.parametrize("architecture", CASES)
 def test_the_reconstruction_loss(architecture: str) -> None:
@@ -605,6 +648,80 @@ def test_the_runners_evaluator(model: HookedTransformer, monkeypatch: pytest.Mon
     runner.evaluator = evaluator = object()
     runner.run()
     assert trainers[0].evaluator is evaluator
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, owner: Any, *names: str) -> list[Any]:
+    """What these methods are called with, in order; the trainer's `fit` does nothing."""
+    calls: list[Any] = []
+
+    def watched(name: str, own: Any) -> Callable[..., Any]:
+        def method(self: Any, *positional: Any, **given: Any) -> Any:
+            named = inspect.signature(own).bind(self, *positional, **given).arguments
+            calls.append((name, {key: named[key] for key in named if key != "self"}))
+            return own(self, *positional, **given)
+
+        return method
+
+    for name in names:
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
+    own = watched("trainer", SAETrainer.__init__)
+    monkeypatch.setattr(SAETrainer, "__init__", own)
+    monkeypatch.setattr(SAETrainer, "fit", lambda self: self.sae)
+    monkeypatch.setattr(SAETrainer, "log_feature_sparsity", torch.zeros(D_SAE), raising=False)
+    return calls
+
+
+@seam("`LanguageModelSAETrainingRunner.run` is what `LanguageModelJob.trainer` and `stream` do")
+def test_what_a_run_does(
+    model: HookedTransformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = watch(
+        monkeypatch,
+        LanguageModelSAETrainingRunner,
+        *("_set_sae_metadata", "_compile_sae_if_needed", "save_final_sae"),
+    )
+    runner = LanguageModelSAETrainingRunner(
+        runner_config(output_path=str(tmp_path)), override_model=model, override_dataset=text(4)
+    )
+    runner.run()
+    given = dict(calls)
+    assert [*given] == ["_set_sae_metadata", "trainer", "_compile_sae_if_needed", "save_final_sae"]
+    assert given["trainer"]["sae"] is runner.sae
+    assert given["trainer"]["cfg"] == runner.cfg.to_sae_trainer_config()
+    assert given["trainer"]["data_provider"] is runner.activations_store
+    assert [*given["save_final_sae"]] == ["sae", "output_path", "log_feature_sparsity"]
+    assert not given["_set_sae_metadata"]
+    assert not given["_compile_sae_if_needed"]
+
+
+@seam("`SyntheticSAERunner.run` is what `SyntheticJob.trainer` and `stream` do")
+def test_what_a_synthetic_run_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = watch(monkeypatch, SyntheticSAERunner, "_save_outputs")
+    runner = SyntheticSAERunner(
+        SyntheticSAERunnerConfig(
+            synthetic_model=SyntheticModelConfig(num_features=12, hidden_dim=D_IN, seed=0),
+            sae=StandardTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
+            output_path=str(tmp_path),
+            checkpoint_path=None,
+            run_final_eval=False,
+            logger=LoggingConfig(log_to_wandb=False),
+        )
+    )
+    runner.run()
+    given = dict(calls)
+    assert [*given] == ["trainer", "_save_outputs"]
+    assert given["trainer"]["sae"] is runner.sae
+    assert given["trainer"]["cfg"] == runner.cfg.to_sae_trainer_config()
+    batches = given["trainer"]["data_provider"]
+    assert vars(batches) == {
+        "feature_dict": runner.synthetic_model.feature_dict,
+        "activations_generator": runner.synthetic_model.activation_generator,
+        "batch_size": runner.cfg.batch_size,
+        "autocast": runner.cfg.autocast_data,
+    }
+    assert [*given["_save_outputs"]] == [
+        *("output_path", "sae", "log_feature_sparsity", "eval_stats"),
+    ]
 
 
 @seam("`SyntheticSAERunner._create_evaluator()`")

@@ -22,7 +22,7 @@ FEW = SUITE.settings("quick", {"samples": 3000})
 
 @pytest.fixture(scope="module")
 def toy() -> SyntheticModel:
-    return SyntheticModel(PRESETS["toy"](), device="cpu")
+    return PRESETS["toy"]("cpu")
 
 
 def saved(folder: Path, features: torch.Tensor, model_name: str = "synthetic:toy") -> Subject:
