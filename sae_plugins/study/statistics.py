@@ -1,0 +1,331 @@
+"""Is an arm better than the reference arm? Pure functions from scores to verdicts.
+
+What is estimated: the mean vertical gap between the frontiers of two arms, score against log L0,
+over the L0 that both cover. A method that makes SAEs denser moves along a frontier, and most scores
+follow L0; only the gap at equal L0 says that the method helps. L0 counts by its logarithm because
+the sparsities of a sweep are spread that way. Where frontiers cross, the gap is their balance.
+
+What is a sample: a seed. SAEs of one seed share data and initial weights, so each seed gives one
+difference, and these are what a t test is made for. The letters, pairs or datasets of a suite are
+no samples of training: they are averaged within a seed, and bootstrapped (`within_seed_interval`)
+only to tell how far a mean over such items can be trusted. The paired t test over seeds is also
+what the papers report.
+
+What is a verdict: Holm's correction over all tests of a study at once keeps the chance of any wrong
+"better" or "worse" in it below `alpha`. Intervals are of one contrast each, without a correction,
+so one may exclude zero where the verdict is "not distinguishable". That verdict is no proof of
+equality: `smallest_detectable` says what the study could have missed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import scipy.special
+import scipy.stats
+from scipy.integrate import trapezoid
+from statsmodels.stats.multitest import multipletests
+
+Better = Literal["higher", "lower"]
+Verdict = Literal["better", "worse", "not distinguishable", "no verdict"]
+K = TypeVar("K", bound=Hashable)
+
+ENOUGH_SEEDS = 5
+"""With fewer, a verdict carries a warning."""
+CONFIDENCE = 0.95
+POWER = 0.8
+"""Of the smallest detectable difference."""
+SAME_L0 = math.log(1.01)
+"""Frontiers that miss each other by this much of log L0 touch: no evaluation measures L0 better."""
+ROUNDING = 1e-6
+"""Differences below this share of the scores are no differences: SAEs compute in float32."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trained SAE's score on one metric."""
+
+    seed: int
+    l0: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What two arms differ by at equal L0."""
+
+    by_seed: dict[int, float]
+    """Arm minus reference, mean over the common range of log L0; seeds in ascending order."""
+    l0: tuple[float, float] | None
+    """The lowest and the highest L0 at which any seed was compared."""
+    apart: tuple[int, ...]
+    """Seeds whose frontiers have no common L0."""
+    unpaired: tuple[int, ...]
+    """Seeds of one arm only."""
+    unusable: int
+    """SAEs left out, because their L0 is not positive or a number is not finite."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the reference, on one metric; None where there is nothing to be said."""
+
+    verdict: Verdict
+    n: int
+    """Seeds that were compared."""
+    difference: float | None = None
+    """Arm minus reference at equal L0, mean over seeds."""
+    interval: tuple[float, float] | None = None
+    """95% t interval of the difference."""
+    sd: float | None = None
+    """Standard deviation of the seeds' differences."""
+    effect_size: float | None = None
+    """d_z: difference / sd. The sd is of paired differences, so it is no Cohen's d of groups."""
+    p: float | None = None
+    """Of the two-sided paired t test."""
+    p_holm: float | None = None
+    """Corrected for all tests that were made together."""
+    smallest_detectable: float | None = None
+    """The true difference found with 80% power at Holm's strictest level, if sd is the true one."""
+    l0: tuple[float, float] | None = None
+    """The lowest and the highest L0 at which any seed was compared."""
+    reason: str | None = None
+    """Of no verdict."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """An arm's mean score against L0, for a figure."""
+
+    l0: tuple[float, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    """Of the 95% t interval over seeds; NaN if there is one seed."""
+    high: tuple[float, ...]
+
+
+def differences(arm: Sequence[Point], reference: Sequence[Point]) -> Differences:
+    """Compare two arms at equal L0, seed by seed.
+
+    Scores are interpolated linearly in log L0, and SAEs of equal L0 are averaged. The mean over the
+    common range is exact: the gap is linear between the L0 of the SAEs. An arm of one SAE per seed
+    is compared at the L0 of that SAE.
+    """
+    arms, references = _frontiers(arm), _frontiers(reference)
+    by_seed, ranges, apart = {}, [], []
+    for seed in sorted(arms.keys() & references.keys()):
+        common = _common_range([arms[seed], references[seed]])
+        if common is None:
+            apart.append(seed)
+        else:
+            by_seed[seed] = _gap(arms[seed], references[seed], *common)
+            ranges.append(common)
+    return Differences(
+        by_seed=by_seed,
+        l0=_l0_range(ranges),
+        apart=tuple(apart),
+        unpaired=tuple(sorted(arms.keys() ^ references.keys())),
+        unusable=sum(not _usable(point) for point in (*arm, *reference)),
+    )
+
+
+def compare(
+    contrasts: Mapping[K, tuple[Sequence[Point], Sequence[Point], Better]], alpha: float = 0.05
+) -> dict[K, Comparison]:
+    """Judge each arm against its reference; all contrasts are one family of Holm's.
+
+    There is no verdict where some seed has no common L0: leaving that seed out would choose seeds
+    by their outcome. There is none either where all seeds differ by the same amount other than
+    zero, as a t test has no noise then to judge that amount by.
+
+    Args:
+        contrasts: by key, the SAEs of the arm, those of the reference, and which scores are better.
+        alpha: chance of any wrong "better" or "worse" among all contrasts.
+    """
+    found = {key: _test(arm, reference) for key, (arm, reference, _) in contrasts.items()}
+    p = {key: comparison.p for key, comparison in found.items() if comparison.p is not None}
+    if not p:
+        return found
+    corrected = multipletests(list(p.values()), alpha=alpha, method="holm")[1]
+    for key, p_holm in zip(p, map(float, corrected), strict=True):
+        one = found[key]
+        verdict = one.verdict
+        if p_holm <= alpha and one.difference:
+            higher_is_better = contrasts[key][2] == "higher"
+            verdict = "better" if (one.difference > 0) == higher_is_better else "worse"
+        detectable = one.sd * detectable_effect(one.n, alpha / len(p)) if one.sd else None
+        found[key] = replace(one, verdict=verdict, p_holm=p_holm, smallest_detectable=detectable)
+    return found
+
+
+def detectable_effect(n: int, alpha: float) -> float:
+    """The d_z that a two-sided paired t test of n seeds at level alpha finds with 80% power.
+
+    It inverts the noncentral t distribution; the tail on the other side has a chance below 1e-4.
+    (statsmodels' `TTestPower.solve_power` is not used: for few seeds and small levels it returns
+    effects of a quite different power, without an error.)
+    """
+    critical = scipy.stats.t.isf(alpha / 2, n - 1)
+    return float(scipy.special.nctdtrinc(n - 1, 1 - POWER, critical)) / math.sqrt(n)
+
+
+def within_seed_interval(values: Sequence[float], rng_seed: int) -> tuple[float, float] | None:
+    """95% bootstrap (BCa) interval of a mean over the items of one evaluation of one SAE.
+
+    It is about these items (letters, pairs, datasets) and says nothing about another training.
+    None if there are fewer than two.
+    """
+    if len(values) < 2:
+        return None
+    if min(values) == max(values):
+        return (values[0], values[0])
+    found = scipy.stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        random_state=np.random.default_rng(rng_seed),
+    ).confidence_interval
+    return (float(found.low), float(found.high))
+
+
+def frontier(points: Sequence[Point], size: int = 50) -> Frontier | None:
+    """The mean over seeds at `size` L0, evenly spaced in log L0, that all seeds cover.
+
+    None if there is no such L0.
+    """
+    frontiers = [one for one in _frontiers(points).values() if len(one[0])]
+    common = _common_range(frontiers)
+    if common is None:
+        return None
+    low, high = common
+    grid = np.linspace(low, high, size if high > low else 1)
+    values = np.array([np.interp(grid, *one) for one in frontiers])
+    mean, n = values.mean(axis=0), len(values)
+    half = np.full_like(mean, np.nan)
+    if n > 1:
+        t = scipy.stats.t.isf((1 - CONFIDENCE) / 2, n - 1)
+        half = t * values.std(axis=0, ddof=1) / math.sqrt(n)
+    return Frontier(*(tuple(map(float, y)) for y in (np.exp(grid), mean, mean - half, mean + half)))
+
+
+_Curve = tuple[Any, Any]
+"""A frontier of one seed: ascending log L0, and the scores there."""
+
+
+def _usable(point: Point) -> bool:
+    return point.l0 > 0 and math.isfinite(point.l0) and math.isfinite(point.value)
+
+
+def _frontiers(points: Sequence[Point]) -> dict[int, _Curve]:
+    """By seed; one without usable SAEs has no L0."""
+    scores: dict[int, dict[float, list[float]]] = {}
+    for point in points:
+        of_seed = scores.setdefault(point.seed, {})
+        if _usable(point):
+            of_seed.setdefault(math.log(point.l0), []).append(point.value)
+    return {
+        seed: (np.array(sorted(of_seed)), np.array([fmean(of_seed[x]) for x in sorted(of_seed)]))
+        for seed, of_seed in scores.items()
+    }
+
+
+def _common_range(curves: Sequence[_Curve]) -> tuple[float, float] | None:
+    """Of log L0."""
+    if not curves or not all(len(x) for x, _ in curves):
+        return None
+    low, high = max(float(x[0]) for x, _ in curves), min(float(x[-1]) for x, _ in curves)
+    if 0 < low - high <= SAME_L0:
+        low = high = (low + high) / 2
+    return (low, high) if low <= high else None
+
+
+def _gap(arm: _Curve, reference: _Curve, low: float, high: float) -> float:
+    """The mean of arm minus reference over a range of log L0."""
+    knots = np.union1d(arm[0], reference[0])
+    knots = np.array([low, *knots[(knots > low) & (knots < high)], high])
+    gap = np.interp(knots, *arm) - np.interp(knots, *reference)
+    return float(trapezoid(gap, knots) / (high - low) if high > low else gap[0])
+
+
+def _l0_range(ranges: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """From the lowest to the highest of ranges of log L0."""
+    if not ranges:
+        return None
+    return (math.exp(min(low for low, _ in ranges)), math.exp(max(high for _, high in ranges)))
+
+
+def _test(arm: Sequence[Point], reference: Sequence[Point]) -> Comparison:
+    """The comparison before Holm's correction, which alone makes "better" or "worse" of it."""
+    found = differences(arm, reference)
+    values = list(found.by_seed.values())
+    n = len(values)
+    warnings = []
+    if found.unpaired:
+        warnings.append(f"{_seeds(found.unpaired)} left out: SAEs of one of the two arms only")
+    if found.unusable:
+        warnings.append(f"{_count(found.unusable, 'SAE')} left out: L0 of 0, or a score missing")
+    nothing = Comparison("no verdict", n, l0=found.l0, warnings=tuple(warnings))
+    if found.apart:
+        return replace(
+            nothing,
+            reason=f"no common L0 in {_seeds(found.apart)}: the arm's is {_covered(arm)}, the "
+            f"reference's {_covered(reference)}; add sparsities between them",
+        )
+    if n < 2:
+        return replace(nothing, reason=f"{_count(n, 'seed')} in common: it takes two at least")
+    if n < ENOUGH_SEEDS:
+        warnings.append(f"{n} seeds: fewer than {ENOUGH_SEEDS} find large differences only")
+
+    mean = fmean(values)
+    tolerance = ROUNDING * max(abs(p.value) for p in (*arm, *reference) if _usable(p))
+    if max(values) - min(values) <= tolerance:
+        if abs(mean) > tolerance:
+            reason = f"every seed differs by the same {mean:.4g}: there is no noise to judge it by"
+            return replace(nothing, difference=mean, sd=0.0, reason=reason)
+        warnings.append("the scores are equal in every seed")
+        return Comparison(
+            "not distinguishable",
+            n,
+            difference=mean,
+            interval=(min(values), max(values)),
+            sd=0.0,
+            p=1.0,
+            l0=found.l0,
+            warnings=tuple(warnings),
+        )
+    test = scipy.stats.ttest_1samp(values, 0)
+    interval = test.confidence_interval(CONFIDENCE)
+    sd = stdev(values)
+    return Comparison(
+        "not distinguishable",
+        n,
+        difference=mean,
+        interval=(float(interval.low), float(interval.high)),
+        sd=sd,
+        effect_size=mean / sd,
+        p=float(test.pvalue),
+        l0=found.l0,
+        warnings=tuple(warnings),
+    )
+
+
+def _covered(points: Sequence[Point]) -> str:
+    """The L0 of an arm's SAEs, in words."""
+    l0 = [point.l0 for point in points if _usable(point)]
+    if not l0:
+        return "unknown"
+    return f"{min(l0):.4g}" if min(l0) == max(l0) else f"{min(l0):.4g} to {max(l0):.4g}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
