@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from sae_plugins import registry
-from sae_plugins.entrypoints import evaluate, flags
+from sae_plugins.entrypoints import evaluate, flags, study
 from sae_plugins.entrypoints.flags import UsageError, all_flags
 from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.settings import settle
 from sae_plugins.eval_suites import registry as suite_registry
 from sae_plugins.eval_suites.tables import DETAIL_COLUMNS, RESULT_COLUMNS
 from sae_plugins.plugin import Method, Plugin, PluginError
+from sae_plugins.study import spec as studies
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -189,6 +190,12 @@ def check(words: list[str]) -> None:
         case ["sae-plugins", "plugins", "show", plugin]:
             if plugin != plugin.upper():  # NAME
                 registry.load(plugin)
+        case ["sae-plugins", "study", *arguments]:
+            words = " ".join(arguments).split(" > ")[0].split()
+            if words and words[-1] != "--help":
+                parsed = study._parser().parse_args(words)
+                if not getattr(parsed, "study", "X.yaml").endswith((".yaml", "STUDY", "NAME")):
+                    studies.load(parsed.study)
         case ["sae-plugins", *others]:
             raise UsageError(f"{' '.join(others)} is not known to this test")
         case ["make", target, *_]:
@@ -224,7 +231,7 @@ def test_the_flags_that_it_names_exist(file: Path) -> None:
         flag, *_ = said.removeprefix("--").split()
         plugin, dot, option = flag.partition(".")
         if not dot:
-            known = plugin in all_flags() or plugin in evaluate.FLAGS
+            known = plugin in all_flags() or plugin in evaluate.FLAGS or plugin == "jobs"
         elif plugin in suite_registry.names():
             known = option in suite_registry.load(plugin).Settings.model_fields
         elif plugin in INSTALLED:

@@ -1,0 +1,302 @@
+"""`sae-plugins study`: run a study, see how far it is, and write its report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.entrypoints.flags import UsageError
+
+if TYPE_CHECKING:
+    from sae_plugins.study.findings import Findings
+    from sae_plugins.study.spec import Study
+
+_DESCRIPTION = """\
+Find out whether a method helps: train arms x sparsities x seeds in lockstep (one pass of the
+language model for all of them), evaluate every SAE, and compare each arm with the reference arm at
+equal L0. A verdict is "better" or "worse" only where the difference stands out from the seeds'
+noise, corrected for the number of comparisons; otherwise it is "not distinguishable".
+"""
+_EXAMPLES = """\
+STUDY is the name of a packaged study, or a file that ends in .yaml. The smallest file:
+
+  reference: l1
+  models:
+    world:                                      # the embedded model, offline
+      train: {recipe: baseline-demo}            # flags of `sae-plugins train`, for all arms
+      sparsity: {l1_coefficient: [1, 2, 4, 8]}  # each is an SAE; L0s of two arms must overlap
+      suites: {core: {n_eval_reconstruction_batches: 8, n_eval_sparsity_variance_batches: 24}}
+  arms:
+    l1: {kind: baseline}
+    reordered: {train: {plugin: [reorder]}}     # a method, mechanisms, options, an architecture
+
+or `extends: quick`, and then only what is to be otherwise. docs/studies.md explains every key.
+
+examples:
+  sae-plugins study list                          the packaged studies
+  sae-plugins study show quick > mine.yaml        one of them, to change
+  sae-plugins study run mine.yaml                 train, evaluate, compare, report; goes on where
+                                                  it was, and does only what a change needs
+  sae-plugins study status mine.yaml              what is done, and what is to do
+  sae-plugins study report mine.yaml              the report of what there is so far
+"""
+
+
+class StudyFailed(UsageError):
+    """The study began, and did not end well; the message says what is kept."""
+
+    exit_code = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `sae-plugins study`; the exit code: 1 if something of the study has failed.
+
+    Raises:
+        UsageError: the user should change something.
+    """
+    parser = _parser()
+    parsed = parser.parse_args(list(arguments))
+    if parsed.action is None:
+        parser.print_help()
+        return 0 if not arguments else 2
+    from sae_plugins.study.spec import StudyError
+
+    try:
+        return int(parsed.function(parsed))
+    except StudyError as error:
+        raise UsageError(str(error)) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sae-plugins study",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+
+    def action(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(function=function)
+        if name != "list":
+            added.add_argument(
+                "study", metavar="STUDY", help="a name, or a file that ends in .yaml"
+            )
+        if name not in ("list", "show"):
+            added.add_argument(
+                "--output_path", metavar="DIR", help="the study's folder (default: studies/NAME)"
+            )
+        return added
+
+    action("list", _list, "the packaged studies, one a line")
+    action("show", _show, "a study as YAML, with those that it extends")
+    run = action("run", _run, "train, evaluate and compare what is missing, and write the report")
+    run.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes, each with the language model in memory (default: one per core on a CPU, "
+        "one on a GPU)",
+    )
+    action("status", _status, "what is done, and what is to do")
+    action("report", _report, "write the report of what there is so far")
+    return parser
+
+
+# -- the actions -----------------------------------------------------------------------------------
+
+
+def _list(_: argparse.Namespace) -> int:
+    from sae_plugins.study import spec
+
+    for name in spec.names():
+        question = " ".join(spec.load(name).description.split())
+        print(f"{name:<24}{textwrap.shorten(question, 74, placeholder=' ...')}")
+    return 0
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    from sae_plugins.study.spec import as_yaml, load
+
+    print(as_yaml(load(parsed.study)), end="")
+    return 0
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    study, folder = _given(parsed)
+    if parsed.jobs is not None and parsed.jobs < 1:
+        raise UsageError(f"--jobs {parsed.jobs}: give 1 or more")
+    from sae_plugins.study.run import run
+    from sae_plugins.study.spec import StudyError
+
+    _print_plan(study, folder)
+    began = time.perf_counter()
+    with _Progress() as progress:
+        try:
+            run(study, folder, parsed.jobs, progress)
+        except StudyError as error:
+            raise StudyFailed(str(error)) from error
+    print(f"done in {(time.perf_counter() - began) / 60:.1f} min")
+    return _report(parsed)
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    study, folder = _given(parsed)
+    _print_plan(study, folder)
+    from sae_plugins.study.run import stale
+
+    if old := stale(study, folder):
+        print(
+            f"{len(old)} SAEs in {folder / 'saes'} are of an earlier version of the study, and are "
+            f"not used: {old[0].name}{', ...' if len(old) > 1 else ''}"
+        )
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    study, folder = _given(parsed)
+    if not folder.is_dir():
+        raise UsageError(f"--output_path {folder}: there is no such folder; run the study first")
+    from sae_plugins.runs import write
+    from sae_plugins.study import report
+    from sae_plugins.study.gather import FINDINGS, gather
+
+    findings = gather(_name(parsed.study), study, folder)
+    try:
+        write(folder / FINDINGS, findings.model_dump_json(indent=1) + "\n")
+        page = report.write(findings, folder)
+    except OSError as error:
+        raise StudyFailed(f"{folder}: the report could not be written: {error}") from error
+    _print_verdicts(findings)
+    print(f"the report: {page}")
+    for text in findings.failures:
+        print(f"failed: {text}", file=sys.stderr)
+    return 1 if findings.failures else 0
+
+
+def _given(parsed: argparse.Namespace) -> tuple[Study, Path]:
+    from sae_plugins.study.spec import load
+
+    folder = Path(parsed.output_path or Path("studies") / _name(parsed.study)).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output_path {folder} is a file; name a folder")
+    return load(parsed.study), folder
+
+
+def _name(study: str) -> str:
+    return Path(study).stem
+
+
+# -- what is printed -------------------------------------------------------------------------------
+
+
+def _print_plan(study: Study, folder: Path) -> None:
+    """A table of the arms: how many SAEs there are to be, and how many there are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sae_plugins.study.run import failure, plan_of
+
+    known = plan_of(study, folder)
+    table = Table(title=str(folder), title_justify="left")
+    for column in ("model", "arm", "sparsities"):
+        table.add_column(column)
+    for column in ("SAEs", "trained", "failed"):
+        table.add_column(column, justify="right")
+    for (model, arm), cells in _by_arm([*known.pilots, *known.cells]).items():
+        trained = sum(cell.summary(folder) is not None for cell in cells)
+        failed = sum(
+            cell.summary(folder) is None and failure(cell, folder) is not None for cell in cells
+        )
+        values = dict.fromkeys(cell.sparsity for cell in cells if not cell.pilot)
+        shown = ", ".join(values) or "found by pilots"
+        reference = " (reference)" if arm == study.reference else ""
+        table.add_row(
+            model, f"{arm}{reference}", shown, str(len(cells)), str(trained), str(failed or "")
+        )
+    Console().print(table)
+    seeds = ", ".join(str(seed) for seed in study.seeds)
+    passes = len({(cell.model, cell.seed) for cell in (*known.pilots, *known.cells)})
+    print(f"seeds {seeds}; {passes} passes through the data, each for all of its SAEs")
+    for model, spec in study.models.items():
+        print(f"{model}: {', '.join(spec.suites) or 'no suites'}")
+    for warning in known.warnings:
+        print(f"warning: {warning}")
+
+
+def _by_arm(cells: Sequence[Any]) -> dict[tuple[str, str], list[Any]]:
+    grouped: dict[tuple[str, str], list[Any]] = {}
+    for cell in cells:
+        grouped.setdefault((cell.model, cell.arm), []).append(cell)
+    return grouped
+
+
+def _print_verdicts(findings: Findings) -> None:
+    """How many verdicts of each kind every arm has got."""
+    from rich.console import Console
+    from rich.table import Table
+
+    words = ("better", "worse", "not distinguishable", "no verdict")
+    table = Table(title=f"against {findings.study.reference}, at equal L0", title_justify="left")
+    table.add_column("arm")
+    for word in words:
+        table.add_column(word, justify="right")
+    counts: dict[str, Counter[str]] = {}
+    for contrast in findings.contrasts:
+        counts.setdefault(contrast.arm, Counter())[contrast.comparison.verdict] += 1
+    for arm, count in counts.items():
+        table.add_row(arm, *(str(count[word] or "") for word in words))
+    if counts:
+        Console().print(table)
+    for warning in findings.warnings:
+        print(f"warning: {warning}")
+
+
+class _Progress:
+    """A bar over all SAEs and evaluations on a terminal, else a line per stage; on stderr."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._stream = sys.stderr
+        self._total, self._done, self._began = 0, 0.0, time.perf_counter()
+        self._bar = tqdm(
+            total=0,
+            file=self._stream,
+            disable=not self._stream.isatty(),
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {desc}",
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def expect(self, shares: int) -> None:
+        """Lengthen the bar."""
+        self._total += shares
+        self._bar.total = self._total
+        self._bar.refresh()
+
+    def stage(self, text: str) -> None:
+        """Show what is being done now."""
+        self._bar.set_description_str(text)
+        if self._bar.disable:
+            seconds = time.perf_counter() - self._began
+            share = 100 * self._done / max(1, self._total)
+            print(f"{share:3.0f}% {text} ({seconds:.0f} s)", file=self._stream, flush=True)
+
+    def advance(self, share: float) -> None:
+        """Count what was done."""
+        self._done += share
+        self._bar.update(share)

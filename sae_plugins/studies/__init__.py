@@ -1,0 +1,1 @@
+"""The packaged studies: `sae-plugins study run NAME`."""

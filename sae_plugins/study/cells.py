@@ -1,0 +1,260 @@
+"""The SAEs of a study: one cell for each model, arm, sparsity and seed, and where it lies."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from sae_plugins.entrypoints.flags import UsageError
+from sae_plugins.entrypoints.settings import Settings, applies, converted, settle
+from sae_plugins.plugin import PluginError
+from sae_plugins.runs import RECIPE, SUMMARY, versions
+from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study, StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SAES = "saes"
+L0 = "heldout/l0"
+"""The line of a run's summary at which arms are compared."""
+_DIRECT = ("k", "target_l0")
+"""Flags that are themselves an L0."""
+_NOT_IN_A_STUDY = ("seed", "output_path", "overwrite", "resume", "checkpoint_path", "log_to_wandb")
+_KEYED_VERSIONS = ("sae-lens",)
+"""Other versions than these do not make an SAE another one."""
+_DIGITS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One SAE to train.
+
+    Attributes:
+        model: the study's name of the model.
+        arm: the arm's name.
+        sparsity: such as "l1_coefficient=2"; empty where the arm has one setting.
+        seed: the training's.
+        settings: of the run, as `sae-plugins train` would have them.
+        untrained: it is left as it was drawn.
+        pilot: it only serves to find the coefficient that gives an L0.
+    """
+
+    model: str
+    arm: str
+    sparsity: str
+    seed: int
+    settings: Settings
+    untrained: bool = False
+    pilot: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that the SAE depends on."""
+        plugins = [(plugin["name"], plugin["version"]) for plugin in self._provenance()]
+        facts = [self.settings.as_recipe({}), self.untrained, versions(_KEYED_VERSIONS), plugins]
+        return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())
+
+    def _provenance(self) -> Sequence[Mapping[str, Any]]:
+        plugins: Sequence[Mapping[str, Any]] = self.settings.plan.provenance()["plugins"]
+        return plugins
+
+    @property
+    def folder(self) -> Path:
+        """Of the run, relative to the study's; another one for other settings."""
+        parts = [self.arm, self.sparsity, "pilot" if self.pilot else "", f"seed{self.seed}"]
+        name = "_".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+        return Path(SAES, self.model, f"{name}-{self.key[:8]}")
+
+    def summary(self, study_folder: Path) -> dict[str, Any] | None:
+        """What the run says of itself; None if the SAE is not trained yet."""
+        folder = study_folder / self.folder
+        try:
+            summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return summary if (folder / RECIPE).is_file() else None  # which is written last
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a study, as far as they are known.
+
+    Attributes:
+        cells: SAEs that are compared.
+        pilots: SAEs between which coefficients for the wanted L0s are read.
+        warnings: L0s that cannot be reached.
+    """
+
+    cells: list[Cell]
+    pilots: list[Cell]
+    warnings: list[str]
+
+
+def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> Plan:
+    """All cells of a study; those whose pilots are missing are left out until they are there.
+
+    Args:
+        study: the study.
+        pilot_l0: L0 that a pilot has reached, 0 if it failed; None if it is not trained yet.
+
+    Raises:
+        StudyError: a flag of the study is wrong; says of which arm and model.
+    """
+    cells: list[Cell] = []
+    pilots: list[Cell] = []
+    warnings: list[str] = []
+    for name, model in study.models.items():
+        shared = _shared(name, model)
+        for arm_name, arm in study.all_arms().items():
+            make = _Maker(name, arm_name, arm, *arm.on_model(name, model), shared)
+            flag, values = make.sparsity()
+            if model.target_l0 and flag and flag not in _DIRECT:
+                seed = max(study.seeds) + 1
+                tried = [make.cells(flag, value, [seed], pilot=True)[0] for value in values]
+                pilots += tried
+                reached = [pilot_l0(cell) for cell in tried]
+                values, unreachable = _interpolated(values, reached, model.target_l0)
+                warnings += [f"{name}, {arm_name}: {text}" for text in unreachable]
+            elif model.target_l0 and flag:
+                values = model.target_l0
+            for value in values if flag else [0.0]:
+                cells += make.cells(flag, value, study.seeds)
+    return Plan(cells, pilots, warnings)
+
+
+def _shared(name: str, model: Model) -> Flags:
+    """The flags that all arms share on a model, its recipe's included."""
+    from sae_plugins import recipes
+
+    train = dict(model.train)
+    recipe = train.pop("recipe", None)
+    try:
+        contents = recipes.load(str(recipe)) if recipe is not None else {}
+        left_out = ("description", "versions", *_NOT_IN_A_STUDY)
+        contents = {flag: value for flag, value in contents.items() if flag not in left_out}
+        return contents | _checked(train, f"models.{name}.train: ")
+    except (PluginError, UsageError) as error:
+        raise StudyError(f"models.{name}: {error}") from error
+
+
+def _checked(flags: Mapping[str, Any], where: str) -> Flags:
+    for name in _NOT_IN_A_STUDY:
+        if name in flags:
+            raise StudyError(f"{where}{name}: the study itself decides it; leave it out")
+    return converted(flags, where)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the cells of one arm on one model."""
+
+    model: str
+    arm_name: str
+    arm: Arm
+    train: Flags
+    sparsities: Sparsity
+    shared: Flags
+
+    @property
+    def where(self) -> str:
+        return f"arm {self.arm_name} on model {self.model}"
+
+    def sparsity(self) -> tuple[str | None, list[float]]:
+        """The flag under `sparsity` that this arm has, with its values."""
+        if not self.sparsities:
+            return None, []
+        settings = self._settings({})
+        with self._naming():
+            flags = [flag for flag in self.sparsities if applies(flag, settings)]
+        if len(flags) != 1:
+            what = f"{' and '.join(flags)} apply: name one" if flags else "does not apply"
+            raise StudyError(
+                f"{self.where}: sparsity {', '.join(self.sparsities)} {what}; its architecture is "
+                f"{settings.architecture}"
+            )
+        return flags[0], self.sparsities[flags[0]]
+
+    def cells(
+        self, flag: str | None, value: float, seeds: Sequence[int], pilot: bool = False
+    ) -> list[Cell]:
+        # whole numbers are whole: SAELens wants that of k
+        number = int(value) if float(value).is_integer() else value
+        settings = self._settings({flag: number} if flag else {})
+        sparsity = f"{flag}={value:g}" if flag else ""
+        return [
+            Cell(
+                self.model,
+                self.arm_name,
+                sparsity,
+                seed,
+                replace(settings, values={**settings.values, "seed": seed}),
+                self.arm.untrained,
+                pilot,
+            )
+            for seed in seeds
+        ]
+
+    def _settings(self, sparsity: Flags) -> Settings:
+        if "recipe" in self.train:
+            raise StudyError(f"{self.where}: recipe belongs under models.{self.model}.train")
+        with self._naming():
+            # named even where it is none, so that options of other arms' plugins do not matter
+            plugins = {"plugin": self.shared.get("plugin", [])}
+            flags = plugins | _checked(self.train, "") | converted(sparsity, "")
+            settings = settle(flags, self.shared)
+        if not settings.get("heldout_tokens"):
+            raise StudyError(
+                f"{self.where}: heldout_tokens is 0; arms are compared at the L0 of held-out tokens"
+            )
+        return settings
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Say of which arm and model something is wrong."""
+        try:
+            yield
+        except (PluginError, UsageError, StudyError) as error:
+            raise StudyError(f"{self.where}: {error}") from error
+
+
+def _interpolated(
+    values: list[float], reached: list[float | None], targets: list[float]
+) -> tuple[list[float], list[str]]:
+    """The values that give the targets, between those that were tried, on log axes."""
+    if any(l0 is None for l0 in reached):
+        return [], []
+    # a coefficient may be so large that no feature is alive, or the training fails
+    points = sorted((l0, value) for l0, value in zip(reached, values, strict=True) if l0)
+    if not points:
+        return [], ["none of the values under sparsity gives an SAE with active features"]
+    logs = np.log(points)
+    found, unreachable = [], []
+    for target in targets:
+        if not logs[0, 0] <= np.log(target) <= logs[-1, 0]:
+            low, high = np.exp(logs[[0, -1], 0])
+            unreachable.append(
+                f"an L0 of {target:g} is not between the {low:.3g} and {high:.3g} that its values "
+                "under sparsity give; add values there"
+            )
+            continue
+        value = float(np.exp(np.interp(np.log(target), logs[:, 0], logs[:, 1])))
+        found.append(float(f"{value:.{_DIGITS}g}"))
+    return list(dict.fromkeys(found)), unreachable
+
+
+def by_group(cells: list[Cell]) -> Iterator[tuple[str, int, list[Cell]]]:
+    """Cells by model and seed, in their order."""
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.model, cell.seed), []).append(cell)
+    for (model, seed), members in groups.items():
+        yield model, seed, members

@@ -1,0 +1,149 @@
+"""A study's findings, found by name: what both the tables and the pictures of its report need."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+
+from sae_plugins.study import traces
+from sae_plugins.study.figures import Look, looks
+from sae_plugins.study.findings import ArmInfo, Findings, Metric, Trained
+from sae_plugins.study.statistics import Comparison, Verdict
+
+DECIDED: tuple[Verdict, ...] = ("better", "worse")
+_MOST_SHOWN = 10
+"""More arms than these are drawn only when the reader asks for them: lines hide each other."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Findings with indexes.
+
+    Attributes:
+        findings: what the study found.
+        folder: the study's.
+        rows: of runs' `metrics.jsonl`, by folder, as far as they were read.
+    """
+
+    findings: Findings
+    folder: Path
+    rows: dict[str, traces.Rows] = field(default_factory=dict)
+
+    @cached_property
+    def arms(self) -> dict[str, ArmInfo]:
+        """By name."""
+        return {arm.name: arm for arm in self.findings.arms}
+
+    @property
+    def reference(self) -> str:
+        """The arm that others are compared with."""
+        return self.findings.study.reference
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Their names."""
+        return list(self.findings.study.models)
+
+    @cached_property
+    def comparisons(self) -> dict[tuple[str, str, str, str], Comparison]:
+        """By model, arm, suite and metric."""
+        return {(c.model, c.arm, c.suite, c.metric): c.comparison for c in self.findings.contrasts}
+
+    @cached_property
+    def runs(self) -> dict[tuple[str, str], dict[str, list[Trained]]]:
+        """By model and arm, then by sparsity, in order of L0."""
+        found: dict[tuple[str, str], dict[str, list[Trained]]] = {}
+        for one in self.findings.trained:
+            found.setdefault((one.model, one.arm), {}).setdefault(one.sparsity, []).append(one)
+        return {
+            place: dict(sorted(by_sparsity.items(), key=lambda each: mean_l0(each[1]) or math.inf))
+            for place, by_sparsity in found.items()
+        }
+
+    @cached_property
+    def values(self) -> dict[tuple[str, str, str, str], dict[str, dict[int, float]]]:
+        """By model, arm, suite and metric, then by sparsity and seed."""
+        found: dict[tuple[str, str, str, str], dict[str, dict[int, float]]] = {}
+        for s in self.findings.scores:
+            if s.value is not None:
+                place = (s.model, s.arm, s.suite, s.metric)
+                found.setdefault(place, {}).setdefault(s.sparsity, {})[s.seed] = s.value
+        return found
+
+    @cached_property
+    def middle_l0(self) -> dict[str, float | None]:
+        """By model, the L0 at which SAEs are shown: that of the reference's middle sparsity."""
+        found = {}
+        for model in self.models:
+            means = [mean_l0(runs) for runs in self.runs.get((model, self.reference), {}).values()]
+            known = [mean for mean in means if mean is not None]
+            found[model] = known[len(known) // 2] if known else None
+        return found
+
+    @cached_property
+    def middle(self) -> dict[tuple[str, str], str]:
+        """By model and arm, the sparsity whose mean L0 is nearest to the model's middle one."""
+        found = {}
+        for (model, arm), by_sparsity in self.runs.items():
+            target = self.middle_l0[model]
+            distances = {
+                sparsity: abs(math.log(mean / target))
+                for sparsity, runs in by_sparsity.items()
+                if target and (mean := mean_l0(runs))
+            }
+            if distances:
+                found[model, arm] = min(distances, key=distances.__getitem__)
+        return found
+
+    @cached_property
+    def shown(self) -> list[str]:
+        """The arms that are drawn at first: the reference and those with most to say."""
+        decided = Counter(
+            arm for (_, arm, _, _), found in self.comparisons.items() if found.verdict in DECIDED
+        )
+        others = [arm for arm in self.arms if arm != self.reference]
+        first = sorted(others, key=lambda arm: -decided[arm])[: _MOST_SHOWN - 1]
+        return [arm for arm in self.arms if arm == self.reference or arm in first]
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """How each arm is drawn; the reference first."""
+        others = [arm for arm in self.arms if arm != self.reference]
+        return looks([self.reference, *others])
+
+    def compared(self, model: str) -> list[Metric]:
+        """The metrics of a model that get verdicts."""
+        return [metric for metric in self.findings.metrics.get(model, []) if metric.compared]
+
+    def label(self, model: str, metric: Metric) -> str:
+        """What papers call the metric, with more where several are called that."""
+        namesakes = [m for m in self.findings.metrics[model] if m.paper == metric.paper]
+        if metric.paper.startswith("("):
+            return metric.name
+        if len(namesakes) == 1:
+            return metric.paper
+        of_suite = [m for m in namesakes if m.suite == metric.suite]
+        return f"{metric.paper} ({metric.suite if len(of_suite) == 1 else metric.name})"
+
+    def at_middle(self, model: str, arm: str) -> list[Trained]:
+        """An arm's SAEs at its middle sparsity."""
+        sparsity = self.middle.get((model, arm))
+        runs = self.runs.get((model, arm), {}).get(sparsity, []) if sparsity is not None else []
+        return [run for run in runs if run.status == "ok"]
+
+    def rows_of(self, run: Trained) -> traces.Rows:
+        """Of a run's `metrics.jsonl`."""
+        if run.folder not in self.rows:
+            self.rows[run.folder] = traces.read_rows(self.folder / run.folder)
+        return self.rows[run.folder]
+
+
+def mean_l0(runs: Iterable[Trained]) -> float | None:
+    """Over the SAEs that have one."""
+    known = [run.l0 for run in runs if run.l0 is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,110 @@
+"""What a study found, as one JSON file: all that its report is made of, and others may read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from sae_plugins.study.spec import Kind, Study
+from sae_plugins.study.statistics import Comparison
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Trained(_Model):
+    """One SAE of the study."""
+
+    model: str
+    """The study's name of the model."""
+    arm: str
+    sparsity: str
+    """Such as "l1_coefficient=2"; empty where the arm has one setting."""
+    seed: int
+    folder: str
+    """Of the run, relative to the study's."""
+    status: Literal["ok", "failed", "missing"]
+    reason: str | None = None
+    l0: float | None = None
+    """Active features per held-out token, at which arms are compared."""
+
+
+class Score(_Model):
+    """One number about one SAE."""
+
+    model: str
+    arm: str
+    sparsity: str
+    seed: int
+    suite: str
+    """A suite's name; "heldout" and "training" for what the run itself says."""
+    metric: str
+    value: float | None
+    n: int | None = None
+    """Over how many items (letters, pairs, datasets, tokens) it is a mean."""
+
+
+class Detail(Score):
+    """One item's part in a score: of a letter, a pair of classes, a dataset."""
+
+    item: str
+
+
+class Metric(_Model):
+    """A metric that the report shows."""
+
+    suite: str
+    name: str
+    paper: str
+    """What papers call it."""
+    meaning: str
+    better: Literal["higher", "lower", "neither"]
+    compared: bool
+    """Whether arms get a verdict on it."""
+    unreliable: str = ""
+    """Why its verdicts are not to be relied on, where that is known."""
+
+
+class Contrast(_Model):
+    """An arm against the reference, on one metric of one model."""
+
+    model: str
+    arm: str
+    suite: str
+    metric: str
+    comparison: Comparison
+
+
+class ArmInfo(_Model):
+    """What the report says of an arm."""
+
+    name: str
+    kind: Kind
+    description: str
+    paper: str
+    """What a paper reports for it."""
+    flags: str
+    """On the first model, as for `sae-plugins train`, without sparsity and seed."""
+
+
+class Findings(_Model):
+    """Everything that is known when a study has been run."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    study: Study
+    arms: list[ArmInfo]
+    """The reference first."""
+    metrics: dict[str, list[Metric]]
+    """By the study's name of the model, in the order in which to show them."""
+    trained: list[Trained]
+    scores: list[Score]
+    details: list[Detail]
+    contrasts: list[Contrast]
+    warnings: list[str] = []
+    failures: list[str] = []
+    """SAEs and evaluations that failed, with the reason."""
+    provenance: dict[str, Any]
+    """Versions, machine, language models, datasets, settings of the suites, times."""

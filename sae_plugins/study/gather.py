@@ -1,0 +1,315 @@
+"""From a study's folder to its `Findings`: nothing is computed anew but the statistics."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sae_plugins.entrypoints.flags import as_text
+from sae_plugins.eval_suites.cache import fingerprint
+from sae_plugins.eval_suites.manifest import Manifest, Row
+from sae_plugins.eval_suites.results import Result
+from sae_plugins.eval_suites.suite import Metric as SuiteMetric
+from sae_plugins.plugin import did_you_mean
+from sae_plugins.runs import versions
+from sae_plugins.study.cells import L0, Cell, Plan
+from sae_plugins.study.findings import (
+    ArmInfo,
+    Contrast,
+    Detail,
+    Findings,
+    Metric,
+    Score,
+    Trained,
+)
+from sae_plugins.study.run import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
+from sae_plugins.study.spec import SEEDS_FOR_A_VERDICT, Study, StudyError
+from sae_plugins.study.statistics import Point, compare
+
+FINDINGS = "findings.json"
+VERSIONS = ("sae-plugins", "sae-lens", "sae-bench", "transformer-lens", "torch", "numpy", "scipy",
+            "statsmodels", "python")  # fmt: skip
+OF_THE_RUN = (
+    SuiteMetric("l0", "L0", "active features per held-out token", "neither"),
+    SuiteMetric(
+        "explained_variance", "explained variance", "1 - squared error / variance, held out",
+        "higher",
+    ),
+    SuiteMetric("never_fired", "never fired", "share of features, held out", "lower"),
+)  # fmt: skip
+"""What every run says of itself, from text that it was not trained on."""
+HELDOUT, TRAINING = "heldout", "training"
+UNRELIABLE = {
+    "scr": "SCR separates SAEs of known quality badly, and is noisy (arXiv 2605.18229); with "
+    "SAEBench's settings it also ablates padding (docs/evaluation.md)",
+}
+"""Suites whose verdicts are not to be relied on, and why."""
+
+
+def gather(name: str, study: Study, folder: Path) -> Findings:
+    """What is known of a study, whether or not all of it has been run.
+
+    Args:
+        name: of the study, for the report's head.
+        study: the study.
+        folder: where its SAEs and results are.
+
+    Raises:
+        StudyError: `compare` names a metric that there is not.
+    """
+    known = plan_of(study, folder)
+    trained, scores = _of_runs(known, folder)
+    failures = [f"{_place(one)}: {one.reason}" for one in trained if one.reason]
+    details: list[Detail] = []
+    results: dict[str, dict[str, Result]] = {}
+    for cell, row, result in _results(study, known, folder):
+        where = {name: getattr(cell, name) for name in ("model", "arm", "sparsity", "seed")}
+        suite = row.suite
+        if result is None or result.status != "ok":
+            reason = row.reason or f"{row.file} cannot be read"
+            failures.append(f"{_place(cell)}, {suite}: {reason}")
+            continue
+        results.setdefault(cell.model, {}).setdefault(suite, result)
+        scores += [
+            Score(**where, suite=suite, metric=metric, value=value.value, n=value.n)
+            for metric, value in result.metrics.items()
+        ]
+        details += [
+            Detail(**where, suite=suite, metric=metric, value=value, item=item)
+            for item, row in result.details.items()
+            for metric, value in row.items()
+        ]
+    metrics = {model: _metrics(study, model, results.get(model, {})) for model in study.models}
+    _check_compared(study, metrics, bool(results))
+    shown = {(m, x.suite, x.name) for m, found in metrics.items() for x in found}
+    return Findings(
+        name=name,
+        study=study,
+        arms=_arms(study, known),
+        metrics=metrics,
+        trained=trained,
+        scores=[s for s in scores if s.suite == TRAINING or (s.model, s.suite, s.metric) in shown],
+        details=details,
+        contrasts=_contrasts(study, metrics, trained, scores),
+        warnings=[*known.warnings, *_warnings(study)],
+        failures=failures,
+        provenance=_provenance(study, folder, results),
+    )
+
+
+def _place(of: Cell | Trained) -> str:
+    parts = (of.model, of.arm, of.sparsity, f"seed {of.seed}")
+    return ", ".join(part for part in parts if part)
+
+
+def _warnings(study: Study) -> Iterator[str]:
+    if len(study.seeds) < SEEDS_FOR_A_VERDICT:
+        yield (
+            f"{len(study.seeds)} seeds: with fewer than {SEEDS_FOR_A_VERDICT}, only large effects "
+            "can be told from noise, and the intervals rest on very few differences"
+        )
+
+
+def _arms(study: Study, known: Plan) -> list[ArmInfo]:
+    model = next(iter(study.models))
+    infos = []
+    for name, arm in study.all_arms().items():
+        train, _ = arm.on_model(model, study.models[model])
+        flags = " ".join(f"--{flag} {as_text(value)}" for flag, value in train.items())
+        infos.append(
+            ArmInfo(
+                name=name, kind=arm.kind, description=arm.description, paper=arm.paper, flags=flags
+            )
+        )
+    return infos
+
+
+# -- what the folder has -------------------------------------------------------------------------
+
+
+def _of_runs(known: Plan, folder: Path) -> tuple[list[Trained], list[Score]]:
+    """Each SAE, and what its run says of it."""
+    trained, scores = [], []
+    for cell in known.cells:
+        summary = cell.summary(folder)
+        reason = failure(cell, folder) if summary is None else None
+        trained.append(
+            Trained(
+                model=cell.model,
+                arm=cell.arm,
+                sparsity=cell.sparsity,
+                seed=cell.seed,
+                folder=cell.folder.as_posix(),
+                status="ok" if summary is not None else "failed" if reason else "missing",
+                reason=reason,
+                l0=(summary or {}).get(L0),
+            )
+        )
+        for line, value in (summary or {}).items():
+            suite, _, metric = line.partition("/")
+            if suite in (HELDOUT, TRAINING) and isinstance(value, (int, float)):
+                scores.append(
+                    Score(
+                        model=cell.model, arm=cell.arm, sparsity=cell.sparsity, seed=cell.seed,
+                        suite=suite, metric=metric, value=value,
+                    )
+                )  # fmt: skip
+    return trained, scores
+
+
+def _results(study: Study, known: Plan, folder: Path) -> Iterator[tuple[Cell, Row, Result | None]]:
+    """What was evaluated of the study's SAEs, with its suites' settings, and what came of it."""
+    read: dict[tuple[str, int], tuple[Path, dict[str, str], list[Row]]] = {}
+    settings = {
+        (model, suite): fingerprint(suite_of(study, model, suite)[1].model_dump(mode="json"))[:8]
+        for model, spec in study.models.items()
+        for suite in spec.suites
+    }
+    for cell in known.cells:
+        place = (cell.model, cell.seed)
+        if place not in read:
+            there = evaluations(folder, *place)
+            read[place] = (there, _hashes(there), Manifest.read(there).rows)
+        there, hashes, rows = read[place]
+        model = study.models[cell.model]
+        for row in rows:
+            wanted = settings.get((cell.model, row.suite)), model.evaluation_seed
+            if (row.settings, row.seed) != wanted or not _is_of(row, cell, hashes):
+                continue
+            if row.status not in ("planned", "running"):
+                yield cell, row, _result(there, row)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    try:
+        hashes: dict[str, str] = json.loads((folder / HASHES).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return hashes
+
+
+def _is_of(row: Row, cell: Cell, hashes: Mapping[str, str]) -> bool:
+    name = cell.folder.name
+    same = name in hashes and hashes[name] == row.sae_hash
+    return same or Path(row.source).name == name
+
+
+def _result(folder: Path, row: Row) -> Result | None:
+    if row.file is None:
+        return None
+    try:
+        return Result.model_validate_json((folder / row.file).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+# -- what it says --------------------------------------------------------------------------------
+
+
+def _metrics(study: Study, model: str, results: Mapping[str, Result]) -> list[Metric]:
+    """The suites' headline metrics and those that are compared, then what the runs say."""
+    found = []
+    for suite, result in results.items():
+        for name in result.metrics:
+            metric = _described(suite, name)
+            named = f"{suite}/{name}" in study.compare
+            if metric is None or not (metric.headline or named):
+                continue
+            directed = metric.better != "neither"
+            found.append(
+                Metric(
+                    suite=suite,
+                    name=name,
+                    paper=metric.paper,
+                    meaning=metric.meaning,
+                    better=metric.better,
+                    compared=directed and (named or not study.compare),
+                    unreliable=UNRELIABLE.get(suite, ""),
+                )
+            )
+    for own in OF_THE_RUN:
+        compared = own.better != "neither" and f"{HELDOUT}/{own.name}" in study.compare
+        facts = {name: getattr(own, name) for name in ("name", "paper", "meaning", "better")}
+        found.append(Metric(suite=HELDOUT, compared=compared, **facts))
+    return found
+
+
+def _described(suite: str, name: str) -> SuiteMetric | None:
+    """A metric's row in its suite's table, with the number in its name filled in."""
+    from dataclasses import replace
+
+    from sae_plugins.eval_suites import registry
+
+    for metric in registry.load(suite).metrics:
+        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(metric.name))
+        if match := re.fullmatch(pattern, name):
+            texts = {part: getattr(metric, part) for part in ("paper", "meaning")}
+            for number, value in match.groupdict().items():
+                texts = {k: text.replace(f"{{{number}}}", value) for k, text in texts.items()}
+            return replace(metric, **texts)
+    return None
+
+
+def _check_compared(study: Study, metrics: Mapping[str, list[Metric]], evaluated: bool) -> None:
+    known = {f"{m.suite}/{m.name}" for found in metrics.values() for m in found}
+    for name in study.compare if evaluated else ():
+        if name not in known:
+            raise StudyError(f"compare: no metric {name!r}: {did_you_mean(name, known)}")
+
+
+def _contrasts(
+    study: Study,
+    metrics: Mapping[str, list[Metric]],
+    trained: Sequence[Trained],
+    scores: Sequence[Score],
+) -> list[Contrast]:
+    """Every arm against the reference, on every compared metric: one Holm family."""
+    l0 = {(t.model, t.arm, t.sparsity, t.seed): t.l0 for t in trained}
+    points: dict[tuple[str, str, str, str], list[Point]] = {}
+    for s in scores:
+        at = l0.get((s.model, s.arm, s.sparsity, s.seed))
+        if at is not None and s.value is not None:
+            place = (s.model, s.suite, s.metric, s.arm)
+            points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=s.value))
+    pairs: dict[tuple[str, str, str, str], Any] = {}
+    for model, found in metrics.items():
+        for metric in found:
+            suite, name = metric.suite, metric.name
+            reference = points.get((model, suite, name, study.reference), [])
+            for arm in study.all_arms() if metric.compared else ():
+                if arm != study.reference:
+                    place = (model, suite, name, arm)
+                    pairs[place] = (points.get(place, []), reference, metric.better)
+    return [
+        Contrast(model=model, arm=arm, suite=suite, metric=metric, comparison=comparison)
+        for (model, suite, metric, arm), comparison in compare(pairs).items()
+    ]
+
+
+def _provenance(
+    study: Study, folder: Path, results: Mapping[str, Mapping[str, Result]]
+) -> dict[str, Any]:
+    datasets: dict[str, str] = {}
+    models: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for model, found in results.items():
+        for suite, result in found.items():
+            datasets |= result.datasets
+            settings[f"{model}/{suite}"] = result.settings
+            if result.model is not None:
+                models[result.model.name] = f"{result.model.hash} ({result.model.dtype})"
+    return {
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(VERSIONS),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "language models": models,
+        "datasets": datasets,
+        "suite settings": settings,
+        "evaluations": EVALUATIONS,
+    }

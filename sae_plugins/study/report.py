@@ -1,0 +1,349 @@
+"""The report of a study: one HTML page that needs no network, and the same as Markdown, CSV, PNG.
+
+`Findings` say what to show; the runs' own folders add training curves, feature order and
+redundancy. Everything is averaged over seeds before it is drawn, so that the page stays small.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sae_plugins.runs import FIGURES
+from sae_plugins.runs import write as write_file
+from sae_plugins.study import sections, words
+from sae_plugins.study.facts import DECIDED, Facts
+from sae_plugins.study.findings import ArmInfo, Contrast, Findings, Metric, Trained
+from sae_plugins.study.spec import Kind
+from sae_plugins.study.statistics import Comparison, Verdict
+from sae_plugins.study.words import Table, difference, mean_interval, number, p, span
+
+HTML, MARKDOWN = "report.html", "report.md"
+VERDICTS, SCORES, DETAILS = "verdicts.csv", "scores.csv", "details.csv"
+
+_KINDS: Mapping[Kind, str] = {
+    "method": "Methods",
+    "ours": "Ours",
+    "baseline": "Baselines",
+    "control": "Controls",
+}
+
+
+def write(findings: Findings, folder: Path) -> Path:
+    """Write the report of a study into its folder, in place of an earlier one.
+
+    Args:
+        findings: what the study found.
+        folder: the study's, in which the runs' folders are.
+
+    Returns:
+        The HTML page.
+    """
+    from plotly.offline import get_plotlyjs
+
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    for name, text in _tables(findings):
+        write_file(folder / name, text)
+    view = {**_view(Facts(findings, folder)), "plotlyjs": Markup(get_plotlyjs())}
+    # Markdown first: whoever sees a new page finds everything else new, too
+    for name, environment in (
+        (MARKDOWN, _environment(autoescape=False, finalize=words.plain)),
+        (HTML, _environment(autoescape=True)),
+    ):
+        write_file(folder / name, environment.get_template(name).render(view))
+    return folder / HTML
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the verdicts say of one model, for whoever reads nothing else.
+
+    Attributes:
+        model: its name.
+        metrics: that are compared.
+        decided: arms with a "better" or a "worse": on which metrics better, on which worse, and
+            on how many there is no verdict.
+        same: arms that are neither on any metric, but have a verdict.
+        silent: arms without any verdict.
+    """
+
+    model: str
+    metrics: int
+    decided: Sequence[tuple[ArmInfo, str, str, str]]
+    same: Sequence[str]
+    silent: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The verdict table of one model.
+
+    Attributes:
+        model: its name.
+        metrics: the columns.
+        reference: the reference's scores at its middle sparsity.
+        groups: of arms, by kind, with a comparison for each metric; None where there is none.
+        notes: reasons of no verdict and warnings, with what they are about.
+    """
+
+    model: str
+    metrics: Sequence[Metric]
+    reference: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[Comparison | None]]]]]
+    notes: Sequence[tuple[str, str]]
+
+
+def _view(facts: Facts) -> dict[str, Any]:
+    findings, models = facts.findings, facts.models
+    study = findings.study.model_dump(mode="json", exclude_defaults=True)
+    return {
+        "findings": findings,
+        "study": findings.study,
+        "reference": facts.reference,
+        "arms": findings.arms,
+        "looks": facts.looks,
+        "shown": facts.shown,
+        "family": sum(c.comparison.p is not None for c in findings.contrasts),
+        "answers": [_answer(facts, model) for model in models],
+        "verdicts": [_verdicts(facts, model) for model in models],
+        "numbers": [_numbers(facts, model) for model in models],
+        "frontiers": [sections.frontiers(facts, model) for model in models],
+        "items": sections.items(facts),
+        "curves": [sections.curves(facts, model) for model in models],
+        "orders": [sections.orders(facts, model) for model in models],
+        "redundancy": [sections.redundancy(facts, model) for model in models],
+        "papers": [table for model in models if (table := _paper(facts, model))],
+        "saes": [_saes(facts, model) for model in models],
+        "middle_l0": facts.middle_l0,
+        "yaml": _yaml(study),
+        "provenance": _yaml(findings.provenance),
+        "unreliable": dict.fromkeys(
+            m.unreliable for found in findings.metrics.values() for m in found if m.unreliable
+        ),
+        "files": (VERDICTS, SCORES, DETAILS),
+    }
+
+
+def _answer(facts: Facts, model: str) -> Answer:
+    metrics = facts.compared(model)
+    decided, same, silent = [], [], []
+    for arm in sorted(facts.arms.values(), key=lambda arm: get_args(Kind).index(arm.kind)):
+        labels: dict[Verdict, list[str]] = {}
+        for metric in metrics:
+            found = facts.comparisons.get((model, arm.name, metric.suite, metric.name))
+            if found is not None:
+                label = facts.label(model, metric) + (" †" if metric.unreliable else "")
+                labels.setdefault(found.verdict, []).append(label)
+        better, worse = (_share(labels.get(v, []), len(metrics)) for v in DECIDED)
+        none = len(labels.get("no verdict", []))
+        unsaid = f"no verdict on {none} of {len(metrics)}" if none else ""
+        if labels.keys() & DECIDED:
+            decided.append((arm, better, worse, unsaid))
+        elif "not distinguishable" in labels:
+            same.append(f"{arm.name} ({unsaid})" if unsaid else arm.name)
+        elif arm.name != facts.reference:
+            silent.append(arm.name)
+    return Answer(model, len(metrics), decided, same, silent)
+
+
+def _verdicts(facts: Facts, model: str) -> Verdicts:
+    metrics = facts.compared(model)
+    groups = []
+    about: dict[str, dict[str, None]] = {}
+    for kind in get_args(Kind):
+        rows = []
+        for name, arm in facts.arms.items():
+            if arm.kind != kind or name == facts.reference:
+                continue
+            found = [facts.comparisons.get((model, name, m.suite, m.name)) for m in metrics]
+            rows.append((arm, found))
+            for comparison in found:
+                for text in _remarks(comparison):
+                    about.setdefault(text, {})[name] = None
+        if rows:
+            groups.append((_KINDS[kind], rows))
+    everyone = len(facts.arms) - 1
+    return Verdicts(
+        model=model,
+        metrics=metrics,
+        reference=[_score(facts, model, facts.reference, metric) for metric in metrics],
+        groups=groups,
+        notes=[
+            ("all arms" if len(names) == everyone > 1 else ", ".join(names), text)
+            for text, names in about.items()
+        ],
+    )
+
+
+def _score(facts: Facts, model: str, arm: str, metric: Metric, sparsity: str | None = None) -> str:
+    """Mean and 95% t interval over seeds at one sparsity; at the middle one by default."""
+    sparsity = facts.middle.get((model, arm)) if sparsity is None else sparsity
+    values = facts.values.get((model, arm, metric.suite, metric.name), {})
+    return mean_interval(list(values.get(sparsity or "", {}).values()))
+
+
+def _numbers(facts: Facts, model: str) -> Table:
+    """All that the comparisons say, for readers of the page; the CSV has it in full."""
+    columns = ("arm", "metric", "verdict", "difference [95% interval]", "p", "Holm p", "d_z",
+               "smallest detectable", "L0", "seeds")  # fmt: skip
+    rows = [
+        (arm, facts.label(model, metric), found.verdict, difference(found), p(found.p),
+         p(found.p_holm), number(found.effect_size), number(found.smallest_detectable),
+         span(found.l0), str(found.n))
+        for arm in facts.arms
+        for metric in facts.compared(model)
+        if (found := facts.comparisons.get((model, arm, metric.suite, metric.name)))
+    ]  # fmt: skip
+    return Table(model, columns, rows)
+
+
+def _paper(facts: Facts, model: str) -> Table | None:
+    """What papers report beside what is measured, an arm and sparsity a row."""
+    arms = [arm for arm in facts.findings.arms if arm.paper]
+    metrics = facts.compared(model)
+    if not any(m.name.startswith("explained_variance") for m in metrics):
+        others = facts.findings.metrics.get(model, [])
+        metrics += [m for m in others if m.name.startswith("explained_variance")][:1]
+    rows = []
+    for arm in arms:
+        verdict = _summary(facts, model, arm.name)
+        for place, (sparsity, runs) in enumerate(facts.runs.get((model, arm.name), {}).items()):
+            scores = [_score(facts, model, arm.name, metric, sparsity) for metric in metrics]
+            heads = (arm.name, arm.paper, verdict) if place == 0 else ("", "", "")
+            l0s = [run.l0 for run in runs if run.l0 is not None]
+            rows.append((*heads, sparsity, mean_interval(l0s), *scores))
+    columns = (
+        "arm", "the paper prints", "verdict at equal L0", "sparsity", "L0",
+        *(facts.label(model, metric) for metric in metrics),
+    )  # fmt: skip
+    return Table(model, columns, rows) if rows else None
+
+
+def _summary(facts: Facts, model: str, arm: str) -> str:
+    if arm == facts.reference:
+        return "the reference"
+    answer = _answer(facts, model)
+    for decided, better, worse, unsaid in answer.decided:
+        if decided.name == arm:
+            return f"better on {better}, worse on {worse}" + (f", {unsaid}" if unsaid else "")
+    return "no verdict" if arm in answer.silent else "not distinguishable on any metric"
+
+
+def _saes(facts: Facts, model: str) -> Table:
+    """The L0 of every SAE, a seed a column."""
+    seeds = sorted({one.seed for one in facts.findings.trained if one.model == model})
+    rows = []
+    for arm in facts.arms:
+        for sparsity, runs in facts.runs.get((model, arm), {}).items():
+            of_seed = {run.seed: run for run in runs}
+            cells = [_state(of_seed.get(seed)) for seed in seeds]
+            rows.append((arm, sparsity or "as it is", *cells))
+    return Table(model, ("arm", "sparsity", *(f"seed {seed}" for seed in seeds)), rows)
+
+
+def _share(labels: Sequence[str], of: int) -> str:
+    """How many of the metrics, and which."""
+    if not labels:
+        return "none"
+    return f"all {of}" if len(labels) == of > 1 else f"{len(labels)} of {of} ({', '.join(labels)})"
+
+
+def _remarks(comparison: Comparison | None) -> list[str]:
+    if comparison is None:
+        return []
+    reason = [f"no verdict: {comparison.reason}"] if comparison.reason else []
+    return [*reason, *comparison.warnings]
+
+
+def _state(run: Trained | None) -> str:
+    if run is None:
+        return "none"
+    return number(run.l0) if run.status == "ok" else run.status
+
+
+SCORE_COLUMNS = ("model", "arm", "sparsity", "seed", "suite", "metric", "value", "n")
+DETAIL_COLUMNS = (*SCORE_COLUMNS, "item")
+VERDICT_COLUMNS = (
+    *("model", "arm", "suite", "metric", "verdict", "difference", "low", "high", "p", "p_holm"),
+    *("effect_size", "smallest_detectable", "sd", "n", "l0_low", "l0_high", "reason", "warnings"),
+)
+
+
+def _tables(findings: Findings) -> list[tuple[str, str]]:
+    """The CSV files."""
+    scores = [score.model_dump() for score in findings.scores]
+    details = [detail.model_dump() for detail in findings.details]
+    return [
+        (VERDICTS, _csv(VERDICT_COLUMNS, map(_verdict_row, findings.contrasts))),
+        (SCORES, _csv(SCORE_COLUMNS, scores)),
+        (DETAILS, _csv(DETAIL_COLUMNS, details)),
+    ]
+
+
+def _verdict_row(contrast: Contrast) -> dict[str, Any]:
+    row: dict[str, Any] = contrast.model_dump(mode="json")
+    row |= row.pop("comparison")
+    for ends, names in (("interval", ("low", "high")), ("l0", ("l0_low", "l0_high"))):
+        row |= dict(zip(names, row.pop(ends) or (None, None), strict=True))
+    return {**row, "warnings": "; ".join(row["warnings"])}
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).rstrip()
+
+
+def _environment(**options: Any) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("sae_plugins.study", ""), trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined, **options,
+    )  # fmt: skip
+    environment.filters |= {
+        "arrow": words.arrow, "difference": difference, "number": number, "p": p, "span": span,
+        "raw": Markup, "grid": words.grid, "verdict_grid": _verdict_grid,
+    }  # fmt: skip
+    return environment
+
+
+def _verdict_grid(table: Verdicts, reference: str, l0: float | None) -> Markup:
+    """The verdict table in Markdown."""
+    heads = [
+        f"{metric.paper} {words.arrow(metric.better)}{' †' if metric.unreliable else ''} "
+        f"({metric.suite}/{metric.name})"
+        for metric in table.metrics
+    ]
+    rows: list[Sequence[str]] = [
+        ["arm", "kind", *heads],
+        ["---"] * (len(heads) + 2),
+        [reference, f"reference, at L0 {number(l0)}", *table.reference],
+    ]
+    for kind, members in table.groups:
+        rows += [[arm.name, kind, *map(_verdict_cell, found)] for arm, found in members]
+    return words.rows(rows)
+
+
+def _verdict_cell(found: Comparison | None) -> str:
+    if found is None:
+        return "not compared"
+    verdict = f"**{found.verdict}**" if found.verdict in DECIDED else found.verdict
+    detects = (
+        f"; detects {number(found.smallest_detectable)} or more"
+        if found.verdict == "not distinguishable" and found.smallest_detectable is not None
+        else ""
+    )
+    return Markup(verdict) + " " + Markup(words.plain(difference(found) + detects))

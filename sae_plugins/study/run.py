@@ -1,0 +1,450 @@
+"""Run a study: train what is missing in lockstep, evaluate it, and say what was found.
+
+    for (model, seed), each in a process of its own:
+        the SAEs of all arms and sparsities   -> saes/MODEL/ARM_SPARSITY_SEED-KEY/, runs as usual
+        their evaluations                     -> evaluations/MODEL/seedN/
+    all of it                                 -> findings.json, and the report
+
+Everything that is there already is kept, so that a run that was interrupted, or a changed study,
+does only what is missing. A key in a folder's name stands for all that its SAE depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from sae_plugins.plugin import PluginError
+from sae_plugins.runs import RECIPE, lock, write
+from sae_plugins.study.cells import L0, Cell, Plan, by_group, plan
+from sae_plugins.study.spec import Study, StudyError, as_yaml
+
+STUDY = "study.yaml"
+EVALUATIONS = "evaluations"
+HASHES = "saes.json"
+"""In an evaluation's folder: the SAEs' hashes, by the names of their folders."""
+FAILED = ".failed"
+"""Ending of the file, beside a run's folder that is not there, that says why."""
+
+
+class Progress(Protocol):
+    """What hears of a study while it runs."""
+
+    def stage(self, text: str) -> None:
+        """This is being done now."""
+
+    def advance(self, share: float) -> None:
+        """So much was done of what `Overall.expect` counts."""
+
+
+class Overall(Progress, Protocol):
+    """What hears of all of a study."""
+
+    def expect(self, shares: int) -> None:
+        """There is so much more to do: one for each SAE to train, and one for each to evaluate."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does: a model and a seed.
+
+    Attributes:
+        study: the study, as JSON.
+        folder: the study's.
+        model: the study's name of the model.
+        seed: the training's.
+        pilots: train the pilots, and evaluate nothing.
+        threads: of torch; None for as many as it likes.
+    """
+
+    study: str
+    folder: Path
+    model: str
+    seed: int
+    pilots: bool
+    threads: int | None
+
+
+def plan_of(study: Study, folder: Path) -> Plan:
+    """The plan, as far as the pilots in the folder say it.
+
+    Raises:
+        StudyError: a flag of the study is wrong.
+    """
+
+    def l0(cell: Cell) -> float | None:
+        summary = cell.summary(folder)
+        if summary is not None:
+            return float(summary[L0])
+        return None if failure(cell, folder) is None else 0.0
+
+    return plan(study, l0)
+
+
+def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> Plan:
+    """Train and evaluate what is missing.
+
+    Args:
+        study: the study.
+        folder: where its SAEs and results are, and go.
+        jobs: processes; None for one per core on a CPU, and one on a GPU.
+        progress: hears of it.
+
+    Returns:
+        The plan, which is complete now.
+
+    Raises:
+        StudyError: the study is wrong, or the folder is in use or cannot be written to.
+    """
+    folder = folder.absolute()
+    check_suites(study)
+    plan_of(study, folder)
+    with _locked(folder):
+        write(folder / STUDY, as_yaml(study))  # as it was run last
+        pilots = plan_of(study, folder).pilots
+        waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
+        pilots = [cell for cell in pilots if cell.model in waiting]
+        progress.expect(len(pilots))
+        _run_tasks(_tasks(study, folder, pilots), jobs, progress)
+        known = plan_of(study, folder)
+        progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
+        _run_tasks(_tasks(study, folder, known.cells), jobs, progress)
+    return known
+
+
+def check_suites(study: Study) -> None:
+    """Refuse suites and settings that there are not."""
+    for name, model in study.models.items():
+        for suite in model.suites:
+            suite_of(study, name, suite)
+
+
+def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
+    """A suite with its settings on a model.
+
+    Raises:
+        StudyError: there is none, or a setting is wrong.
+    """
+    from pydantic import ValidationError
+
+    from sae_plugins.eval_suites import registry
+
+    where = f"models.{model}.suites.{name}"
+    spec = study.models[model]
+    try:
+        suite = registry.load(name)
+        return suite, suite.settings(spec.preset, spec.suites[name])
+    except PluginError as error:
+        raise StudyError(f"{where}: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise StudyError(f"{where}.{key}: {problem['msg']}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unlock = lock(folder)
+    except BlockingIOError as error:
+        raise StudyError(
+            f"{folder}: this study is being run already; wait, or choose another --output_path"
+        ) from error
+    except OSError as error:
+        raise StudyError(
+            f"--output_path {folder} cannot be written to: {error.strerror}"
+        ) from error
+    try:
+        yield
+    finally:
+        unlock()
+
+
+def _tasks(study: Study, folder: Path, cells: list[Cell]) -> list[Task]:
+    """A task for each model and seed."""
+    text = study.model_dump_json()
+    return [
+        Task(text, folder, model, seed, members[0].pilot, None)
+        for model, seed, members in by_group(cells)
+    ]
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+def _run_tasks(tasks: list[Task], jobs: int | None, progress: Progress) -> None:
+    if not tasks:
+        return
+    count = min(jobs or _default_jobs(), len(tasks))
+    if count == 1:
+        for task in tasks:
+            work(task, progress)
+        return
+    threads = max(1, (os.cpu_count() or 1) // count)
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, _environment(OMP_NUM_THREADS=str(threads)):
+        queue = manager.Queue()
+        with ProcessPoolExecutor(count, context, _follow_parent) as pool:
+            futures = [
+                pool.submit(_work_elsewhere, replace(task, threads=threads), queue)
+                for task in tasks
+            ]
+            _listen(futures, queue, progress)
+
+
+def _default_jobs() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for processes that are started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _follow_parent() -> None:
+    """End this process when the one that started it has ended, however that happened."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclass
+class _Elsewhere:
+    """A `Progress` in another process."""
+
+    queue: Any
+
+    def stage(self, text: str) -> None:
+        self.queue.put(text)
+
+    def advance(self, share: float) -> None:
+        self.queue.put(share)
+
+
+def _work_elsewhere(task: Task, queue: Any) -> None:
+    work(task, _Elsewhere(queue))
+
+
+def _listen(futures: list[Future[None]], queue: Any, progress: Progress) -> None:
+    """Hand on what the processes say, until all have ended; raises what one of them raised."""
+    waiting = threading.Thread(target=lambda: (list(as_completed(futures)), queue.put(None)))
+    waiting.start()
+    try:
+        while (said := queue.get()) is not None:
+            if isinstance(said, str):
+                progress.stage(said)
+            else:
+                progress.advance(said)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+    for future in futures:
+        future.result()
+
+
+# -- one process ---------------------------------------------------------------------------------
+
+
+def work(task: Task, progress: Progress) -> None:
+    """Train the missing SAEs of one model and seed, and evaluate them."""
+    if task.threads is not None:
+        import torch
+
+        torch.set_num_threads(task.threads)
+    study = Study.model_validate_json(task.study)
+    known = plan_of(study, task.folder)
+    cells = [
+        cell
+        for cell in (known.pilots if task.pilots else known.cells)
+        if (cell.model, cell.seed) == (task.model, task.seed)
+    ]
+    missing = [cell for cell in cells if cell.summary(task.folder) is None]
+    progress.advance(len(cells) - len(missing))
+    _train(missing, task, progress)
+    if not task.pilots:
+        trained = [cell for cell in cells if cell.summary(task.folder) is not None]
+        skipped = len(cells) - len(trained)
+        progress.advance(skipped * len(study.models[task.model].suites))
+        _evaluate(study, trained, task, progress)
+
+
+def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
+    """In lockstep, as many as see the same batches; a failure is written beside its folder."""
+    from sae_plugins.jobs import Job, load_job
+    from sae_plugins.lockstep import Arm, stream_key, train
+
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(stream_key(cell.settings.job()), []).append(cell)
+    shared: Job | None = None
+    for members in groups.values():
+        name = f"{task.model}, seed {task.seed}"
+        progress.stage(f"{name}: training {len(members)} SAEs")
+        arms, failures = {}, {}
+        for cell in members:
+            settings, wanted = cell.settings, cell.settings.job()
+            folder = task.folder / cell.folder
+            try:
+                job = shared.sharing(wanted) if shared else load_job(wanted)
+            except Exception as error:
+                failures[cell] = error
+                continue
+            shared = job
+            shutil.rmtree(folder, ignore_errors=True)  # without a summary: not whole
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            arms[cell] = Arm(
+                name=cell.folder.name,
+                job=job,
+                folder=folder,
+                plugins=settings.selected(),
+                without=settings.left_out(),
+                # pictures cost a second for each SAE; the report has those of all
+                options={**settings.options, "recorder": {"figures": False}},
+                training=settings.training(),
+                untrained=cell.untrained,
+            )
+        failed = train(list(arms.values()), _steps(len(arms), progress)) if arms else {}
+        progress.advance(len(failures))
+        for cell, arm in arms.items():
+            if arm.name in failed:
+                failures[cell] = failed[arm.name]
+            else:
+                _note(cell, arm.job, task.folder)
+        for cell, reason in failures.items():
+            write(_failed(cell, task.folder), f"{_reason(reason)}\n")
+
+
+def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
+    """Turns steps that are done into shares of so many SAEs."""
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        now = 100 * done // total  # a message per cent
+        if now > told:
+            progress.advance(saes * (now - told) / 100)
+            told = now
+
+    return tell
+
+
+def _note(cell: Cell, job: Any, folder: Path) -> None:
+    """Write how to train this SAE by itself."""
+    from sae_plugins.entrypoints.settings import recipe_of
+    from sae_plugins.runs import as_yaml
+
+    write(folder / cell.folder / RECIPE, as_yaml(recipe_of(cell.settings, job)))
+    _failed(cell, folder).unlink(missing_ok=True)
+
+
+def _failed(cell: Cell, folder: Path) -> Path:
+    path = folder / cell.folder
+    return path.with_name(path.name + FAILED)
+
+
+def failure(cell: Cell, folder: Path) -> str | None:
+    """Why a cell's SAE is not there, if training it was tried."""
+    try:
+        return _failed(cell, folder).read_text("utf-8").strip()
+    except OSError:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PluginError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+# -- evaluations ---------------------------------------------------------------------------------
+
+
+def evaluations(folder: Path, model: str, seed: int) -> Path:
+    """Where the results of a model's and a seed's SAEs are."""
+    return folder / EVALUATIONS / model / f"seed{seed}"
+
+
+def _evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progress) -> None:
+    from sae_plugins.eval_suites.cache import default_folder
+    from sae_plugins.eval_suites.evaluation import Evaluation, Request
+    from sae_plugins.eval_suites.manifest import EvaluationError
+
+    model = study.models[task.model]
+    if not cells or not model.suites:
+        return
+    name = f"{task.model}, seed {task.seed}"
+    progress.stage(f"{name}: evaluating {len(cells)} SAEs")
+    folder = evaluations(task.folder, task.model, task.seed)
+    request = Request(
+        sources=[str(task.folder / cell.folder) for cell in cells],
+        suites={suite: suite_of(study, task.model, suite) for suite in model.suites},
+        seeds=[model.evaluation_seed],
+        preset=model.preset,
+        output_path=folder,
+        cache_path=default_folder(),
+        data=model.data,
+        device=cells[0].settings.job().device,
+    )
+    try:
+        evaluation = Evaluation(request)
+        evaluation.run(_Rows(name, progress))
+        hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
+        write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
+    except EvaluationError as error:
+        raise StudyError(str(error)) from error
+    # two SAEs that are the same have one row
+    progress.advance(len(cells) * len(model.suites) - len(evaluation.rows))
+
+
+@dataclass
+class _Rows:
+    """What an evaluation tells, told as a study's progress."""
+
+    name: str
+    progress: Progress
+
+    def stage(self, text: str) -> None:
+        self.progress.stage(f"{self.name}: {text}")
+
+    def finished(self, row: Any, again: bool) -> None:
+        self.progress.advance(1)
+
+
+def stale(study: Study, folder: Path) -> list[Path]:
+    """Runs in the folder that are no part of the study any more, after it was changed."""
+    known = plan_of(study, folder)
+    names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
+    with contextlib.suppress(OSError):
+        found = [path for path in folder.glob("saes/*/*") if path.is_dir()]
+        return sorted(path for path in found if path not in names)
+    return []

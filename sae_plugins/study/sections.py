@@ -1,0 +1,285 @@
+"""The sections of a study's report that have pictures, drawn for the page and saved as PNG."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from sae_plugins.figures import save
+from sae_plugins.runs import FIGURES
+from sae_plugins.study import figures, traces
+from sae_plugins.study.facts import Facts, mean_l0
+from sae_plugins.study.figures import Heatmap, Line, Panel
+from sae_plugins.study.findings import Metric
+from sae_plugins.study.statistics import Point, frontier
+from sae_plugins.study.words import Table, arrow, number
+
+_MOST_FEATURES = 8192
+"""Features of an arm, over its seeds, whose redundancy is computed: enough for a histogram."""
+_MOST_DOTS = 1500
+_BINS = 40
+_CURVES = (
+    ("losses/overall_loss", "loss", "of the arm's own objective: comparable between arms only "
+     "where objectives are alike"),
+    ("metrics/l0", "L0", "active features per token"),
+    ("metrics/explained_variance", "explained variance", "of the training batch"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page.
+
+    Attributes:
+        title: above it.
+        note: below the title.
+        data: as plotly.js reads it.
+        width: in pixels, below which the figure scrolls.
+    """
+
+    title: str
+    note: str
+    data: Markup
+    width: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is shown of one model, under one heading.
+
+    Attributes:
+        title: the model's name, and what else it is about.
+        pictures: side by side.
+        choices: of which the page shows one at a time.
+        image: the PNG's path, relative to the report; empty if there is none.
+        tables: below the pictures.
+        notes: what is missing.
+    """
+
+    title: str
+    pictures: Sequence[Picture] = ()
+    choices: Sequence[Picture] = ()
+    image: str = ""
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+
+
+def frontiers(facts: Facts, model: str) -> Section:
+    """Each metric over L0."""
+    compared, others, panels = [], [], []
+    for metric in facts.findings.metrics.get(model, []):
+        label = facts.label(model, metric)
+        lines = [
+            line
+            for arm in facts.looks
+            if (line := _frontier(facts, model, arm, metric)) is not None
+        ]
+        if not lines or metric.paper == "L0":
+            continue
+        title = f"{label} {arrow(metric.better)}".strip()
+        panel = Panel(title, "L0 (log scale)", "", lines, log_x=True)
+        picture = _picture(facts, title, panel, metric.meaning)
+        if metric.compared:
+            compared.append(picture)
+            panels.append(panel)
+        else:
+            others.append(picture)
+    image = _image(facts, f"frontiers_{model}", panels)
+    return Section(model, compared, others, image)
+
+
+def _frontier(facts: Facts, model: str, arm: str, metric: Metric) -> Line | None:
+    l0 = {
+        (run.sparsity, run.seed): run.l0
+        for runs in facts.runs.get((model, arm), {}).values()
+        for run in runs
+        if run.l0
+    }
+    values = facts.values.get((model, arm, metric.suite, metric.name), {})
+    points = [
+        Point(seed, l0[sparsity, seed], value)
+        for sparsity, by_seed in values.items()
+        for seed, value in by_seed.items()
+        if (sparsity, seed) in l0
+    ]
+    if not points:
+        return None
+    dots = [(point.l0, point.value) for point in points]
+    found = frontier(points, 24)
+    if found is None:
+        return Line(arm, dots=dots)
+    sure = [y for y in found.low if math.isfinite(y)]
+    return Line(
+        arm, found.l0, found.mean, found.low if sure else (), found.high if sure else (), dots
+    )
+
+
+def items(facts: Facts) -> list[Section]:
+    """By model and suite: arms by letters, pairs or datasets, at their middle sparsity."""
+    found: dict[tuple[str, str], dict[str, dict[tuple[str, str], list[float]]]] = {}
+    for d in facts.findings.details:
+        if d.value is not None and facts.middle.get((d.model, d.arm)) == d.sparsity:
+            by_metric = found.setdefault((d.model, d.suite), {})
+            by_metric.setdefault(d.metric, {}).setdefault((d.arm, d.item), []).append(d.value)
+    return [_heatmaps(facts, *place, by_metric) for place, by_metric in found.items()]
+
+
+def _heatmaps(
+    facts: Facts,
+    model: str,
+    suite: str,
+    by_metric: Mapping[str, Mapping[tuple[str, str], Sequence[float]]],
+) -> Section:
+    compared = {metric.name for metric in facts.compared(model) if metric.suite == suite}
+    pictures, tables, images = [], [], []
+    # those that have a verdict first
+    for metric in sorted(by_metric, key=lambda name: name not in compared):
+        cells = by_metric[metric]
+        items = sorted({item for _, item in cells}, key=_natural)
+        arms = [arm for arm in facts.looks if any((arm, item) in cells for item in items)]
+        values = [
+            [fmean(cells[arm, item]) if (arm, item) in cells else None for item in items]
+            for arm in arms
+        ]
+        at = [f"{arm} (L0 {number(mean_l0(facts.at_middle(model, arm)))})" for arm in arms]
+        heatmap = Heatmap(f"{suite}: {metric}", at, items, values)
+        images.append(heatmap)
+        pictures.append(_picture(facts, metric, heatmap))
+        rows = [(name, *map(number, row)) for name, row in zip(at, values, strict=True)]
+        tables.append(Table(metric, ("arm", *items), rows))
+    image = _save(facts, f"items_{model}_{suite}", figures.draw_heatmap(images[0]))
+    title = suite if len(facts.models) == 1 else f"{model}: {suite}"
+    return Section(title, (), pictures, image, tables)
+
+
+def curves(facts: Facts, model: str) -> Section:
+    """What the runs logged, over the tokens that they saw."""
+    panels, pictures, absent = [], [], dict[str, None]()
+    for column, title, note in _CURVES:
+        lines = []
+        for arm in facts.looks:
+            runs = [rows for run in facts.at_middle(model, arm) if (rows := facts.rows_of(run))]
+            tokens, values = traces.curve(runs, column)
+            if values:
+                lines.append(Line(arm, tokens, values))
+            else:
+                absent[arm] = None
+        if lines:
+            values = [y for line in lines for y in line.y]
+            log = min(values) > 0 and max(values) > 20 * min(values)
+            panel = Panel(title, "tokens", "log scale" if log else "", lines, log_y=log)
+            panels.append(panel)
+            pictures.append(_picture(facts, title, panel, note))
+    return Section(
+        model, pictures, image=_image(facts, f"curves_{model}", panels),
+        notes=_absent("training curve", absent),
+    )  # fmt: skip
+
+
+def orders(facts: Facts, model: str) -> Section:
+    """Firing frequency by position, of one SAE of each arm that moves features about."""
+    panels, pictures, absent = [], [], []
+    moving = [
+        arm
+        for arm in facts.looks
+        if any(traces.permuted_features(facts.rows_of(run)) for run in facts.at_middle(model, arm))
+    ]
+    for arm in [facts.reference, *moving] if moving else ():
+        run = next(iter(facts.at_middle(model, arm)), None)
+        frequencies = traces.log_frequencies(facts.folder / run.folder) if run else None
+        if run is None or frequencies is None:
+            absent.append(arm)
+            continue
+        panel = Panel(
+            f"{arm}, seed {run.seed}", "feature position", "log10 firing frequency",
+            [_order(arm, frequencies)],
+        )  # fmt: skip
+        panels.append(panel)
+        pictures.append(_picture(facts, panel.title, panel))
+    return Section(
+        model, pictures, image=_image(facts, f"order_{model}", panels, all_arms=True),
+        notes=_absent("feature order", absent),
+    )  # fmt: skip
+
+
+def redundancy(facts: Facts, model: str) -> Section:
+    """How close each feature's decoder row is to the nearest other one."""
+    lines, absent = [], []
+    edges = np.linspace(0, 1, _BINS + 1)
+    for arm in facts.looks:
+        runs = facts.at_middle(model, arm)
+        found = [
+            cosines
+            for run in runs
+            if (
+                cosines := traces.nearest_cosines(
+                    facts.folder / run.folder, _MOST_FEATURES // len(runs)
+                )
+            )
+            is not None
+        ]
+        if not found:
+            absent.append(arm)
+            continue
+        counts, _ = np.histogram(np.concatenate(found).clip(0, 1), edges)
+        lines.append(Line(arm, list((edges[:-1] + edges[1:]) / 2), list(counts / counts.sum())))
+    panel = Panel(
+        "Redundancy", "largest |cosine| with another decoder row", "share of features", lines,
+        steps=True,
+    )  # fmt: skip
+    return Section(
+        model,
+        [_picture(facts, "", panel)] if lines else [],
+        image=_image(facts, f"redundancy_{model}", [panel] if lines else []),
+        notes=_absent("decoder", absent),
+    )
+
+
+def _picture(facts: Facts, title: str, shown: Panel | Heatmap, note: str = "") -> Picture:
+    data = Markup(figures.plotly_json(shown, facts.looks))
+    return Picture(title, note, data, figures.width(shown))
+
+
+def _image(facts: Facts, name: str, panels: Sequence[Panel], *, all_arms: bool = False) -> str:
+    """Save panels as a PNG, with the arms that are drawn at first; its path."""
+    if not all_arms:
+        panels = [replace(p, lines=[x for x in p.lines if x.arm in facts.shown]) for p in panels]
+    return _save(facts, name, figures.draw_panels(panels, facts.looks)) if panels else ""
+
+
+def _save(facts: Facts, name: str, figure: Figure) -> str:
+    path = f"{FIGURES}/{re.sub(r'[^A-Za-z0-9.+-]+', '_', name)}.png"
+    save(figure, facts.folder / path)
+    return path
+
+
+def _absent(what: str, arms: Iterable[str]) -> list[str]:
+    names = ", ".join(arms)
+    return [f"No {what} to show of {names}: no run at its middle sparsity has it."] if names else []
+
+
+def _order(arm: str, frequencies: np.ndarray[Any, Any]) -> Line:
+    """Dots of features, silent ones at the foot, and the line of medians over neighbours."""
+    alive = frequencies[frequencies > -9]
+    foot = float(alive.min()) - 0.5 if alive.size else -5.0
+    heights = np.maximum(frequencies, foot)
+    groups = np.array_split(np.arange(len(heights)), max(1, min(40, len(heights) // 8)))
+    every = math.ceil(len(heights) / _MOST_DOTS)
+    return Line(
+        arm,
+        [float(group.mean()) for group in groups],
+        [float(np.median(heights[group])) for group in groups],
+        dots=[(float(place), float(heights[place])) for place in range(0, len(heights), every)],
+    )
+
+
+def _natural(text: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

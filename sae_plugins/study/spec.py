@@ -1,0 +1,364 @@
+"""`study.yaml`: what is compared with what, on which models, over which seeds.
+
+A study trains every arm at every value of its sparsity, with every seed, on every model, evaluates
+all of these SAEs, and compares each arm with the reference arm at equal L0. The smallest one::
+
+    description: Does reordering help?
+    reference: l1
+    models:
+      world:
+        train: {recipe: baseline-demo}
+        sparsity: {l1_coefficient: [1, 2, 4], k: [8, 16, 32]}
+        suites: {core: {}}
+    arms:
+      l1: {kind: baseline}
+      batchtopk: {kind: control, train: {architecture: batchtopk}}
+      reordered: {train: {plugin: [reorder]}}
+
+The keys under `train` are the flags of `sae-plugins train`, as in a recipe. The files in
+`sae_plugins/studies` are studies by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sae_plugins.plugin import Method, PluginError, Row, did_you_mean
+
+FOLDER = Path(__file__).parent.parent / "studies"
+SEEDS_FOR_A_VERDICT = 5
+_NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
+_MOST_ANCESTORS = 20
+
+Kind = Literal["method", "ours", "baseline", "control"]
+Flags = dict[str, Any]
+Sparsity = dict[str, list[float]]
+
+
+class StudyError(Exception):
+    """The study cannot be run as it is; the message says what to change."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Model):
+    """What the arms are trained on and evaluated with."""
+
+    train: Flags = Field(
+        {},
+        description="flags that all arms share, such as `recipe`, `model_name`, `dataset_path`, "
+        "and `training_tokens`, the budget",
+    )
+    sparsity: Sparsity = Field(
+        {},
+        description="values to train with, by flag; an arm uses the flag that its architecture has",
+    )
+    target_l0: list[float] = Field(
+        [],
+        description="L0s to reach. The values under `sparsity` are then pilots, trained with one "
+        "more seed, between which the coefficient for each L0 is read; `k` and `target_l0` are set "
+        "to it directly",
+    )
+    suites: dict[str, Flags] = Field(description="settings by suite of `sae-plugins evaluate`")
+    preset: Literal["canonical", "quick", "paper"] = Field(
+        "canonical", description="of the suites' settings"
+    )
+    data: str | None = Field(None, description="where the suites' data come from, as --data")
+    evaluation_seed: int = Field(42, ge=0, description="of the suites, the same for all SAEs")
+
+    @field_validator("target_l0")
+    @classmethod
+    def _positive(cls, targets: list[float]) -> list[float]:
+        if any(not target > 0 for target in targets):
+            raise ValueError("an L0 to reach must be greater than 0")
+        return targets
+
+
+class Override(_Model):
+    """What an arm has otherwise on one model."""
+
+    train: Flags = Field({}, description="flags on top of the arm's")
+    sparsity: Sparsity = Field({}, description="in place of the arm's and the model's")
+
+
+class Arm(Override):
+    """One way to train, at several sparsities."""
+
+    description: str = Field("", description="what the report says of it")
+    kind: Kind = Field("method", description="which group the report shows it in")
+    untrained: bool = Field(False, description="leave the SAE as it was drawn: a control")
+    models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
+    paper: str = Field("", description="what a paper reports for it")
+
+    def on_model(self, name: str, model: Model) -> tuple[Flags, Sparsity]:
+        """The flags on top of the model's, and the sparsities, on one model."""
+        there = self.models.get(name, Override())
+        return {**self.train, **there.train}, there.sparsity or self.sparsity or model.sparsity
+
+
+class Rows(_Model):
+    """The rows of a paper's tables as arms, as `sae-plugins plugins show METHOD` lists them."""
+
+    method: str = Field(description="the method whose rows they are")
+    train: Flags = Field({}, description="flags of every row, under its own")
+    models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
+
+
+class Study(_Model):
+    """A study; see the module's docstring."""
+
+    description: str = Field("", description="the question, for the report's head")
+    reference: str = Field(description="the arm that every other one is compared with")
+    models: dict[str, Model] = Field(min_length=1, description="by a name of your choice")
+    arms: dict[str, Arm] = Field(min_length=1, description="by a name of your choice")
+    rows: Rows | None = Field(None, description="the rows of a paper's tables, as more arms")
+    seeds: list[int] = Field(
+        list(range(SEEDS_FOR_A_VERDICT)),
+        min_length=1,
+        description="each draws initial weights and orders the data, alike for all arms",
+    )
+    compare: list[str] = Field(
+        [],
+        description="metrics that get a verdict, as SUITE/METRIC, such as core/ce_loss_score; all "
+        "share one Holm correction (default: the suites' headline metrics that have a direction)",
+    )
+    measures: dict[str, str] = Field(
+        {}, description="what the paper's metrics really measure, by what the paper calls them"
+    )
+
+    @field_validator("models", "arms")
+    @classmethod
+    def _safe_names(cls, named: dict[str, Any]) -> dict[str, Any]:
+        for name in named:
+            if not re.fullmatch(_NAME, name):
+                raise ValueError(f"{name!r} is no name: use letters, digits, '.', '+' and '-'")
+        return named
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be different from each other, and at least 0")
+        return seeds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        arms = self.all_arms()
+        if self.reference not in arms:
+            raise ValueError(
+                f"reference: no arm {self.reference!r}: {did_you_mean(self.reference, arms)}"
+            )
+        for name, arm in arms.items():
+            for model in arm.models:
+                if model not in self.models:
+                    near = did_you_mean(model, self.models)
+                    raise ValueError(f"arms.{name}.models: no model {model!r}: {near}")
+        return self
+
+    def all_arms(self) -> dict[str, Arm]:
+        """The arms by name: the reference first, the rows of the paper's tables last.
+
+        An arm with a row's name says what is otherwise in that row.
+        """
+        rows = self._rows()
+        own = {name: arm for name, arm in self.arms.items() if name not in rows}
+        merged = {name: _over(row, self.arms.get(name, Arm())) for name, row in rows.items()}
+        found = {**own, **merged}
+        first = {name: arm for name, arm in found.items() if name == self.reference}
+        return {**first, **found}
+
+    def _rows(self) -> dict[str, Arm]:
+        """An arm for each row of the paper's tables; rows that differ in sparsity only are one."""
+        if self.rows is None:
+            return {}
+        from sae_plugins import registry
+
+        method = registry.load(self.rows.method)
+        if not issubclass(method, Method):
+            raise ValueError(f"rows.method: {self.rows.method!r} is a mechanism, and has no tables")
+        swept = {flag for model in self.models.values() for flag in model.sparsity}
+        for arm in self.arms.values():
+            for has in (arm, *arm.models.values()):
+                swept |= has.sparsity.keys()
+        arms: dict[str, Arm] = {}
+        for row in method.rows:
+            flags = {name: value for name, value in flags_of(row).items() if name not in swept}
+            train = {**self.rows.train, "plugin": [self.rows.method], **flags}
+            kind: Kind = "control" if row.table == "Control" else "method"
+            what = f"{row.table}: {row.label}"
+            same = next((name for name, arm in arms.items() if arm.train == train), None)
+            if same is None:
+                name = _slug(row.label, arms)
+                arms[name] = Arm(
+                    description=what,
+                    kind=kind,
+                    train=train,
+                    models=self.rows.models,
+                    paper=row.paper,
+                )
+            else:
+                known = arms[same]
+                papers = "; ".join(text for text in (known.paper, row.paper) if text)
+                update = {"description": f"{known.description}; {what}", "paper": papers}
+                arms[same] = known.model_copy(update=update)
+        return arms
+
+
+def _over(row: Arm, arm: Arm) -> Arm:
+    """A row with what a study's arm of the same name says of it."""
+    given = {name: getattr(arm, name) for name in arm.model_fields_set}
+    both = {"train": {**row.train, **arm.train}, "models": {**row.models, **arm.models}}
+    return row.model_copy(update=given | both)
+
+
+def flags_of(row: Row) -> Flags:
+    """The flags of a table's row, by name."""
+    from sae_plugins.entrypoints import flags
+
+    return dict(flags.parse(shlex.split(row.flags), lambda _: []))
+
+
+def _slug(label: str, taken: Container[str]) -> str:
+    """A row's name as an arm."""
+    words = re.sub(r"\(.*?\)", "", label).split(":")[0].split(",")[0]
+    name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
+
+
+def as_yaml(study: Study) -> str:
+    """A study as a file of its own, without what is so anyway."""
+    import yaml
+
+    contents = study.model_dump(mode="json", exclude_defaults=True)
+    return str(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True, width=96))
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """The packaged studies."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name_or_file: str) -> Study:
+    """A study, with those that it extends.
+
+    A file may begin with `extends: NAME_OR_FILE`: it then says what is otherwise. Mappings are
+    merged, everything else is replaced; a null takes an entry away.
+
+    Args:
+        name_or_file: the name of a packaged study, or the path of a file that ends in .yaml.
+
+    Raises:
+        StudyError: there is none, or it is wrong; says where and how.
+    """
+    path = _find(name_or_file, Path.cwd())
+    layers = [_read(path)]
+    while "extends" in layers[-1]:
+        if len(layers) > _MOST_ANCESTORS:
+            raise StudyError(f"study {path} extends itself, through {layers[-1]['extends']!r}")
+        under = str(layers[-1].pop("extends"))
+        try:
+            path = _find(under, path.parent)
+        except StudyError as error:
+            raise StudyError(f"study {path} extends {under}: {error}") from error
+        layers.append(_read(path))
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        merged = _merged(merged, layer)
+    gone = {name for layer in layers for name in _taken_away(layer)} - {*merged.get("models", {})}
+    _forget(merged, gone)
+    try:
+        return Study.model_validate(merged)
+    except ValidationError as error:
+        raise StudyError(f"study {name_or_file}: {_first(error)}") from error
+    except PluginError as error:
+        raise StudyError(f"study {name_or_file}: {error}") from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place in the file."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(problem["loc"])
+        message = f"there is no such key: {did_you_mean(str(problem['loc'][-1]), known)}"
+    return f"{place}: {message}" if place else message
+
+
+def _fields_at(place: Sequence[Any]) -> list[str]:
+    kinds: Mapping[str, type[BaseModel]] = {"models": Model, "arms": Arm, "rows": Rows}
+    if len(place) == 1:
+        return list(Study.model_fields)
+    kind = Override if "models" in place[1:] else kinds.get(str(place[0]), Study)
+    return list(kind.model_fields)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for name, value in over.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = _merged(merged[name], value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _taken_away(layer: Mapping[str, Any]) -> list[str]:
+    """Models that a file takes away from the study that it extends."""
+    models = layer.get("models")
+    return [n for n, model in models.items() if model is None] if isinstance(models, dict) else []
+
+
+def _forget(study: dict[str, Any], models: Iterable[str]) -> None:
+    """Remove what was to be otherwise on models that are gone."""
+    arms = study.get("arms")
+    named = [*(arms.values() if isinstance(arms, dict) else ()), study.get("rows")]
+    for arm in named:
+        otherwise = arm.get("models") if isinstance(arm, dict) else None
+        if isinstance(otherwise, dict):
+            for model in models:
+                otherwise.pop(model, None)
+
+
+def _find(name_or_file: str, folder: Path) -> Path:
+    """A file below `folder` or anywhere, if it looks like one; else a packaged study."""
+    if name_or_file.endswith((".yaml", ".yml")):
+        path = folder / Path(name_or_file).expanduser()
+        if not path.is_file():
+            raise StudyError(f"there is no study file {name_or_file}")
+        return path
+    if name_or_file not in names():
+        raise StudyError(
+            f"there is no study {name_or_file!r}: {did_you_mean(name_or_file, names())} (a study "
+            "of your own is a file that ends in .yaml)"
+        )
+    return FOLDER / f"{name_or_file}.yaml"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        contents = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"study {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise StudyError(f"study {path} is not YAML: {error}") from error
+    if not isinstance(contents, dict):
+        raise StudyError(f"study {path} must be a mapping; sae-plugins study --help has one")
+    return contents

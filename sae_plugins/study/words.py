@@ -1,0 +1,103 @@
+"""A study's numbers in words, and its tables in Markdown."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import scipy.stats
+from markupsafe import Markup
+
+from sae_plugins.study.statistics import CONFIDENCE, Comparison
+
+
+@dataclass(frozen=True)
+class Table:
+    """A plain table."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def _decimals(scale: float) -> int:
+    """Decimals that show three significant digits of a number as large as `scale`."""
+    return max(0, 2 - math.floor(math.log10(scale))) if scale > 0 else 0
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """Three significant digits, and thousands separators."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if value and not 1e-4 <= abs(value) < 1e9:
+        return f"{value:{sign}.2e}"
+    return f"{value:{sign},.{_decimals(abs(value))}f}"
+
+
+def difference(comparison: Comparison) -> str:
+    """The difference and its interval, with signs and alike in decimals."""
+    if comparison.difference is None:
+        return ""
+    if comparison.interval is None:
+        return number(comparison.difference, "+")
+    shown = [comparison.difference, *comparison.interval]
+    scale = max(map(abs, shown))
+    if scale and not 1e-4 <= scale < 1e9:
+        middle, low, high = (number(value, "+") for value in shown)
+    else:
+        middle, low, high = (f"{value:+,.{_decimals(scale)}f}" for value in shown)
+    return f"{middle} [{low}, {high}]"
+
+
+def mean_interval(values: Sequence[float]) -> str:
+    """Mean and half width of its 95% t interval."""
+    if len(values) < 2:
+        return number(values[0] if values else None)
+    half = float(scipy.stats.t.isf((1 - CONFIDENCE) / 2, len(values) - 1) * scipy.stats.sem(values))
+    if not half:
+        return number(fmean(values))
+    decimals = max(_decimals(abs(fmean(values))), min(_decimals(half) - 1, 4))
+    return f"{fmean(values):,.{decimals}f} ± {half:,.{decimals}f}"
+
+
+def p(value: float | None) -> str:
+    """A p value."""
+    if value is None:
+        return "n/a"
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def span(l0: tuple[float, float] | None) -> str:
+    """A range of L0."""
+    if l0 is None:
+        return "n/a"
+    low, high = map(number, l0)
+    return low if low == high else f"{low} to {high}"
+
+
+def arrow(better: str) -> str:
+    """Which way is better."""
+    return {"higher": "↑", "lower": "↓"}.get(better, "")
+
+
+def plain(value: Any) -> Any:
+    """Text that Markdown shows as it is, also in a table's cell."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(value, quote=False))
+    return " ".join(escaped.split())
+
+
+def grid(table: Table) -> Markup:
+    """A table in Markdown."""
+    return rows([table.columns, ["---"] * len(table.columns), *table.rows])
+
+
+def rows(cells: Iterable[Sequence[str]]) -> Markup:
+    """Rows of a table in Markdown, the second one a rule."""
+    return Markup("\n".join("| " + " | ".join(map(plain, row)) + " |" for row in cells))

@@ -1,0 +1,160 @@
+"""From a study to its SAEs: which settings each has, and where it lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sae_plugins.study.cells import Cell, plan
+from sae_plugins.study.spec import Study, StudyError
+
+TOY = {
+    "train": {"model_name": "synthetic:toy", "training_tokens": 9600},
+    "sparsity": {"l1_coefficient": [0.3, 0.6], "k": [4, 8]},
+    "suites": {"ground-truth": {}},
+}
+
+
+def study(**contents: Any) -> Study:
+    return Study.model_validate(
+        {"reference": "l1", "models": {"toy": TOY}, "arms": {"l1": {}}, "seeds": [0, 1], **contents}
+    )
+
+
+def cells(**contents: Any) -> list[Cell]:
+    return plan(study(**contents), lambda _: None).cells
+
+
+def test_every_arm_at_every_sparsity_with_every_seed() -> None:
+    found = cells(arms={"l1": {}, "topk": {"train": {"architecture": "topk"}}})
+    assert [(c.arm, c.sparsity, c.seed) for c in found] == [
+        *(("l1", f"l1_coefficient={v}", seed) for v in (0.3, 0.6) for seed in (0, 1)),
+        *(("topk", f"k={k}", seed) for k in (4, 8) for seed in (0, 1)),
+    ]
+    assert [c.settings.get("seed") for c in found] == [0, 1] * 4
+    assert found[-1].settings.get("k") == 8
+    assert len({c.folder for c in found}) == 8
+
+
+def test_flags_have_the_types_of_the_command_line() -> None:
+    (cell,) = cells(
+        arms={"l1": {"train": {"plugin": "reorder", "lr": "1e-2", "reorder.interval": 7}}},
+        models={"toy": TOY | {"sparsity": {}}},
+        seeds=[3],
+    )
+    assert cell.sparsity == ""
+    assert cell.settings.get("lr") == 0.01
+    assert cell.settings.options == {"reorder": {"interval": 7}}
+    assert cell.folder.name.startswith("l1_seed3-")
+
+
+def test_what_does_not_apply_to_an_arm_of_what_all_share_is_left_out() -> None:
+    toy = TOY | {"train": TOY["train"] | {"l1_coefficient": 5.0, "l1_warm_up_steps": 3}}
+    (l1, *_), topk = (
+        cells(models={"toy": toy}, arms={"l1": {"train": {"architecture": a}}})
+        for a in ("standard", "topk")
+    )
+    assert l1.settings.get("l1_warm_up_steps") == 3
+    assert "l1_warm_up_steps" not in topk[0].settings.values
+
+
+def test_a_key_changes_with_what_the_sae_depends_on_and_with_nothing_else() -> None:
+    def keys(**contents: Any) -> dict[tuple[str, str, int], str]:
+        return {(c.arm, c.sparsity, c.seed): c.key for c in cells(**contents)}
+
+    arms: dict[str, Any] = {"l1": {}, "topk": {"train": {"architecture": "topk"}}}
+    before = keys(arms=arms)
+    said = keys(arms={"l1": {"description": "plain", "kind": "baseline"}, "topk": arms["topk"]},
+                description="?", seeds=[1, 0, 2])  # fmt: skip
+    assert before.items() <= said.items()
+    changed = keys(arms={"l1": {"train": {"lr": 0.01}}, "topk": arms["topk"]})
+    assert changed.keys() == before.keys()
+    assert {arm for arm, *_ in before.items() - changed.items() for arm in [arm[0]]} == {"l1"}
+    untrained = keys(arms={"l1": {}, "topk": arms["topk"] | {"untrained": True}})
+    assert {k[0] for k in before if before[k] != untrained[k]} == {"topk"}
+
+
+def test_coefficients_for_an_l0_are_read_between_pilots() -> None:
+    toy = TOY | {"sparsity": {"l1_coefficient": [0.1, 1.0, 10.0], "k": [1]}, "target_l0": [4, 8]}
+    arms = {"l1": {}, "topk": {"train": {"architecture": "topk"}}}
+    asked = study(models={"toy": toy}, arms=arms)
+    waiting = plan(asked, lambda _: None)
+    assert [c.sparsity for c in waiting.pilots] == [f"l1_coefficient={v}" for v in (0.1, 1, 10)]
+    assert {c.seed for c in waiting.pilots} == {2}, "a seed of their own"
+    assert [(c.arm, c.sparsity) for c in waiting.cells] == [
+        ("topk", f"k={k}") for k in (4, 8) for _ in range(2)
+    ]
+
+    l0 = {"l1_coefficient=0.1": 16.0, "l1_coefficient=1": 4.0, "l1_coefficient=10": 1.0}
+    known = plan(asked, lambda cell: l0[cell.sparsity])
+    # half way between 4 and 16, and so half way between 1 and 0.1, on log axes
+    assert [c.sparsity for c in known.cells if c.arm == "l1"] == [
+        *["l1_coefficient=1"] * 2, *["l1_coefficient=0.316"] * 2,
+    ]  # fmt: skip
+    assert known.warnings == []
+
+
+def test_an_l0_that_no_pilot_comes_near_is_not_guessed() -> None:
+    toy = TOY | {"target_l0": [4, 100]}
+    l0 = {"l1_coefficient=0.3": 8.0, "l1_coefficient=0.6": 2.0}
+    known = plan(study(models={"toy": toy}), lambda cell: l0[cell.sparsity])
+    assert [c.sparsity for c in known.cells] == ["l1_coefficient=0.424"] * 2
+    (warning,) = known.warnings
+    assert warning.startswith("toy, l1: an L0 of 100 is not between the 2 and 8")
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"arms": {"l1": {"train": {"trainin_tokens": 5}}}},
+         "arm l1 on model toy: there is no flag --trainin_tokens: did you mean"),
+        ({"arms": {"l1": {"train": {"plugin": ["reordr"]}}}}, "arm l1 on model toy: no plugin"),
+        ({"arms": {"l1": {"train": {"lr": "fast"}}}}, "--lr 'fast': it must be a number"),
+        ({"arms": {"l1": {"train": {"seed": 5}}}}, "seed: the study itself decides it"),
+        ({"arms": {"l1": {"train": {"recipe": "baseline-l1"}}}},
+         "recipe belongs under models.toy.train"),
+        ({"arms": {"l1": {"train": {"heldout_tokens": 0}}}}, "heldout_tokens is 0"),
+        ({"arms": {"l1": {"train": {"architecture": "jumprelu"}}}},
+         "sparsity l1_coefficient, k does not apply; its architecture is jumprelu"),
+        ({"arms": {"l1": {"train": {"architecture": "topk", "plugin": ["linear-l1"]}}}},
+         "does not work on topk SAEs"),
+        ({"arms": {"l1": {"sparsity": {"l1_coeficient": [1]}}}},
+         "there is no flag --l1_coeficient: did you mean"),
+        ({"models": {"toy": TOY | {"train": {"recipe": "no-such"}}}},
+         "models.toy: there is no recipe 'no-such'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_of_an_arm_and_a_model(
+    contents: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StudyError) as error:
+        cells(**contents)
+    assert message in str(error.value)
+
+
+def test_two_flags_that_apply_are_refused() -> None:
+    arm = {
+        "train": {"plugin": ["reorder"]},
+        "sparsity": {"l1_coefficient": [1], "reorder.interval": [5]},
+    }
+    with pytest.raises(StudyError, match=r"l1_coefficient and reorder.interval apply: name one"):
+        cells(arms={"l1": arm})
+
+
+def test_pilots_that_fail_or_give_dead_saes_are_left_out() -> None:
+    toy = TOY | {"sparsity": {"l1_coefficient": [0.1, 1, 10]}, "target_l0": [4]}
+    l0 = {"l1_coefficient=0.1": 16.0, "l1_coefficient=1": 1.0, "l1_coefficient=10": 0.0}
+    known = plan(study(models={"toy": toy}), lambda cell: l0[cell.sparsity])
+    assert {c.sparsity for c in known.cells} == {"l1_coefficient=0.316"}
+    dead = plan(study(models={"toy": toy}), lambda _: 0.0)
+    assert dead.cells == []
+    assert "none of the values under sparsity gives an SAE" in dead.warnings[0]
+
+
+def test_options_of_other_arms_plugins_are_left_out() -> None:
+    toy = TOY | {"train": TOY["train"] | {"reorder.start": 9}, "sparsity": {}}
+    arms = {"l1": {}, "reordered": {"train": {"plugin": ["reorder"]}}}
+    plain, reordered = cells(models={"toy": toy}, arms=arms, seeds=[0])
+    assert plain.settings.options == {}
+    assert reordered.settings.options == {"reorder": {"start": 9}}

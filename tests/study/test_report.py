@@ -1,0 +1,247 @@
+"""The report of a study says what the findings say, and stands alone."""
+
+import csv
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from sae_plugins.study.findings import Detail, Findings, Score, Trained
+from sae_plugins.study.report import write
+from sae_plugins.study.statistics import Comparison
+from sae_plugins.study.words import difference, mean_interval, number
+
+METRICS = (
+    ("core", "ce_loss_score", "loss recovered", "higher", 0.8, 0.06, 0.006),
+    ("scr", "scr_metric_threshold_20", "SCR", "higher", 0.2, 0.02, 0.05),
+)
+ARMS = {"l1": "baseline", "hybrid-order": "method", "hierarchical": "method"}
+NASTY = '<script>alert("x")</script>|*`_&</script>'
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests are about."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.tables, self.loads = [], [], []
+        self.text = self.style = ""
+        self.within = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.loads += [attributes[name] for name in ("src", "srcset", "data") if name in attributes]
+        self.loads += [attributes["href"]] if tag == "link" else []
+        if tag == "table":
+            self.tables.append((attributes.get("class"), []))
+        elif tag == "tr":
+            self.tables[-1][1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][1][-1].append("")
+        self.within = [*self.within, tag] if tag in ("script", "style", "table") else self.within
+
+    def handle_endtag(self, tag):
+        if tag in self.within:
+            self.within.remove(tag)
+
+    def handle_data(self, data):
+        if "style" in self.within:
+            self.style += data
+        if "script" in self.within or "style" in self.within:
+            return
+        self.text += data
+        if "table" in self.within and self.tables[-1][1] and self.tables[-1][1][-1]:
+            self.tables[-1][1][-1][-1] += data
+
+    def rows(self, name):
+        return [row for kind, rows in self.tables if kind == name for row in rows]
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def made(make_findings, tmp_path_factory):
+    """A small study's findings, folder and page."""
+    folder = tmp_path_factory.mktemp("study")
+    found = make_findings(folder, arms=ARMS, grid=(8, 32), metrics=METRICS)
+    assert write(found, folder) == folder / "report.html"
+    return found, folder, Page((folder / "report.html").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def awkward(make_findings, tmp_path_factory):
+    """One seed, arms without SAEs or scores, hostile names, no run folders; findings and page."""
+    folder = tmp_path_factory.mktemp("awkward")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    found = make_findings(elsewhere, arms=ARMS, seeds=1, grid=(8,), metrics=METRICS)
+    facts = found.model_dump()
+    for metric in facts["metrics"]["world"]:
+        metric.update(paper=NASTY + " $a$", meaning=NASTY)
+    facts["arms"][1].update(description=NASTY, paper=NASTY)
+    facts["study"]["description"] = NASTY
+    facts.update(name=NASTY, warnings=[NASTY], failures=[NASTY], provenance={NASTY: [NASTY, None]})
+    facts["trained"][1].update(status="failed", l0=None, reason=NASTY)
+    facts["trained"][2].update(status="missing", l0=None)
+    for score in facts["scores"]:
+        if score["arm"] == "hybrid-order":
+            score["value"] = None
+    for detail in facts["details"]:
+        detail["item"] += " $_$ " + NASTY
+    found = Findings.model_validate(facts)
+    write(found, folder)
+    return found, folder, Page((folder / "report.html").read_text("utf-8"))
+
+
+def test_verdict_table_has_the_verdicts_of_the_findings(made):
+    found, _, page = made
+    cells = {row[0].strip(): row[1:] for row in page.rows("verdicts")}
+    assert found.contrasts
+    for contrast in found.contrasts:
+        name = next(name for name in cells if name.startswith(contrast.arm))
+        place = [metric[1] for metric in METRICS].index(contrast.metric)
+        assert cells[name][place].split()[0] == contrast.comparison.verdict.split()[0]
+        for text in difference(contrast.comparison).split(" ", 1):
+            assert text in cells[name][place]
+    assert {c.comparison.verdict for c in found.contrasts} == {"worse", "not distinguishable"}
+
+
+def test_answer_counts_better_and_worse_at_equal_l0(made):
+    _, _, page = made
+    text = " ".join(page.text.split())
+    assert "At equal L0, against l1 , over 5 seeds and 2 metrics" in text.replace("l1,", "l1 ,")
+    assert "hierarchical is better on none, worse on all 2." in text
+    assert "Not distinguishable from l1 on any metric: hybrid-order." in text
+
+
+def test_unreliable_metric_is_marked_and_says_why(made):
+    _, folder, page = made
+    heads = page.rows("verdicts")[0]
+    assert ["†" in head for head in heads] == [False, False, True]
+    for text in (page.text, (folder / "report.md").read_text("utf-8")):
+        assert "arXiv 2605.18229" in text
+
+
+@pytest.mark.parametrize("study", ["made", "awkward"])
+def test_page_loads_nothing_and_markdown_loads_what_there_is(study, request):
+    _, folder, page = request.getfixturevalue(study)
+    assert [load for load in page.loads if not load.startswith("data:")] == []
+    assert page.style
+    assert not re.search(r"@import|url\(", page.style)
+    images = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "report.md").read_text("utf-8"))
+    assert images
+    assert sorted(images) == sorted(f"figures/{p.name}" for p in (folder / "figures").iterdir())
+
+
+def test_every_kind_of_figure_is_there(made):
+    _, folder, _ = made
+    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert names == {
+        "frontiers_world", "curves_world", "order_world", "redundancy_world",
+        "items_world_absorption", "items_world_scr", "items_world_sparse-probing",
+    }  # fmt: skip
+
+
+def test_csv_files_say_what_the_findings_say(made):
+    found, folder, _ = made
+    rows = read(folder / "verdicts.csv")
+    assert [float(row["p_holm"]) for row in rows] == [c.comparison.p_holm for c in found.contrasts]
+    assert [(float(row["low"]), float(row["high"])) for row in rows] == [
+        c.comparison.interval for c in found.contrasts
+    ]
+    for name, kind, said in (
+        ("scores.csv", Score, found.scores),
+        ("details.csv", Detail, found.details),
+    ):
+        read_back = [{k: v or None for k, v in row.items()} for row in read(folder / name)]
+        for row in read_back:
+            row["sparsity"] = row["sparsity"] or ""
+        assert [kind.model_validate(row) for row in read_back] == said
+
+
+def test_hostile_names_stay_text(awkward):
+    _, folder, page = awkward
+    assert "alert" in page.text
+    assert not any("alert" in name for tag in page.tags for name in tag[1])
+    html = (folder / "report.html").read_text("utf-8")
+    assert '<script>alert("x")' not in html
+    markdown = (folder / "report.md").read_text("utf-8")
+    assert "<script>" not in markdown.split("~~~~yaml")[0]
+    table = [line for line in markdown.splitlines() if line.startswith("| arm | kind")]
+    heads = re.split(r"(?<!\\)\|", table[0].strip("| "))
+    assert len(heads) == 2 + len(METRICS)
+
+
+def test_what_failed_or_is_missing_is_said(awkward):
+    found, _, page = awkward
+    text = " ".join(page.text.split())
+    assert "over 1 seed and 2 metrics, there is no verdict." in text
+    assert "better or worse" not in text.split("Verdicts")[0]
+    assert "1 failed" in text
+    assert "no verdict" in text
+    assert all(c.comparison.reason and c.comparison.reason in text for c in found.contrasts)
+    assert "No training curve to show of l1" in text
+    assert "No decoder to show of l1" in text
+    cells = [row[-1].strip() for row in page.rows("plain")]
+    assert "failed" in cells
+    assert "missing" in cells
+
+
+def test_a_study_that_has_not_run_has_a_report(made, tmp_path):
+    found, _, _ = made
+    facts = found.model_dump()
+    facts.update(scores=[], details=[], contrasts=[], metrics={"world": []})
+    facts["trained"] = [
+        {**one, "status": "missing", "l0": None, "reason": None} for one in facts["trained"]
+    ]
+    write(Findings.model_validate(facts), tmp_path)
+    text = Page((tmp_path / "report.html").read_text("utf-8")).text
+    assert "No metric of world is compared yet" in " ".join(text.split())
+
+
+def test_page_of_many_arms_draws_the_telling_ones_first(make_findings, tmp_path, tmp_path_factory):
+    arms = {**{f"row-{i}": "method" for i in range(12)}, "hierarchical": "method"}
+    runs = tmp_path_factory.mktemp("runs")  # elsewhere: fewer figures to draw
+    found = make_findings(runs, arms={"l1": "baseline", **arms}, grid=(8, 32), metrics=METRICS[:1])
+    bare = found.model_copy(update={"details": []})
+    write(bare, tmp_path)
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    boxes = [attributes for tag, attributes in page.tags if tag == "input"]
+    drawn = [box["value"] for box in boxes if "checked" in box]
+    assert len(boxes) == 14
+    assert len(drawn) == 10
+    assert {"l1", "hierarchical"} <= set(drawn)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (0.12345, "0.123"), (12.345, "12.3"), (1234.5, "1,234"), (3.2e-6, "3.20e-06"),
+        (None, "n/a"), (float("nan"), "n/a"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_significant_digits(value, text):
+    assert number(value) == text
+
+
+def test_differences_have_signs_and_one_number_of_decimals():
+    found = Comparison("better", 5, difference=0.0123, interval=(-0.001, 0.1234))
+    assert difference(found) == "+0.012 [-0.001, +0.123]"
+    assert difference(Comparison("no verdict", 0)) == ""
+
+
+def test_means_have_half_of_their_t_interval():
+    assert mean_interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
+    assert mean_interval([2.0]) == "2.00"
+    assert mean_interval([]) == "n/a"
+
+
+def test_status_of_an_sae_needs_no_l0(make_findings, tmp_path):
+    found = make_findings(tmp_path, arms=ARMS, seeds=2, grid=(8,), metrics=METRICS[:1])
+    trained = [Trained(**{**one.model_dump(), "l0": None}) for one in found.trained]
+    write(found.model_copy(update={"trained": trained, "details": []}), tmp_path)
+    assert "n/a" in (tmp_path / "report.md").read_text("utf-8")

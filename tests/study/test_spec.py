@@ -1,0 +1,182 @@
+"""What a study.yaml may say, and what is said when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sae_plugins.study.spec import StudyError, as_yaml, load
+
+SMALLEST: dict[str, Any] = {
+    "reference": "l1",
+    "models": {"toy": {"train": {"model_name": "synthetic:toy"}, "suites": {"ground-truth": {}}}},
+    "arms": {"l1": {}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def written(contents: Any, name: str = "study.yaml") -> str:
+    Path(name).write_text(contents if isinstance(contents, str) else yaml.safe_dump(contents))
+    return name
+
+
+def test_the_smallest_study_has_five_seeds() -> None:
+    study = load(written(SMALLEST))
+    assert study.seeds == [0, 1, 2, 3, 4]
+    assert list(study.all_arms()) == ["l1"]
+
+
+def test_a_study_extends_another() -> None:
+    written({**SMALLEST, "arms": {"l1": {}, "topk": {"train": {"architecture": "topk", "k": 3}}}})
+    other = {
+        "extends": "study.yaml",
+        "seeds": [7],
+        "arms": {"topk": {"train": {"k": 9}}, "gated": {"train": {"architecture": "gated"}}},
+    }
+    study = load(written(other, "other.yaml"))
+    assert study.seeds == [7]
+    assert study.arms["topk"].train == {"architecture": "topk", "k": 9}
+    assert list(study.arms) == ["l1", "topk", "gated"]
+
+
+def test_null_takes_an_entry_away() -> None:
+    written({**SMALLEST, "arms": {"l1": {}, "topk": {}}})
+    study = load(written({"extends": "study.yaml", "arms": {"topk": None}}, "other.yaml"))
+    assert list(study.arms) == ["l1"]
+
+
+def test_what_is_shown_can_be_loaded() -> None:
+    study = load("quick")
+    assert load(written(as_yaml(study), "shown.yaml")) == study
+
+
+def test_the_reference_comes_first_and_the_tables_rows_last() -> None:
+    contents = {
+        **SMALLEST,
+        "reference": "plain",
+        "arms": {"topk": {}, "plain": {}},
+        "rows": {"method": "hybrid-order", "train": {"reorder.start": 9}},
+    }
+    arms = load(written(contents)).all_arms()
+    assert list(arms)[:3] == ["plain", "topk", "full-hybrid-approach"]
+    full, without = arms["full-hybrid-approach"], arms["without-gradient-accumulation"]
+    assert full.paper == "loss 6910.19"
+    assert full.train == {"plugin": ["hybrid-order"], "reorder.start": 9}
+    assert without.train["accumulate"] == 1
+    assert arms["no-reordering"].kind == "control"
+    assert len(arms) == 12
+
+
+def test_what_is_otherwise_on_a_model() -> None:
+    models = {name: SMALLEST["models"]["toy"] | {"sparsity": {"k": [1]}} for name in ("a", "b")}
+    arm = {
+        "train": {"lr": 1, "k": 2},
+        "models": {"b": {"train": {"lr": 3}, "sparsity": {"k": [5, 6]}}},
+    }
+    study = load(written({**SMALLEST, "models": models, "arms": {"l1": arm}}))
+    on_a, on_b = (study.arms["l1"].on_model(name, study.models[name]) for name in ("a", "b"))
+    assert on_a == ({"lr": 1, "k": 2}, {"k": [1]})
+    assert on_b == ({"lr": 3, "k": 2}, {"k": [5, 6]})
+
+
+WRONG = [
+    ("quik", "there is no study 'quik': did you mean 'quick'? (a study of your own is a file"),
+    ("../etc/passwd", "there is no study '../etc/passwd'"),
+    ("missing.yaml", "there is no study file missing.yaml"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), WRONG)
+def test_a_study_that_there_is_not(name: str, message: str) -> None:
+    with pytest.raises(StudyError) as error:
+        load(name)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ("- a\n", "must be a mapping; sae-plugins study --help has one"),
+        ("a: [1\n", "is not YAML"),
+        ("extends: study.yaml\n", "extends itself"),
+        ("extends: quik\n", "did you mean 'quick'"),
+        ({"refrence": "l1"}, "refrence: there is no such key: did you mean 'reference'?"),
+        (
+            {"models": {"toy": {"suits": {}}}},
+            "models.toy.suits: there is no such key: did you mean",
+        ),
+        (
+            {"arms": {"l1": {"trian": {}}}},
+            "arms.l1.trian: there is no such key: did you mean 'train",
+        ),
+        ({"reference": "l2"}, "reference: no arm 'l2': did you mean 'l1'?"),
+        ({"reference": None}, "reference: field required"),
+        ({"models": {"to/y": {"suites": {}}}}, "'to/y' is no name"),
+        ({"arms": {"../l1": {}}}, "'../l1' is no name"),
+        ({"seeds": []}, "seeds: "),
+        ({"seeds": [1, 1]}, "seeds must be different"),
+        ({"seeds": [-1]}, "at least 0"),
+        ({"seeds": ["x"]}, "seeds.0: "),
+        (
+            {"arms": {"l1": {"models": {"toi": {}}}}},
+            "arms.l1.models: no model 'toi': did you mean 'toy'?",
+        ),
+        ({"arms": {"l1": {"kind": "mine"}}}, "arms.l1.kind: "),
+        ({"models": {"toy": {"target_l0": [0]}}}, "an L0 to reach must be greater than 0"),
+        ({"rows": {"method": "hybrid"}}, "no plugin 'hybrid' is installed"),
+        ({"rows": {"method": "reorder"}}, "'reorder' is a mechanism, and has no tables"),
+    ],
+)
+def test_what_is_wrong_is_named(contents: Any, message: str) -> None:
+    if isinstance(contents, str):
+        written(contents)
+        name = "study.yaml"
+    else:
+        written(SMALLEST)
+        name = written({"extends": "study.yaml", **contents}, "wrong.yaml")
+    with pytest.raises(StudyError) as error:
+        load(name)
+    assert message.lower() in str(error.value).lower()
+    assert name in str(error.value)
+
+
+def test_an_arm_with_a_rows_name_says_what_is_otherwise_in_it() -> None:
+    contents = {
+        **SMALLEST,
+        "rows": {"method": "hybrid-order", "train": {"reorder.start": 9, "lr": 1}},
+        "arms": {"l1": {}, "no-reordering": {"train": {"lr": 2}, "sparsity": {"k": [3]}}},
+    }
+    arms = load(written(contents)).all_arms()
+    row = arms["no-reordering"]
+    assert row.train["lr"] == 2
+    assert row.train["without"] == ["reorder"]
+    assert row.sparsity == {"k": [3]}
+    assert row.description == "Control: No reordering"
+    assert next(iter(arms)) == "l1"
+
+
+def test_rows_that_differ_in_sparsity_only_are_one_arm() -> None:
+    models = {"toy": SMALLEST["models"]["toy"] | {"sparsity": {"l1_coefficient": [1], "k": [5]}}}
+    arms = load(written({**SMALLEST, "models": models, "rows": {"method": "hierarchical"}}))
+    names = arms.all_arms()
+    both = names["l1-baseline"]
+    assert both.description.startswith("Section 5.4: L1 baseline")
+    assert "Control: Constant L1" in both.description
+    assert "k" not in names["baseline"].train
+    assert names["baseline"].train["architecture"] == "topk"
+
+
+def test_a_model_that_is_taken_away_is_forgotten_everywhere() -> None:
+    models = dict.fromkeys(("a", "b"), SMALLEST["models"]["toy"])
+    otherwise = {"models": {"a": {"train": {"lr": 1}}, "b": {"train": {"lr": 2}}}}
+    written({**SMALLEST, "models": models, "arms": {"l1": otherwise}})
+    study = load(written({"extends": "study.yaml", "models": {"b": None}}, "other.yaml"))
+    assert list(study.models) == ["a"]
+    assert list(study.arms["l1"].models) == ["a"]

@@ -1,0 +1,110 @@
+"""The packaged studies: each can be run, asks what it should, and has its controls."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from sae_plugins import registry
+from sae_plugins.plugin import Method
+from sae_plugins.study.cells import Cell, plan
+from sae_plugins.study.run import check_suites
+from sae_plugins.study.spec import Study, load, names
+
+PAPERS = ("adaptive-orthogonality", "adaptive-threshold", "hierarchical", "hybrid-order")
+DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", DOCS.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@functools.cache
+def packaged(name: str) -> Study:
+    return load(name)
+
+
+@functools.cache
+def cells(name: str) -> list[Cell]:
+    """Every SAE of a study, if the first of an arm's pilots is dense and the others are sparse."""
+    study = packaged(name)
+    pilots = plan(study, lambda _: None).pilots
+    arms = itertools.groupby(pilots, key=lambda cell: (cell.model, cell.arm))
+    dense = {cell.folder for cell in (next(group) for _, group in arms)}
+    known = plan(study, lambda cell: 1000.0 if cell.folder in dense else 0.1)
+    assert known.warnings == []
+    return known.cells
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_packaged_study_can_be_run(name: str) -> None:
+    study = packaged(name)
+    assert study.description
+    found = {(cell.model, cell.arm, cell.sparsity) for cell in cells(name)}
+    for model, arm in itertools.product(study.models, study.all_arms()):
+        assert sum(cell[:2] == (model, arm) for cell in found) >= 3, (model, arm)
+    check_suites(study)
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_reference_is_a_plain_l1_sae(name: str) -> None:
+    study = packaged(name)
+    reference = [cell.settings for cell in cells(name) if cell.arm == study.reference]
+    assert {settings.architecture for settings in reference} == {"standard"}
+    assert {plugin for settings in reference for plugin in settings.names} <= {"unit-norm-decoder"}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_study_of_a_paper_has_its_rows_and_the_controls_that_it_lacks(name: str) -> None:
+    study = packaged(name)
+    method = registry.load(name)
+    assert issubclass(method, Method)
+    arms = study.all_arms()
+    described = " ".join(arm.description for arm in arms.values())
+    for row in method.rows:
+        assert f"{row.table}: {row.label}" in described
+    assert {"topk", "batchtopk", "post-hoc-threshold", "untrained"} <= arms.keys()
+    assert arms["untrained"].untrained
+    assert study.measures
+    assert arms.keys() >= study.arms.keys()
+    ran = [cell.settings.names for cell in cells(name) if cell.arm not in study.arms]
+    assert all(name in plugins for plugins in ran)
+
+
+def test_rows_that_a_study_changes_are_rows() -> None:
+    for name in PAPERS:
+        of_all_studies = {"l1", "topk", "batchtopk", "post-hoc-threshold", "untrained"}
+        study = packaged(name)
+        for arm in study.arms.keys() - of_all_studies:
+            assert ": " in study.all_arms()[arm].description, (name, arm)
+
+
+def test_quick_compares_the_methods_and_ours_with_controls() -> None:
+    study = packaged("quick")
+    kinds = [arm.kind for arm in study.all_arms().values()]
+    assert {arm for arm in study.arms if study.arms[arm].kind == "method"} == set(PAPERS)
+    assert kinds.count("ours") == 1
+    assert kinds.count("control") >= 3
+    assert len(study.seeds) == 5
+    assert set(study.models) == {"world", "toy"}
+    probing = study.models["world"].suites["sparse-probing"]
+    assert len(probing["dataset_names"]) == 2
+    assert probing["k_values"] == [1, 5]
+
+
+def test_full_has_all_suites() -> None:
+    study = packaged("full")
+    suites = {suite for model in study.models.values() for suite in model.suites}
+    assert suites == {"core", "absorption", "scr", "sparse-probing", "ground-truth"}
+    assert "dataset_names" not in study.models["world"].suites["sparse-probing"]
+    assert {len(model.target_l0) for model in study.models.values()} == {5}
+
+
+@pytest.mark.parametrize("contents", EXAMPLES)
+def test_the_studies_in_the_docs_can_be_run(contents: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(contents)
+    study = load(str(file))
+    check_suites(study)
+    assert plan(study, lambda _: None)
