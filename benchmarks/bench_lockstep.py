@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_plugins import lockstep, world
-from sae_plugins.entrypoints import train as command
 from sae_plugins.entrypoints.flags import parse
 from sae_plugins.entrypoints.main import main as sae_plugins
 from sae_plugins.entrypoints.settings import options_of, settle
+from sae_plugins.jobs import load_job
 
 LAYERS = 4
 ARMS = {
@@ -85,7 +85,7 @@ def together(folder: Path, args: argparse.Namespace) -> None:
     job, arms = None, []
     for name in ARMS:
         settings = settle(parse(flags_of(name, args), options_of))
-        job = job.sharing(settings.job()) if job else command._job(settings)
+        job = job.sharing(settings.job()) if job else load_job(settings)
         arms.append(
             lockstep.Arm(
                 name,

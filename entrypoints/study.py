@@ -134,6 +134,7 @@ def _run(parsed: argparse.Namespace) -> int:
     study, folder = _given(parsed)
     if parsed.jobs is not None and parsed.jobs < 1:
         raise UsageError(f"--jobs {parsed.jobs}: give 1 or more")
+    from sae_plugins.plugin import PluginError
     from sae_plugins.study.run import run
     from sae_plugins.study.spec import StudyError
 
@@ -142,8 +143,12 @@ def _run(parsed: argparse.Namespace) -> int:
     with _Progress() as progress:
         try:
             run(study, folder, parsed.jobs, progress)
-        except StudyError as error:
+        except (StudyError, PluginError) as error:
             raise StudyFailed(str(error)) from error
+        except OSError as error:
+            raise StudyFailed(
+                f"{folder}: {error}; what is done is kept, and the same command goes on"
+            ) from error
     print(f"done in {(time.perf_counter() - began) / 60:.1f} min")
     return _report(parsed)
 
@@ -223,6 +228,9 @@ def _print_plan(study: Study, folder: Path) -> None:
             model, f"{arm}{reference}", shown, str(len(cells)), str(trained), str(failed or "")
         )
     Console().print(table)
+    for cell in (*known.pilots, *known.cells):
+        if cell.summary(folder) is None and (reason := failure(cell, folder)):
+            print(f"failed: {cell.folder}: {reason}")
     seeds = ", ".join(str(seed) for seed in study.seeds)
     passes = len({(cell.model, cell.seed) for cell in (*known.pilots, *known.cells)})
     print(f"seeds {seeds}; {passes} passes through the data, each for all of its SAEs")

@@ -79,14 +79,14 @@ class SCR(Suite):
         "quick": {"train_set_size": 400, "test_set_size": 200, "context_length": 64},
     }
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("scr_metric_threshold_{k}", "SCR",
+        Metric("scr_metric_threshold_{k}", "SCR at {k}",
                "ablating k latents (a number, not a threshold), the share of the accuracy that the "
                "bias had cost and that comes back, in the direction that had cost more; not "
                "bounded, and noisy: arXiv 2605.18229 advises against ranking SAEs by it", "higher",
                headline=True),
-        Metric("scr_dir1_threshold_{k}", "SCR, direction 1",
+        Metric("scr_dir1_threshold_{k}", "SCR at {k}, direction 1",
                "ablating latents of the second column (gender, rating)", "higher"),
-        Metric("scr_dir2_threshold_{k}", "SCR, direction 2",
+        Metric("scr_dir2_threshold_{k}", "SCR at {k}, direction 2",
                "ablating latents of the first column (profession, category)", "higher"),
         Metric("padding_leak_threshold_{k}", "(ours)",
                "how much of what is ablated comes from padding, not from the text: length of the "

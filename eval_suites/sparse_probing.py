@@ -69,13 +69,13 @@ class SparseProbing(Suite):
         "paper": {"k_values": (1, 5, 20)},
     }
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("sae_top_{k}_test_accuracy", "top-k sparse probing accuracy",
+        Metric("sae_top_{k}_test_accuracy", "top-{k} sparse probing accuracy",
                "of a probe on the k latents whose means differ most between the classes; 0.5 is "
                "chance", "higher", headline=True),
         Metric("sae_test_accuracy", "full-code probing accuracy",
                "of a probe on all latents, which a dense code wins: not sparse probing", "higher",
                headline=True),
-        Metric("llm_top_{k}_test_accuracy", "top-k residual accuracy",
+        Metric("llm_top_{k}_test_accuracy", "top-{k} residual accuracy",
                "the same with the k channels of the language model that differ most", "neither"),
         Metric("llm_test_accuracy", "residual accuracy",
                "of a probe on the language model's activations: about the most to be had",

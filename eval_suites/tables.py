@@ -61,7 +61,7 @@ def results_table(results: Sequence[tuple[Row, Result]]) -> str:
                 "model": result.model.name if result.model else None,
                 "seconds": result.seconds, "cpu_seconds": result.cpu_seconds,
             })  # fmt: skip
-    return _csv(RESULT_COLUMNS, rows)
+    return as_csv(RESULT_COLUMNS, rows)
 
 
 RESULT_COLUMNS = (
@@ -81,10 +81,11 @@ def details_table(results: Sequence[tuple[Row, Result]]) -> str:
         for item in sorted(result.details, key=_natural)
         for metric, value in sorted(result.details[item].items())
     ]  # fmt: skip
-    return _csv(DETAIL_COLUMNS, rows)
+    return as_csv(DETAIL_COLUMNS, rows)
 
 
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as a table with these columns."""
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()

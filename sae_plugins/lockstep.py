@@ -328,7 +328,14 @@ def _score(arms: Sequence[Arm], failures: dict[str, Exception], started: float) 
         with _ends_alone(arm, failures):
             device = arm.job.sae_config.device
             scored.append((arm, SAE.load_from_disk(str(arm.unfinished), device=device)))
-    metrics = arms[0].job.heldout([sae for _, sae in scored]) if arms else []
+    try:
+        metrics = arms[0].job.heldout([sae for _, sae in scored]) if arms else []
+    except Exception:  # of one of them, which cannot be told from the others together
+        metrics = []
+        for arm, sae in scored:
+            with _ends_alone(arm, failures):
+                metrics += arm.job.heldout([sae])
+        scored = [(arm, sae) for arm, sae in scored if arm.name not in failures]
     seconds = time.perf_counter() - started
     for (arm, _), heldout in zip(scored, metrics, strict=True):
         with _ends_alone(arm, failures):

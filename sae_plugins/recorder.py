@@ -21,6 +21,7 @@ from sae_plugins import figures
 from sae_plugins.features import FeatureChange, Permuted, Reset
 from sae_plugins.hookspecs import hookimpl
 from sae_plugins.plugin import Plugin, PluginError
+from sae_plugins.runs import read_rows
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -47,12 +48,6 @@ _taken: weakref.WeakValueDictionary[Path, Recorder] = weakref.WeakValueDictionar
 def release() -> None:
     """Free the names of files whose run has ended; one that failed may live on in a cycle."""
     _taken.clear()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, without an unfinished last line."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Recorder(Plugin):

@@ -353,6 +353,12 @@ def write(path: Path, text: str) -> None:
         raise
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, without an unfinished last line."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def as_yaml(recipe: Mapping[str, Any]) -> str:
     """A recipe as the text of `run.yaml`."""
     import yaml

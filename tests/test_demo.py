@@ -20,7 +20,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_plugins import language_model, recipes
 from sae_plugins.entrypoints.main import main
-from sae_plugins.recorder import read_rows
+from sae_plugins.runs import read_rows
 
 DEMOS = [name for name in recipes.names() if name.endswith("-demo")]
 QUICK = "adaptive-threshold-demo"

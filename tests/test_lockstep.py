@@ -15,13 +15,13 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_plugins import Plugin, PluginError, hookimpl, jobs, lockstep, plugins
-from sae_plugins.entrypoints import train as command
 from sae_plugins.entrypoints.flags import parse
 from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.settings import options_of, settle
-from sae_plugins.jobs import Job
+from sae_plugins.jobs import Job, load_job
 from sae_plugins.lockstep import Arm, stream_key, train
-from sae_plugins.recorder import Recorder, read_rows
+from sae_plugins.recorder import Recorder
+from sae_plugins.runs import read_rows
 
 WORLD = (
     "--training_tokens 1000 --train_batch_size_tokens 64 --context_size 16 --d_sae 32 --lr 3e-3 "
@@ -62,7 +62,7 @@ def arm(name: str, flags: str | None = None, like: Job | None = None, **fields: 
     settings = settle(parse(line(ARMS[name] if flags is None else flags), options_of))
     return Arm(
         name,
-        like.sharing(settings.job()) if like else command._job(settings),
+        like.sharing(settings.job()) if like else load_job(settings.job()),
         Path("lockstep") / name,
         **{
             "plugins": settings.selected(),

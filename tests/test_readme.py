@@ -10,7 +10,7 @@ import pytest
 
 from sae_plugins import registry
 from sae_plugins.entrypoints.main import main
-from sae_plugins.recorder import read_rows
+from sae_plugins.runs import read_rows
 from sae_plugins.testing import train
 
 README = Path(__file__).parents[1] / "README.md"

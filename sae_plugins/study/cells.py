@@ -28,8 +28,17 @@ L0 = "heldout/l0"
 """The line of a run's summary at which arms are compared."""
 _DIRECT = ("k", "target_l0")
 """Flags that are themselves an L0."""
-_NOT_IN_A_STUDY = ("seed", "output_path", "overwrite", "resume", "checkpoint_path", "log_to_wandb")
-_KEYED_VERSIONS = ("sae-lens",)
+_NOT_IN_A_STUDY = (
+    *("seed", "output_path", "overwrite", "resume", "checkpoint_path", "log_to_wandb"),
+    *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint"),
+    *("checkpoint_every", "keep_checkpoints", "resume_buffer"),
+)
+_ALIKE_FOR_ALL = (
+    *("model_name", "hook_name", "hook_head_index", "dataset_path", "context_size"),
+    *("seqpos_slice", "exclude_special_tokens", "prepend_bos", "heldout_tokens"),
+)
+"""Flags in which arms cannot differ and still be compared."""
+_KEYED_VERSIONS = ("sae-plugins", "sae-lens")
 """Other versions than these do not make an SAE another one."""
 _DIGITS = 3
 
@@ -126,6 +135,8 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> Plan:
                 warnings += [f"{name}, {arm_name}: {text}" for text in unreachable]
             elif model.target_l0 and flag:
                 values = model.target_l0
+                if flag == "k" and any(not float(value).is_integer() for value in values):
+                    raise StudyError(f"{make.where}: target_l0 must be whole numbers, as k is")
             for value in values if flag else [0.0]:
                 cells += make.cells(flag, value, study.seeds)
     return Plan(cells, pilots, warnings)
@@ -204,8 +215,12 @@ class _Maker:
         ]
 
     def _settings(self, sparsity: Flags) -> Settings:
-        if "recipe" in self.train:
-            raise StudyError(f"{self.where}: recipe belongs under models.{self.model}.train")
+        for name in ("recipe", *_ALIKE_FOR_ALL):
+            if name in self.train:
+                raise StudyError(
+                    f"{self.where}: {name} belongs under models.{self.model}.train, where it is "
+                    "the same for all arms"
+                )
         with self._naming():
             # named even where it is none, so that options of other arms' plugins do not matter
             plugins = {"plugin": self.shared.get("plugin", [])}

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
+from sae_plugins.runs import read_rows
 from sae_plugins.study import traces
 from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, Metric, Trained
@@ -137,9 +138,13 @@ class Facts:
         return [run for run in runs if run.status == "ok"]
 
     def rows_of(self, run: Trained) -> traces.Rows:
-        """Of a run's `metrics.jsonl`."""
+        """Of a run's `metrics.jsonl`; none if it cannot be read."""
         if run.folder not in self.rows:
-            self.rows[run.folder] = traces.read_rows(self.folder / run.folder)
+            try:
+                rows = read_rows(self.folder / run.folder / traces.METRICS)
+            except (OSError, ValueError):
+                rows = []
+            self.rows[run.folder] = rows
         return self.rows[run.folder]
 
 

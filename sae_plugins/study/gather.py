@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,10 +13,8 @@ from typing import Any
 
 from sae_plugins.entrypoints.flags import as_text
 from sae_plugins.eval_suites.cache import fingerprint
-from sae_plugins.eval_suites.manifest import Manifest, Row
+from sae_plugins.eval_suites.manifest import EvaluationError, Manifest, Row
 from sae_plugins.eval_suites.results import Result
-from sae_plugins.eval_suites.suite import Metric as SuiteMetric
-from sae_plugins.plugin import did_you_mean
 from sae_plugins.runs import versions
 from sae_plugins.study.cells import L0, Cell, Plan
 from sae_plugins.study.findings import (
@@ -28,6 +26,7 @@ from sae_plugins.study.findings import (
     Score,
     Trained,
 )
+from sae_plugins.study.metrics import HELDOUT, TRAINING, check_compared, shown
 from sae_plugins.study.run import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
 from sae_plugins.study.spec import SEEDS_FOR_A_VERDICT, Study, StudyError
 from sae_plugins.study.statistics import Point, compare
@@ -35,21 +34,6 @@ from sae_plugins.study.statistics import Point, compare
 FINDINGS = "findings.json"
 VERSIONS = ("sae-plugins", "sae-lens", "sae-bench", "transformer-lens", "torch", "numpy", "scipy",
             "statsmodels", "python")  # fmt: skip
-OF_THE_RUN = (
-    SuiteMetric("l0", "L0", "active features per held-out token", "neither"),
-    SuiteMetric(
-        "explained_variance", "explained variance", "1 - squared error / variance, held out",
-        "higher",
-    ),
-    SuiteMetric("never_fired", "never fired", "share of features, held out", "lower"),
-)  # fmt: skip
-"""What every run says of itself, from text that it was not trained on."""
-HELDOUT, TRAINING = "heldout", "training"
-UNRELIABLE = {
-    "scr": "SCR separates SAEs of known quality badly, and is noisy (arXiv 2605.18229); with "
-    "SAEBench's settings it also ablates padding (docs/evaluation.md)",
-}
-"""Suites whose verdicts are not to be relied on, and why."""
 
 
 def gather(name: str, study: Study, folder: Path) -> Findings:
@@ -61,16 +45,25 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         folder: where its SAEs and results are.
 
     Raises:
-        StudyError: `compare` names a metric that there is not.
+        StudyError: `compare` names a metric that there is not, or the folder is damaged.
     """
+    check_compared(study)
     known = plan_of(study, folder)
     trained, scores = _of_runs(known, folder)
-    failures = [f"{_place(one)}: {one.reason}" for one in trained if one.reason]
+    pilots = [
+        (cell, failure(cell, folder)) for cell in known.pilots if cell.summary(folder) is None
+    ]
+    failures = [f"{_place(cell)}, pilot: {reason}" for cell, reason in pilots if reason]
+    failures += [f"{_place(one)}: {one.reason}" for one in trained if one.reason]
     details: list[Detail] = []
     results: dict[str, dict[str, Result]] = {}
+    evaluated = 0
     for cell, row, result in _results(study, known, folder):
         where = {name: getattr(cell, name) for name in ("model", "arm", "sparsity", "seed")}
         suite = row.suite
+        evaluated += 1
+        if row.status == "not applicable":
+            continue
         if result is None or result.status != "ok":
             reason = row.reason or f"{row.file} cannot be read"
             failures.append(f"{_place(cell)}, {suite}: {reason}")
@@ -85,19 +78,21 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             for item, row in result.details.items()
             for metric, value in row.items()
         ]
-    metrics = {model: _metrics(study, model, results.get(model, {})) for model in study.models}
-    _check_compared(study, metrics, bool(results))
-    shown = {(m, x.suite, x.name) for m, found in metrics.items() for x in found}
+    metrics = {
+        model: shown(study, {n: r.metrics for n, r in results.get(model, {}).items()})
+        for model in study.models
+    }
+    kept = {(m, x.suite, x.name) for m, found in metrics.items() for x in found}
     return Findings(
         name=name,
         study=study,
         arms=_arms(study, known),
         metrics=metrics,
         trained=trained,
-        scores=[s for s in scores if s.suite == TRAINING or (s.model, s.suite, s.metric) in shown],
+        scores=[s for s in scores if s.suite == TRAINING or (s.model, s.suite, s.metric) in kept],
         details=details,
         contrasts=_contrasts(study, metrics, trained, scores),
-        warnings=[*known.warnings, *_warnings(study)],
+        warnings=[*known.warnings, *_warnings(study, trained, evaluated)],
         failures=failures,
         provenance=_provenance(study, folder, results),
     )
@@ -108,7 +103,14 @@ def _place(of: Cell | Trained) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _warnings(study: Study) -> Iterator[str]:
+def _warnings(study: Study, trained: Sequence[Trained], evaluated: int) -> Iterator[str]:
+    missing = sum(one.status != "ok" for one in trained)
+    wanted = sum(len(study.models[one.model].suites) for one in trained)
+    if missing or evaluated < wanted:
+        yield (
+            f"not complete: {missing} of {len(trained)} SAEs and {wanted - evaluated} of {wanted} "
+            "evaluations are missing; verdicts are of what there is"
+        )
     if len(study.seeds) < SEEDS_FOR_A_VERDICT:
         yield (
             f"{len(study.seeds)} seeds: with fewer than {SEEDS_FOR_A_VERDICT}, only large effects "
@@ -172,10 +174,15 @@ def _results(study: Study, known: Plan, folder: Path) -> Iterator[tuple[Cell, Ro
         for suite in spec.suites
     }
     for cell in known.cells:
+        if cell.summary(folder) is None:
+            continue
         place = (cell.model, cell.seed)
         if place not in read:
             there = evaluations(folder, *place)
-            read[place] = (there, _hashes(there), Manifest.read(there).rows)
+            try:
+                read[place] = (there, _hashes(there), Manifest.read(there).rows)
+            except EvaluationError as error:
+                raise StudyError(str(error)) from error
         there, hashes, rows = read[place]
         model = study.models[cell.model]
         for row in rows:
@@ -196,8 +203,9 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _is_of(row: Row, cell: Cell, hashes: Mapping[str, str]) -> bool:
     name = cell.folder.name
-    same = name in hashes and hashes[name] == row.sae_hash
-    return same or Path(row.source).name == name
+    if row.sae_hash is None:  # it could not be loaded
+        return Path(row.source).name == name and name not in hashes
+    return hashes.get(name) == row.sae_hash
 
 
 def _result(folder: Path, row: Row) -> Result | None:
@@ -212,57 +220,6 @@ def _result(folder: Path, row: Row) -> Result | None:
 # -- what it says --------------------------------------------------------------------------------
 
 
-def _metrics(study: Study, model: str, results: Mapping[str, Result]) -> list[Metric]:
-    """The suites' headline metrics and those that are compared, then what the runs say."""
-    found = []
-    for suite, result in results.items():
-        for name in result.metrics:
-            metric = _described(suite, name)
-            named = f"{suite}/{name}" in study.compare
-            if metric is None or not (metric.headline or named):
-                continue
-            directed = metric.better != "neither"
-            found.append(
-                Metric(
-                    suite=suite,
-                    name=name,
-                    paper=metric.paper,
-                    meaning=metric.meaning,
-                    better=metric.better,
-                    compared=directed and (named or not study.compare),
-                    unreliable=UNRELIABLE.get(suite, ""),
-                )
-            )
-    for own in OF_THE_RUN:
-        compared = own.better != "neither" and f"{HELDOUT}/{own.name}" in study.compare
-        facts = {name: getattr(own, name) for name in ("name", "paper", "meaning", "better")}
-        found.append(Metric(suite=HELDOUT, compared=compared, **facts))
-    return found
-
-
-def _described(suite: str, name: str) -> SuiteMetric | None:
-    """A metric's row in its suite's table, with the number in its name filled in."""
-    from dataclasses import replace
-
-    from sae_plugins.eval_suites import registry
-
-    for metric in registry.load(suite).metrics:
-        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(metric.name))
-        if match := re.fullmatch(pattern, name):
-            texts = {part: getattr(metric, part) for part in ("paper", "meaning")}
-            for number, value in match.groupdict().items():
-                texts = {k: text.replace(f"{{{number}}}", value) for k, text in texts.items()}
-            return replace(metric, **texts)
-    return None
-
-
-def _check_compared(study: Study, metrics: Mapping[str, list[Metric]], evaluated: bool) -> None:
-    known = {f"{m.suite}/{m.name}" for found in metrics.values() for m in found}
-    for name in study.compare if evaluated else ():
-        if name not in known:
-            raise StudyError(f"compare: no metric {name!r}: {did_you_mean(name, known)}")
-
-
 def _contrasts(
     study: Study,
     metrics: Mapping[str, list[Metric]],
@@ -274,9 +231,10 @@ def _contrasts(
     points: dict[tuple[str, str, str, str], list[Point]] = {}
     for s in scores:
         at = l0.get((s.model, s.arm, s.sparsity, s.seed))
-        if at is not None and s.value is not None:
+        if at is not None:
             place = (s.model, s.suite, s.metric, s.arm)
-            points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=s.value))
+            value = math.nan if s.value is None else s.value
+            points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
     pairs: dict[tuple[str, str, str, str], Any] = {}
     for model, found in metrics.items():
         for metric in found:

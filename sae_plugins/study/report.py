@@ -6,9 +6,7 @@ redundancy. Everything is averaged over seeds before it is drawn, so that the pa
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sae_plugins.eval_suites.tables import as_csv
 from sae_plugins.runs import FIGURES
 from sae_plugins.runs import write as write_file
 from sae_plugins.study import sections, words
@@ -282,9 +281,9 @@ def _tables(findings: Findings) -> list[tuple[str, str]]:
     scores = [score.model_dump() for score in findings.scores]
     details = [detail.model_dump() for detail in findings.details]
     return [
-        (VERDICTS, _csv(VERDICT_COLUMNS, map(_verdict_row, findings.contrasts))),
-        (SCORES, _csv(SCORE_COLUMNS, scores)),
-        (DETAILS, _csv(DETAIL_COLUMNS, details)),
+        (VERDICTS, as_csv(VERDICT_COLUMNS, map(_verdict_row, findings.contrasts))),
+        (SCORES, as_csv(SCORE_COLUMNS, scores)),
+        (DETAILS, as_csv(DETAIL_COLUMNS, details)),
     ]
 
 
@@ -294,14 +293,6 @@ def _verdict_row(contrast: Contrast) -> dict[str, Any]:
     for ends, names in (("interval", ("low", "high")), ("l0", ("l0_low", "l0_high"))):
         row |= dict(zip(names, row.pop(ends) or (None, None), strict=True))
     return {**row, "warnings": "; ".join(row["warnings"])}
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
 
 
 def _yaml(value: Any) -> str:

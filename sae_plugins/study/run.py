@@ -19,18 +19,21 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty
 from typing import Any, Protocol
 
 from sae_plugins.plugin import PluginError
 from sae_plugins.runs import RECIPE, lock, write
 from sae_plugins.study.cells import L0, Cell, Plan, by_group, plan
+from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.spec import Study, StudyError, as_yaml
 
-STUDY = "study.yaml"
+STUDY = "as_run.yaml"
 EVALUATIONS = "evaluations"
 HASHES = "saes.json"
 """In an evaluation's folder: the SAEs' hashes, by the names of their folders."""
@@ -124,10 +127,11 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> Plan
 
 
 def check_suites(study: Study) -> None:
-    """Refuse suites and settings that there are not."""
+    """Refuse suites, settings and metrics that there are not."""
     for name, model in study.models.items():
         for suite in model.suites:
             suite_of(study, name, suite)
+    check_compared(study)
 
 
 def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
@@ -187,21 +191,29 @@ def _tasks(study: Study, folder: Path, cells: list[Cell]) -> list[Task]:
 def _run_tasks(tasks: list[Task], jobs: int | None, progress: Progress) -> None:
     if not tasks:
         return
-    count = min(jobs or _default_jobs(), len(tasks))
+    jobs = jobs or _default_jobs()
+    # sums round by the number of threads, so it does not follow how much there is left to do
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    tasks = [replace(task, threads=threads) for task in tasks]
+    count = min(jobs, len(tasks))
     if count == 1:
         for task in tasks:
             work(task, progress)
         return
-    threads = max(1, (os.cpu_count() or 1) // count)
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, _environment(OMP_NUM_THREADS=str(threads)):
-        queue = manager.Queue()
-        with ProcessPoolExecutor(count, context, _follow_parent) as pool:
-            futures = [
-                pool.submit(_work_elsewhere, replace(task, threads=threads), queue)
-                for task in tasks
-            ]
+    queue = context.Queue()
+    with (
+        # one bar is drawn, here
+        _environment(OMP_NUM_THREADS=str(threads), TQDM_DISABLE="1"),
+        ProcessPoolExecutor(count, context, _begin, (queue,)) as pool,
+    ):
+        futures = [pool.submit(_work_elsewhere, task) for task in tasks]
+        try:
             _listen(futures, queue, progress)
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def _default_jobs() -> int:
@@ -225,8 +237,14 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _follow_parent() -> None:
-    """End this process when the one that started it has ended, however that happened."""
+_queue: Any = None
+"""In a process that was started: where what it says goes."""
+
+
+def _begin(queue: Any) -> None:
+    """Say what is done into `queue`, and end when the process that started this one has ended."""
+    global _queue
+    _queue = queue
     parent = os.getppid()
 
     def watch() -> None:
@@ -237,39 +255,41 @@ def _follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@dataclass
 class _Elsewhere:
     """A `Progress` in another process."""
 
-    queue: Any
-
     def stage(self, text: str) -> None:
-        self.queue.put(text)
+        _queue.put(text)
 
     def advance(self, share: float) -> None:
-        self.queue.put(share)
+        _queue.put(share)
 
 
-def _work_elsewhere(task: Task, queue: Any) -> None:
-    work(task, _Elsewhere(queue))
+def _work_elsewhere(task: Task) -> None:
+    work(task, _Elsewhere())
 
 
 def _listen(futures: list[Future[None]], queue: Any, progress: Progress) -> None:
     """Hand on what the processes say, until all have ended; raises what one of them raised."""
-    waiting = threading.Thread(target=lambda: (list(as_completed(futures)), queue.put(None)))
-    waiting.start()
+    while True:
+        try:
+            said = queue.get(timeout=0.5)
+        except Empty:
+            if all(future.done() for future in futures):
+                break
+            continue
+        if isinstance(said, str):
+            progress.stage(said)
+        else:
+            progress.advance(said)
     try:
-        while (said := queue.get()) is not None:
-            if isinstance(said, str):
-                progress.stage(said)
-            else:
-                progress.advance(said)
-    except BaseException:
         for future in futures:
-            future.cancel()
-        raise
-    for future in futures:
-        future.result()
+            future.result()
+    except BrokenProcessPool as error:
+        raise StudyError(
+            "a process of the study ended without a word, perhaps for want of memory: try a lower "
+            "--jobs; what is done is kept"
+        ) from error
 
 
 # -- one process ---------------------------------------------------------------------------------
@@ -329,11 +349,17 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
                 plugins=settings.selected(),
                 without=settings.left_out(),
                 # pictures cost a second for each SAE; the report has those of all
-                options={**settings.options, "recorder": {"figures": False}},
+                options={
+                    **settings.options,
+                    "recorder": {**settings.options.get("recorder", {}), "figures": False},
+                },
                 training=settings.training(),
                 untrained=cell.untrained,
             )
-        failed = train(list(arms.values()), _steps(len(arms), progress)) if arms else {}
+        try:
+            failed = train(list(arms.values()), _steps(len(arms), progress)) if arms else {}
+        except Exception as error:  # of what they share: the language model, or its text
+            failed = {arm.name: error for arm in arms.values() if not arm.folder.exists()}
         progress.advance(len(failures))
         for cell, arm in arms.items():
             if arm.name in failed:
@@ -381,9 +407,11 @@ def failure(cell: Cell, folder: Path) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, PluginError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+    """One line, without secrets."""
+    from sae_plugins.eval_suites.suite import without_secrets
+
+    text = without_secrets(" ".join(str(error).split()))
+    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text[:300]}"
 
 
 # -- evaluations ---------------------------------------------------------------------------------
@@ -417,9 +445,10 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progres
     )
     try:
         evaluation = Evaluation(request)
-        evaluation.run(_Rows(name, progress))
         hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
+        folder.mkdir(parents=True, exist_ok=True)
         write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
+        evaluation.run(_Rows(name, progress))
     except EvaluationError as error:
         raise StudyError(str(error)) from error
     # two SAEs that are the same have one row
@@ -445,6 +474,6 @@ def stale(study: Study, folder: Path) -> list[Path]:
     known = plan_of(study, folder)
     names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
     with contextlib.suppress(OSError):
-        found = [path for path in folder.glob("saes/*/*") if path.is_dir()]
+        found = [path for path in folder.glob("saes/*/*") if (path / RECIPE).is_file()]
         return sorted(path for path in found if path not in names)
     return []

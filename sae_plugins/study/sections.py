@@ -19,8 +19,8 @@ from sae_plugins.study import figures, traces
 from sae_plugins.study.facts import Facts, mean_l0
 from sae_plugins.study.figures import Heatmap, Line, Panel
 from sae_plugins.study.findings import Metric
-from sae_plugins.study.statistics import Point, frontier
-from sae_plugins.study.words import Table, arrow, number
+from sae_plugins.study.statistics import Point, frontier, within_seed_interval
+from sae_plugins.study.words import Table, arrow, number, span
 
 _MOST_FEATURES = 8192
 """Features of an arm, over its seeds, whose redundancy is computed: enough for a histogram."""
@@ -122,13 +122,17 @@ def _frontier(facts: Facts, model: str, arm: str, metric: Metric) -> Line | None
     )
 
 
+_Cells = dict[tuple[str, str], dict[int, float]]
+"""Scores by arm and item, then by seed."""
+
+
 def items(facts: Facts) -> list[Section]:
     """By model and suite: arms by letters, pairs or datasets, at their middle sparsity."""
-    found: dict[tuple[str, str], dict[str, dict[tuple[str, str], list[float]]]] = {}
+    found: dict[tuple[str, str], dict[str, _Cells]] = {}
     for d in facts.findings.details:
         if d.value is not None and facts.middle.get((d.model, d.arm)) == d.sparsity:
             by_metric = found.setdefault((d.model, d.suite), {})
-            by_metric.setdefault(d.metric, {}).setdefault((d.arm, d.item), []).append(d.value)
+            by_metric.setdefault(d.metric, {}).setdefault((d.arm, d.item), {})[d.seed] = d.value
     return [_heatmaps(facts, *place, by_metric) for place, by_metric in found.items()]
 
 
@@ -136,7 +140,7 @@ def _heatmaps(
     facts: Facts,
     model: str,
     suite: str,
-    by_metric: Mapping[str, Mapping[tuple[str, str], Sequence[float]]],
+    by_metric: Mapping[str, _Cells],
 ) -> Section:
     compared = {metric.name for metric in facts.compared(model) if metric.suite == suite}
     pictures, tables, images = [], [], []
@@ -146,18 +150,29 @@ def _heatmaps(
         items = sorted({item for _, item in cells}, key=_natural)
         arms = [arm for arm in facts.looks if any((arm, item) in cells for item in items)]
         values = [
-            [fmean(cells[arm, item]) if (arm, item) in cells else None for item in items]
+            [fmean(cells[arm, item].values()) if (arm, item) in cells else None for item in items]
             for arm in arms
         ]
         at = [f"{arm} (L0 {number(mean_l0(facts.at_middle(model, arm)))})" for arm in arms]
         heatmap = Heatmap(f"{suite}: {metric}", at, items, values)
         images.append(heatmap)
         pictures.append(_picture(facts, metric, heatmap))
-        rows = [(name, *map(number, row)) for name, row in zip(at, values, strict=True)]
-        tables.append(Table(metric, ("arm", *items), rows))
+        rows = [
+            (name, _within_a_seed(cells, arm), *map(number, row))
+            for arm, name, row in zip(arms, at, values, strict=True)
+        ]
+        tables.append(Table(metric, ("arm", "all, of the first seed", *items), rows))
     image = _save(facts, f"items_{model}_{suite}", figures.draw_heatmap(images[0]))
     title = suite if len(facts.models) == 1 else f"{model}: {suite}"
     return Section(title, (), pictures, image, tables)
+
+
+def _within_a_seed(cells: _Cells, arm: str) -> str:
+    """The mean over items of an arm's first seed, with its bootstrap interval over items."""
+    seed = min(seed for (owner, _), seeds in cells.items() if owner == arm for seed in seeds)
+    values = [v[seed] for (owner, _), v in cells.items() if owner == arm and seed in v]
+    interval = within_seed_interval(values, seed)
+    return number(fmean(values)) + (f" ({span(interval)})" if interval else "")
 
 
 def curves(facts: Facts, model: str) -> Section:

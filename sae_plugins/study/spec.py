@@ -50,6 +50,13 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _swept(sparsity: Sparsity) -> Sparsity:
+    for flag, values in sparsity.items():
+        if not values or len(set(values)) < len(values) or min(values) < 0:
+            raise ValueError(f"{flag}: give values of at least 0 that differ from each other")
+    return sparsity
+
+
 class Model(_Model):
     """What the arms are trained on and evaluated with."""
 
@@ -78,9 +85,14 @@ class Model(_Model):
     @field_validator("target_l0")
     @classmethod
     def _positive(cls, targets: list[float]) -> list[float]:
-        if any(not target > 0 for target in targets):
-            raise ValueError("an L0 to reach must be greater than 0")
+        if any(not target > 0 for target in targets) or len(set(targets)) < len(targets):
+            raise ValueError("L0s to reach must be greater than 0, and different from each other")
         return targets
+
+    @field_validator("sparsity")
+    @classmethod
+    def _distinct(cls, sparsity: Sparsity) -> Sparsity:
+        return _swept(sparsity)
 
 
 class Override(_Model):
@@ -88,6 +100,11 @@ class Override(_Model):
 
     train: Flags = Field({}, description="flags on top of the arm's")
     sparsity: Sparsity = Field({}, description="in place of the arm's and the model's")
+
+    @field_validator("sparsity")
+    @classmethod
+    def _distinct(cls, sparsity: Sparsity) -> Sparsity:
+        return _swept(sparsity)
 
 
 class Arm(Override):

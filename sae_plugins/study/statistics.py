@@ -42,6 +42,8 @@ POWER = 0.8
 """Of the smallest detectable difference."""
 SAME_L0 = math.log(1.01)
 """Frontiers that miss each other by this much of log L0 touch: no evaluation measures L0 better."""
+NEAR_L0 = math.log(1.15)
+"""Where one arm has an SAE and the other none this near, its score is read off a chord."""
 ROUNDING = 1e-6
 """Differences below this share of the scores are no differences: SAEs compute in float32."""
 
@@ -69,6 +71,10 @@ class Differences:
     """Seeds of one arm only."""
     unusable: int
     """SAEs left out, because their L0 is not positive or a number is not finite."""
+    chords: tuple[int, ...] = ()
+    """Seeds in which an SAE of one arm has none of the other near its L0."""
+    slivers: tuple[int, ...] = ()
+    """Seeds whose common range is less than half of either arm's."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ def differences(arm: Sequence[Point], reference: Sequence[Point]) -> Differences
     """
     arms, references = _frontiers(arm), _frontiers(reference)
     by_seed, ranges, apart = {}, [], []
+    chords, slivers = [], []
     for seed in sorted(arms.keys() & references.keys()):
         common = _common_range([arms[seed], references[seed]])
         if common is None:
@@ -126,12 +133,19 @@ def differences(arm: Sequence[Point], reference: Sequence[Point]) -> Differences
         else:
             by_seed[seed] = _gap(arms[seed], references[seed], *common)
             ranges.append(common)
+            curves = [arms[seed], references[seed]]
+            if _has_chords(curves, *common):
+                chords.append(seed)
+            if 2 * (common[1] - common[0]) < min(float(x[-1] - x[0]) for x, _ in curves):
+                slivers.append(seed)
     return Differences(
         by_seed=by_seed,
         l0=_l0_range(ranges),
         apart=tuple(apart),
         unpaired=tuple(sorted(arms.keys() ^ references.keys())),
         unusable=sum(not _usable(point) for point in (*arm, *reference)),
+        chords=tuple(chords),
+        slivers=tuple(slivers),
     )
 
 
@@ -245,6 +259,14 @@ def _common_range(curves: Sequence[_Curve]) -> tuple[float, float] | None:
     return (low, high) if low <= high else None
 
 
+def _has_chords(curves: Sequence[_Curve], low: float, high: float) -> bool:
+    """Whether some SAE within a range of log L0 has none of the other arm near."""
+    (x, _), (y, _) = curves
+    inside = [[v for v in one if low <= v <= high] for one in (x, y)]
+    pairs = zip(inside, (y, x), strict=True)
+    return any(np.abs(other - v).min() > NEAR_L0 for own, other in pairs for v in own)
+
+
 def _gap(arm: _Curve, reference: _Curve, low: float, high: float) -> float:
     """The mean of arm minus reference over a range of log L0."""
     knots = np.union1d(arm[0], reference[0])
@@ -270,6 +292,14 @@ def _test(arm: Sequence[Point], reference: Sequence[Point]) -> Comparison:
         warnings.append(f"{_seeds(found.unpaired)} left out: SAEs of one of the two arms only")
     if found.unusable:
         warnings.append(f"{_count(found.unusable, 'SAE')} left out: L0 of 0, or a score missing")
+    if found.chords:
+        warnings.append(
+            f"{_seeds(found.chords)}: the arms have SAEs at different L0, and between them scores "
+            "are read off a straight line, which favours an arm where frontiers are curved: give "
+            "both the same target_l0"
+        )
+    if found.slivers:
+        warnings.append(f"{_seeds(found.slivers)}: compared on less than half of either arm's L0")
     nothing = Comparison("no verdict", n, l0=found.l0, warnings=tuple(warnings))
     if found.apart:
         return replace(

@@ -5,7 +5,6 @@ Read with numpy alone. What a run lacks is None, or is left out.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,15 +25,6 @@ _STEPS = 120
 _BLOCK = 1024
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-def read_rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`, without an unfinished last line; none if it has none."""
-    try:
-        lines = (run / METRICS).read_text("utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, ValueError):
-        return []
 
 
 def curve(runs: Iterable[Rows], column: str) -> tuple[list[float], list[float]]:

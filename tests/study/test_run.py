@@ -254,9 +254,29 @@ def test_an_evaluation_that_fails_is_reported(copy: Path) -> None:
     assert len([score for score in findings.scores if score.metric == "mcc"]) == 11
 
 
-def test_a_metric_that_there_is_not_is_named(copy: Path) -> None:
-    with pytest.raises(StudyError, match=r"compare: no metric 'ground-truth/mc': did you mean"):
-        gather("try", changed(compare=["ground-truth/mc"]), copy)
+def test_a_report_of_a_part_says_so_and_what_is_compared_may_be_missing(copy: Path) -> None:
+    shutil.rmtree(next(copy.glob("saes/toy/topk*seed0*")))
+    shutil.rmtree(copy / "evaluations/toy/seed1")
+    findings = gather("try", changed(compare=["ground-truth/mcc"]), copy)
+    assert any(w.startswith("not complete: 1 of 12 SAEs and 7 of 12") for w in findings.warnings)
+
+
+def test_pilots_that_fail_are_reported(tmp_path: Path) -> None:
+    models = json.loads(json.dumps(STUDY["models"]))
+    models["toy"]["target_l0"] = [8.0]
+    arms = {"l1": {}, "diverging": {"train": {"lr": 1e30}}}
+    findings, heard = run(changed(models=models, arms=arms, seeds=[0]), tmp_path)
+    assert heard.done == pytest.approx(heard.total)
+    assert (
+        sum("diverging, l1_coefficient=0.3, seed 1, pilot: " in f for f in findings.failures) == 1
+    )
+    assert any("toy, diverging: none of the values" in w for w in findings.warnings)
+
+
+def test_a_damaged_manifest_is_named(copy: Path) -> None:
+    (copy / "evaluations/toy/seed0/manifest.json").write_text('{"rows": [')
+    with pytest.raises(StudyError, match=r"seed0/manifest.json cannot be read"):
+        gather("try", changed(), copy)
 
 
 def test_only_metrics_that_are_named_are_compared(copy: Path) -> None:
@@ -282,7 +302,7 @@ def test_the_commands(file: str, copy: Path, capsys: pytest.CaptureFixture[str])
     out, err = capsys.readouterr()
     assert "not distinguishable" in out
     assert str(copy / "report.html") in out
-    assert "100% toy, seed 1: " in err
+    assert "75% toy, seed 1: evaluating 6 SAEs" in err
     assert Findings.model_validate_json((copy / "findings.json").read_text()).name == "mine"
     assert main(["study", "report", file, "--output_path", str(copy)]) == 0
 
@@ -316,6 +336,23 @@ def test_what_is_wrong_is_said(
 ) -> None:
     assert main(["study", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ground-truth/mc", "compare: no metric 'ground-truth/mc': did you mean 'mcc'?"),
+        ("cor/l0", "compare: no suite 'cor': did you mean 'core'"),
+        ("ground-truth/sae_l0", "neither higher nor lower is better; leave it out"),
+    ],
+)
+def test_wrong_metrics_are_refused_before_training(
+    file: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(file).write_text(yaml.safe_dump({**STUDY, "compare": [name]}))
+    assert main(["study", "run", file]) == 1
+    assert message in capsys.readouterr().err
+    assert not Path("studies/mine/saes").exists()
 
 
 @pytest.mark.parametrize(

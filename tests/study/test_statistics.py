@@ -363,3 +363,17 @@ def test_a_frontier_of_one_seed_has_no_interval_and_one_without_common_l0_is_non
     top_k = frontier(arm(1, 3))
     assert top_k is not None
     assert close((*top_k.l0, *top_k.mean), (10, 2))
+
+
+def test_grids_that_differ_are_warned_about() -> None:
+    def arm(l0s: list[float]) -> list[Point]:
+        return [Point(s, l0, l0 + s / 10 + l0 * s / 99) for s in range(5) for l0 in l0s]
+
+    def warnings(l0s: list[float]) -> str:
+        found = compare({"": (arm(l0s), arm([8, 16, 32]), "higher")})[""]
+        return " ".join(found.warnings)
+
+    assert "straight line" not in warnings([8.2, 15.5, 31])
+    assert "seeds 0, 1, 2, 3, 4: the arms have SAEs at different L0" in warnings([8, 32])
+    assert "less than half of either arm's L0" in warnings([29, 60, 90])
+    assert "less than half" not in warnings([8.2, 15.5, 31])

@@ -1,0 +1,90 @@
+"""The metrics of a study by name, SUITE/METRIC: what each means, and which way is better."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from sae_plugins.eval_suites import registry
+from sae_plugins.eval_suites.suite import Metric as SuiteMetric
+from sae_plugins.plugin import did_you_mean
+from sae_plugins.study.findings import Metric
+from sae_plugins.study.spec import Study, StudyError
+
+HELDOUT, TRAINING = "heldout", "training"
+OF_THE_RUN = (
+    SuiteMetric("l0", "L0", "active features per held-out token", "neither"),
+    SuiteMetric(
+        "explained_variance", "explained variance", "1 - squared error / variance, held out",
+        "higher",
+    ),
+    SuiteMetric("never_fired", "never fired", "share of features, held out", "lower"),
+)  # fmt: skip
+"""What every run says of itself, from text that it was not trained on."""
+UNRELIABLE = {
+    "scr": "SCR separates SAEs of known quality badly, and is noisy (arXiv 2605.18229); with "
+    "SAEBench's settings it also ablates padding (docs/evaluation.md)",
+}
+"""Suites whose verdicts are not to be relied on, and why."""
+
+
+def check_compared(study: Study) -> None:
+    """Refuse metrics under `compare` that there are not, or that have no direction.
+
+    Those of suites that the study does not run are left alone: it may extend one that does.
+
+    Raises:
+        StudyError: names the metric.
+    """
+    suites = [*registry.names(), HELDOUT]
+    for name in study.compare:
+        suite, _, metric = name.partition("/")
+        if suite not in suites:
+            raise StudyError(f"compare: no suite {suite!r}: {did_you_mean(suite, suites)}")
+        found = described(suite, metric)
+        if found is None:
+            near = did_you_mean(metric, [row.name for row in _rows(suite)])
+            raise StudyError(f"compare: no metric {name!r}: {near}")
+        if found.better == "neither":
+            raise StudyError(f"compare: {name}: neither higher nor lower is better; leave it out")
+
+
+def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[Metric]:
+    """The suites' headlines and what is compared, of the metrics that there are by suite."""
+    found = []
+    for suite, names in {**results, HELDOUT: [row.name for row in OF_THE_RUN]}.items():
+        for name in names:
+            row = described(suite, name)
+            named = f"{suite}/{name}" in study.compare
+            if row is None or not (row.headline or named or suite == HELDOUT):
+                continue
+            by_default = not study.compare and suite != HELDOUT and row.better != "neither"
+            found.append(
+                Metric(
+                    suite=suite,
+                    name=name,
+                    paper=row.paper,
+                    meaning=row.meaning,
+                    better=row.better,
+                    compared=named or by_default,
+                    unreliable=UNRELIABLE.get(suite, ""),
+                )
+            )
+    return found
+
+
+def _rows(suite: str) -> tuple[SuiteMetric, ...]:
+    return OF_THE_RUN if suite == HELDOUT else registry.load(suite).metrics
+
+
+def described(suite: str, name: str) -> SuiteMetric | None:
+    """A metric's row in its suite's table, with the number in its name filled in."""
+    for row in _rows(suite):
+        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(row.name))
+        if match := re.fullmatch(pattern, name):
+            texts = {part: getattr(row, part) for part in ("paper", "meaning")}
+            for number, value in match.groupdict().items():
+                texts = {k: text.replace(f"{{{number}}}", value) for k, text in texts.items()}
+            return replace(row, **texts)
+    return None
