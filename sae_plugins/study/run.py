@@ -95,7 +95,7 @@ def plan_of(study: Study, folder: Path) -> Plan:
     return plan(study, l0)
 
 
-def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> Plan:
+def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None:
     """Train and evaluate what is missing.
 
     Args:
@@ -103,9 +103,6 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> Plan
         folder: where its SAEs and results are, and go.
         jobs: processes; None for one per core on a CPU, and one on a GPU.
         progress: hears of it.
-
-    Returns:
-        The plan, which is complete now.
 
     Raises:
         StudyError: the study is wrong, or the folder is in use or cannot be written to.
@@ -123,7 +120,6 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> Plan
         known = plan_of(study, folder)
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
         _run_tasks(_tasks(study, folder, known.cells), jobs, progress)
-    return known
 
 
 def check_suites(study: Study) -> None:

@@ -395,13 +395,21 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
 ) -> None:
     command = [sys.executable, "-m", "sae_plugins.entrypoints.main", "study", "run", file,
                "--output_path", "here", "--jobs", "2"]  # fmt: skip
-    for seconds in (14, 22):
-        process = subprocess.Popen(command, start_new_session=True, env={**os.environ})
-        time.sleep(seconds)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for when in ("saes/toy/*.unfinished", "evaluations/toy/seed*/*/*.json"):
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
+        while process.poll() is None and not any(Path("here").glob(when)):
+            time.sleep(0.05)
         process.send_signal(how)
-        process.wait(timeout=60)
-        time.sleep(2)  # its processes see that it is gone
-        left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True)
-        assert left.stdout == ""
-    subprocess.run(command, check=True)
+        assert process.wait(timeout=60) != 0
+        left = "?"
+        for _ in range(100):  # its processes see that it is gone
+            left = subprocess.run(
+                ["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=False
+            ).stdout
+            if not left:
+                break
+            time.sleep(0.1)
+        assert left == ""
+    subprocess.run(command, check=True, env=environment)
     assert numbers(gather("try", changed(), Path("here"))) == numbers(done[1])
