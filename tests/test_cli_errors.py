@@ -57,7 +57,7 @@ CASES = [
     ("--recipe ../../etc/passwd", "there is no recipe '../../etc/passwd'"),
     ("--recipe nofile.yaml", "there is no recipe file nofile.yaml"),
     ("--recipe bad.yaml", "is not YAML"),
-    ("--recipe list.yaml", "must be a mapping of flag names to values"),
+    ("--recipe list.yaml", "must be a mapping of names to values"),
     ("--recipe typo.yaml", "recipe typo.yaml: there is no flag --trainin_tokens"),
     ("--recipe loop.yaml", "extends itself"),
     ("--recipe value.yaml", "recipe value.yaml: --lr 'fast': it must be a number"),
@@ -130,10 +130,10 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a model would be loaded."""
     from sae_plugins.entrypoints import train
 
-    def job(_):
+    def train_(*_):
         raise AssertionError("this went as far as loading a model")
 
-    monkeypatch.setattr(train, "_job", job)
+    monkeypatch.setattr(train, "_train", train_)
 
 
 @pytest.mark.usefixtures("no_job")

@@ -30,12 +30,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sae_plugins import packaged
 from sae_plugins.plugin import Method, PluginError, Row, did_you_mean
 
 FOLDER = Path(__file__).parent.parent / "studies"
 SEEDS_FOR_A_VERDICT = 5
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
-_MOST_ANCESTORS = 20
 
 Kind = Literal["method", "ours", "baseline", "control"]
 Flags = dict[str, Any]
@@ -265,7 +265,7 @@ def as_yaml(study: Study) -> str:
 
 def names() -> list[str]:
     """The packaged studies."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return packaged.names(FOLDER)
 
 
 def load(name_or_file: str) -> Study:
@@ -280,17 +280,10 @@ def load(name_or_file: str) -> Study:
     Raises:
         StudyError: there is none, or it is wrong; says where and how.
     """
-    path = _find(name_or_file, Path.cwd())
-    layers = [_read(path)]
-    while "extends" in layers[-1]:
-        if len(layers) > _MOST_ANCESTORS:
-            raise StudyError(f"study {path} extends itself, through {layers[-1]['extends']!r}")
-        under = str(layers[-1].pop("extends"))
-        try:
-            path = _find(under, path.parent)
-        except StudyError as error:
-            raise StudyError(f"study {path} extends {under}: {error}") from error
-        layers.append(_read(path))
+    try:
+        layers = packaged.layers("study", name_or_file, FOLDER)
+    except PluginError as error:
+        raise StudyError(str(error)) from error
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer)
@@ -350,32 +343,3 @@ def _forget(study: dict[str, Any], models: Iterable[str]) -> None:
         if isinstance(otherwise, dict):
             for model in models:
                 otherwise.pop(model, None)
-
-
-def _find(name_or_file: str, folder: Path) -> Path:
-    """A file below `folder` or anywhere, if it looks like one; else a packaged study."""
-    if name_or_file.endswith((".yaml", ".yml")):
-        path = folder / Path(name_or_file).expanduser()
-        if not path.is_file():
-            raise StudyError(f"there is no study file {name_or_file}")
-        return path
-    if name_or_file not in names():
-        raise StudyError(
-            f"there is no study {name_or_file!r}: {did_you_mean(name_or_file, names())} (a study "
-            "of your own is a file that ends in .yaml)"
-        )
-    return FOLDER / f"{name_or_file}.yaml"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        contents = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"study {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise StudyError(f"study {path} is not YAML: {error}") from error
-    if not isinstance(contents, dict):
-        raise StudyError(f"study {path} must be a mapping; sae-plugins study --help has one")
-    return contents

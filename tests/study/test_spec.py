@@ -103,7 +103,7 @@ def test_a_study_that_there_is_not(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ("- a\n", "must be a mapping; sae-plugins study --help has one"),
+        ("- a\n", "must be a mapping of names to values"),
         ("a: [1\n", "is not YAML"),
         ("extends: study.yaml\n", "extends itself"),
         ("extends: quik\n", "did you mean 'quick'"),
