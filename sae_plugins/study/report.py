@@ -67,6 +67,7 @@ class Answer:
 
     Attributes:
         model: its name.
+        seeds: with which SAEs were trained.
         metrics: that are compared.
         decided: arms with a "better" or a "worse": on which metrics better, on which worse, and
             on how many there is no verdict.
@@ -75,6 +76,7 @@ class Answer:
     """
 
     model: str
+    seeds: int
     metrics: int
     decided: Sequence[tuple[ArmInfo, str, str, str]]
     same: Sequence[str]
@@ -150,7 +152,9 @@ def _answer(facts: Facts, model: str) -> Answer:
             same.append(f"{arm.name} ({unsaid})" if unsaid else arm.name)
         elif arm.name != facts.reference:
             silent.append(arm.name)
-    return Answer(model, len(metrics), decided, same, silent)
+    trained = facts.findings.trained
+    seeds = {one.seed for one in trained if one.model == model and one.status == "ok"}
+    return Answer(model, len(seeds), len(metrics), decided, same, silent)
 
 
 def _verdicts(facts: Facts, model: str) -> Verdicts:
