@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         return added
 
-    action("list", _list, "the packaged studies, one a line")
+    action("list", _list, "the packaged studies, and what they ask")
     action("show", _show, "a study as YAML, with those that it extends")
     run = action("run", _run, "train, evaluate and compare what is missing, and write the report")
     run.add_argument(
@@ -118,8 +118,8 @@ def _list(_: argparse.Namespace) -> int:
     from sae_plugins.study import spec
 
     for name in spec.names():
-        question = " ".join(spec.load(name).description.split())
-        print(f"{name:<24}{textwrap.shorten(question, 74, placeholder=' ...')}")
+        text = f"{name:<24}{spec.load(name).description}"
+        print(textwrap.fill(text, 98, subsequent_indent=24 * " "))
     return 0
 
 
