@@ -285,21 +285,12 @@ rarely = st.sampled_from([False] * 9 + [True])
 @pytest.fixture(scope="module", autouse=True)
 def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The models and texts are made once, no figure is rendered, and nothing reaches outside."""
-    import sae_lens.synthetic
     from datasets import Dataset
 
     from sae_plugins import figures, world
 
     load_text = functools.cache(world.load_text)
     model = functools.cache(world.load_hooked_transformer)
-    synthetic: dict[str, Any] = {}
-    make = sae_lens.synthetic.SyntheticModel
-
-    def synthetic_model(config: Any, device: str) -> Any:
-        key = f"{config.num_features} on {device}"
-        if key not in synthetic:
-            synthetic[key] = make(config, device=device)
-        return synthetic[key]
 
     def few(split: typing.Literal["train", "heldout"]) -> Dataset:
         return load_text(split, documents=300)
@@ -310,7 +301,6 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world, "load_text", few)
         patch.setattr(world, "load_hooked_transformer", model)
-        patch.setattr(sae_lens.synthetic, "SyntheticModel", synthetic_model)
         patch.setattr(figures, "save", save)
         patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
