@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sae_plugins.entrypoints.flags import UsageError
 
 if TYPE_CHECKING:
+    from sae_plugins.study.cells import Plan
     from sae_plugins.study.findings import Findings
     from sae_plugins.study.spec import Study
 
@@ -135,10 +136,10 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.jobs is not None and parsed.jobs < 1:
         raise UsageError(f"--jobs {parsed.jobs}: give 1 or more")
     from sae_plugins.plugin import PluginError
-    from sae_plugins.study.run import run
+    from sae_plugins.study.run import plan_of, run
     from sae_plugins.study.spec import StudyError
 
-    _print_plan(study, folder)
+    _print_plan(study, plan_of(study, folder), folder)
     began = time.perf_counter()
     with _Progress() as progress:
         try:
@@ -155,10 +156,11 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _status(parsed: argparse.Namespace) -> int:
     study, folder = _given(parsed)
-    _print_plan(study, folder)
-    from sae_plugins.study.run import stale
+    from sae_plugins.study.run import plan_of, stale
 
-    if old := stale(study, folder):
+    known = plan_of(study, folder)
+    _print_plan(study, known, folder)
+    if old := stale(known, folder):
         print(
             f"{len(old)} SAEs in {folder / 'saes'} are of an earlier version of the study, and are "
             f"not used: {old[0].name}{', ...' if len(old) > 1 else ''}"
@@ -203,48 +205,40 @@ def _name(study: str) -> str:
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def _print_plan(study: Study, folder: Path) -> None:
+def _print_plan(study: Study, known: Plan, folder: Path) -> None:
     """A table of the arms: how many SAEs there are to be, and how many there are."""
     from rich.console import Console
     from rich.table import Table
 
-    from sae_plugins.study.run import failure, plan_of
+    from sae_plugins.study.cells import grouped
+    from sae_plugins.study.run import failure
 
-    known = plan_of(study, folder)
+    cells = [*known.pilots, *known.cells]
+    failures = {cell: reason for cell in cells if (reason := failure(cell, folder))}
     table = Table(title=str(folder), title_justify="left")
     for column in ("model", "arm", "sparsities"):
         table.add_column(column)
     for column in ("SAEs", "trained", "failed"):
         table.add_column(column, justify="right")
-    for (model, arm), cells in _by_arm([*known.pilots, *known.cells]).items():
-        trained = sum(cell.summary(folder) is not None for cell in cells)
-        failed = sum(
-            cell.summary(folder) is None and failure(cell, folder) is not None for cell in cells
-        )
-        values = dict.fromkeys(cell.sparsity for cell in cells if not cell.pilot)
+    for (model, arm), members in grouped(cells, lambda cell: (cell.model, cell.arm)).items():
+        trained = sum(cell.summary(folder) is not None for cell in members)
+        failed = sum(cell in failures for cell in members)
+        values = dict.fromkeys(cell.sparsity for cell in members if not cell.pilot)
         shown = ", ".join(values) or "found by pilots"
         reference = " (reference)" if arm == study.reference else ""
         table.add_row(
-            model, f"{arm}{reference}", shown, str(len(cells)), str(trained), str(failed or "")
+            model, f"{arm}{reference}", shown, str(len(members)), str(trained), str(failed or "")
         )
     Console().print(table)
-    for cell in (*known.pilots, *known.cells):
-        if cell.summary(folder) is None and (reason := failure(cell, folder)):
-            print(f"failed: {cell.folder}: {reason}")
+    for cell, reason in failures.items():
+        print(f"failed: {cell.folder}: {reason}")
     seeds = ", ".join(str(seed) for seed in study.seeds)
-    passes = len({(cell.model, cell.seed) for cell in (*known.pilots, *known.cells)})
+    passes = len({(cell.model, cell.seed) for cell in cells})
     print(f"seeds {seeds}; {passes} passes through the data, each for all of its SAEs")
     for model, spec in study.models.items():
         print(f"{model}: {', '.join(spec.suites) or 'no suites'}")
     for warning in known.warnings:
         print(f"warning: {warning}")
-
-
-def _by_arm(cells: Sequence[Any]) -> dict[tuple[str, str], list[Any]]:
-    grouped: dict[tuple[str, str], list[Any]] = {}
-    for cell in cells:
-        grouped.setdefault((cell.model, cell.arm), []).append(cell)
-    return grouped
 
 
 def _print_verdicts(findings: Findings) -> None:

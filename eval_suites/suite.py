@@ -56,6 +56,12 @@ class Metric:
     better: Literal["higher", "lower", "neither"]
     headline: bool = False
 
+    def numbers(self, name: str) -> dict[str, str] | None:
+        """What stands in a result's `name` for each `{k}` of this one; None if it is another."""
+        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(self.name))
+        match = re.fullmatch(pattern, name)
+        return None if match is None else match.groupdict()
+
 
 @dataclass
 class Scores:

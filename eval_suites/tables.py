@@ -26,9 +26,8 @@ def headlines(suite: Suite, result: Result) -> list[tuple[str, Any]]:
     """The suite's headline metrics that a result has, each with its `Metric`, in their order."""
     found = []
     for metric in suite.metrics:
-        pattern = re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(metric.name))
-        names = [name for name in result.metrics if re.fullmatch(pattern, name)]
-        found += [(name, metric) for name in sorted(names, key=_natural) if metric.headline]
+        names = [name for name in result.metrics if metric.numbers(name) is not None]
+        found += [(name, metric) for name in sorted(names, key=natural) if metric.headline]
     return found
 
 
@@ -40,7 +39,7 @@ def _headline_names(result: Result) -> list[str]:
         return list(result.metrics)
 
 
-def _natural(text: str) -> list[Any]:
+def natural(text: str) -> list[Any]:
     """A sort key that puts top_5 before top_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
@@ -49,7 +48,7 @@ def results_table(results: Sequence[tuple[Row, Result]]) -> str:
     names = labels(row for row, _ in results)
     rows = []
     for row, result in results:
-        for metric in sorted(_headline_names(result), key=_natural):
+        for metric in sorted(_headline_names(result), key=natural):
             value = result.metrics[metric]
             rows.append({
                 "suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed,
@@ -78,7 +77,7 @@ def details_table(results: Sequence[tuple[Row, Result]]) -> str:
         {"suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed, "item": item,
          "metric": metric, "value": value, "settings": row.settings}
         for row, result in results
-        for item in sorted(result.details, key=_natural)
+        for item in sorted(result.details, key=natural)
         for metric, value in sorted(result.details[item].items())
     ]  # fmt: skip
     return as_csv(DETAIL_COLUMNS, rows)

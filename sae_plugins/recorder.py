@@ -21,7 +21,7 @@ from sae_plugins import figures
 from sae_plugins.features import FeatureChange, Permuted, Reset
 from sae_plugins.hookspecs import hookimpl
 from sae_plugins.plugin import Plugin, PluginError
-from sae_plugins.runs import read_rows
+from sae_plugins.runs import METRICS, read_rows
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 SUMMARY = "training_summary.json"
 SNAPSHOT_STEPS = 50
 """Steps over which firing frequencies are counted for one snapshot; fewer in short runs."""

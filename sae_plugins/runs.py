@@ -25,6 +25,8 @@ from typing import Any
 from sae_plugins.plugin import PluginError
 
 WEIGHTS = "sae_weights.safetensors"
+SPARSITY = "sparsity.safetensors"
+METRICS = "metrics.jsonl"
 CONFIG = "cfg.json"
 RUNNER_CONFIG = "runner_cfg.json"
 SYNTHETIC_RUNNER_CONFIG = "runner_config.json"
@@ -41,7 +43,7 @@ _CHECKPOINT_FILES = (
     "activation_scaler.json",
     "activations_store_state.safetensors",
 )
-_SAE_FILES = (WEIGHTS, "sparsity.safetensors", RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG)
+_SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG)
 _FILES = (*_SAE_FILES, RECIPE, SUMMARY, "eval_stats.json")
 _PATTERNS = (
     *_FILES,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -20,8 +20,7 @@ from sae_plugins.plugin import PluginError
 from sae_plugins.runs import RECIPE, SUMMARY, versions
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study, StudyError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+K = TypeVar("K", bound=Hashable)
 
 SAES = "saes"
 L0 = "heldout/l0"
@@ -68,13 +67,10 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """A hash of all that the SAE depends on."""
-        plugins = [(plugin["name"], plugin["version"]) for plugin in self._provenance()]
+        chosen = self.settings.plan.provenance()["plugins"]
+        plugins = [(plugin["name"], plugin["version"]) for plugin in chosen]
         facts = [self.settings.as_recipe({}), self.untrained, versions(_KEYED_VERSIONS), plugins]
         return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())
-
-    def _provenance(self) -> Sequence[Mapping[str, Any]]:
-        plugins: Sequence[Mapping[str, Any]] = self.settings.plan.provenance()["plugins"]
-        return plugins
 
     @property
     def folder(self) -> Path:
@@ -121,9 +117,10 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> Plan:
     cells: list[Cell] = []
     pilots: list[Cell] = []
     warnings: list[str] = []
+    arms = study.all_arms()
     for name, model in study.models.items():
         shared = _shared(name, model)
-        for arm_name, arm in study.all_arms().items():
+        for arm_name, arm in arms.items():
             make = _Maker(name, arm_name, arm, *arm.on_model(name, model), shared)
             flag, values = make.sparsity()
             if model.target_l0 and flag and flag not in _DIRECT:
@@ -266,10 +263,9 @@ def _interpolated(
     return list(dict.fromkeys(found)), unreachable
 
 
-def by_group(cells: list[Cell]) -> Iterator[tuple[str, int, list[Cell]]]:
-    """Cells by model and seed, in their order."""
-    groups: dict[tuple[str, int], list[Cell]] = {}
+def grouped(cells: Iterable[Cell], by: Callable[[Cell], K]) -> dict[K, list[Cell]]:
+    """Cells by what `by` says of each, in their order."""
+    groups: dict[K, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.model, cell.seed), []).append(cell)
-    for (model, seed), members in groups.items():
-        yield model, seed, members
+        groups.setdefault(by(cell), []).append(cell)
+    return groups

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from sae_plugins.runs import read_rows
+from sae_plugins.runs import METRICS, read_rows
 from sae_plugins.study import traces
 from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, Metric, Trained
@@ -141,7 +141,7 @@ class Facts:
         """Of a run's `metrics.jsonl`; none if it cannot be read."""
         if run.folder not in self.rows:
             try:
-                rows = read_rows(self.folder / run.folder / traces.METRICS)
+                rows = read_rows(self.folder / run.folder / METRICS)
             except (OSError, ValueError):
                 rows = []
             self.rows[run.folder] = rows

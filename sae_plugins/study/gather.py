@@ -16,7 +16,8 @@ from sae_plugins.eval_suites.cache import fingerprint
 from sae_plugins.eval_suites.manifest import EvaluationError, Manifest, Row
 from sae_plugins.eval_suites.results import Result
 from sae_plugins.runs import versions
-from sae_plugins.study.cells import L0, Cell, Plan
+from sae_plugins.study import ENOUGH_SEEDS
+from sae_plugins.study.cells import L0, Cell
 from sae_plugins.study.findings import (
     ArmInfo,
     Contrast,
@@ -28,7 +29,7 @@ from sae_plugins.study.findings import (
 )
 from sae_plugins.study.metrics import HELDOUT, TRAINING, check_compared, shown
 from sae_plugins.study.run import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
-from sae_plugins.study.spec import SEEDS_FOR_A_VERDICT, Study, StudyError
+from sae_plugins.study.spec import Study, StudyError
 from sae_plugins.study.statistics import Point, compare
 
 FINDINGS = "findings.json"
@@ -49,18 +50,16 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     """
     check_compared(study)
     known = plan_of(study, folder)
-    trained, scores = _of_runs(known, folder)
-    pilots = [
-        (cell, failure(cell, folder)) for cell in known.pilots if cell.summary(folder) is None
-    ]
+    trained, scores = _of_runs(known.cells, folder)
+    pilots = [(cell, failure(cell, folder)) for cell in known.pilots]
     failures = [f"{_place(cell)}, pilot: {reason}" for cell, reason in pilots if reason]
     failures += [f"{_place(one)}: {one.reason}" for one in trained if one.reason]
     details: list[Detail] = []
     results: dict[str, dict[str, Result]] = {}
     evaluated = 0
-    for cell, row, result in _results(study, known, folder):
-        where = {name: getattr(cell, name) for name in ("model", "arm", "sparsity", "seed")}
-        suite = row.suite
+    there = [cell for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"]
+    for cell, row, result in _results(study, there, folder):
+        where, suite = _where(cell), row.suite
         evaluated += 1
         if row.status == "not applicable":
             continue
@@ -75,8 +74,8 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         ]
         details += [
             Detail(**where, suite=suite, metric=metric, value=value, item=item)
-            for item, row in result.details.items()
-            for metric, value in row.items()
+            for item, of_item in result.details.items()
+            for metric, value in of_item.items()
         ]
     metrics = {
         model: shown(study, {n: r.metrics for n, r in results.get(model, {}).items()})
@@ -86,7 +85,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     return Findings(
         name=name,
         study=study,
-        arms=_arms(study, known),
+        arms=_arms(study),
         metrics=metrics,
         trained=trained,
         scores=[s for s in scores if s.suite == TRAINING or (s.model, s.suite, s.metric) in kept],
@@ -94,8 +93,12 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         contrasts=_contrasts(study, metrics, trained, scores),
         warnings=[*known.warnings, *_warnings(study, trained, evaluated)],
         failures=failures,
-        provenance=_provenance(study, folder, results),
+        provenance=_provenance(results),
     )
+
+
+def _where(cell: Cell) -> dict[str, Any]:
+    return {name: getattr(cell, name) for name in ("model", "arm", "sparsity", "seed")}
 
 
 def _place(of: Cell | Trained) -> str:
@@ -111,14 +114,14 @@ def _warnings(study: Study, trained: Sequence[Trained], evaluated: int) -> Itera
             f"not complete: {missing} of {len(trained)} SAEs and {wanted - evaluated} of {wanted} "
             "evaluations are missing; verdicts are of what there is"
         )
-    if len(study.seeds) < SEEDS_FOR_A_VERDICT:
+    if len(study.seeds) < ENOUGH_SEEDS:
         yield (
-            f"{len(study.seeds)} seeds: with fewer than {SEEDS_FOR_A_VERDICT}, only large effects "
+            f"{len(study.seeds)} seeds: with fewer than {ENOUGH_SEEDS}, only large effects "
             "can be told from noise, and the intervals rest on very few differences"
         )
 
 
-def _arms(study: Study, known: Plan) -> list[ArmInfo]:
+def _arms(study: Study) -> list[ArmInfo]:
     model = next(iter(study.models))
     infos = []
     for name, arm in study.all_arms().items():
@@ -135,18 +138,14 @@ def _arms(study: Study, known: Plan) -> list[ArmInfo]:
 # -- what the folder has -------------------------------------------------------------------------
 
 
-def _of_runs(known: Plan, folder: Path) -> tuple[list[Trained], list[Score]]:
+def _of_runs(cells: Sequence[Cell], folder: Path) -> tuple[list[Trained], list[Score]]:
     """Each SAE, and what its run says of it."""
     trained, scores = [], []
-    for cell in known.cells:
-        summary = cell.summary(folder)
-        reason = failure(cell, folder) if summary is None else None
+    for cell in cells:
+        summary, reason = cell.summary(folder), failure(cell, folder)
         trained.append(
             Trained(
-                model=cell.model,
-                arm=cell.arm,
-                sparsity=cell.sparsity,
-                seed=cell.seed,
+                **_where(cell),
                 folder=cell.folder.as_posix(),
                 status="ok" if summary is not None else "failed" if reason else "missing",
                 reason=reason,
@@ -156,26 +155,21 @@ def _of_runs(known: Plan, folder: Path) -> tuple[list[Trained], list[Score]]:
         for line, value in (summary or {}).items():
             suite, _, metric = line.partition("/")
             if suite in (HELDOUT, TRAINING) and isinstance(value, (int, float)):
-                scores.append(
-                    Score(
-                        model=cell.model, arm=cell.arm, sparsity=cell.sparsity, seed=cell.seed,
-                        suite=suite, metric=metric, value=value,
-                    )
-                )  # fmt: skip
+                scores.append(Score(**_where(cell), suite=suite, metric=metric, value=value))
     return trained, scores
 
 
-def _results(study: Study, known: Plan, folder: Path) -> Iterator[tuple[Cell, Row, Result | None]]:
-    """What was evaluated of the study's SAEs, with its suites' settings, and what came of it."""
+def _results(
+    study: Study, cells: Sequence[Cell], folder: Path
+) -> Iterator[tuple[Cell, Row, Result | None]]:
+    """What was evaluated of SAEs that are there, with its suites' settings, and what came of it."""
     read: dict[tuple[str, int], tuple[Path, dict[str, str], list[Row]]] = {}
     settings = {
         (model, suite): fingerprint(suite_of(study, model, suite)[1].model_dump(mode="json"))[:8]
         for model, spec in study.models.items()
         for suite in spec.suites
     }
-    for cell in known.cells:
-        if cell.summary(folder) is None:
-            continue
+    for cell in cells:
         place = (cell.model, cell.seed)
         if place not in read:
             there = evaluations(folder, *place)
@@ -235,24 +229,22 @@ def _contrasts(
             place = (s.model, s.suite, s.metric, s.arm)
             value = math.nan if s.value is None else s.value
             points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
+    arms = [arm for arm in study.all_arms() if arm != study.reference]
     pairs: dict[tuple[str, str, str, str], Any] = {}
     for model, found in metrics.items():
         for metric in found:
             suite, name = metric.suite, metric.name
             reference = points.get((model, suite, name, study.reference), [])
-            for arm in study.all_arms() if metric.compared else ():
-                if arm != study.reference:
-                    place = (model, suite, name, arm)
-                    pairs[place] = (points.get(place, []), reference, metric.better)
+            for arm in arms if metric.compared else ():
+                place = (model, suite, name, arm)
+                pairs[place] = (points.get(place, []), reference, metric.better)
     return [
         Contrast(model=model, arm=arm, suite=suite, metric=metric, comparison=comparison)
         for (model, suite, metric, arm), comparison in compare(pairs).items()
     ]
 
 
-def _provenance(
-    study: Study, folder: Path, results: Mapping[str, Mapping[str, Result]]
-) -> dict[str, Any]:
+def _provenance(results: Mapping[str, Mapping[str, Result]]) -> dict[str, Any]:
     datasets: dict[str, str] = {}
     models: dict[str, str] = {}
     settings: dict[str, Any] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -81,10 +80,10 @@ def _rows(suite: str) -> tuple[SuiteMetric, ...]:
 def described(suite: str, name: str) -> SuiteMetric | None:
     """A metric's row in its suite's table, with the number in its name filled in."""
     for row in _rows(suite):
-        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(row.name))
-        if match := re.fullmatch(pattern, name):
+        numbers = row.numbers(name)
+        if numbers is not None:
             texts = {part: getattr(row, part) for part in ("paper", "meaning")}
-            for number, value in match.groupdict().items():
+            for number, value in numbers.items():
                 texts = {k: text.replace(f"{{{number}}}", value) for k, text in texts.items()}
             return replace(row, **texts)
     return None

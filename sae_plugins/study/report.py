@@ -216,8 +216,9 @@ def _paper(facts: Facts, model: str) -> Table | None:
         others = facts.findings.metrics.get(model, [])
         metrics += [m for m in others if m.name.startswith("explained_variance")][:1]
     rows = []
+    answer = _answer(facts, model)
     for arm in arms:
-        verdict = _summary(facts, model, arm.name)
+        verdict = "the reference" if arm.name == facts.reference else _summary(answer, arm.name)
         for place, (sparsity, runs) in enumerate(facts.runs.get((model, arm.name), {}).items()):
             scores = [_score(facts, model, arm.name, metric, sparsity) for metric in metrics]
             heads = (arm.name, arm.paper, verdict) if place == 0 else ("", "", "")
@@ -230,10 +231,7 @@ def _paper(facts: Facts, model: str) -> Table | None:
     return Table(model, columns, rows) if rows else None
 
 
-def _summary(facts: Facts, model: str, arm: str) -> str:
-    if arm == facts.reference:
-        return "the reference"
-    answer = _answer(facts, model)
+def _summary(answer: Answer, arm: str) -> str:
     for decided, better, worse, unsaid in answer.decided:
         if decided.name == arm:
             return f"better on {better}, worse on {worse}" + (f", {unsaid}" if unsaid else "")

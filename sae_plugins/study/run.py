@@ -11,7 +11,6 @@ does only what is missing. A key in a folder's name stands for all that its SAE 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -22,14 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any, Protocol
 
 from sae_plugins.plugin import PluginError
 from sae_plugins.runs import RECIPE, lock, write
-from sae_plugins.study.cells import L0, Cell, Plan, by_group, plan
+from sae_plugins.study.cells import L0, SAES, Cell, Plan, grouped, plan
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.spec import Study, StudyError, as_yaml
 
@@ -87,8 +86,7 @@ def plan_of(study: Study, folder: Path) -> Plan:
     """
 
     def l0(cell: Cell) -> float | None:
-        summary = cell.summary(folder)
-        if summary is not None:
+        if (summary := cell.summary(folder)) is not None:
             return float(summary[L0])
         return None if failure(cell, folder) is None else 0.0
 
@@ -109,17 +107,17 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
     """
     folder = folder.absolute()
     check_suites(study)
-    plan_of(study, folder)
+    pilots = plan_of(study, folder).pilots
+    jobs = jobs or _default_jobs()
     with _locked(folder):
         write(folder / STUDY, as_yaml(study))  # as it was run last
-        pilots = plan_of(study, folder).pilots
         waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
         pilots = [cell for cell in pilots if cell.model in waiting]
         progress.expect(len(pilots))
-        _run_tasks(_tasks(study, folder, pilots), jobs, progress)
+        _run_tasks(_tasks(study, folder, pilots, jobs), jobs, progress)
         known = plan_of(study, folder)
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
-        _run_tasks(_tasks(study, folder, known.cells), jobs, progress)
+        _run_tasks(_tasks(study, folder, known.cells, jobs), jobs, progress)
 
 
 def check_suites(study: Study) -> None:
@@ -172,27 +170,23 @@ def _locked(folder: Path) -> Iterator[None]:
         unlock()
 
 
-def _tasks(study: Study, folder: Path, cells: list[Cell]) -> list[Task]:
-    """A task for each model and seed."""
+def _tasks(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Task]:
+    """A task for each model and seed, for `jobs` processes."""
     text = study.model_dump_json()
+    # sums round by the number of threads, so it does not follow how much there is left to do
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     return [
-        Task(text, folder, model, seed, members[0].pilot, None)
-        for model, seed, members in by_group(cells)
+        Task(text, folder, model, seed, members[0].pilot, threads)
+        for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
     ]
 
 
 # -- processes -----------------------------------------------------------------------------------
 
 
-def _run_tasks(tasks: list[Task], jobs: int | None, progress: Progress) -> None:
-    if not tasks:
-        return
-    jobs = jobs or _default_jobs()
-    # sums round by the number of threads, so it does not follow how much there is left to do
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-    tasks = [replace(task, threads=threads) for task in tasks]
+def _run_tasks(tasks: list[Task], jobs: int, progress: Progress) -> None:
     count = min(jobs, len(tasks))
-    if count == 1:
+    if count <= 1:
         for task in tasks:
             work(task, progress)
         return
@@ -200,7 +194,7 @@ def _run_tasks(tasks: list[Task], jobs: int | None, progress: Progress) -> None:
     queue = context.Queue()
     with (
         # one bar is drawn, here
-        _environment(OMP_NUM_THREADS=str(threads), TQDM_DISABLE="1"),
+        _environment(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"),
         ProcessPoolExecutor(count, context, _begin, (queue,)) as pool,
     ):
         futures = [pool.submit(_work_elsewhere, task) for task in tasks]
@@ -319,11 +313,8 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
     from sae_plugins.jobs import Job, load_job
     from sae_plugins.lockstep import Arm, stream_key, train
 
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(stream_key(cell.settings.job()), []).append(cell)
     shared: Job | None = None
-    for members in groups.values():
+    for members in grouped(cells, lambda cell: stream_key(cell.settings.job())).values():
         name = f"{task.model}, seed {task.seed}"
         progress.stage(f"{name}: training {len(members)} SAEs")
         arms, failures = {}, {}
@@ -396,6 +387,8 @@ def _failed(cell: Cell, folder: Path) -> Path:
 
 def failure(cell: Cell, folder: Path) -> str | None:
     """Why a cell's SAE is not there, if training it was tried."""
+    if cell.summary(folder) is not None:
+        return None
     try:
         return _failed(cell, folder).read_text("utf-8").strip()
     except OSError:
@@ -465,11 +458,8 @@ class _Rows:
         self.progress.advance(1)
 
 
-def stale(study: Study, folder: Path) -> list[Path]:
+def stale(known: Plan, folder: Path) -> list[Path]:
     """Runs in the folder that are no part of the study any more, after it was changed."""
-    known = plan_of(study, folder)
     names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
-    with contextlib.suppress(OSError):
-        found = [path for path in folder.glob("saes/*/*") if (path / RECIPE).is_file()]
-        return sorted(path for path in found if path not in names)
-    return []
+    found = [recipe.parent for recipe in folder.glob(f"{SAES}/*/*/{RECIPE}")]
+    return sorted(path for path in found if path not in names)

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from sae_plugins.eval_suites.tables import natural
 from sae_plugins.figures import save
 from sae_plugins.runs import FIGURES
 from sae_plugins.study import figures, traces
@@ -147,7 +148,7 @@ def _heatmaps(
     # those that have a verdict first
     for metric in sorted(by_metric, key=lambda name: name not in compared):
         cells = by_metric[metric]
-        items = sorted({item for _, item in cells}, key=_natural)
+        items = sorted({item for _, item in cells}, key=natural)
         arms = [arm for arm in facts.looks if any((arm, item) in cells for item in items)]
         values = [
             [fmean(cells[arm, item].values()) if (arm, item) in cells else None for item in items]
@@ -294,7 +295,3 @@ def _order(arm: str, frequencies: np.ndarray[Any, Any]) -> Line:
         [float(np.median(heights[group])) for group in groups],
         dots=[(float(place), float(heights[place])) for place in range(0, len(heights), every)],
     )
-
-
-def _natural(text: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

@@ -26,20 +26,37 @@ import re
 import shlex
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sae_plugins import packaged
 from sae_plugins.plugin import Method, PluginError, Row, did_you_mean
+from sae_plugins.study import ENOUGH_SEEDS
 
 FOLDER = Path(__file__).parent.parent / "studies"
-SEEDS_FOR_A_VERDICT = 5
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
 
 Kind = Literal["method", "ours", "baseline", "control"]
 Flags = dict[str, Any]
-Sparsity = dict[str, list[float]]
+
+
+def _swept(sparsity: dict[str, list[float]]) -> dict[str, list[float]]:
+    for flag, values in sparsity.items():
+        if not values or len(set(values)) < len(values) or min(values) < 0:
+            raise ValueError(f"{flag}: give values of at least 0 that differ from each other")
+    return sparsity
+
+
+Sparsity = Annotated[dict[str, list[float]], AfterValidator(_swept)]
 
 
 class StudyError(Exception):
@@ -48,13 +65,6 @@ class StudyError(Exception):
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _swept(sparsity: Sparsity) -> Sparsity:
-    for flag, values in sparsity.items():
-        if not values or len(set(values)) < len(values) or min(values) < 0:
-            raise ValueError(f"{flag}: give values of at least 0 that differ from each other")
-    return sparsity
 
 
 class Model(_Model):
@@ -89,22 +99,12 @@ class Model(_Model):
             raise ValueError("L0s to reach must be greater than 0, and different from each other")
         return targets
 
-    @field_validator("sparsity")
-    @classmethod
-    def _distinct(cls, sparsity: Sparsity) -> Sparsity:
-        return _swept(sparsity)
-
 
 class Override(_Model):
     """What an arm has otherwise on one model."""
 
     train: Flags = Field({}, description="flags on top of the arm's")
     sparsity: Sparsity = Field({}, description="in place of the arm's and the model's")
-
-    @field_validator("sparsity")
-    @classmethod
-    def _distinct(cls, sparsity: Sparsity) -> Sparsity:
-        return _swept(sparsity)
 
 
 class Arm(Override):
@@ -139,7 +139,7 @@ class Study(_Model):
     arms: dict[str, Arm] = Field(min_length=1, description="by a name of your choice")
     rows: Rows | None = Field(None, description="the rows of a paper's tables, as more arms")
     seeds: list[int] = Field(
-        list(range(SEEDS_FOR_A_VERDICT)),
+        list(range(ENOUGH_SEEDS)),
         min_length=1,
         description="each draws initial weights and orders the data, alike for all arms",
     )

@@ -31,12 +31,12 @@ import scipy.stats
 from scipy.integrate import trapezoid
 from statsmodels.stats.multitest import multipletests
 
+from sae_plugins.study import ENOUGH_SEEDS
+
 Better = Literal["higher", "lower"]
 Verdict = Literal["better", "worse", "not distinguishable", "no verdict"]
 K = TypeVar("K", bound=Hashable)
 
-ENOUGH_SEEDS = 5
-"""With fewer, a verdict carries a warning."""
 CONFIDENCE = 0.95
 POWER = 0.8
 """Of the smallest detectable difference."""

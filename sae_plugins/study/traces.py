@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from sae_plugins.figures import CHANGES
-from sae_plugins.runs import WEIGHTS
+from sae_plugins.runs import SPARSITY, WEIGHTS
 
-METRICS = "metrics.jsonl"
-SPARSITY = "sparsity.safetensors"
 _STEPS = 120
 """At most so many points of a curve are kept."""
 _BLOCK = 1024

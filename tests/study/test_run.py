@@ -186,7 +186,7 @@ def test_a_changed_arm_is_all_that_is_done_again(
     old, new = ({(s.arm, s.sparsity, s.seed): s.value for s in f.scores if s.metric == "mcc"}
                 for f in (done[1], findings))  # fmt: skip
     assert {key[0] for key in new if new[key] != old[key]} == {"topk"}
-    assert len(study_run.stale(changed(arms=arms), copy)) == 4
+    assert len(study_run.stale(study_run.plan_of(changed(arms=arms), copy), copy)) == 4
 
 
 def test_another_seed_and_other_settings_of_a_suite_leave_saes_alone(copy: Path) -> None:
