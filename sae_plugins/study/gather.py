@@ -126,7 +126,8 @@ def _arms(study: Study) -> list[ArmInfo]:
     infos = []
     for name, arm in study.all_arms().items():
         train, _ = arm.on_model(model, study.models[model])
-        flags = " ".join(f"--{flag} {as_text(value)}" for flag, value in train.items())
+        texts = {flag: as_text(value) for flag, value in train.items()}
+        flags = " ".join(f"--{f} {text}" if text else f"no --{f}" for f, text in texts.items())
         infos.append(
             ArmInfo(
                 name=name, kind=arm.kind, description=arm.description, paper=arm.paper, flags=flags

@@ -114,8 +114,10 @@ def test_killed_and_run_again(sae: Callable[..., Path], tmp_path: Path) -> None:
     )
     child.start()
     deadline = time.monotonic() + 120
-    while not list(out.glob("*/core-seed1-????????.json")):
+    while not ((out / "manifest.json").exists() and results(out)):
         assert child.is_alive(), "it ended before its first row"
+        for file in out.glob("*/core-seed?-????????.json"):
+            assert json.loads(file.read_text())["reason"] is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(child.pid or 0, signal.SIGKILL)

@@ -12,6 +12,7 @@ import pytest
 from sae_plugins import registry
 from sae_plugins.plugin import Method
 from sae_plugins.study.cells import Cell, plan
+from sae_plugins.study.gather import gather
 from sae_plugins.study.run import check_suites
 from sae_plugins.study.spec import Study, load, names
 
@@ -108,3 +109,11 @@ def test_the_studies_in_the_docs_can_be_run(contents: str, tmp_path: Path) -> No
     study = load(str(file))
     check_suites(study)
     assert plan(study, lambda _: None)
+
+
+def test_an_arm_that_gives_a_recipes_plugins_up_says_so(tmp_path: Path) -> None:
+    arms = {
+        arm.name: arm.flags for arm in gather("hybrid-order", load("hybrid-order"), tmp_path).arms
+    }
+    assert arms["topk"] == "no --plugin --architecture topk"
+    assert arms["no-reordering"] == "--plugin hybrid-order --without reorder"
