@@ -211,12 +211,12 @@ def _fit(
 
 
 def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManager[None]:
-    from sae_plugins.jobs import wandb_run
+    from sae_plugins.weights_and_biases import one_log
 
     if not settings.get("log_to_wandb"):
         return nullcontext()
     resumed = checkpoints.step is not None
-    return wandb_run(checkpoints.notes, settings.get("wandb_id"), resumed)
+    return one_log(checkpoints.notes, settings.get("wandb_id"), resumed)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import re
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -319,37 +318,6 @@ def write_summary(
     return summary
 
 
-def check_wandb(log_to_wandb: bool) -> None:
-    """Refuse to log to Weights & Biases where nobody is logged in, before hours of training."""
-    if not log_to_wandb:
-        return
-    try:
-        import wandb
-    except ImportError as error:
-        raise PluginError(
-            "--log_to_wandb needs wandb, which cannot be imported: pip install wandb, or leave the "
-            "flag out"
-        ) from error
-    if _wandb_mode(wandb) in (None, "online", "shared") and not _logged_in(wandb):
-        raise PluginError(
-            "--log_to_wandb: nobody is logged in to Weights & Biases; run `wandb login`, set "
-            "WANDB_MODE=offline to log into a local folder, or leave the flag out"
-        )
-
-
-def _wandb_mode(wandb: Any) -> str | None:
-    mode: str | None = wandb.setup().settings.mode
-    return mode
-
-
-def _logged_in(wandb: Any) -> bool:
-    """Whether wandb has a key, without asking for one."""
-    try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except TypeError:  # before wandb 0.22 this is how to ask
-        return bool(wandb.api.api_key)
-
-
 @contextmanager
 def isolated_random_state() -> Iterator[None]:
     """Restore python's, numpy's and torch's global random states afterwards."""
@@ -371,30 +339,6 @@ def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str
             return evaluator(sae, iter(()), activation_scaler)
 
     return evaluate
-
-
-@contextmanager
-def wandb_run(notes: dict[str, Any], given: str | None, resumed: bool) -> Iterator[None]:
-    """Log under one id, noted as "wandb_id", however often the run is interrupted.
-
-    Args:
-        notes: what the run's checkpoints keep.
-        given: the id that the user wants.
-        resumed: the run goes on, and so does its log.
-    """
-    import wandb
-
-    settings = wandb.setup().settings
-    before = settings.run_id, settings.resume
-    notes.setdefault("wandb_id", given or settings.run_id or secrets.token_hex(4))
-    settings.run_id = notes["wandb_id"]
-    settings.resume = "allow" if resumed else settings.resume
-    try:
-        yield
-    finally:
-        settings.run_id, settings.resume = before
-        if wandb.run is not None:  # SAELens ends it only where all goes well
-            wandb.finish(exit_code=1)
 
 
 @contextmanager

@@ -25,14 +25,13 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
-from sae_plugins import world
+from sae_plugins import weights_and_biases, world
 from sae_plugins.heldout import heldout_metrics
 from sae_plugins.jobs import (
     JobSettings,
     Save,
     check_devices,
     check_memory,
-    check_wandb,
     isolated,
     isolated_random_state,
     quiet,
@@ -69,7 +68,8 @@ class LanguageModelJob:
         Raises:
             PluginError: no such model, hook, dataset or device, or settings that do not fit.
         """
-        check_wandb(bool(settings.logger.get("log_to_wandb")))
+        if settings.logger.get("log_to_wandb"):
+            weights_and_biases.check()
         check_devices(settings)
         check_sources(settings)
         self.settings = settings

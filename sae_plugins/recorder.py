@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae_plugins import figures
+from sae_plugins import figures, weights_and_biases
 from sae_plugins.features import FeatureChange, Permuted, Reset
 from sae_plugins.hookspecs import hookimpl
 from sae_plugins.plugin import Plugin, PluginError
@@ -147,11 +147,17 @@ class Recorder(Plugin):
         """Draw the curves of the training, and how often the features at each position fired."""
         rows = read_rows(self.path(METRICS))
         (self.folder / "figures").mkdir(exist_ok=True)
-        figures.save(figures.loss_and_l0(rows), self.path("figures/loss_and_l0.png"))
-        figures.save(
-            figures.firing_by_position(self.snapshots, run.features.d_sae),
-            self.path("figures/firing_by_position.png"),
-        )
+        drawn = {
+            self.path("figures/loss_and_l0.png"): figures.loss_and_l0(rows),
+            self.path("figures/firing_by_position.png"): figures.firing_by_position(
+                self.snapshots, run.features.d_sae
+            ),
+        }
+        for path, figure in drawn.items():
+            figures.save(figure, path)
+        if run.logs_to_wandb:
+            sae: Any = run.sae
+            weights_and_biases.log_figures([*drawn], sae.get_name())
 
     def path(self, name: str) -> Path:
         """Where the file `name` of this SAE is written."""

@@ -76,6 +76,11 @@ class Run:
         """Tokens that the SAE has seen, this step's included."""
         return self._trainer.n_training_samples
 
+    @property
+    def logs_to_wandb(self) -> bool:
+        """Whether SAELens logs the run to Weights & Biases."""
+        return bool(self._trainer.cfg.logger.log_to_wandb)
+
     def plugin(self, name: str) -> Any:
         """Another plugin of this run: one that `requires` or `after` names, for what it keeps.
 

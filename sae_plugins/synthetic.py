@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins import weights_and_biases
 from sae_plugins.plugin import PluginError, did_you_mean
+from sae_plugins.runs import CONFIG, SPARSITY, WEIGHTS
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -145,9 +147,10 @@ class SyntheticJob:
 
     def __init__(self, settings: JobSettings) -> None:
         """Make the synthetic model and check the settings."""
-        from sae_plugins.jobs import check_devices, check_memory, check_wandb, sae_config
+        from sae_plugins.jobs import check_devices, check_memory, sae_config
 
-        check_wandb(bool(settings.logger.get("log_to_wandb")))
+        if settings.logger.get("log_to_wandb"):
+            weights_and_biases.check()
         check_devices(settings)
         self.settings = settings
         self.model = synthetic_model(settings.model_name.partition(":")[2], settings.device)
@@ -197,6 +200,15 @@ class SyntheticJob:
         create = runner._create_evaluator
         # it draws samples from the global random state, as the training does
         runner._create_evaluator = lambda: isolated(create())
+        if runner.cfg.logger.log_to_wandb:
+            save = runner._save_outputs
+
+            def save_and_log(path: Path, *outputs: Any) -> None:
+                save(path, *outputs)
+                files = [path / name for name in (WEIGHTS, CONFIG, SPARSITY)]
+                weights_and_biases.log_sae(files, runner.sae.get_name())
+
+            runner._save_outputs = save_and_log
         seed_data(self.settings.seed)
 
         def run() -> dict[str, float]:

@@ -141,22 +141,6 @@ def test_the_seed_orders_the_data(tiny_world: Any, monkeypatch: pytest.MonkeyPat
     assert order(0) != order(1)
 
 
-def test_logging_to_wandb_changes_no_weight():
-    pytest.importorskip("wandb")
-    often = (
-        "--wandb_log_frequency",
-        "2",
-        "--eval_every_n_wandb_logs",
-        "3",
-        "--n_eval_batches",
-        "1",
-    )
-    off = train("off", "--plugin", "reorder")
-    on = train("on", "--plugin", "reorder", "--log_to_wandb", *often)
-    assert same(off, on)
-    assert Path("wandb").is_dir()
-
-
 def test_checkpoints_are_in_the_run_s_folder():
     run = train("run", "--n_checkpoints", "1")
     (checkpoint,) = (run / "checkpoints").iterdir()
@@ -285,17 +269,6 @@ def test_a_disk_that_is_too_small(
     train("run", code=2)
     assert "1.0 KB are free" in capsys.readouterr().err
     assert not Path("run").exists()
-
-
-def test_wandb_without_a_login_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    from sae_plugins import jobs
-
-    monkeypatch.setattr(jobs, "_logged_in", lambda _: False)
-    monkeypatch.setattr(jobs, "_wandb_mode", lambda _: "online")
-    train("run", "--log_to_wandb", code=2)
-    assert "run `wandb login`, set WANDB_MODE=offline" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(capsys: pytest.CaptureFixture[str]):
