@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import sys
 import textwrap
 import time
@@ -534,7 +533,7 @@ def _table(suite: Suite, saes: Mapping[str, Sequence[Result]], arrows: Mapping[s
     from rich.table import Table
     from rich.text import Text
 
-    from sae_plugins.eval_suites.tables import headlines
+    from sae_plugins.eval_suites.tables import cell, headlines
 
     columns: dict[str, Metric] = {}
     for results in saes.values():
@@ -548,18 +547,8 @@ def _table(suite: Suite, saes: Mapping[str, Sequence[Result]], arrows: Mapping[s
         heading = f"{name.replace('_', ' ')} {arrows[metric.better]}".strip()
         table.add_column(Text(heading), justify="right", vertical="bottom")
     for label, results in saes.items():
-        table.add_row(Text(label), *(Text(_cell(results, name)) for name in columns))
+        table.add_row(Text(label), *(Text(cell(results, name)) for name in columns))
     return table
-
-
-def _cell(results: Sequence[Result], metric: str) -> str:
-    from sae_plugins.summary import format_value
-
-    values = [result.metrics[metric].value for result in results if metric in result.metrics]
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return format_value(known[0] if known else None)
-    return f"{format_value(statistics.fmean(known))} ± {statistics.stdev(known):.2g}"
 
 
 def _draw(evaluation: Evaluation) -> None:

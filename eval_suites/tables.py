@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from sae_plugins.eval_suites.manifest import Row
 from sae_plugins.eval_suites.results import Result
 from sae_plugins.eval_suites.suite import Suite
 from sae_plugins.plugin import PluginError
+from sae_plugins.summary import format_value
 
 
 def labels(rows: Iterable[Row]) -> dict[str, str]:
@@ -31,12 +33,21 @@ def headlines(suite: Suite, result: Result) -> list[tuple[str, Any]]:
     return found
 
 
-def _headline_names(result: Result) -> list[str]:
+def headline_names(result: Result) -> list[str]:
     """Of all metrics where the suite is not installed any more."""
     try:
         return [name for name, _ in headlines(registry.load(result.suite), result)]
     except PluginError:
         return list(result.metrics)
+
+
+def cell(results: Iterable[Result], metric: str) -> str:
+    """A metric of one SAE: its mean ± sd over seeds."""
+    values = [result.metrics[metric].value for result in results if metric in result.metrics]
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return format_value(known[0] if known else None)
+    return f"{format_value(statistics.fmean(known))} ± {statistics.stdev(known):.2g}"
 
 
 def natural(text: str) -> list[Any]:
@@ -48,7 +59,7 @@ def results_table(results: Sequence[tuple[Row, Result]]) -> str:
     names = labels(row for row, _ in results)
     rows = []
     for row, result in results:
-        for metric in sorted(_headline_names(result), key=natural):
+        for metric in sorted(headline_names(result), key=natural):
             value = result.metrics[metric]
             rows.append({
                 "suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed,
