@@ -16,6 +16,7 @@ examples:
   sae-plugins evaluate runs/demo --preset quick   SAEBench's evaluations, tables and figures
   sae-plugins evaluate --help                  suites, presets, seeds, and where data come from
   sae-plugins study run quick                  does it help? verdicts with intervals, a report
+  sae-plugins upload runs/demo me/saes --dry_run  what would go to the Hugging Face Hub
   sae-plugins plugins list                     the installed plugins and methods
   sae-plugins plugins show hybrid-order        options, settings and the paper's tables
 """
@@ -34,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", add_help=False, help="train an SAE", allow_abbrev=False)
     commands.add_parser("evaluate", add_help=False, help="evaluate SAEs", allow_abbrev=False)
     commands.add_parser("study", add_help=False, help="compare methods", allow_abbrev=False)
+    commands.add_parser("upload", add_help=False, help="share SAEs", allow_abbrev=False)
     plugins = commands.add_parser("plugins", help="list or show plugins", allow_abbrev=False)
     actions = plugins.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="the installed plugins and methods, one a line")
@@ -76,6 +78,10 @@ def _run(arguments: list[str]) -> int:
         from sae_plugins.entrypoints import study
 
         return study.main(arguments[1:])
+    if arguments[:1] == ["upload"]:
+        from sae_plugins.entrypoints import upload
+
+        return upload.main(arguments[1:])
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.version:

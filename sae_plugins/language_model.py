@@ -110,6 +110,8 @@ class LanguageModelJob:
         checkpoint_path = fields.pop("checkpoint_path")
         if "seqpos_slice" in fields:
             fields["seqpos_slice"] = tuple(fields["seqpos_slice"])
+        if fields.get("from_pretrained_path"):
+            fields["from_pretrained_path"] = str(_local(fields["from_pretrained_path"]))
         with settings_accepted(), quiet():
             config: Any = LanguageModelSAERunnerConfig(
                 sae=replace(self.sae_config),
@@ -220,9 +222,10 @@ def check_sources(settings: JobSettings) -> None:
         folder = settings.runner.get(name)
         if folder is None or (name, used) == ("cached_activations_path", None):
             continue
-        if not Path(folder).is_dir():
+        path = _local(folder) if name == "from_pretrained_path" else Path(folder)
+        if not path.is_dir():
             raise PluginError(f"--{name} {folder} is no folder; name another, or leave it out")
-        missing = [file for file in files if not (Path(folder) / file).is_file()]
+        missing = [file for file in files if not (path / file).is_file()]
         if missing:
             raise PluginError(
                 f"--{name} {folder} lacks {', '.join(missing)}; name another, or leave it out"
@@ -237,6 +240,18 @@ def check_sources(settings: JobSettings) -> None:
             raise PluginError(
                 f"--model_name {settings.model_name} needs --{name}, for example {example}"
             )
+
+
+def _local(source: str) -> Path:
+    """The folder of the SAE to begin with: it may be one on the Hub, as `USER/REPO:SAE_ID`."""
+    from sae_plugins import hub
+
+    if ":" not in source:
+        return Path(source)
+    try:
+        return hub.local(source)
+    except hub.HubError as error:
+        raise PluginError(f"--from_pretrained_path {error}") from error
 
 
 # -- the model ---------------------------------------------------------------------------------

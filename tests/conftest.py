@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+from hub import LoopbackHub
+
+
+@pytest.fixture
+def loopback_hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    """A Hub on this machine, empty."""
+    hub = LoopbackHub(tmp_path / "hub-cache")
+    yield hub
+    hub.close()
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same global random state at the start of every test; torch only where it is imported."""
     random.seed(0)
     np.random.seed(0)
-    import sys
-
     if "torch" in sys.modules:
         import torch
 

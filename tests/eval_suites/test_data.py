@@ -422,7 +422,7 @@ def test_hub_faults_name_the_dataset_and_the_cure(
     status: int, loopback_hub: Any, news_repository: Any
 ) -> None:
     news_repository("old")
-    loopback_hub.faults[NEWS] = status
+    loopback_hub.fail(NEWS, status)
     message, _ = news_client(loopback_hub, {}, HF_TOKEN="hf_secretsecretsecretsecretsecretsec")
     assert f"dataset {NEWS} cannot be read from the Hub" in message
     assert f"into FOLDER/{NEWS} and use --data FOLDER" in message

@@ -1,0 +1,441 @@
+"""SAEs on the Hugging Face Hub: how a repository takes them, and what is said when it does not.
+
+An SAE is a folder of the repository in SAELens' layout, with what reproduces and explains it, and
+gets there in one commit together with the card. A commit names the one that it was made for: when
+somebody else was faster, everything is read again. So an SAE is visible whole or not at all, and a
+commit whose answer got lost is recognised by the files that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sae_plugins.plugin import PluginError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    from sae_plugins.eval_suites.results import Result
+    from sae_plugins.upload import Upload
+
+Content = Path | bytes
+T = TypeVar("T")
+
+RESULTS = "results"
+"""Folder of the evaluations, beside an SAE's weights."""
+MAIN, CARD = "main", "README.md"
+TRIES = 6
+"""How often something is done that the Hub or the network keeps from being done."""
+_LONGEST_WAIT = 300.0
+"""Seconds; the Hub counts requests in windows of five minutes."""
+_PATIENCE = 900.0
+"""Seconds after which nothing is tried again; the client's own waiting counts."""
+_TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
+"""Answers that another try may change; 409 and 412: somebody else is committing."""
+_BROKEN = ("TransportError", "ConnectionError", "TimeoutError")
+"""Classes of broken connections, by name: which HTTP library the client has is its own business."""
+
+
+class HubError(Exception):
+    """An SAE cannot be uploaded or downloaded; the message says why, and what helps."""
+
+
+# -- the Hub ---------------------------------------------------------------------------------------
+
+
+def api() -> HfApi:
+    """The Hub that `HF_ENDPOINT` names, with the token of huggingface_hub's usual places."""
+    from huggingface_hub import HfApi, get_token
+
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    return HfApi(endpoint=endpoint or None, token=get_token() or False, library_name="sae-plugins")
+
+
+def local(source: str) -> Path:
+    """The folder of an SAE, downloaded if it is on the Hub.
+
+    Raises:
+        HubError: it is neither here nor there, or cannot be downloaded.
+    """
+    folder = Path(source).expanduser()
+    repo, _, sae_id = source.partition(":")
+    if folder.is_dir():
+        return folder
+    if "/" not in repo or not sae_id:
+        raise HubError(f"{source} is no folder; name one, or give USER/REPO:SAE_ID")
+    check_repo(repo)
+    try:
+        files = retried(
+            lambda: api().snapshot_download(repo, allow_patterns=[f"{sae_id}/*"]), lambda _: None
+        )
+    except Exception as error:  # of the network, the Hub and the disk
+        raise HubError(f"{source} cannot be downloaded: {why(error)}") from error
+    if not (Path(files) / sae_id).is_dir():
+        raise HubError(f"{source}: the repository {repo} has no SAE {sae_id!r}")
+    return Path(files) / sae_id
+
+
+def check_repo(repo: str) -> None:
+    """Refuse what is no name of a repository.
+
+    Raises:
+        HubError: it names what is wrong with it.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise HubError(f"{repo!r} is no repository: {error}") from error
+    if repo.count("/") != 1:
+        raise HubError(f"{repo!r} is no repository: name its owner, too: USER/REPO")
+
+
+def check_branch(name: str) -> None:
+    """Refuse what cannot be a branch.
+
+    Raises:
+        HubError: with an example.
+    """
+    is_commit = re.fullmatch("[0-9a-f]{7,40}", name)
+    fits = re.fullmatch(r"\w[\w./-]*", name, re.ASCII) and not name.startswith("refs/")
+    if is_commit or not fits or ".." in name or name.endswith(("/", ".", ".lock")):
+        raise HubError(f"--revision {name!r} is no branch; give a name such as v1")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a repository holds at one commit."""
+
+    commit: str
+    has_branch: bool
+    files: Mapping[str, RepoFile]
+    """By path."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a commit would change."""
+
+    additions: Mapping[str, Content]
+    """By path in the repository; without what is there already."""
+    deletions: Sequence[str]
+    card: str
+
+
+class Repository:
+    """A repository of SAEs on the Hub.
+
+    Attributes:
+        repo: such as `user/saes`.
+        branch: made when it is needed.
+        private: whether the repository is to be so where it is made anew.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        branch: str = MAIN,
+        private: bool = False,
+        tries: int = TRIES,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Name it; nothing is sent yet. `say` hears why something is tried again."""
+        self.repo, self.branch, self.private = repo, branch, private
+        self.api = api()
+        self._tries, self._say = tries, say
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        tree = "" if self.branch == MAIN else f"/tree/{self.branch}"
+        return f"{self.api.endpoint}/{self.repo}{tree}"
+
+    def read(self) -> State | None:
+        """What it holds now; None if there is no such repository.
+
+        Raises:
+            HubError: the Hub does not say, or it is public and is to be private.
+        """
+        return self._do(self._read)
+
+    def plan(self, upload: Upload, state: State | None, overwrite: bool) -> Plan:
+        """What a commit of an SAE would change.
+
+        Raises:
+            HubError: it would overwrite files, and shall not; the card cannot be read.
+        """
+        return self._do(lambda: self._plan(upload, state, overwrite))
+
+    def send(self, upload: Upload, overwrite: bool) -> bool:
+        """Commit an SAE with its card; whether anything of it was still to be sent.
+
+        Raises:
+            HubError: nothing of it is there, or all of it was there before.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        sent = False
+
+        def attempt() -> None:
+            nonlocal sent
+            state = self._made()
+            plan = self._plan(upload, state, overwrite)
+            if not plan.additions and not plan.deletions:
+                return
+            sent = True
+            self.api.create_commit(
+                self.repo,
+                [
+                    *(CommitOperationDelete(path) for path in plan.deletions),
+                    *(CommitOperationAdd(path, file) for path, file in plan.additions.items()),
+                ],
+                commit_message=f"Upload SAE {upload.sae_id}",
+                revision=self.branch,
+                parent_commit=state.commit,
+            )
+
+        self._do(attempt)
+        return sent
+
+    def _read(self) -> State | None:
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.hf_api import RepoFile
+
+        has_branch = True
+        try:
+            try:
+                info = self.api.model_info(self.repo, revision=self.branch)
+            except RevisionNotFoundError:  # it will begin where the main one is
+                info, has_branch = self.api.model_info(self.repo), False
+        except RepositoryNotFoundError:
+            return None
+        if self.private and not info.private:
+            raise HubError(
+                f"{self.repo} is public: make it private on its page {self.url}/settings, or leave "
+                "--private out"
+            )
+        tree = self.api.list_repo_tree(self.repo, recursive=True, revision=info.sha)
+        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        return State(str(info.sha), has_branch, files)
+
+    def _plan(self, upload: Upload, state: State | None, overwrite: bool) -> Plan:
+        from sae_plugins.card import card
+        from sae_plugins.card_facts import entry
+
+        there = state.files if state else {}
+        files = {f"{upload.sae_id}/{name}": content for name, content in upload.files.items()}
+        others = [path for path in there if path.startswith(f"{upload.sae_id}/")]
+        changed = [path for path in others if path in files and not _same(files[path], there[path])]
+        if changed and not overwrite:
+            raise HubError(
+                f"{self.repo} has another SAE {upload.sae_id} already: {', '.join(changed[:3])}"
+                f"{', ...' if len(changed) > 3 else ''} differ; rename the folder "
+                f"{upload.folder}, or --overwrite"
+            )
+        extra = [path for path in others if path not in files]
+        kept = [] if overwrite else list(self._kept(extra, state))
+        previous = self._text(CARD, state) if CARD in there else None
+        facts = entry(upload.sae_id, upload.folder, [*upload.results, *kept])
+        text = card(facts, previous, self.repo)
+        additions: dict[str, Content] = {
+            path: content for path, content in files.items() if path not in there or path in changed
+        }
+        if text != previous:
+            additions[CARD] = text.encode()
+        return Plan(additions, extra if overwrite else [], text)
+
+    def _made(self) -> State:
+        """What it holds, after it has been made, with the branch, where that is to be done."""
+        state = self._read()
+        if state is not None and state.has_branch:
+            return state
+        if state is None:
+            self.api.create_repo(self.repo, private=self.private, exist_ok=True)
+        if self.branch != MAIN:
+            self.api.create_branch(self.repo, branch=self.branch, exist_ok=True)
+        state = self._read()
+        if state is None:
+            raise HubError(f"{self.repo} is not there though it was made; try again in a minute")
+        return state
+
+    def _kept(self, paths: Iterable[str], state: State | None) -> Iterator[Result]:
+        """Results that were uploaded earlier and stay, so that the card goes on naming them."""
+        from sae_plugins.eval_suites.results import Result
+
+        for path in paths:
+            name = path.split("/", 1)[1]
+            if name.startswith(f"{RESULTS}/") and not name.endswith(".saebench.json"):
+                try:
+                    yield Result.model_validate_json(self._text(path, state))
+                except ValueError:  # somebody else's file
+                    continue
+
+    def _text(self, path: str, state: State | None) -> str:
+        assert state is not None
+        file = self.api.hf_hub_download(self.repo, path, revision=state.commit)
+        try:
+            return Path(file).read_bytes().decode("utf-8-sig")  # line ends as they are
+        except UnicodeDecodeError as error:
+            raise HubError(f"{self.repo}: {path} is no text in UTF-8: {error}") from error
+
+    def _do(self, work: Callable[[], T]) -> T:
+        try:
+            return retried(work, self._say, self._tries)
+        except HubError:
+            raise
+        except PluginError as error:  # the card cannot be written
+            raise HubError(f"{self.repo}: {error}") from error
+        except Exception as error:  # of the network, the Hub and the disk
+            raise HubError(f"{self.repo}: {self._no_right(error) or why(error)}") from error
+
+    def _no_right(self, error: BaseException) -> str | None:
+        """Who has no right to write here, and who has it; None if that is not the reason."""
+        if _status(error) != 403:
+            return None
+        try:
+            me = self.api.whoami()
+        except Exception:
+            return "the token has no right to write here: make one that has, and `hf auth login`"
+        role = me.get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            return (
+                f"{me['name']} is logged in with a token that can only read: make one with the "
+                f"right to write at {self.api.endpoint}/settings/tokens, and `hf auth login`"
+            )
+        owners = [me["name"], *(each["name"] for each in me.get("orgs", []))]
+        return (
+            f"{me['name']} may not write to {self.repo}, whose owner is {self.repo.split('/')[0]}; "
+            f"the token's owners are {', '.join(owners)}"
+            + ("" if role == "write" else ", and it may be limited to some repositories")
+        )
+
+
+def size_of(content: Content) -> int:
+    """Bytes of a file."""
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def _same(content: Content, there: RepoFile) -> bool:
+    """Whether a file is that at the Hub, by its hash there."""
+    count = size_of(content)
+    if count != there.size:
+        return False
+    digest = hashlib.sha256() if there.lfs else hashlib.sha1(b"blob %d\0" % count)
+    if isinstance(content, bytes):
+        digest.update(content)
+    else:
+        with content.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() == (there.lfs.sha256 if there.lfs else there.blob_id)
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+def retried(work: Callable[[], T], say: Callable[[str], None], tries: int = TRIES) -> T:
+    """Do something that can be done again, a few times if the Hub or the network fails.
+
+    Args:
+        work: reads what there is before it changes anything.
+        say: hears why it is tried again, and when.
+    """
+    began = time.monotonic()
+    for number in range(1, tries + 1):
+        try:
+            return work()
+        except Exception as error:
+            late = time.monotonic() - began > _PATIENCE
+            if number == tries or late or not _may_pass(error):
+                raise
+            wait = _wait(error, number)
+            say(f"{why(error)}; try {number + 1} of {tries} in {wait:.0f} s")
+        time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _may_pass(error: BaseException) -> bool:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if any(isinstance(link, (OfflineModeIsEnabled, HubError)) for link in _chain(error)):
+        return False
+    status = _status(error)
+    return status in _TRANSIENT if status is not None else _is_broken(error)
+
+
+def _wait(error: BaseException, number: int) -> float:
+    """Seconds: as the Hub asks, else more and more."""
+    response = next((link.response for link in _chain(error) if hasattr(link, "response")), None)
+    asked = getattr(response, "headers", {}).get("Retry-After", "")
+    return min(float(asked) if asked.isdigit() else 2.0 ** (number - 1), _LONGEST_WAIT)
+
+
+def _chain(error: BaseException) -> Iterator[Any]:
+    """An error, and those that it was made of."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The Hub's answer, if it gave one."""
+    responses = (getattr(link, "response", None) for link in _chain(error))
+    return next((int(r.status_code) for r in responses if r is not None), None)
+
+
+def _is_broken(error: BaseException) -> bool:
+    names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
+    return bool(names & set(_BROKEN))
+
+
+def why(error: BaseException) -> str:
+    """Why the Hub did not do something, and what helps, in words."""
+    from huggingface_hub import errors
+
+    from sae_plugins.eval_suites.suite import without_secrets
+
+    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in _chain(error)):
+        return "huggingface_hub is offline: unset HF_HUB_OFFLINE"
+    status = _status(error)
+    if status == 401 and not isinstance(error, errors.RepositoryNotFoundError):
+        return "the Hub does not accept the token: `hf auth login`, or set HF_TOKEN to another"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is shown only to those who are logged in"
+    if status == 429:
+        return "too many requests, says the Hub (429)"
+    if status in (409, 412):
+        return f"somebody else is changing the repository ({status})"
+    if status in _TRANSIENT:
+        return f"the Hub fails ({status})"
+    if status is None and _is_broken(error):
+        return "the connection to the Hub broke, or there is none"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return without_secrets(f"{type(error).__name__}: {' '.join(lines)}")[:300]
+
+
+def loading_lines(repo: str, sae_id: str, branch: str = MAIN) -> list[str]:
+    """The Python that loads an SAE; SAELens itself knows the main branch only."""
+    if branch == MAIN:
+        return [
+            "from sae_lens import SAE",
+            f'sae = SAE.from_pretrained("{repo}", "{sae_id}")',
+            "features = sae.encode(activations)",
+        ]
+    return [
+        "from huggingface_hub import snapshot_download; from sae_lens import SAE",
+        f'folder = snapshot_download("{repo}", revision="{branch}")',
+        f'sae = SAE.load_from_disk(f"{{folder}}/{sae_id}")',
+    ]
