@@ -48,7 +48,7 @@ combinations: env ## run every mechanism, and every pair of them, on every archi
 slow: env ## run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
-browser: env ## look at a study's report in headless Chromium
+browser: env ## look at a study's report and the documentation in headless Chromium
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 lint: env ## check style and formatting
@@ -66,8 +66,11 @@ types: env ## check types with mypy --strict
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache -p sae_plugins
 
-docs: env ## write the generated parts of docs/ anew
+# The variable silences an announcement of mkdocs-material's.
+docs: env ## write the generated parts of docs/ anew, and build the site into build/site
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo 'open build/site/index.html'
 
 world: env ## train the embedded world's language model anew
 	$(BIN)/python -m sae_plugins.world.build --work_path world-build

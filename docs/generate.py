@@ -6,24 +6,39 @@ names its method.
 
 from __future__ import annotations
 
+import argparse
+import ast
+import dataclasses
 import inspect
+import io
+import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout, suppress
 from itertools import groupby, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
-from sae_plugins import recipes, registry
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+
+from sae_plugins import features, hookspecs, recipes, registry
 from sae_plugins.architectures import ARCHITECTURES
+from sae_plugins.entrypoints import main as command_line
 from sae_plugins.entrypoints import plugins as shown
+from sae_plugins.entrypoints import study
 from sae_plugins.entrypoints.evaluate import shortcuts_off
 from sae_plugins.eval_suites import registry as suite_registry
 from sae_plugins.eval_suites.suite import PRESETS, Suite
+from sae_plugins.host import EVENTS
 from sae_plugins.plugin import Method, Plugin
 from sae_plugins.resolve import resolve
+from sae_plugins.run import Run
+from sae_plugins.testing import PluginContract
 
 FOLDER = Path(__file__).parent
 END = "<!-- end -->"
@@ -38,22 +53,29 @@ def page(text: str) -> str:
     title = heading[1] if heading else ""
 
     def part(marked: re.Match[str]) -> str:
-        contents = "\n".join(PARTS[marked[2]](title)).strip()
+        contents = re.sub(r"\n{3,}", "\n\n", "\n".join(PARTS[marked[2]](title))).strip()
         return f"{marked[1]}\n\n{contents}\n\n{END}"
 
     return PART.sub(part, text)
 
 
+OURS = "sae-plugins"
+
+
+def ours() -> dict[str, type[Plugin] | type[Method]]:
+    """Our own plugins and methods by name."""
+    found = registry.installed().items()
+    return {name: registry.load(name) for name, (entry, *_) in found if entry.distribution == OURS}
+
+
 def methods() -> dict[str, type[Method]]:
     """Our own methods by name."""
-    ours = [
-        name for name, (entry, *_) in registry.installed().items() if entry.distribution == OURS
-    ]
-    loaded = {name: registry.load(name) for name in ours}
-    return {name: method for name, method in loaded.items() if issubclass(method, Method)}
+    return {name: method for name, method in ours().items() if issubclass(method, Method)}
 
 
-OURS = "sae-plugins"
+def mechanisms() -> dict[str, type[Plugin]]:
+    """Our own mechanisms by name."""
+    return {name: plugin for name, plugin in ours().items() if issubclass(plugin, Plugin)}
 
 
 # -- the parts ---------------------------------------------------------------------------------
@@ -62,7 +84,7 @@ OURS = "sae-plugins"
 def overview(_: str) -> Iterator[str]:
     """A line per method."""
     summaries = {entry.name: entry.summary for entry in registry.listing()}
-    rows = [[f"[{name}](methods/{name}.md)", summaries[name]] for name in methods()]
+    rows = [[f"[{name}]({name}.md)", summaries[name]] for name in methods()]
     return table(["page", "the method"], rows)
 
 
@@ -102,32 +124,9 @@ def options(name: str) -> Iterator[str]:
         yield ""
         if plugin not in own:
             yield "Not in the method; rows below add it."
-        module = inspect.getmodule(plugin)
-        assert module is not None
-        file = f"../../{module.__name__.replace('.', '/')}.py"
-        yield f"[{inspect.cleandoc(module.__doc__ or '').splitlines()[0]}]({file})"
+        yield described(plugin)
         yield ""
-        fields = plugin.Options.model_fields
-        here = {
-            option: setting
-            for option, setting in method.options.get(plugin.name, {}).items()
-            if setting != fields[option].get_default()
-        }
-        if fields:
-            last = ["here", "meaning"] if here else ["meaning"]
-            rows = [
-                [
-                    code(f"--{plugin.name}.{option}"),
-                    code(field.title or ""),
-                    *default_and_bounds(field),
-                    *([value(here, option)] if here else []),
-                    field.description or "",
-                ]
-                for option, field in fields.items()
-            ]
-            yield from table(["option", "symbol", "default", "values", *last], rows)
-        else:
-            yield "No options."
+        yield from option_table(plugin, method.options.get(plugin.name, {}))
         yield ""
 
 
@@ -227,7 +226,136 @@ def suite_costs(_: str) -> Iterator[str]:
     )
 
 
+def drawing(_: str) -> list[str]:
+    """The training loop, from the docstring of hookspecs.py."""
+    _, _, rest = inspect.cleandoc(hookspecs.__doc__ or "").partition("::\n\n")
+    loop = re.match(r"(?: {4}.*\n|\n)+", rest)
+    assert loop is not None
+    return fenced("", textwrap.dedent(loop[0]).strip("\n"))
+
+
+def events(_: str) -> Iterator[str]:
+    """Every event: its sentence, its signature, and which of our mechanisms use it."""
+    for name in EVENTS:
+        spec = getattr(hookspecs, name)
+        yield f"### {name}"
+        yield ""
+        yield first_line(spec)
+        yield ""
+        yield from fenced("py", signature(spec))  # of which only the head is shown
+        yield ""
+        users = [plugin for plugin in mechanisms() if uses(plugin, name)]
+        if users:
+            links = [f"[`{user}`](mechanisms.md#{user})" for user in users[:4]]
+            more = f" and {len(users) - 4} more" if len(users) > 4 else ""
+            yield f"Used by {', '.join(links)}{more}."
+            yield ""
+
+
+def run_view(_: str) -> Iterator[str]:
+    """What `run` offers, then `run.features`."""
+    yield from table(
+        ["`run.`", "what it is"],
+        [*described_attributes(Run), *members(Run, lambda member: isinstance(member, property))],
+    )
+    yield ""
+    yield from table(["call", "what it does"], members(Run, inspect.isfunction, "run."))
+    yield ""
+    yield "Of the feature axis, `run.features`:"
+    yield ""
+    calls = members(features.Features, inspect.isfunction, "run.features.")
+    inner = ("tracked", "state_dict", "load_state_dict", "carry_out")
+    names = tuple(f"`run.features.{name}(" for name in inner)
+    yield from table(["call", "what it does"], [r for r in calls if not r[0].startswith(names)])
+
+
+def event_values(_: str) -> Iterator[str]:
+    """The fields of what events are given besides `run`."""
+    changes = (features.Permuted, features.Reset, features.Merged)
+    for said, kinds in (
+        ("`step_input`", (TrainStepInput,)),
+        ("`output`", (TrainStepOutput,)),
+        ("`change`", changes),
+    ):
+        for kind in kinds:
+            fields = {field.name: field.type for field in dataclasses.fields(kind)}
+            listed = ", ".join(f"`{name}: {annotation(type_)}`" for name, type_ in fields.items())
+            text = f" {first_line(kind)}" if kind in changes else ""
+            owner = "" if kind in changes else "SAELens' "
+            yield f"- {said} is {owner}`{kind.__name__}`, with {listed}.{text}"
+
+
+def mechanism_pages(_: str) -> Iterator[str]:
+    """Every mechanism: what it does, what it needs and refuses, its options."""
+    for name, plugin in mechanisms().items():
+        yield f"## {name}"
+        yield ""
+        yield inspect.cleandoc(plugin.__doc__ or "").partition("\n\n")[0]
+        yield f"(`{plugin.__module__.replace('.', '/')}.py`)"
+        yield ""
+        for what, values in (
+            ("Brings along", plugin.requires),
+            ("Cannot be combined with", plugin.conflicts),
+        ):
+            if values:
+                yield f"{what} {', '.join(f'[`{value}`](#{value})' for value in values)}."
+        if plugin.claims:
+            yield f"Claims {', '.join(map(code, plugin.claims))} for itself."
+        with suppress(ValueError):  # an option without a default
+            if reasons := refused(plugin, plugin.Options()):
+                yield f"Does not work, with its default options, on {reasons}."
+        yield ""
+        yield from option_table(plugin, {})
+        yield ""
+
+
+def recipe_list(_: str) -> Iterator[str]:
+    """The packaged recipes, and the essentials of the run that each describes."""
+    rows = []
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        model = recipe.get("model_name", "the embedded world")
+        plugins = ", ".join(map(code, recipe.get("plugin", ()))) or "none"
+        tokens = f"{recipe['training_tokens']:,}"
+        rows.append([code(name), model, plugins, tokens, recipe["description"]])
+    yield from table(["recipe", "model", "plugins", "tokens", "what it is"], rows)
+
+
+def command_reference(_: str) -> Iterator[str]:
+    """What every command says to `--help`."""
+    for words in ([], *subcommands(command_line._parser())):
+        command = " ".join(["sae-plugins", *words])
+        yield f"## {command}"
+        yield ""
+        yield from fenced("", help_of(words))
+        yield ""
+
+
+def contract_tests(_: str) -> Iterator[str]:
+    """Every test of the contract: what it checks, and what it says where that fails."""
+    for name, test in vars(PluginContract).items():
+        if name.startswith("test_"):
+            yield f"### {name}"
+            yield ""
+            yield " ".join(inspect.cleandoc(test.__doc__ or "").split())
+            yield ""
+            said = list(failure_messages(test))
+            if said:
+                yield "A failure says:"
+                yield ""
+                yield from (f"- {message}" for message in said)
+                yield ""
+
+
 PARTS = {
+    "commands": command_reference,
+    "contract": contract_tests,
+    "drawing": drawing,
+    "event_values": event_values,
+    "events": events,
+    "mechanisms": mechanism_pages,
+    "recipes": recipe_list,
+    "run_view": run_view,
     "suite_metrics": suite_metrics,
     "suite_settings": suite_settings,
     "suite_costs": suite_costs,
@@ -239,7 +367,145 @@ PARTS = {
 }
 
 
+# -- what the code says ------------------------------------------------------------------------
+
+
+def first_line(documented: Any) -> str:
+    """The first line of a docstring."""
+    return inspect.cleandoc(documented.__doc__ or "").partition("\n")[0]
+
+
+def annotation(type_: Any) -> str:
+    """A type as it is written."""
+    return type_ if isinstance(type_, str) else getattr(type_, "__name__", str(type_))
+
+
+def signature(function: Any, name: str = "") -> str:
+    """How a function is called, in lines of at most 88 characters."""
+    signature = inspect.signature(function)
+    unquoted = signature.replace(
+        parameters=[
+            p.replace(annotation=_Bare(p.annotation)) for p in signature.parameters.values()
+        ],
+        return_annotation=_Bare(signature.return_annotation),
+    )
+    name = name or function.__name__
+    line = f"def {name}{unquoted}"
+    if len(line) <= 88:
+        return line
+    parameters = "".join(f"    {p},\n" for p in unquoted.parameters.values())
+    return f"def {name}(\n{parameters}) -> {unquoted.return_annotation!r}"
+
+
+class _Bare(str):
+    """An annotation that prints itself without quotation marks."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def uses(plugin: str, event: str) -> bool:
+    """Whether a mechanism implements an event."""
+    return hasattr(getattr(mechanisms()[plugin], event, None), "sae_plugins_impl")
+
+
+def described_attributes(documented: type) -> Iterator[list[str]]:
+    """The attributes that a class's docstring lists, with what it says of them."""
+    _, _, listed = inspect.cleandoc(documented.__doc__ or "").partition("Attributes:\n")
+    for entry in re.split(r"\n(?=\w)", textwrap.dedent(listed).strip()):
+        name, _, text = " ".join(entry.split()).partition(": ")
+        yield [code(name), text]
+
+
+def members(
+    owner: type, wanted: Callable[[Any], bool], prefix: str | None = None
+) -> list[list[str]]:
+    """The public members of a class that are wanted, in its order, with their first sentence."""
+    rows = []
+    for name, member in vars(owner).items():
+        if wanted(member) and not name.startswith("_"):
+            called = name if prefix is None else f"{prefix}{name}{_parameters(member)}"
+            text = inspect.cleandoc(member.__doc__ or "").partition("\n\n")[0]
+            rows.append([code(called), text])
+    return rows
+
+
+def _parameters(method: Callable[..., Any]) -> inspect.Signature:
+    """What a method takes besides `self`, without types."""
+    found = inspect.signature(method)
+    bare = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+    return found.replace(parameters=bare[1:], return_annotation=found.empty)
+
+
+def subcommands(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
+    """The words of every command below a parser."""
+    own_parsers = {"study": study._parser}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield [name]
+                below = own_parsers[name]() if name in own_parsers else below
+                yield from ([name, *rest] for rest in subcommands(below))
+
+
+def help_of(words: list[str]) -> str:
+    """What a command prints for `--help`, 96 characters wide."""
+    said = io.StringIO()
+    with mock.patch.dict(os.environ, COLUMNS="96"), redirect_stdout(said), suppress(SystemExit):
+        command_line.main([*words, "--help"])
+    return "\n".join(line.rstrip() for line in said.getvalue().strip().splitlines())
+
+
+def failure_messages(test: Any) -> Iterator[str]:
+    """What the assertions of a test say; what they compute is shown as an ellipsis."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(test)))
+    named = {
+        node.targets[0].id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    for node in ast.walk(tree):
+        said: Any = None
+        if isinstance(node, ast.Assert):
+            said = node.msg
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            said = node.exc.args[0]
+        if isinstance(said, ast.Name):
+            said = named.get(said.id)
+        if isinstance(said, ast.JoinedStr):
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "..." for part in said.values
+            )
+        elif isinstance(said, ast.Constant):
+            yield str(said.value)
+
+
 # -- what the methods say ----------------------------------------------------------------------
+
+
+def described(plugin: type[Plugin]) -> str:
+    """A mechanism's module in a sentence, and where it is."""
+    module = inspect.getmodule(plugin)
+    assert module is not None
+    return f"{first_line(module)} (`{module.__name__.replace('.', '/')}.py`)"
+
+
+def option_table(plugin: type[Plugin], given: Mapping[str, Any]) -> Iterator[str]:
+    """Every option of a plugin, with what a method sets where that is not the default."""
+    fields = plugin.Options.model_fields
+    here = {name: value for name, value in given.items() if value != fields[name].get_default()}
+    columns = ["option", "symbol", "default", "values", *(["here"] if here else []), "meaning"]
+    rows = [
+        [
+            code(f"--{plugin.name}.{option}"),
+            code(field.title or ""),
+            *default_and_bounds(field),
+            *([value(here, option)] if here else []),
+            field.description or "",
+        ]
+        for option, field in fields.items()
+    ]
+    yield from table(columns, rows) if rows else ["No options."]
 
 
 def suites() -> list[Suite]:
@@ -313,6 +579,11 @@ def written(setting: Any) -> str:
 def code(text: str) -> str:
     """As code; nothing stays nothing."""
     return f"`{text}`" if text else ""
+
+
+def fenced(language: str, text: str) -> list[str]:
+    """A block of code."""
+    return [f"```{language}", *text.splitlines(), "```"]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import importlib
+import io
 import re
 import runpy
 import shlex
@@ -11,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sae_plugins import registry
-from sae_plugins.entrypoints import evaluate, flags, study
+from sae_plugins.entrypoints import evaluate, flags, study, upload
 from sae_plugins.entrypoints.flags import UsageError, all_flags
 from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.settings import settle
@@ -21,13 +26,16 @@ from sae_plugins.eval_suites import registry as suite_registry
 from sae_plugins.eval_suites.tables import DETAIL_COLUMNS, RESULT_COLUMNS
 from sae_plugins.plugin import Method, Plugin, PluginError
 from sae_plugins.study import spec as studies
+from sae_plugins.study.cells import plan
+from sae_plugins.testing import tiny_sae
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
 INSTALLED = registry.installed()
 PAGES = sorted(DOCS.rglob("*.md"))
-METHODS = sorted((DOCS / "methods").glob("*.md"))
+METHODS = sorted(file for file in (DOCS / "methods").glob("*.md") if file.stem != "README")
+TEXTS = [*PAGES, ROOT / "README.md"]
 PARTS = {
     "What it does": (),
     "One command": (),
@@ -147,7 +155,7 @@ def anchors(file: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("file", [*PAGES, ROOT / "README.md"], ids=name)
+@pytest.mark.parametrize("file", TEXTS, ids=name)
 def test_its_links_lead_somewhere(file: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text("utf-8")):
         if "://" in link:
@@ -174,14 +182,17 @@ def commands(text: str) -> Iterator[list[str]]:
 def check(words: list[str]) -> None:
     """Raise if a command is not one that works."""
     match words:
-        case ["sae-plugins", "train", "--help"] | ["sae-plugins", "plugins", "list"]:
+        case ["sae-plugins", *_, "--help"]:
+            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+                assert main(words[1:]) == 0
+        case ["sae-plugins", "plugins", "list"]:
             pass
         case ["sae-plugins", "train", *arguments]:
             given = flags.parse(arguments)
             if "resume" not in given:  # which needs the run's folder
                 settle(given)
         case ["sae-plugins", "evaluate", *arguments]:
-            if arguments not in ([], ["--help"]):
+            if arguments:
                 sources, given, settings = evaluate.parse(arguments)
                 assert sources or given.get("list"), "it names no SAE"
                 names = evaluate.chosen_suites(given, settings)
@@ -192,10 +203,13 @@ def check(words: list[str]) -> None:
                 registry.load(plugin)
         case ["sae-plugins", "study", *arguments]:
             words = " ".join(arguments).split(" > ")[0].split()
-            if words and words[-1] != "--help":
+            if words:
                 parsed = study._parser().parse_args(words)
                 if not getattr(parsed, "study", "X.yaml").endswith((".yaml", "STUDY", "NAME")):
                     studies.load(parsed.study)
+        case ["sae-plugins", "upload", *arguments]:
+            if arguments:
+                upload._names(upload.parser_of_upload().parse_intermixed_args(arguments).names)
         case ["sae-plugins", *others]:
             raise UsageError(f"{' '.join(others)} is not known to this test")
         case ["make", target, *_]:
@@ -203,11 +217,14 @@ def check(words: list[str]) -> None:
                 raise UsageError(f"the Makefile has no target {target}")
 
 
-@pytest.mark.parametrize("file", [*PAGES, ROOT / "README.md"], ids=name)
+@pytest.mark.parametrize("file", TEXTS, ids=name)
 def test_its_commands_are_valid(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(taught))
+    for text in blocks("yaml", file):
+        Path("mine.yaml").write_text(text)
     wrong = []
     for words in commands(file.read_text("utf-8")):
         try:
@@ -224,14 +241,22 @@ def test_it_has_commands(file: Path) -> None:
     assert len(list(commands(file.read_text("utf-8")))) >= 1 + len(method.rows)
 
 
-@pytest.mark.parametrize("file", [*PAGES, ROOT / "README.md"], ids=name)
+OTHER_FLAGS = {
+    "help",
+    "jobs",
+    *(o[2:] for a in upload.parser_of_upload()._actions for o in a.option_strings),
+}
+"""Flags that belong to no table."""
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=name)
 def test_the_flags_that_it_names_exist(file: Path) -> None:
     """Those in code, such as `--merge.every`, that are no whole command."""
     for said in re.findall(r"`(--[a-z][^`]*)`", file.read_text("utf-8")):
         flag, *_ = said.removeprefix("--").split()
         plugin, dot, option = flag.partition(".")
         if not dot:
-            known = plugin in all_flags() or plugin in evaluate.FLAGS or plugin == "jobs"
+            known = plugin in all_flags() or plugin in evaluate.FLAGS or plugin in OTHER_FLAGS
         elif plugin in suite_registry.names():
             known = option in suite_registry.load(plugin).Settings.model_fields
         elif plugin in INSTALLED:
@@ -242,14 +267,111 @@ def test_the_flags_that_it_names_exist(file: Path) -> None:
         assert known, f"{name(file)} names --{flag}, which there is not"
 
 
+# -- blocks of code ----------------------------------------------------------------------------
+
+
+def blocks(language: str, *files: Path) -> list[str]:
+    """The blocks of a language in these pages."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.M | re.S)
+    return [block for file in files for block in fence.findall(file.read_text("utf-8"))]
+
+
+def block(language: str, holding: str, page: str) -> str:
+    """The one block of a page that holds these words."""
+    (only,) = [each for each in blocks(language, DOCS / page) if holding in each]
+    return only
+
+
+def package(folder: Path, module: str, project: str, name: str) -> Path:
+    """A package that a page teaches to write, installed into a folder of its own."""
+    source, site = folder / "package", folder / "site"
+    source.mkdir()
+    (source / f"{name}.py").write_text(module)
+    (source / "pyproject.toml").write_text(project)
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run(
+        [*install, "--no-build-isolation", "--target", str(site), str(source)], check=True
+    )
+    return site
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin of the page about writing one, installed."""
+    module = block("python", "class Spread(Plugin)", "plugin.md")
+    project = block("toml", "sae-spread", "plugin.md")
+    return package(tmp_path_factory.mktemp("taught"), module, project, "sae_spread")
+
+
+def test_the_page_teaches_the_plugin_of_the_readme_whose_tests_run() -> None:
+    """tests/test_readme.py installs it, trains with it, and runs its contract."""
+    readme = blocks("python", ROOT / "README.md") + blocks("toml", ROOT / "README.md")
+    for language, holding in (
+        ("python", "class Spread(Plugin)"),
+        ("toml", "sae-spread"),
+        ("python", "class TestSpread(PluginContract)"),
+    ):
+        assert block(language, holding, "plugin.md") in readme
+    assert block("python", "class TestSpread(PluginContract)", "testing.md") in readme
+
+
+ELSEWHERE = {
+    "SAE.from_pretrained(": "needs the Hub",
+    "Result.model_validate_json(file": "goes on with a file of the reader's",
+    "LanguageModelSAERunnerConfig(": "is run by tests/test_readme.py, on fewer tokens",
+    "import PluginContract": "is for pytest; tests/test_readme.py runs such a class",
+}
+"""What marks blocks of Python that are no whole script, or one that other tests run."""
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=name)
+def test_its_python_runs(
+    file: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(taught))
+    for text in blocks("python", file):
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+            elif isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+        if any(mark in text for mark in ELSEWHERE):
+            continue
+        if "runs/demo" in text:
+            tiny_sae("standard").save_inference_model("runs/demo")
+        exec(compile(text, name(file), "exec"), {"__name__": "docs"})
+
+
+def test_the_contract_of_the_plugin_with_state_passes(tmp_path: Path) -> None:
+    text = block("python", "class Quiet(Plugin)", "plugin.md")
+    text = f"from sae_plugins.testing import PluginContract\n{text}"
+    text += "\n\nclass TestQuiet(PluginContract):\n    plugin = Quiet\n"
+    test = tmp_path / "test_quiet.py"
+    test.write_text(text)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
+    assert pytest.main([*options, "--rootdir", str(tmp_path), str(test)]) == 0
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=name)
+def test_its_recipes_and_studies_can_be_run(
+    file: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(taught))
+    mine = tmp_path / "mine.yaml"
+    for text in blocks("yaml", file):
+        mine.write_text(text)
+        if {"arms", "models", "compare"} & yaml.safe_load(text).keys():
+            assert plan(studies.load(str(mine)), lambda _: None)
+        else:
+            assert settle({"recipe": str(mine)}).names
+
+
 # -- the suite that the page teaches to write -----------------------------------------------------
-
-
-def block(language: str, holding: str) -> str:
-    text = (DOCS / "evaluation.md").read_text("utf-8")
-    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
-    (only,) = [each for each in found if holding in each]
-    return str(only)
 
 
 def test_the_suite_that_it_teaches_can_be_installed_and_scores_an_sae(
@@ -261,14 +383,9 @@ def test_the_suite_that_it_teaches_can_be_installed_and_scores_an_sae(
     from sae_plugins import world
     from sae_plugins.eval_suites.results import Result
 
-    package, site = tmp_path / "package", tmp_path / "site"
-    package.mkdir()
-    (package / "sae_word_order.py").write_text(block("python", "class WordOrder(Suite)"))
-    (package / "pyproject.toml").write_text(block("toml", "sae-word-order"))
-    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run(
-        [*install, "--no-build-isolation", "--target", str(site), str(package)], check=True
-    )
+    module = block("python", "class WordOrder(Suite)", "evaluation.md")
+    project = block("toml", "sae-word-order", "evaluation.md")
+    site = package(tmp_path, module, project, "sae_word_order")
     monkeypatch.syspath_prepend(str(site))
     metadata = SAEMetadata(model_name=world.NAME, hook_name="blocks.1.hook_resid_post")
     config = TopKTrainingSAEConfig(d_in=192, d_sae=256, k=200, metadata=metadata)

@@ -1,16 +1,12 @@
 """The report in headless Chromium: it draws, complains of nothing, and is readable on a phone."""
 
-import shutil
-
+import browser
 import pytest
+from browser import DESKTOP, PHONE
 
 from sae_plugins.study.report import write
 
 pytestmark = pytest.mark.browser
-
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--no-first-run")  # fmt: skip
-DESKTOP, PHONE = 1280, 390
 
 
 @pytest.fixture(scope="module")
@@ -27,36 +23,14 @@ def page(make_findings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or chromedriver is None:
-        pytest.skip("chromium or chromedriver is not on PATH")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(chromedriver))
-    yield started
-    started.quit()
+    yield from browser.start(tmp_path_factory.mktemp("profile"))
 
 
 def open_page(driver, page, width, dark=False):
-    """Open the page in a window so high that all of it is in view, and wait for its figures."""
+    """Open the page, and wait for its figures."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    def resize(height):
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    resize(900)
-    driver.get_log("browser")  # of an earlier page
-    driver.get(page.as_uri())
-    resize(driver.execute_script("return document.documentElement.scrollHeight"))
+    browser.open_page(driver, page, width, dark)
     WebDriverWait(driver, 60).until(lambda _: not undrawn(driver))
 
 
@@ -76,8 +50,7 @@ def opened(driver, page, request):
 
 def test_page_draws_all_figures_without_complaint_or_network(opened):
     assert opened.get_log("browser") == []
-    loaded = "return performance.getEntriesByType('resource').map(entry => entry.name)"
-    assert [name for name in opened.execute_script(loaded) if not name.startswith("data:")] == []
+    assert browser.loaded_from_elsewhere(opened) == []
     empty = (
         "return [...document.querySelectorAll('.js-plotly-plot')].filter(plot =>"
         "!plot.querySelector('.scatterlayer .trace, .heatmaplayer image')).length"
@@ -87,8 +60,7 @@ def test_page_draws_all_figures_without_complaint_or_network(opened):
 
 
 def test_page_is_not_wider_than_the_window(opened):
-    width = opened.execute_script("return document.documentElement.clientWidth")
-    assert opened.execute_script("return document.documentElement.scrollWidth") == width
+    assert not browser.is_wider_than_its_window(opened)
     beyond = (
         "return [...document.querySelectorAll('p, li, h1, h2, h3, dd, .scroll, figure')].filter("
         "e => e.offsetParent && e.getBoundingClientRect().right > innerWidth).map(e => e.innerText)"
@@ -97,12 +69,7 @@ def test_page_is_not_wider_than_the_window(opened):
 
 
 def test_all_text_is_large_enough_to_read(opened):
-    small = (
-        "return [...document.querySelectorAll('body *')].filter(e => e.offsetParent"
-        "&& [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())"
-        "&& parseFloat(getComputedStyle(e).fontSize) < 11).map(e => e.outerHTML.slice(0, 80))"
-    )
-    assert opened.execute_script(small) == []
+    assert browser.too_small(opened) == []
 
 
 def test_unticking_an_arm_hides_it_in_every_figure(driver, page):
