@@ -249,18 +249,16 @@ def _interpolated(
     if not points:
         return [], ["none of the values under sparsity gives an SAE with active features"]
     logs = np.log(points)
-    found, unreachable = [], []
-    for target in targets:
-        if not logs[0, 0] <= np.log(target) <= logs[-1, 0]:
-            low, high = np.exp(logs[[0, -1], 0])
-            unreachable.append(
-                f"an L0 of {target:g} is not between the {low:.3g} and {high:.3g} that its values "
-                "under sparsity give; add values there"
-            )
-            continue
-        value = float(np.exp(np.interp(np.log(target), logs[:, 0], logs[:, 1])))
-        found.append(float(f"{value:.{_DIGITS}g}"))
-    return list(dict.fromkeys(found)), unreachable
+    low, high = logs[0, 0], logs[-1, 0]
+    within = [target for target in targets if low <= np.log(target) <= high]
+    found = np.exp(np.interp(np.log(within), logs[:, 0], logs[:, 1]))
+    missed = " or ".join(f"{target:g}" for target in targets if target not in within)
+    unreachable = (
+        f"an L0 of {missed} is not between the {np.exp(low):.3g} and {np.exp(high):.3g} that its "
+        "values under sparsity give; add values there"
+    )
+    rounded = [float(f"{value:.{_DIGITS}g}") for value in found]
+    return list(dict.fromkeys(rounded)), [unreachable] if missed else []
 
 
 def grouped(cells: Iterable[Cell], by: Callable[[Cell], K]) -> dict[K, list[Cell]]:
