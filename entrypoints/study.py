@@ -151,7 +151,13 @@ def _run(parsed: argparse.Namespace) -> int:
                 f"{folder}: {error}; what is done is kept, and the same command goes on"
             ) from error
     print(f"done in {(time.perf_counter() - began) / 60:.1f} min")
-    return _report(parsed)
+    code = _report(parsed)
+    if not plan_of(study, folder).cells:
+        raise StudyFailed(
+            "only pilots were trained: none of the wanted L0s is within their reach; change the "
+            "values under sparsity as the warnings say"
+        )
+    return code
 
 
 def _status(parsed: argparse.Namespace) -> int:
@@ -234,7 +240,8 @@ def _print_plan(study: Study, known: Plan, folder: Path) -> None:
         print(f"failed: {cell.folder}: {reason}")
     seeds = ", ".join(str(seed) for seed in study.seeds)
     passes = len({(cell.model, cell.seed) for cell in cells})
-    print(f"seeds {seeds}; {passes} passes through the data, each for all of its SAEs")
+    count = f"{passes} pass{'es' if passes != 1 else ''}"
+    print(f"seeds {seeds}; {count} through the data, each for all of its SAEs")
     for model, spec in study.models.items():
         print(f"{model}: {', '.join(spec.suites) or 'no suites'}")
     for warning in known.warnings:

@@ -21,6 +21,7 @@ from sae_plugins.runs import RECIPE, SUMMARY, versions
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study, StudyError
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 SAES = "saes"
 L0 = "heldout/l0"
@@ -252,18 +253,22 @@ def _interpolated(
     low, high = logs[0, 0], logs[-1, 0]
     within = [target for target in targets if low <= np.log(target) <= high]
     found = np.exp(np.interp(np.log(within), logs[:, 0], logs[:, 1]))
-    missed = " or ".join(f"{target:g}" for target in targets if target not in within)
-    unreachable = (
-        f"an L0 of {missed} is not between the {np.exp(low):.3g} and {np.exp(high):.3g} that its "
-        "values under sparsity give; add values there"
-    )
     rounded = [float(f"{value:.{_DIGITS}g}") for value in found]
-    return list(dict.fromkeys(rounded)), [unreachable] if missed else []
+    missed = [target for target in targets if target not in within]
+    if not missed:
+        return list(dict.fromkeys(rounded)), []
+    ways = {"larger": np.log(missed).min() < low, "smaller": np.log(missed).max() > high}
+    unreachable = (
+        f"an L0 of {' or '.join(f'{target:g}' for target in missed)} is not between the "
+        f"{np.exp(low):.3g} and {np.exp(high):.3g} that its values under sparsity give; add "
+        f"{' and '.join(way for way, needed in ways.items() if needed)} ones"
+    )
+    return list(dict.fromkeys(rounded)), [unreachable]
 
 
-def grouped(cells: Iterable[Cell], by: Callable[[Cell], K]) -> dict[K, list[Cell]]:
-    """Cells by what `by` says of each, in their order."""
-    groups: dict[K, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(by(cell), []).append(cell)
+def grouped(items: Iterable[T], by: Callable[[T], K]) -> dict[K, list[T]]:
+    """Cells, or the like, by what `by` says of each, in their order."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(by(item), []).append(item)
     return groups

@@ -17,7 +17,7 @@ from sae_plugins.eval_suites.manifest import EvaluationError, Manifest, Row
 from sae_plugins.eval_suites.results import Result
 from sae_plugins.runs import versions
 from sae_plugins.study import ENOUGH_SEEDS
-from sae_plugins.study.cells import L0, Cell
+from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.findings import (
     ArmInfo,
     Contrast,
@@ -30,7 +30,7 @@ from sae_plugins.study.findings import (
 from sae_plugins.study.metrics import HELDOUT, TRAINING, check_compared, shown
 from sae_plugins.study.run import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
 from sae_plugins.study.spec import Study, StudyError
-from sae_plugins.study.statistics import Point, compare
+from sae_plugins.study.statistics import NEAR_L0, Point, compare
 
 FINDINGS = "findings.json"
 VERSIONS = ("sae-plugins", "sae-lens", "sae-bench", "transformer-lens", "torch", "numpy", "scipy",
@@ -91,7 +91,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         scores=[s for s in scores if s.suite == TRAINING or (s.model, s.suite, s.metric) in kept],
         details=details,
         contrasts=_contrasts(study, metrics, trained, scores),
-        warnings=[*known.warnings, *_warnings(study, trained, evaluated)],
+        warnings=[*known.warnings, *_missed(study, trained), *_warnings(study, trained, evaluated)],
         failures=failures,
         provenance=_provenance(results),
     )
@@ -119,6 +119,22 @@ def _warnings(study: Study, trained: Sequence[Trained], evaluated: int) -> Itera
             f"{len(study.seeds)} seeds: with fewer than {ENOUGH_SEEDS}, only large effects "
             "can be told from noise, and the intervals rest on very few differences"
         )
+
+
+def _missed(study: Study, trained: Sequence[Trained]) -> Iterator[str]:
+    """Wanted L0s to which no SAE of an arm came near: its pilots were too far apart there."""
+    for (model, arm), members in grouped(trained, lambda one: (one.model, one.arm)).items():
+        targets = study.models[model].target_l0 or []
+        if len({one.sparsity for one in members}) < len(targets):
+            continue  # one is out of reach of the pilots, which is said already
+        l0s = [one.l0 for one in members if one.l0]
+        for target in targets if l0s else ():
+            if all(abs(math.log(l0 / target)) > NEAR_L0 for l0 in l0s):
+                nearest = min(l0s, key=lambda l0: abs(math.log(l0 / target)))
+                yield (
+                    f"{model}, {arm}: an L0 of {target:g} is wanted, and the nearest SAE has "
+                    f"{nearest:.3g}; give more values under sparsity, close to that"
+                )
 
 
 def _arms(study: Study) -> list[ArmInfo]:

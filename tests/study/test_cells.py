@@ -102,6 +102,7 @@ def test_an_l0_that_no_pilot_comes_near_is_not_guessed() -> None:
     assert [c.sparsity for c in known.cells] == ["l1_coefficient=0.424"] * 2
     (warning,) = known.warnings
     assert warning.startswith("toy, l1: an L0 of 100 is not between the 2 and 8")
+    assert warning.endswith("add smaller ones")
 
 
 @pytest.mark.parametrize(
