@@ -125,8 +125,9 @@ def _missed(study: Study, trained: Sequence[Trained]) -> Iterator[str]:
     """Wanted L0s to which no SAE of an arm came near: its pilots were too far apart there."""
     for (model, arm), members in grouped(trained, lambda one: (one.model, one.arm)).items():
         targets = study.models[model].target_l0 or []
-        if len({one.sparsity for one in members}) < len(targets):
-            continue  # one is out of reach of the pilots, which is said already
+        values = {one.sparsity for one in members}
+        if len(values) < len(targets) or any(value.startswith("k=") for value in values):
+            continue  # out of the pilots' reach, which is said already; or found without pilots
         l0s = [one.l0 for one in members if one.l0]
         for target in targets if l0s else ():
             if all(abs(math.log(l0 / target)) > NEAR_L0 for l0 in l0s):

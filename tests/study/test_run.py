@@ -424,9 +424,9 @@ def reaching(targets: list[float]) -> Study:
 def test_an_l0_that_the_trained_saes_miss_is_named() -> None:
     """Pilots that stand far apart do not say where the L0 between them is."""
 
-    def trained(*l0s: float) -> list[Trained]:
+    def trained(*l0s: float, flag: str = "l1_coefficient") -> list[Trained]:
         return [
-            Trained(model="toy", arm="l1", sparsity=f"l1_coefficient={l0}", seed=0, folder="here",
+            Trained(model="toy", arm="l1", sparsity=f"{flag}={l0}", seed=0, folder="here",
                     status="ok", l0=l0)
             for l0 in l0s
         ]  # fmt: skip
@@ -435,6 +435,7 @@ def test_an_l0_that_the_trained_saes_miss_is_named() -> None:
     assert warning.startswith("toy, l1: an L0 of 11 is wanted, and the nearest SAE has 8.2")
     assert list(missed(reaching([8, 11]), trained(8.2, 11.2))) == []
     assert list(missed(reaching([8, 11]), trained(8.2))) == [], "its pilots have said so"
+    assert list(missed(reaching([8, 11]), trained(20.0, 30.0, flag="k"))) == [], "k has no pilots"
 
 
 def test_a_study_of_which_only_pilots_could_be_trained_has_failed(
