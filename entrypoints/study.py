@@ -151,13 +151,13 @@ def _run(parsed: argparse.Namespace) -> int:
                 f"{folder}: {error}; what is done is kept, and the same command goes on"
             ) from error
     print(f"done in {(time.perf_counter() - began) / 60:.1f} min")
-    code = _report(parsed)
-    if not plan_of(study, folder).cells:
+    findings = _reported(parsed)
+    if not findings.trained:
         raise StudyFailed(
             "only pilots were trained: none of the wanted L0s is within their reach; change the "
             "values under sparsity as the warnings say"
         )
-    return code
+    return int(bool(findings.failures))
 
 
 def _status(parsed: argparse.Namespace) -> int:
@@ -175,6 +175,11 @@ def _status(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
+    return int(bool(_reported(parsed).failures))
+
+
+def _reported(parsed: argparse.Namespace) -> Findings:
+    """Write the report, and print what it comes to."""
     study, folder = _given(parsed)
     if not folder.is_dir():
         raise UsageError(f"--output_path {folder}: there is no such folder; run the study first")
@@ -192,7 +197,7 @@ def _report(parsed: argparse.Namespace) -> int:
     print(f"the report: {page}")
     for text in findings.failures:
         print(f"failed: {text}", file=sys.stderr)
-    return 1 if findings.failures else 0
+    return findings
 
 
 def _given(parsed: argparse.Namespace) -> tuple[Study, Path]:

@@ -91,7 +91,11 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         scores=[s for s in scores if s.suite == TRAINING or (s.model, s.suite, s.metric) in kept],
         details=details,
         contrasts=_contrasts(study, metrics, trained, scores),
-        warnings=[*known.warnings, *_missed(study, trained), *_warnings(study, trained, evaluated)],
+        warnings=[
+            *known.warnings,
+            *_missed(study, known.pilots, trained),
+            *_warnings(study, trained, evaluated),
+        ],
         failures=failures,
         provenance=_provenance(results),
     )
@@ -121,17 +125,17 @@ def _warnings(study: Study, trained: Sequence[Trained], evaluated: int) -> Itera
         )
 
 
-def _missed(study: Study, trained: Sequence[Trained]) -> Iterator[str]:
+def _missed(study: Study, pilots: Sequence[Cell], trained: Sequence[Trained]) -> Iterator[str]:
     """Wanted L0s to which no SAE of an arm came near: its pilots were too far apart there."""
-    for (model, arm), members in grouped(trained, lambda one: (one.model, one.arm)).items():
-        targets = study.models[model].target_l0 or []
-        values = {one.sparsity for one in members}
-        if len(values) < len(targets) or any(value.startswith("k=") for value in values):
-            continue  # out of the pilots' reach, which is said already; or found without pilots
-        l0s = [one.l0 for one in members if one.l0]
+    members = grouped(trained, lambda one: (one.model, one.arm))
+    for model, arm in grouped(pilots, lambda cell: (cell.model, cell.arm)):
+        found, targets = members.get((model, arm), []), study.models[model].target_l0 or []
+        if len({one.sparsity for one in found}) < len(targets):
+            continue  # one is out of the pilots' reach, which is said already
+        l0s = [one.l0 for one in found if one.l0]
         for target in targets if l0s else ():
-            if all(abs(math.log(l0 / target)) > NEAR_L0 for l0 in l0s):
-                nearest = min(l0s, key=lambda l0: abs(math.log(l0 / target)))
+            nearest = min(l0s, key=lambda l0: abs(math.log(l0 / target)))
+            if abs(math.log(nearest / target)) > NEAR_L0:
                 yield (
                     f"{model}, {arm}: an L0 of {target:g} is wanted, and the nearest SAE has "
                     f"{nearest:.3g}; give more values under sparsity, close to that"

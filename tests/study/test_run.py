@@ -20,6 +20,7 @@ from sae_plugins import lockstep
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import lock
 from sae_plugins.study import run as study_run
+from sae_plugins.study.cells import plan
 from sae_plugins.study.findings import Findings, Trained
 from sae_plugins.study.gather import _missed as missed
 from sae_plugins.study.gather import gather
@@ -416,33 +417,38 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
     assert numbers(gather("try", changed(), Path("here"))) == numbers(done[1])
 
 
-def reaching(targets: list[float]) -> Study:
+def reaching(targets: list[float], *arms: str) -> Study:
     toy = {**STUDY["models"]["toy"], "target_l0": targets}
-    return changed(models={"toy": toy}, arms={"l1": STUDY["arms"]["l1"]}, seeds=[0])
+    return changed(models={"toy": toy}, arms={a: STUDY["arms"][a] for a in arms}, seeds=[0])
 
 
 def test_an_l0_that_the_trained_saes_miss_is_named() -> None:
     """Pilots that stand far apart do not say where the L0 between them is."""
+    study = reaching([8, 11], "l1", "topk")
+    pilots = plan(study, lambda _: None).pilots
 
-    def trained(*l0s: float, flag: str = "l1_coefficient") -> list[Trained]:
-        return [
-            Trained(model="toy", arm="l1", sparsity=f"{flag}={l0}", seed=0, folder="here",
+    def named(*l0s: float, arm: str = "l1") -> list[str]:
+        trained = [
+            Trained(model="toy", arm=arm, sparsity=f"flag={l0}", seed=0, folder="here",
                     status="ok", l0=l0)
             for l0 in l0s
         ]  # fmt: skip
+        return list(missed(study, pilots, trained))
 
-    (warning,) = missed(reaching([8, 11]), trained(8.2, 16.2))
+    (warning,) = named(8.2, 16.2)
     assert warning.startswith("toy, l1: an L0 of 11 is wanted, and the nearest SAE has 8.2")
-    assert list(missed(reaching([8, 11]), trained(8.2, 11.2))) == []
-    assert list(missed(reaching([8, 11]), trained(8.2))) == [], "its pilots have said so"
-    assert list(missed(reaching([8, 11]), trained(20.0, 30.0, flag="k"))) == [], "k has no pilots"
+    assert named(8.2, 11.2) == []
+    assert named(8.2) == [], "its pilots have said so"
+    assert named(20.0, 30.0, arm="topk") == [], "k has no pilots"
 
 
 def test_a_study_of_which_only_pilots_could_be_trained_has_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "far.yaml"
-    file.write_text(yaml.safe_dump(reaching([0.01]).model_dump(mode="json", exclude_defaults=True)))
+    file.write_text(
+        yaml.safe_dump(reaching([0.01], "l1").model_dump(mode="json", exclude_defaults=True))
+    )
     assert main(["study", "run", str(file), "--output_path", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()
     assert "an L0 of 0.01 is not between" in said.out + said.err
