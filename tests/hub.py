@@ -151,13 +151,13 @@ class LoopbackHub:
 
     # -- who asks it -------------------------------------------------------------------------------
 
-    def run(self, code: str, **environment: str) -> str:
-        """What a fresh Python prints that has this Hub for its own, and nothing else."""
+    def run(self, code: str, python: str = sys.executable, **environment: str) -> str:
+        """What a fresh `python` prints that has this Hub for its own, and nothing else."""
         result = subprocess.run(
-            [sys.executable, "-c", code],
+            [python, "-c", code],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
             env={
                 **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},

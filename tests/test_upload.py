@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,8 +161,22 @@ def test_sae_lens_alone_loads_what_was_uploaded(
     assert loopback_hub.files(REPO)["demo/run.yaml"] == b"seed: 0\ndataset_path: ~/text\n"
 
 
+@pytest.fixture
+def only_sae_lens(tmp_path: Path) -> str:
+    """The Python of an environment in which SAELens is installed, and nothing of ours."""
+    folder = tmp_path / "only-sae-lens"
+    uv = [sys.executable, "-m", "uv", "--quiet"]
+    lock = Path(__file__).parents[1] / "requirements.lock"
+    installing = [*uv, "pip", "install", "--python", str(folder), "--constraint", str(lock)]
+    subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True)
+    subprocess.run([*installing, "sae-lens"], check=True)
+    return str(folder / "bin" / "python")
+
+
 @pytest.mark.slow
-def test_train_evaluate_upload_and_load(loopback_hub: LoopbackHub, tmp_path: Path) -> None:
+def test_train_evaluate_upload_and_load(
+    loopback_hub: LoopbackHub, only_sae_lens: str, tmp_path: Path
+) -> None:
     training = (
         "--architecture topk --k 4 --d_sae 64 --training_tokens 2000 --heldout_tokens 1000 "
         "--train_batch_size_tokens 250 --context_size 25 --store_batch_size_prompts 4 "
@@ -175,13 +191,14 @@ def test_train_evaluate_upload_and_load(loopback_hub: LoopbackHub, tmp_path: Pat
     assert upload("runs/demo", REPO) == 0
     loaded = loopback_hub.run(
         f"""
-import sys
-sys.modules["sae_plugins"] = None  # as if it were not installed
+import importlib.util
 import torch
 from sae_lens import SAE
+assert not importlib.util.find_spec("sae_plugins")
 sae = SAE.from_pretrained({REPO!r}, "demo")
 print(sae(torch.linspace(-9, 9, 2 * 192).reshape(2, 192)).tolist())
-"""
+""",
+        python=only_sae_lens,
     )
     sae = load_subject("runs/demo").sae
     assert json.loads(loaded) == sae(torch.linspace(-9, 9, 2 * 192).reshape(2, 192)).tolist()
