@@ -6,6 +6,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_plugins.heldout import heldout_metrics
+from sae_plugins.study.metrics import OF_THE_RUN
 
 D_IN, D_SAE = 12, 30
 
@@ -65,6 +66,10 @@ def test_metrics_are_those_of_numpy():
         },
         rel=1e-6,
     )
+
+
+def test_reports_and_cards_can_explain_each_metric():
+    assert score(make_sae(), Store(activations()), 64).keys() == {row.name for row in OF_THE_RUN}
 
 
 def test_predicting_the_mean_explains_nothing_however_large_it_is():

@@ -13,12 +13,15 @@ from sae_plugins.study.spec import Study, StudyError
 
 HELDOUT, TRAINING = "heldout", "training"
 OF_THE_RUN = (
-    SuiteMetric("l0", "L0", "active features per held-out token", "neither"),
+    SuiteMetric("l0", "L0", "active features per held-out token", "neither", True),
     SuiteMetric(
         "explained_variance", "explained variance", "1 - squared error / variance, held out",
-        "higher",
+        "higher", True,
     ),
-    SuiteMetric("never_fired", "never fired", "share of features, held out", "lower"),
+    SuiteMetric("never_fired", "never fired", "share of features, held out", "lower", True),
+    SuiteMetric("mse", "squared error", "per held-out token, summed over d_in", "lower"),
+    SuiteMetric("cosine", "cosine", "between activations and reconstructions, held out", "higher"),
+    SuiteMetric("tokens", "held-out tokens", "how many the numbers are of", "neither"),
 )  # fmt: skip
 """What every run says of itself, from text that it was not trained on."""
 UNRELIABLE = {
@@ -56,7 +59,7 @@ def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[Metric]:
         for name in names:
             row = described(suite, name)
             named = f"{suite}/{name}" in study.compare
-            if row is None or not (row.headline or named or suite == HELDOUT):
+            if row is None or not (row.headline or named):
                 continue
             by_default = not study.compare and suite != HELDOUT and row.better != "neither"
             found.append(
