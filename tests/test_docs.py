@@ -9,13 +9,12 @@ import io
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from snippets import DOCS, README, ROOT, block, blocks, package, passes
 
 from sae_plugins import registry
 from sae_plugins.entrypoints import evaluate, flags, study, upload
@@ -29,13 +28,11 @@ from sae_plugins.study import spec as studies
 from sae_plugins.study.cells import plan
 from sae_plugins.testing import tiny_sae
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
 INSTALLED = registry.installed()
 PAGES = sorted(DOCS.rglob("*.md"))
 METHODS = sorted(file for file in (DOCS / "methods").glob("*.md") if file.stem != "README")
-TEXTS = [*PAGES, ROOT / "README.md"]
+TEXTS = [*PAGES, README]
 PARTS = {
     "What it does": (),
     "One command": (),
@@ -171,8 +168,8 @@ def test_its_links_lead_somewhere(file: Path) -> None:
 
 def commands(text: str) -> Iterator[list[str]]:
     """The commands in bash blocks and in code, as words."""
-    for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
+    for lines in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
+        for line in lines.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield words
     for line in re.findall(r"`(sae-plugins [^`]+)`", text):
@@ -218,11 +215,7 @@ def check(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=name)
-def test_its_commands_are_valid(
-    file: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(taught))
+def test_its_commands_are_valid(file: Path, reader: Path) -> None:
     for text in blocks("yaml", file):
         Path("mine.yaml").write_text(text)
     wrong = []
@@ -270,49 +263,32 @@ def test_the_flags_that_it_names_exist(file: Path) -> None:
 # -- blocks of code ----------------------------------------------------------------------------
 
 
-def blocks(language: str, *files: Path) -> list[str]:
-    """The blocks of a language in these pages."""
-    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.M | re.S)
-    return [block for file in files for block in fence.findall(file.read_text("utf-8"))]
-
-
-def block(language: str, holding: str, page: str) -> str:
-    """The one block of a page that holds these words."""
-    (only,) = [each for each in blocks(language, DOCS / page) if holding in each]
-    return only
-
-
-def package(folder: Path, module: str, project: str, name: str) -> Path:
-    """A package that a page teaches to write, installed into a folder of its own."""
-    source, site = folder / "package", folder / "site"
-    source.mkdir()
-    (source / f"{name}.py").write_text(module)
-    (source / "pyproject.toml").write_text(project)
-    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run(
-        [*install, "--no-build-isolation", "--target", str(site), str(source)], check=True
-    )
-    return site
-
-
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugin of the page about writing one, installed."""
-    module = block("python", "class Spread(Plugin)", "plugin.md")
-    project = block("toml", "sae-spread", "plugin.md")
+    module = block("python", "class Spread(Plugin)", DOCS / "plugin.md")
+    project = block("toml", "sae-spread", DOCS / "plugin.md")
     return package(tmp_path_factory.mktemp("taught"), module, project, "sae_spread")
+
+
+@pytest.fixture
+def reader(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of one who has installed that plugin."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(taught))
+    return tmp_path
 
 
 def test_the_page_teaches_the_plugin_of_the_readme_whose_tests_run() -> None:
     """tests/test_readme.py installs it, trains with it, and runs its contract."""
-    readme = blocks("python", ROOT / "README.md") + blocks("toml", ROOT / "README.md")
+    readme = blocks("python", README) + blocks("toml", README)
     for language, holding in (
         ("python", "class Spread(Plugin)"),
         ("toml", "sae-spread"),
         ("python", "class TestSpread(PluginContract)"),
     ):
-        assert block(language, holding, "plugin.md") in readme
-    assert block("python", "class TestSpread(PluginContract)", "testing.md") in readme
+        assert block(language, holding, DOCS / "plugin.md") in readme
+    assert block("python", "class TestSpread(PluginContract)", DOCS / "testing.md") in readme
 
 
 ELSEWHERE = {
@@ -325,11 +301,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=name)
-def test_its_python_runs(
-    file: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(taught))
+def test_its_python_runs(file: Path, reader: Path) -> None:
     for text in blocks("python", file):
         tree = ast.parse(text)
         for node in ast.walk(tree):
@@ -348,21 +320,15 @@ def test_its_python_runs(
 
 
 def test_the_contract_of_the_plugin_with_state_passes(tmp_path: Path) -> None:
-    text = block("python", "class Quiet(Plugin)", "plugin.md")
+    text = block("python", "class Quiet(Plugin)", DOCS / "plugin.md")
     text = f"from sae_plugins.testing import PluginContract\n{text}"
     text += "\n\nclass TestQuiet(PluginContract):\n    plugin = Quiet\n"
-    test = tmp_path / "test_quiet.py"
-    test.write_text(text)
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
-    assert pytest.main([*options, "--rootdir", str(tmp_path), str(test)]) == 0
+    assert passes(text, tmp_path / "test_quiet.py")
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=name)
-def test_its_recipes_and_studies_can_be_run(
-    file: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(taught))
-    mine = tmp_path / "mine.yaml"
+def test_its_recipes_and_studies_can_be_run(file: Path, reader: Path) -> None:
+    mine = reader / "mine.yaml"
     for text in blocks("yaml", file):
         mine.write_text(text)
         if {"arms", "models", "compare"} & yaml.safe_load(text).keys():
@@ -383,8 +349,8 @@ def test_the_suite_that_it_teaches_can_be_installed_and_scores_an_sae(
     from sae_plugins import world
     from sae_plugins.eval_suites.results import Result
 
-    module = block("python", "class WordOrder(Suite)", "evaluation.md")
-    project = block("toml", "sae-word-order", "evaluation.md")
+    module = block("python", "class WordOrder(Suite)", DOCS / "evaluation.md")
+    project = block("toml", "sae-word-order", DOCS / "evaluation.md")
     site = package(tmp_path, module, project, "sae_word_order")
     monkeypatch.syspath_prepend(str(site))
     metadata = SAEMetadata(model_name=world.NAME, hook_name="blocks.1.hook_resid_post")

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from snippets import ROOT, installed
 
 from sae_plugins import registry
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "sae-target-l0"
+EXAMPLE = ROOT / "examples" / "sae-target-l0"
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +25,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which its wheel is installed, and nothing else of it."""
-    site, wheels = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("wheels")
+    wheels = tmp_path_factory.mktemp("wheels")
     uv = [sys.executable, "-m", "uv", "--quiet"]
     build = ["build", "--wheel", "--no-build-isolation", "--out-dir", str(wheels), str(source)]
     subprocess.run([*uv, *build], check=True)
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run(
-        [*uv, "pip", "install", "--no-deps", "--target", str(site), str(wheel)], check=True
-    )
-    return site
+    return installed(wheel, tmp_path_factory.mktemp("site"))
 
 
 def test_it_is_found_by_its_name(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

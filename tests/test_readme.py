@@ -1,43 +1,28 @@
 """The README's snippets are run: the third-party plugin that it teaches is built and installed."""
 
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from snippets import README, block, package, passes
 
 from sae_plugins import registry
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import read_rows
 from sae_plugins.testing import train
 
-README = Path(__file__).parents[1] / "README.md"
-
-
-def blocks(language: str, holding: str) -> list[str]:
-    found = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
-    return [block for block in found if holding in block]
+SPREAD = "class Spread(Plugin)"
 
 
 @pytest.fixture(scope="module")
 def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip installed the package that the README describes."""
-    root = tmp_path_factory.mktemp("sae-spread")
-    (module,) = blocks("python", "class Spread(Plugin)")
-    (project,) = blocks("toml", "sae-spread")
-    (root / "sae_spread.py").write_text(module)
-    (root / "pyproject.toml").write_text(project)
-    site = tmp_path_factory.mktemp("site")
-    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*install, "--no-build-isolation", "--target", str(site), str(root)], check=True)
-    return site
+    """A folder into which the package that the README describes is installed."""
+    module, project = block("python", SPREAD, README), block("toml", "sae-spread", README)
+    return package(tmp_path_factory.mktemp("third-party"), module, project, "sae_spread")
 
 
 def test_the_plugin_and_its_package_take_25_lines():
-    (module,) = blocks("python", "class Spread(Plugin)")
-    (project,) = blocks("toml", "sae-spread")
+    module, project = block("python", SPREAD, README), block("toml", "sae-spread", README)
     assert sum(1 for line in (module + project).splitlines() if line.strip()) <= 25
 
 
@@ -87,16 +72,13 @@ def test_the_contract_that_the_readme_shows_passes(
     third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.syspath_prepend(str(third_party))
-    (contract,) = blocks("python", "class TestSpread(PluginContract)")
-    test = tmp_path / "test_spread.py"
-    test.write_text(contract)
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
-    assert pytest.main([*options, "--rootdir", str(tmp_path), str(test)]) == 0
+    contract = block("python", "class TestSpread(PluginContract)", README)
+    assert passes(contract, tmp_path / "test_spread.py")
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks("python", "LanguageModelSAERunnerConfig(")
+    example = block("python", "LanguageModelSAERunnerConfig(", README)
     assert "training_tokens=100_000" in example
     exec(example.replace("100_000", "30_000"), {})  # the README's own lines, on fewer tokens
     config = json.loads((tmp_path / "runs" / "python" / "cfg.json").read_text())
