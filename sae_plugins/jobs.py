@@ -27,6 +27,7 @@ from sae_plugins.plugin import PluginError
 from sae_plugins.runs import CHECKPOINTS, SUMMARY, TRAINING_SUMMARY, write
 from sae_plugins.seeds import random_states, set_random_states
 from sae_plugins.synthetic import SYNTHETIC
+from sae_plugins.weights_and_biases import never_breaks_a_run
 
 D_SAE_PER_D_IN = 4
 _EXPECTED_WARNINGS = (
@@ -205,8 +206,14 @@ def runner_fields(settings: JobSettings, folder: Path | None) -> dict[str, Any]:
         "device": settings.device,
         "output_path": None if folder is None else str(folder),
         "checkpoint_path": checkpoints,
-        "logger": LoggingConfig(**{"log_to_wandb": False, **settings.logger}),
+        "logger": Log(**{"log_to_wandb": False, **settings.logger}),
     }
+
+
+class Log(LoggingConfig):
+    """SAELens' settings of Weights & Biases, which log an SAE if that can be."""
+
+    log = never_breaks_a_run(LoggingConfig.log)
 
 
 @contextmanager

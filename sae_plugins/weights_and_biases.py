@@ -85,7 +85,9 @@ def _logged_in(wandb: Any) -> bool:
         return bool(wandb.api.api_key)
 
 
-def _never_breaks_a_run(log: Callable[P, None]) -> Callable[P, None]:
+def never_breaks_a_run(log: Callable[P, None]) -> Callable[P, None]:
+    """The same, but what it raises is reported as an error that costs the log alone."""
+
     @wraps(log)
     def quietly(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
@@ -96,7 +98,7 @@ def _never_breaks_a_run(log: Callable[P, None]) -> Callable[P, None]:
     return quietly
 
 
-@_never_breaks_a_run
+@never_breaks_a_run
 def log_figures(figures: Sequence[Path], name: str) -> None:
     """Show figures in the run's panel, and keep them as its artifact `<name>_figures`."""
     import wandb
@@ -105,7 +107,7 @@ def log_figures(figures: Sequence[Path], name: str) -> None:
     _log_artifact(f"{name}_figures", "figures", figures)
 
 
-@_never_breaks_a_run
+@never_breaks_a_run
 def log_sae(files: Sequence[Path], name: str) -> None:
     """Keep a trained SAE's files as the artifact `name`, as SAELens does for language models."""
     _log_artifact(name, "model", files, ["final_model"])

@@ -13,7 +13,6 @@ import wandb
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
-from sae_plugins import weights_and_biases
 from sae_plugins.entrypoints.main import main
 
 SHORT = (
@@ -94,9 +93,11 @@ def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(on: tuple[s
 
 
 def test_without_a_login_the_log_is_kept_here(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(weights_and_biases, "_logged_in", lambda _: False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where wandb and netrc keep keys
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_MODE", "online")
     train("run", *WORLD, *LOG)
     assert "nobody is logged in" in caplog.text
@@ -104,14 +105,20 @@ def test_without_a_login_the_log_is_kept_here(
     assert "losses/overall_loss" in logged()[0]
 
 
-@pytest.mark.parametrize("what", ["Image.__init__", "Artifact.add_file"])
+@pytest.mark.parametrize(
+    ("on", "what"),
+    [(WORLD, "Artifact.add_file"), (SYNTHETIC, "Artifact.add_file"), (SYNTHETIC, "Image.__init__")],
+)
 def test_what_cannot_be_logged_costs_no_training(
-    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    on: tuple[str, ...],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise wandb.errors.CommError("the server is away")
 
     monkeypatch.setattr(f"wandb.{what}", fails)
-    run = train("run", *SYNTHETIC, *LOG)
+    run = train("run", *on, *LOG)
     assert "not logged to Weights & Biases: the server is away" in caplog.text
     assert json.loads((run / "summary.json").read_text())["training/steps"] == 32
