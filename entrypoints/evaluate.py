@@ -231,12 +231,16 @@ def default_preset(sources: Iterable[str]) -> str:
     """`quick` where all SAEs of language models are of the embedded one; it proves nothing else."""
     import json
 
+    from sae_plugins.hub import HubError, local
     from sae_plugins.world import NAME
 
     def model(source: str) -> Any:
         folder = Path(source).expanduser()
         if not folder.is_dir():
-            return source if ":" in source else None  # a release, or what is said when it is loaded
+            try:
+                folder = local(source, tries=1)
+            except HubError:  # a release, or what is said when it is loaded
+                return source if ":" in source else None
         try:
             return json.loads((folder / "cfg.json").read_text("utf-8"))["metadata"]["model_name"]
         except (OSError, ValueError, LookupError, TypeError):

@@ -78,7 +78,10 @@ def parser_of_upload() -> argparse.ArgumentParser:
         "last, and is made if there is none",
     )
     parser.add_argument(
-        "--private", action="store_true", help="make a repository that only its owner sees"
+        "--private",
+        action="store_true",
+        help="make a repository that only its owner sees (default: public, or what an organisation "
+        "has chosen)",
     )
     parser.add_argument(
         "--revision", metavar="BRANCH", default="main",
@@ -92,7 +95,8 @@ def parser_of_upload() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace SAEs of the same names, with all files in their folders",
+        help="replace SAEs of the same names, with all files in their folders but other results of "
+        "the very same SAE",
     )
     parser.add_argument(
         "--dry_run",
@@ -224,7 +228,7 @@ def _send(repository: Repository, uploads: Sequence[Upload], overwrite: bool) ->
     if done:
         print(f"\n{repository.url}\n")
         for line in loading_lines(repository.repo, done[0].sae_id, repository.branch):
-            print(f"    {line}")
+            print(f"    {line}".rstrip())
     return int(len(done) < len(uploads))
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.eval_suites.cache import fingerprint
-from sae_plugins.eval_suites.suite import SuiteError, without_secrets
+from sae_plugins.eval_suites.suite import SuiteError
+from sae_plugins.hub import why
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -90,8 +91,7 @@ def _from_transformer_lens(name: str, device: str, dtype: Any) -> HookedTransfor
                 name, device=device, dtype=dtype
             )
     except Exception as error:  # of the network, the Hub, the disk and the memory
-        reason = why_not_loaded(error)
-        raise SuiteError(f"language model {name} cannot be loaded: {reason}") from error
+        raise SuiteError(f"language model {name} cannot be loaded: {why(error)}") from error
     return hooked
 
 
@@ -132,29 +132,3 @@ def check_d_in(model: LanguageModel, subject: Subject) -> None:
             f"{subject.source} takes activations of d_in {subject.d_in}, and those of {model.name} "
             f"at {subject.hook_name} have {size}: it was trained on another model or hook"
         )
-
-
-def why_not_loaded(error: BaseException) -> str:
-    """Why something on the Hugging Face Hub could not be loaded, and what helps, in words."""
-    from huggingface_hub import errors
-
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-
-    def is_any(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    if is_any(errors.GatedRepoError):
-        return "access to it is restricted: accept its terms on the Hugging Face Hub and log in"
-    if is_any(errors.RepositoryNotFoundError):
-        return "the Hugging Face Hub has no such repository, or shows it only to those who log in"
-    if is_any(errors.LocalEntryNotFoundError, ConnectionError) or any(
-        type(link).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout") for link in chain
-    ):
-        return "it is not in the cache, and the Hugging Face Hub cannot be reached: go online"
-    if is_any(errors.EntryNotFoundError):
-        return "the repository on the Hugging Face Hub lacks a file that is needed"
-    return without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])[:300]

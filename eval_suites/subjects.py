@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sae_plugins.eval_suites.cache import fingerprint
-from sae_plugins.eval_suites.models import why_not_loaded
 from sae_plugins.eval_suites.suite import SuiteError
+from sae_plugins.hub import HubError, local, why
 from sae_plugins.plugin import did_you_mean
 from sae_plugins.runs import (
     CONFIG,
@@ -117,7 +117,7 @@ def load_subject(source: str, device: str = "cpu") -> Subject:
                 sae, facts = _from_folder(folder, device), _training_facts(folder)
         elif ":" in source:
             name = source
-            sae = _from_release(source, device)
+            sae, facts = _from_hub(source, device)
         else:
             is_file = f"is a file; name the folder {folder.parent}" if folder.is_file() else None
             raise SuiteError(
@@ -168,7 +168,8 @@ def _from_folder(folder: Path, device: str) -> Any:
         ) from error
 
 
-def _from_release(source: str, device: str) -> Any:
+def _from_hub(source: str, device: str) -> tuple[Any, Mapping[str, Any]]:
+    """An SAE of a release that SAELens knows, or of any repository, and facts of its training."""
     from sae_lens import SAE
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
@@ -182,19 +183,26 @@ def _from_release(source: str, device: str) -> Any:
                 f"{source}: release {release} has no SAE {sae_id!r}, but {', '.join(near)}"
                 + (", ..." if len(near) < len(known) else "")
             )
-    elif "/" not in release:
+    elif "/" in release:
+        try:
+            folder = local(source)
+        except HubError as error:
+            raise SuiteError(str(error)) from error
+        _check_folder(folder)
+        return _from_folder(folder, device), _training_facts(folder)
+    else:
         near = difflib.get_close_matches(release, releases, n=3, cutoff=0.5)
         raise SuiteError(
             f"{source} is no folder, and SAELens knows no release {release!r}"
             + (f": {did_you_mean(release, near)}" if near else "")
         )
     try:
-        return SAE.from_pretrained(release, sae_id, device=device)
+        return SAE.from_pretrained(release, sae_id, device=device), {}
     except KeyError as error:
         _check_architecture(source, str(error.args[0]))
         raise SuiteError(f"{source} cannot be loaded: its config lacks {error}") from error
     except Exception as error:  # of the network, the Hub, the disk and the memory
-        raise SuiteError(f"{source} cannot be loaded: {why_not_loaded(error)}") from error
+        raise SuiteError(f"{source} cannot be loaded: {why(error)}") from error
 
 
 def _check_architecture(source: str, architecture: str | None) -> None:

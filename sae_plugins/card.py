@@ -1,7 +1,8 @@
 """The model card, README.md, of SAEs in a repository on the Hugging Face Hub.
 
 `entry` reads what is known about one SAE, `card` writes it into the card of a repository: a section
-between two comments, and the SAE's part of the metadata. Everything else is people's and stays.
+between two comments, its results between two more, and the SAE's part of the metadata. Everything
+else is people's and stays.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from sae_plugins import world
 from sae_plugins.card_facts import Entry, Evaluation, entry
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites import tables
+from sae_plugins.eval_suites.evaluation import KEYED_VERSIONS
 from sae_plugins.eval_suites.suite import Metric, without_secrets
+from sae_plugins.hub import MAIN, loading_lines
 from sae_plugins.plugin import PluginError
 from sae_plugins.study.metrics import HELDOUT, UNRELIABLE, described
 from sae_plugins.study.words import arrow, plain
@@ -40,12 +43,20 @@ _TEMPLATE = "card.md.jinja"
 _TAGS = ("saelens", "sparse-autoencoder", "sae-plugins")
 _GEMMA_TERMS = re.compile(r"google/gemma-[1237]")
 """The first three generations, whose terms reach what derives from them."""
+_SECTION, _RESULTS = ("begin", "end"), ("results-begin", "results-end")
+"""The words of the comments before and after an SAE's section, and its results."""
 _ROOT = r"(?:file:|[A-Za-z]:|~\w*|\.\.?)?[/\\]"
 _FOLDERS = re.compile(rf"(?<![\w/:.]){_ROOT}+(?:[^\s/\\'\"`]+[/\\]+)+")
 """The folders of a path of this machine, in a text."""
 
 
-def card(entry: Entry, previous: str | None, repo: str) -> str:
+def card(
+    entry: Entry,
+    previous: str | None,
+    repo: str,
+    branch: str = MAIN,
+    results_only: bool = False,
+) -> str:
     """The text of README.md, with an SAE's section and metadata put in or replaced.
 
     What people wrote stays byte for byte, and so do their metadata, to whose lists it adds. Where
@@ -56,14 +67,22 @@ def card(entry: Entry, previous: str | None, repo: str) -> str:
         entry: of the SAE.
         previous: the card that is there, with its own line ends; None if there is none.
         repo: OWNER/NAME of the repository.
+        branch: of the repository.
+        results_only: replace no more of the section than its results, where they stand.
 
     Raises:
         PluginError: the metadata of `previous` cannot be read.
     """
     template = _environment().get_template(_TEMPLATE)
+    name = quote(entry.sae_id)
+    begin, end = (_comment(word, name) for word in _RESULTS)
     view = {
         "entry": entry,
         "repo": repo,
+        "branch": None if branch == MAIN else branch,
+        "loading": loading_lines(repo, entry.sae_id, branch),
+        "results_begin": Markup(begin),
+        "results_end": Markup(end),
         "world": entry.model_name == world.NAME,
         "synthetic": str(entry.model_name).startswith(SYNTHETIC),
         "gemma": _gemma(entry),
@@ -81,7 +100,10 @@ def card(entry: Entry, previous: str | None, repo: str) -> str:
         block = _spliced(found[2] + newline, _merged(_metadata(found[2], repo), entry), newline)
         opening = found[1] + block.removesuffix(newline) + found[3]
         body = previous[found.end() :]
-    return opening + _with_section(body, quote(entry.sae_id), section, newline)
+    if results_only and _between(_RESULTS, name).search(body):
+        results = section[section.index(begin) : section.index(end) + len(end)]
+        return opening + _between(_RESULTS, name).sub(lambda _: results, body, count=1)
+    return opening + _with_section(body, name, section, newline)
 
 
 # -- the metadata -------------------------------------------------------------------------------
@@ -134,13 +156,15 @@ def _listed(value: Any) -> list[Any]:
 def _scores(found: Evaluation) -> list[EvalResult]:
     """The means over seeds, as the Hub shows them."""
     name, revision = found.dataset or (None, None)
+    versions = {k: v for k, v in found.results[0].versions.items() if k in KEYED_VERSIONS}
     scores = []
     for metric, row in found.metrics.items():
-        values = [r.metrics[metric].value for r in found.results if metric in r.metrics]
-        known = [value for value in values if value is not None]
+        rows = [(r, r.metrics[metric].value) for r in found.results if metric in r.metrics]
+        known = [(r, value) for r, value in rows if value is not None]
         if not known:
             continue
-        spread = {"sd": _rounded(stdev(known))} if len(known) > 1 else {}
+        values = [value for _, value in known]
+        spread = {"sd": _rounded(stdev(values))} if len(values) > 1 else {}
         scores.append(
             EvalResult(
                 task_type=found.suite,
@@ -151,8 +175,8 @@ def _scores(found: Evaluation) -> list[EvalResult]:
                 dataset_revision=revision,
                 metric_type=metric,
                 metric_name=row.paper,
-                metric_value=_rounded(fmean(known)),
-                metric_args={"seeds": [r.seed for r in found.results], **spread},
+                metric_value=_rounded(fmean(values)),
+                metric_args={"seeds": [r.seed for r, _ in known], **spread, **versions},
             )
         )
     return scores
@@ -196,19 +220,27 @@ def _dumped(values: Mapping[str, Any], newline: str) -> str:
 
 def _with_section(body: str, name: str, section: str, newline: str) -> str:
     """A card's text with a section in place of the one of this name, or at the end."""
-    begin, end = (f"<!-- sae-plugins: {word} {name} -->" for word in ("begin", "end"))
+    begin, end = (_comment(word, name) for word in _SECTION)
     section = (newline * 2).join([begin, section, end])
-    own = re.compile(
-        f"{re.escape(begin)}(?:(?!<!-- sae-plugins: (?:begin|end) )[\\s\\S])*{re.escape(end)}"
-    )
-    found = own.search(body)
+    found = _between(_SECTION, name).search(body)
     before, after = (body[: found.start()], body[found.end() :]) if found else (body, None)
     # comments that are left over would pair up wrongly the next time
-    before, after = (_without(text, begin, end) for text in (before, after or ""))
+    ours = [_comment(word, name) for word in (*_SECTION, *_RESULTS)]
+    before, after = (_without(text, *ours) for text in (before, after or ""))
     if found is not None:
         return before + section + after
     gap = next(n for n in range(3) if (before + newline * n).endswith(newline * 2))
     return f"{before}{newline * gap}{section}{newline}"
+
+
+def _comment(word: str, name: str) -> str:
+    return f"<!-- sae-plugins: {word} {name} -->"
+
+
+def _between(words: tuple[str, str], name: str) -> re.Pattern[str]:
+    """What stands between two comments about an SAE, them included, with no other such between."""
+    begin, end = (re.escape(_comment(word, name)) for word in words)
+    return re.compile(rf"{begin}(?:(?!<!-- sae-plugins: (?:{'|'.join(words)}) )[\s\S])*{end}")
 
 
 def _without(text: str, *markers: str) -> str:

@@ -14,6 +14,7 @@ import yaml
 
 from sae_plugins import registry, runs, world
 from sae_plugins.eval_suites import registry as suites
+from sae_plugins.eval_suites.evaluation import KEYED_VERSIONS
 from sae_plugins.eval_suites.results import Result
 from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.eval_suites.tables import headline_names
@@ -44,7 +45,7 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one suite with one choice of settings says of an SAE."""
+    """What one suite says of an SAE with one choice of settings, data and versions."""
 
     suite: str
     settings: str
@@ -98,14 +99,17 @@ class Entry:
     """Suites that failed with some seed."""
 
 
-def entry(sae_id: str, folder: Path, results: Sequence[Result]) -> Entry:
+def entry(
+    sae_id: str, folder: Path, results: Sequence[Result], failed: Sequence[str] = ()
+) -> Entry:
     """What is known about an SAE.
 
     Args:
         sae_id: its folder in the repository.
         folder: of a run, or of any SAE that SAELens saved.
         results: of evaluations of this SAE, of any suites and seeds; of two with the same suite,
-            settings and seed, the first one counts.
+            settings, data, versions and seed, the first one counts.
+        failed: suites that failed with some seed.
 
     Raises:
         PluginError: a file of the folder is missing or damaged.
@@ -121,6 +125,7 @@ def entry(sae_id: str, folder: Path, results: Sequence[Result]) -> Entry:
     run = next(filter(None, settings), {})
     summary = _mapping(folder / runs.SUMMARY) or _mapping(folder / runs.TRAINING_SUMMARY)
     dataset = place.get("dataset_path") or run.get("dataset_path") or None
+    evaluations = list(_evaluations(results))
     return Entry(
         sae_id=sae_id,
         architecture=config["architecture"],
@@ -131,7 +136,7 @@ def entry(sae_id: str, folder: Path, results: Sequence[Result]) -> Entry:
         base_model=_base_model(str(place.get("model_name")), place.get("model_class_name")),
         hook_name=place.get("hook_name"),
         context_size=place.get("context_size"),
-        l0=_first(summary.get("heldout/l0"), _l0(results), place.get("l0")),
+        l0=_first(summary.get("heldout/l0"), _l0(evaluations), place.get("l0")),
         methods=ours.get("methods") or [],
         mechanisms=[Mechanism(**plugin) for plugin in ours.get("plugins") or []],
         training={
@@ -147,8 +152,8 @@ def entry(sae_id: str, folder: Path, results: Sequence[Result]) -> Entry:
         versions=recipe.get("versions") or {"sae-lens": place.get("sae_lens_version") or "unknown"},
         heldout={k: v for k, v in summary.items() if k.startswith(("heldout/", "truth/"))},
         figures=sorted(path.name for path in (folder / runs.FIGURES).glob("*.png")),
-        evaluations=list(_evaluations(results)),
-        failed=sorted({result.suite for result in results if result.status == "failed"}),
+        evaluations=evaluations,
+        failed=sorted(failed),
     )
 
 
@@ -170,9 +175,10 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _l0(results: Sequence[Result]) -> float | None:
-    core = [r.metrics["l0"].value for r in results if r.suite == "core" and "l0" in r.metrics]
-    known = [value for value in core if value is not None]
+def _l0(evaluations: Sequence[Evaluation]) -> float | None:
+    core = next((found.results for found in evaluations if found.suite == "core"), ())
+    values = [r.metrics["l0"].value for r in core if "l0" in r.metrics]
+    known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
@@ -197,12 +203,15 @@ def on_hub(name: str) -> bool:
 
 
 def _evaluations(results: Sequence[Result]) -> Iterator[Evaluation]:
-    """One for each suite and choice of settings, in the order of names."""
+    """One for each suite and whatever its numbers depend on, in the order of names."""
     groups: dict[tuple[str, str], dict[int, Result]] = {}
     for result in results:
         if result.status == "ok":
-            settings = json.dumps([result.preset, result.settings], sort_keys=True)
-            groups.setdefault((result.suite, settings), {}).setdefault(result.seed, result)
+            keyed = {name: result.versions.get(name) for name in KEYED_VERSIONS}
+            model = result.model and result.model.model_dump()
+            on = [result.preset, result.settings, result.datasets, model, keyed]
+            key = result.suite, json.dumps(on, sort_keys=True)
+            groups.setdefault(key, {}).setdefault(result.seed, result)
     for (suite, _), by_seed in sorted(groups.items()):
         found = [by_seed[seed] for seed in sorted(by_seed)]
         names = dict.fromkeys(name for result in found for name in headline_names(result))

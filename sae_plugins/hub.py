@@ -9,6 +9,7 @@ commit whose answer got lost is recognised by the files that are there.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sae_plugins.eval_suites.results import Result
     from sae_plugins.upload import Upload
 
+logger = logging.getLogger(__name__)
 Content = Path | bytes
 T = TypeVar("T")
 
@@ -42,6 +44,8 @@ _TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
 """Answers that another try may change; 409 and 412: somebody else is committing."""
 _BROKEN = ("TransportError", "ConnectionError", "TimeoutError")
 """Classes of broken connections, by name: which HTTP library the client has is its own business."""
+_MISCONFIGURED = ("UnsupportedProtocol", "LocalProtocolError", "SSLCertVerificationError")
+"""Those that no other try would change."""
 
 
 class HubError(Exception):
@@ -59,8 +63,8 @@ def api() -> HfApi:
     return HfApi(endpoint=endpoint or None, token=get_token() or False, library_name="sae-plugins")
 
 
-def local(source: str) -> Path:
-    """The folder of an SAE, downloaded if it is on the Hub.
+def local(source: str, tries: int = TRIES) -> Path:
+    """The folder of an SAE, downloaded as it is now if it is on the Hub.
 
     Raises:
         HubError: it is neither here nor there, or cannot be downloaded.
@@ -72,15 +76,33 @@ def local(source: str) -> Path:
     if "/" not in repo or not sae_id:
         raise HubError(f"{source} is no folder; name one, or give USER/REPO:SAE_ID")
     check_repo(repo)
+    parts = sae_id.split("/")
+    if {"", ".", ".."} & {*parts} or re.search(r"[*?\[\]\\]", sae_id):
+        raise HubError(f"{source}: {sae_id!r} is no name of an SAE")
     try:
-        files = retried(
-            lambda: api().snapshot_download(repo, allow_patterns=[f"{sae_id}/*"]), lambda _: None
-        )
+        files = retried(lambda: _downloaded(repo, f"{sae_id}/*"), logger.warning, tries)
     except Exception as error:  # of the network, the Hub and the disk
-        raise HubError(f"{source} cannot be downloaded: {why(error)}") from error
-    if not (Path(files) / sae_id).is_dir():
+        cure = "; HF_HUB_OFFLINE=1 takes what was downloaded before" if _is_broken(error) else ""
+        raise HubError(f"{source} cannot be downloaded: {why(error)}{cure}") from error
+    if not (files / sae_id).is_dir():
         raise HubError(f"{source}: the repository {repo} has no SAE {sae_id!r}")
-    return Path(files) / sae_id
+    return files / sae_id
+
+
+def _downloaded(repo: str, pattern: str) -> Path:
+    """A repository's newest commit; offline, what is in the cache."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    hub = api()
+    try:
+        # without a commit, the client takes an old one from its cache where the Hub fails
+        commit = hub.model_info(repo).sha
+        hub.snapshot_download(repo, revision=commit, allow_patterns=[pattern])
+    except OfflineModeIsEnabled:
+        commit = None
+    # and only without one it remembers which commit was the newest, for work offline
+    newest = hub.snapshot_download(repo, allow_patterns=[pattern])
+    return Path(newest).with_name(commit) if commit else Path(newest)
 
 
 def check_repo(repo: str) -> None:
@@ -236,23 +258,30 @@ class Repository:
         files = {f"{upload.sae_id}/{name}": content for name, content in upload.files.items()}
         others = [path for path in there if path.startswith(f"{upload.sae_id}/")]
         changed = [path for path in others if path in files and not _same(files[path], there[path])]
+        additions = {path: files[path] for path in files if path not in there or path in changed}
+        results = f"{upload.sae_id}/{RESULTS}/"
+        is_new = not all(path.startswith(results) for path in additions)
         if changed and not overwrite:
+            names = f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}"
             raise HubError(
-                f"{self.repo} has another SAE {upload.sae_id} already: {', '.join(changed[:3])}"
-                f"{', ...' if len(changed) > 3 else ''} differ; rename the folder "
-                f"{upload.folder}, or --overwrite"
+                f"{self.repo} has other results of {upload.sae_id} already, as when an evaluation "
+                f"is repeated: {names} differ; --overwrite replaces them"
+                if all(path.startswith(results) for path in changed)
+                else f"{self.repo} has another SAE {upload.sae_id} already: {names} differ; rename "
+                f"the folder {upload.folder}, or --overwrite"
             )
         extra = [path for path in others if path not in files]
-        kept = [] if overwrite else list(self._kept(extra, state))
+        kept = self._kept([path for path in extra if path.startswith(results)], state, upload.hash)
+        raw = {f"{results}{result.raw}" for result in kept.values()}
+        deletions = [path for path in extra if path not in kept and path not in raw]
         previous = self._text(CARD, state) if CARD in there else None
-        facts = entry(upload.sae_id, upload.folder, [*upload.results, *kept])
-        text = card(facts, previous, self.repo)
-        additions: dict[str, Content] = {
-            path: content for path, content in files.items() if path not in there or path in changed
-        }
+        facts = entry(
+            upload.sae_id, upload.folder, [*upload.results, *kept.values()], upload.failed
+        )
+        text = card(facts, previous, self.repo, self.branch, results_only=not is_new)
         if text != previous:
             additions[CARD] = text.encode()
-        return Plan(additions, extra if overwrite else [], text)
+        return Plan(additions, deletions if overwrite else [], text)
 
     def _made(self) -> State:
         """What it holds, after it has been made, with the branch, where that is to be done."""
@@ -260,25 +289,30 @@ class Repository:
         if state is not None and state.has_branch:
             return state
         if state is None:
-            self.api.create_repo(self.repo, private=self.private, exist_ok=True)
+            # None: as its owner has it by default
+            self.api.create_repo(self.repo, private=self.private or None, exist_ok=True)
         if self.branch != MAIN:
             self.api.create_branch(self.repo, branch=self.branch, exist_ok=True)
         state = self._read()
         if state is None:
-            raise HubError(f"{self.repo} is not there though it was made; try again in a minute")
+            raise HubError(
+                f"{self.repo} is not there though it was made: the token may not read it, or try "
+                "again in a minute"
+            )
         return state
 
-    def _kept(self, paths: Iterable[str], state: State | None) -> Iterator[Result]:
-        """Results that were uploaded earlier and stay, so that the card goes on naming them."""
+    def _kept(self, paths: Iterable[str], state: State | None, sae_hash: str) -> dict[str, Result]:
+        """Results of this SAE that were uploaded earlier and stay, by path."""
         from sae_plugins.eval_suites.results import Result
 
+        found = {}
         for path in paths:
-            name = path.split("/", 1)[1]
-            if name.startswith(f"{RESULTS}/") and not name.endswith(".saebench.json"):
+            if path.endswith(".json") and not path.endswith(".saebench.json"):
                 try:
-                    yield Result.model_validate_json(self._text(path, state))
+                    found[path] = Result.model_validate_json(self._text(path, state))
                 except ValueError:  # somebody else's file
                     continue
+        return {path: result for path, result in found.items() if result.sae.hash == sae_hash}
 
     def _text(self, path: str, state: State | None) -> str:
         assert state is not None
@@ -312,10 +346,13 @@ class Repository:
                 f"{me['name']} is logged in with a token that can only read: make one with the "
                 f"right to write at {self.api.endpoint}/settings/tokens, and `hf auth login`"
             )
+        owner = self.repo.split("/")[0]
         owners = [me["name"], *(each["name"] for each in me.get("orgs", []))]
+        if role == "write" and owner in owners:
+            return None
         return (
-            f"{me['name']} may not write to {self.repo}, whose owner is {self.repo.split('/')[0]}; "
-            f"the token's owners are {', '.join(owners)}"
+            f"{me['name']} may not write to {self.repo}, whose owner is {owner}; the token's "
+            f"owners are {', '.join(owners)}"
             + ("" if role == "write" else ", and it may be limited to some repositories")
         )
 
@@ -398,44 +435,49 @@ def _status(error: BaseException) -> int | None:
 
 def _is_broken(error: BaseException) -> bool:
     names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
-    return bool(names & set(_BROKEN))
+    return bool(names & {*_BROKEN}) and not names & {*_MISCONFIGURED}
 
 
 def why(error: BaseException) -> str:
-    """Why the Hub did not do something, and what helps, in words."""
+    """Why something at the Hub could not be had or done, and what helps, in words."""
     from huggingface_hub import errors
 
     from sae_plugins.eval_suites.suite import without_secrets
 
-    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in _chain(error)):
-        return "huggingface_hub is offline: unset HF_HUB_OFFLINE"
+    def is_any(kind: type[BaseException]) -> bool:
+        return any(isinstance(link, kind) for link in _chain(error))
+
     status = _status(error)
-    if status == 401 and not isinstance(error, errors.RepositoryNotFoundError):
-        return "the Hub does not accept the token: `hf auth login`, or set HF_TOKEN to another"
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if is_any(errors.OfflineModeIsEnabled):
+        return "huggingface_hub is offline: unset HF_HUB_OFFLINE"
+    if is_any(errors.GatedRepoError):
+        return "access to it is restricted: accept its terms on the Hugging Face Hub and log in"
+    if is_any(errors.RepositoryNotFoundError):
         return "there is no such repository, or it is shown only to those who are logged in"
+    if status == 401:
+        return "the Hub does not accept the token: `hf auth login`, or set HF_TOKEN to another"
     if status == 429:
         return "too many requests, says the Hub (429)"
     if status in (409, 412):
         return f"somebody else is changing the repository ({status})"
     if status in _TRANSIENT:
         return f"the Hub fails ({status})"
-    if status is None and _is_broken(error):
-        return "the connection to the Hub broke, or there is none"
+    if status is None and (_is_broken(error) or is_any(errors.LocalEntryNotFoundError)):
+        return "the Hub cannot be reached, or the connection to it broke: go online"
+    if is_any(errors.EntryNotFoundError):
+        return "the repository lacks a file that is needed"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return without_secrets(f"{type(error).__name__}: {' '.join(lines)}")[:300]
 
 
-def loading_lines(repo: str, sae_id: str, branch: str = MAIN) -> list[str]:
+def loading_lines(repo: str, sae_id: str, branch: str) -> list[str]:
     """The Python that loads an SAE; SAELens itself knows the main branch only."""
     if branch == MAIN:
-        return [
-            "from sae_lens import SAE",
-            f'sae = SAE.from_pretrained("{repo}", "{sae_id}")',
-            "features = sae.encode(activations)",
-        ]
+        return ["from sae_lens import SAE", "", f'sae = SAE.from_pretrained("{repo}", "{sae_id}")']
     return [
-        "from huggingface_hub import snapshot_download; from sae_lens import SAE",
+        "from huggingface_hub import snapshot_download",
+        "from sae_lens import SAE",
+        "",
         f'folder = snapshot_download("{repo}", revision="{branch}")',
         f'sae = SAE.load_from_disk(f"{{folder}}/{sae_id}")',
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -71,8 +72,8 @@ class LanguageModelJob:
         if settings.logger.get("log_to_wandb"):
             weights_and_biases.check()
         check_devices(settings)
+        self.settings = settings = _with_local_sae(settings)
         check_sources(settings)
-        self.settings = settings
         if other is not None and _of_model(other.settings) == _of_model(settings):
             self.model: Any = other.model
         else:
@@ -110,8 +111,6 @@ class LanguageModelJob:
         checkpoint_path = fields.pop("checkpoint_path")
         if "seqpos_slice" in fields:
             fields["seqpos_slice"] = tuple(fields["seqpos_slice"])
-        if fields.get("from_pretrained_path"):
-            fields["from_pretrained_path"] = str(_local(fields["from_pretrained_path"]))
         with settings_accepted(), quiet():
             config: Any = LanguageModelSAERunnerConfig(
                 sae=replace(self.sae_config),
@@ -222,10 +221,9 @@ def check_sources(settings: JobSettings) -> None:
         folder = settings.runner.get(name)
         if folder is None or (name, used) == ("cached_activations_path", None):
             continue
-        path = _local(folder) if name == "from_pretrained_path" else Path(folder)
-        if not path.is_dir():
+        if not Path(folder).is_dir():
             raise PluginError(f"--{name} {folder} is no folder; name another, or leave it out")
-        missing = [file for file in files if not (path / file).is_file()]
+        missing = [file for file in files if not (Path(folder) / file).is_file()]
         if missing:
             raise PluginError(
                 f"--{name} {folder} lacks {', '.join(missing)}; name another, or leave it out"
@@ -242,16 +240,18 @@ def check_sources(settings: JobSettings) -> None:
             )
 
 
-def _local(source: str) -> Path:
-    """The folder of the SAE to begin with: it may be one on the Hub, as `USER/REPO:SAE_ID`."""
+def _with_local_sae(settings: JobSettings) -> JobSettings:
+    """The settings, with the SAE to begin with downloaded if it is `USER/REPO:SAE_ID`."""
     from sae_plugins import hub
 
+    name = "from_pretrained_path"
+    source = settings.runner.get(name) or ""
     if ":" not in source:
-        return Path(source)
+        return settings
     try:
-        return hub.local(source)
+        return replace(settings, runner={**settings.runner, name: str(hub.local(source))})
     except hub.HubError as error:
-        raise PluginError(f"--from_pretrained_path {error}") from error
+        raise PluginError(f"--{name} {error}") from error
 
 
 # -- the model ---------------------------------------------------------------------------------
@@ -462,7 +462,7 @@ def _plain(rows: Any) -> Any:
 
 def load_dataset(settings: JobSettings) -> Any:
     """The dataset at `dataset_path`, a folder or a name on the Hub; its code is never run."""
-    path = str(settings.runner["dataset_path"])
+    path = os.path.expanduser(str(settings.runner["dataset_path"]))
     try:
         if (Path(path) / "dataset_info.json").is_file():
             return datasets.load_from_disk(path)

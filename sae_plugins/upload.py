@@ -21,6 +21,7 @@ from sae_plugins.runs import (
 )
 
 if TYPE_CHECKING:
+    from sae_plugins.eval_suites.manifest import Row
     from sae_plugins.eval_suites.results import Result
 
 _FILES = (
@@ -41,6 +42,10 @@ class Upload:
     files: Mapping[str, Content]
     """By path in the SAE's folder of the repository."""
     results: Sequence[Result]
+    failed: Sequence[str]
+    """Suites that failed with some seed."""
+    hash: str
+    """Of the SAE, as results name it."""
 
     @property
     def size(self) -> int:
@@ -70,7 +75,9 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
     try:
         subject = load_subject(str(folder))
         _check_sparsity(folder / SPARSITY)
-        found = {file.name: (file, r) for file, r in _results(folder, evaluations, subject.hash)}
+        rows = [row for row in _rows(evaluations) if row[1].sae_hash == subject.hash]
+        found = {file.name: (file, r) for file, r in _results(folder, rows, subject.hash)}
+        failed = sorted({row.suite for _, row in rows if row.status == "failed"})
     except (SuiteError, EvaluationError) as error:
         raise HubError(str(error)) from error
     files: dict[str, Content] = {
@@ -85,9 +92,10 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
         results.append(result.model_copy(update={"sae": whose}))
         text = results[-1].model_dump_json(indent=1) + "\n"
         files[f"{RESULTS}/{name}"] = _without_home(text).encode()
-        if result.raw and file.with_name(result.raw).is_file():
-            files[f"{RESULTS}/{result.raw}"] = _public(file.with_name(result.raw))
-    return Upload(sae_id, folder, files, results)
+        raw = file.parent / Path(result.raw or "").name
+        if raw.is_file():
+            files[f"{RESULTS}/{raw.name}"] = _public(raw)
+    return Upload(sae_id, folder, files, results, failed, subject.hash)
 
 
 def checked_id(folder: Path) -> str:
@@ -118,22 +126,26 @@ def _check_sparsity(file: Path) -> None:
         raise HubError(f"{file} is damaged: {error}; SAELens does without it: remove it") from error
 
 
-def _results(
-    folder: Path, evaluations: Iterable[Path], sae_hash: str
-) -> Iterator[tuple[Path, Result]]:
-    """Of this SAE, with their files: those beside it, as downloaded, and those of `evaluate`."""
+def _rows(evaluations: Iterable[Path]) -> Iterator[tuple[Path, Row]]:
+    """All that these folders of `evaluate` hold."""
     from sae_plugins.eval_suites.manifest import Manifest
 
+    return ((folder, row) for folder in evaluations for row in Manifest.read(folder).rows)
+
+
+def _results(
+    folder: Path, rows: Iterable[tuple[Path, Row]], sae_hash: str
+) -> Iterator[tuple[Path, Result]]:
+    """Of this SAE, with their files: those beside it, as downloaded, and those of `evaluate`."""
     for file in sorted((folder / RESULTS).glob("*.json")):
         result = _read(file)
         if result is not None and result.sae.hash == sae_hash:
             yield file, result
-    for evaluation in evaluations:
-        for row in Manifest.read(evaluation).rows:
-            if row.sae_hash == sae_hash and row.file and row.status in ("ok", "not applicable"):
-                result = _read(evaluation / row.file)
-                if result is not None:
-                    yield evaluation / row.file, result
+    for evaluation, row in rows:
+        if row.file and row.status in ("ok", "not applicable"):
+            result = _read(evaluation / row.file)
+            if result is not None:
+                yield evaluation / row.file, result
 
 
 def _read(file: Path) -> Result | None:
@@ -149,7 +161,10 @@ def _public(file: Path) -> Content:
     """A file as it is, or a text without the home folder and tokens."""
     if file.suffix not in _TEXTS:
         return file
-    text = file.read_text("utf-8")
+    try:
+        text = file.read_text("utf-8")
+    except ValueError as error:
+        raise HubError(f"{file} is damaged: it is no text in UTF-8") from error
     shown = _without_home(text)
     return file if shown == text else shown.encode()
 

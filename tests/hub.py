@@ -109,6 +109,8 @@ class LoopbackHub:
         self.objects: dict[str, bytes] = {}
         """What was sent by LFS, by sha256."""
         self.tokens: dict[str, User] = {}
+        self.private_by_default = False
+        """Whether repositories are private of which nothing is said."""
         self.lock = threading.RLock()
         self._cache = cache
         self._faults: list[Fault] = []
@@ -479,8 +481,8 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             name = f"{wanted.get('type', 'model')}s/{owner}/{wanted['name']}"
             if name in hub.repositories:
                 raise Refusal(409, "You already created this model repo")
-            private = wanted.get("visibility") == "private" or wanted.get("private") is True
-            hub.repositories[name] = Repository(private)
+            private = wanted.get("visibility", "private" if hub.private_by_default else "public")
+            hub.repositories[name] = Repository(private == "private")
             attributes = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
             hub.repositories[name].commit("main", attributes, "initial commit")
             self.json({"url": f"{hub.endpoint}/{name.removeprefix('models/')}", "name": name})

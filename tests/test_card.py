@@ -103,7 +103,7 @@ def test_the_hub_reads_the_results(tmp_path: Path):
     loss, l0, other = data.eval_results
     assert (loss.metric_type, loss.metric_name) == ("ce_loss_score", "loss recovered")
     assert loss.metric_value == 0.92
-    assert loss.metric_args == {"seeds": [42, 43], "sd": 0.0141421}
+    assert loss.metric_args == {"seeds": [42, 43], "sd": 0.0141421, "sae-bench": "0.6.0"}
     assert (loss.dataset_type, loss.dataset_revision) == ("Skylion007/openwebtext", COMMIT)
     assert (l0.metric_type, other.metric_type) == ("l0", odd)
     index = metadata(text)["model-index"]
@@ -120,11 +120,28 @@ def test_other_settings_are_not_averaged(tmp_path: Path):
     assert [len(evaluation.results) for evaluation in found] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    "differs",
+    [{"versions": {"sae-bench": "0.7.0"}}, {"datasets": {"Skylion007/openwebtext": "a copy"}},
+     {"model": ModelInfo(name="gemma-2-2b", hash="1", dtype="f")}, {"preset": "paper"}],
+)  # fmt: skip
+def test_what_does_not_compare_is_not_averaged(differs: dict[str, Any], tmp_path: Path):
+    scores = [result(ce_loss_score=0.9, l0=61), result(seed=43, ce_loss_score=0.5, l0=30)]
+    scores[1] = scores[1].model_copy(update=differs)
+    facts = entry("sae", gemma(tmp_path), scores)
+    assert sorted(r.seed for one in facts.evaluations for r in one.results) == [42, 43]
+    assert [len(one.results) for one in facts.evaluations] == [1, 1]
+    assert entry("sae", folder(tmp_path / "unknown"), scores).l0 in (61, 30)
+    assert "mean ± sd" not in card(facts, None, "jane/saes")
+
+
 def test_what_is_undefined_is_left_out(tmp_path: Path):
-    failed = result("scr").model_copy(update={"status": "failed", "reason": "in /home/jane/x"})
     nan = result(ce_loss_score=float("nan"), l0=3.0)
-    text = card(entry("sae", gemma(tmp_path), [nan, failed]), None, "jane/saes")
-    assert [score.metric_type for score in ModelCard(text).data.eval_results] == ["l0"]
+    other = result(seed=43, l0=4.0, kl_div_score=0.5)
+    text = card(entry("sae", gemma(tmp_path), [nan, other], ["scr"]), None, "jane/saes")
+    found = {score.metric_type: score.metric_args for score in ModelCard(text).data.eval_results}
+    assert found.keys() == {"l0", "kl_div_score"}
+    assert (found["l0"]["seeds"], found["kl_div_score"]["seeds"]) == ([42, 43], [43])
     assert "nan" not in text.lower()
     assert "Failed, with some seed at least: scr." in text
 
@@ -222,6 +239,32 @@ def test_only_the_own_section_changes(tmp_path: Path):
     assert card(first, new, "jane/saes") == text
 
 
+def test_new_results_leave_the_rest_of_a_section_as_people_have_it(tmp_path: Path):
+    facts = entry("sae", gemma(tmp_path), results())
+    ours, theirs = "Nobody has said what the features mean", "Jane has said what they mean"
+    text = card(facts, None, "jane/saes")
+    edited = text.replace(ours, theirs)
+    new = entry("sae", tmp_path, [result(ce_loss_score=0.5)])
+    again = card(new, edited, "jane/saes", results_only=True)
+    assert "0.5000" in again
+    assert "0.9200" not in again
+    for part in (0, 2):  # before and after the results
+        before, after = (re.split("<!-- .*results-.* -->", x)[part] for x in (edited, again))
+        assert before.split("---")[-1] == after.split("---")[-1]
+    assert card(facts, again, "jane/saes", results_only=True) == edited
+    assert card(facts, again, "jane/saes") == text
+    bare = "\n".join(line for line in edited.splitlines() if "results-" not in line)
+    assert "0.5000" in card(new, bare, "jane/saes", results_only=True)
+
+
+def test_a_card_on_another_branch_speaks_of_that(tmp_path: Path):
+    text = card(entry("sae", gemma(tmp_path), []), None, "jane/saes", "v2")
+    assert 'snapshot_download("jane/saes", revision="v2")' in text
+    assert text.count("--revision v2") == 2
+    for of_main in ("from_pretrained", "selected_saes", "jane/saes:sae"):
+        assert of_main not in text
+
+
 def test_results_that_are_gone_leave_the_metadata(tmp_path: Path):
     text = card(entry("sae", gemma(tmp_path), results()), None, "jane/saes")
     assert "model-index" not in metadata(card(entry("sae", tmp_path, []), text, "jane/saes"))
@@ -306,7 +349,7 @@ def test_no_words_break_out_of_their_place(tmp_path: Path):
     facts = entry("sae", run, [score])
     text = card(facts, None, "jane/saes")
     assert card(facts, text, "jane/saes") == text
-    assert ModelCard(text).text.count("<!-- sae-plugins:") == 2
+    assert ModelCard(text).text.count("<!-- sae-plugins:") == 4
     html = markdown(ModelCard(text).text, extensions=["tables", "fenced_code"])
     assert "<script" not in html
     assert 'href="http://e"' not in html

@@ -141,6 +141,7 @@ def test_sae_lens_alone_loads_what_was_uploaded(
     assert f"{loopback_hub.endpoint}/{REPO}\n" in said.out
     assert token not in said.out + said.err
     lines = [line[4:] for line in said.out.splitlines() if line.startswith("    ")]
+    lines.append("features = sae.encode(activations)")
     acts = "torch.linspace(-1, 1, 24).reshape(3, 8)"
     loaded = loopback_hub.run(
         "\n".join(["import sys, torch", f"activations = {acts}", *lines,
@@ -266,6 +267,50 @@ def test_results_go_along_and_stay(
     assert b'"source": "me/again:demo"' in again["demo/results/core-seed1-abc.json"]
 
 
+def test_results_of_the_same_sae_are_replaced_only_if_wished_and_never_lost(
+    loopback_hub: LoopbackHub,
+    run: Callable[..., Path],
+    evaluated: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = run()
+    for suite in ("core", "scr"):
+        assert upload(folder, REPO, "--results", evaluated(folder, suite, suite)) == 0
+    edit = loopback_hub.files(REPO)
+    edit["README.md"] = edit["README.md"].replace(b"### Limits", b"### Limits, by me")
+    loopback_hub.repositories[f"models/{REPO}"].commit("main", edit, "edit")
+    again = evaluated(folder, "again")
+    (file,) = again.glob("*/core-seed1-abc.json")
+    file.write_text(file.read_text().replace("0.8125", "0.5625"))
+    capsys.readouterr()
+    assert upload(folder, REPO, "--results", again) == 2
+    assert "other results of demo already, as when an evaluation" in capsys.readouterr().err
+    assert upload(folder, REPO, "--results", again, "--overwrite") == 0
+    there = loopback_hub.files(REPO)
+    assert {name for name in there if "results" in name} == {n for n in edit if "results" in n}
+    card = there["README.md"].decode()
+    for words in ("0.5625", "scr", "### Limits, by me"):
+        assert words in card
+    run(seed=1)  # another SAE, of which nothing is known
+    assert upload(folder, REPO, "--results", again, "--overwrite") == 0
+    assert inside(loopback_hub) == PUBLISHED
+    assert "by me" not in loopback_hub.files(REPO)["README.md"].decode()
+
+
+def test_a_suite_that_failed_is_on_the_card(
+    loopback_hub: LoopbackHub, run: Callable[..., Path], evaluated: Callable[..., Path]
+) -> None:
+    folder = run()
+    manifest = evaluated(folder) / "manifest.json"
+    found = Manifest.model_validate_json(manifest.read_text())
+    found.rows.append(found.rows[0].model_copy(update={"status": "failed", "seed": 2}))
+    manifest.write_text(found.model_dump_json())
+    assert upload(folder, REPO) == 0
+    card = loopback_hub.files(REPO)["README.md"].decode()
+    assert "Failed, with some seed at least: core." in card
+    assert "seed 1" in card
+
+
 def test_several_runs_a_branch_and_a_private_repository(
     loopback_hub: LoopbackHub, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,9 +322,14 @@ def test_several_runs_a_branch_and_a_private_repository(
     assert "load_from_disk" in capsys.readouterr().out
     assert inside(loopback_hub, "three", "v2/rc") == PUBLISHED
     assert inside(loopback_hub, "one", "v2/rc") == PUBLISHED
+    assert "--revision v2/rc" in loopback_hub.files(REPO, "v2/rc")["README.md"].decode()
     assert not inside(loopback_hub, "three")
 
     assert upload(runs[0], "me/public") == 0
+    loopback_hub.private_by_default = True
+    assert upload(runs[0], "me/usual") == 0
+    private = [loopback_hub.repositories[f"models/me/{x}"].private for x in ("public", "usual")]
+    assert private == [False, True]
     loopback_hub.requests.clear()
     assert upload(runs[1], "me/public", "--private") == 2
     assert "me/public is public: make it private" in capsys.readouterr().err
@@ -310,9 +360,9 @@ def test_dry_run(
     capsys.readouterr()
     loopback_hub.requests.clear()
     assert upload(folder, REPO, "--dry_run") == 0
-    assert (
-        "to be sent" not in capsys.readouterr().out.split("nothing was sent")[-2].split("\n\n")[-1]
-    )
+    said = capsys.readouterr().out
+    assert "nothing was sent" in said
+    assert "(to be sent)" not in said
     assert not written(loopback_hub)
 
 
@@ -411,7 +461,7 @@ def test_cut_at_every_request(
                 assert inside(loopback_hub) == PUBLISHED
                 assert loopback_hub.titles(REPO) == ["Upload SAE demo", "initial commit"]
     assert outcomes == {(1, True), (None, False), (None, True)}  # the last: at the commit's answer
-    assert "the connection to the Hub broke" in capsys.readouterr().out
+    assert "or the connection to it broke" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -479,7 +529,6 @@ def test_a_download_that_breaks_leaves_nothing_half(
     capsys: pytest.CaptureFixture[str],
     small_files: Callable[[int], None],
 ) -> None:
-    monkeypatch.setattr(hub, "TRIES", 2)
     assert upload(run(), REPO) == 0
     source, cache = f"{REPO}:demo", tmp_path / "hub-cache" / "hub"
 
@@ -488,7 +537,9 @@ def test_a_download_that_breaks_leaves_nothing_half(
 
     loopback_hub.truncate("sae_weights")
     assert upload(source, "me/again") == 2
-    assert f"{source} cannot be downloaded: the connection" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{source} cannot be downloaded: the Hub cannot be reached, or the connection" in said
+    assert "HF_HUB_OFFLINE=1 takes what was downloaded before" in said
     assert not downloaded()
     loopback_hub.heal()
     small_files(1000)
@@ -501,6 +552,28 @@ def test_a_download_that_breaks_leaves_nothing_half(
     assert loopback_hub.files("me/again")["demo/cfg.json"]
     assert upload(f"{REPO}:none", "me/again") == 2
     assert "has no SAE 'none'" in capsys.readouterr().err
+
+
+def test_a_hub_that_fails_gives_nothing_old(
+    loopback_hub: LoopbackHub, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert upload(run(), REPO) == 0
+    assert hub.local(f"{REPO}:demo").is_dir()
+    assert upload(run("later", seed=1), REPO) == 0
+    loopback_hub.fail("", 503)
+    for name in ("demo", "later"):
+        with pytest.raises(hub.HubError, match=rf"{name} cannot be downloaded: the Hub fails"):
+            hub.local(f"{REPO}:{name}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub.local(f"{REPO}:demo").is_dir()
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/etc", "a//b", ".", "*", "de[m]o", "a\\b"])
+def test_names_of_saes_on_the_hub(name: str, loopback_hub: LoopbackHub) -> None:
+    with pytest.raises(hub.HubError, match="is no name of an SAE"):
+        hub.local(f"{REPO}:{name}")
+    assert not loopback_hub.requests
 
 
 # -- who may not -----------------------------------------------------------------------------------
@@ -537,6 +610,9 @@ def test_tokens(
     monkeypatch.setenv("HF_TOKEN", loopback_hub.token("you", organizations=("lab",)))
     refused(1, "you may not write to me/saes, whose owner is me", "you, lab")
     refused(1, "you may not write to nobody/saes", repo="nobody/saes")
+    monkeypatch.setenv("HF_TOKEN", loopback_hub.token("me"))
+    loopback_hub.fail("commit/", 403)
+    refused(1, "FAILED: demo: me/saes: HfHubHTTPError", "told to fail")
     assert not inside(loopback_hub)
     for token in (*loopback_hub.tokens, "hf_wrong"):
         assert token not in said

@@ -279,7 +279,22 @@ def test_no_such_sae(tmp_path, monkeypatch, source, message):
         load_subject(source)
 
 
-def test_an_sae_on_the_hub(tmp_path, monkeypatch):
+def test_an_sae_on_the_hub(tmp_path, monkeypatch, loopback_hub):
+    loopback_hub.here(monkeypatch, None)
+    folder = saved(tmp_path / "saes" / "layer-1" / "small")
+    loopback_hub.add("someone/saes", tmp_path / "saes", "models")
+    subject = load_subject("someone/saes:layer-1/small")
+    assert (subject.name, subject.hook_layer) == ("someone-saes-layer-1-small", 1)
+    assert subject.hash == load_subject(str(folder)).hash
+    change(folder, architecture="batchtopk")
+    loopback_hub.add("someone/saes", tmp_path / "saes", "models")
+    with pytest.raises(SuiteError, match="batchtopk SAE in training"):
+        load_subject("someone/saes:layer-1/small")
+    with pytest.raises(SuiteError, match="the repository someone/saes has no SAE 'layer-2'"):
+        load_subject("someone/saes:layer-2")
+
+
+def test_an_sae_of_a_release(tmp_path, monkeypatch):
     from sae_lens.loading import pretrained_sae_loaders
 
     def download(filename: str, **_: Any) -> str:
@@ -287,21 +302,21 @@ def test_an_sae_on_the_hub(tmp_path, monkeypatch):
             raise EntryNotFoundError(filename)
         return str(tmp_path / filename)
 
-    saved(tmp_path / "layer-1" / "small")
+    folder = saved(tmp_path / "blocks.1.hook_resid_pre")
     monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", download)
-    subject = load_subject("someone/saes:layer-1/small")
-    assert (subject.name, subject.hook_layer) == ("someone-saes-layer-1-small", 1)
-    assert subject.hash == load_subject(str(tmp_path / "layer-1" / "small")).hash
-    change(tmp_path / "layer-1" / "small", architecture="batchtopk")
-    with pytest.raises(SuiteError, match="batchtopk SAE in training"):
-        load_subject("someone/saes:layer-1/small")
+    subject = load_subject("gpt2-small-res-jb:blocks.1.hook_resid_pre")
+    assert subject.name == "gpt2-small-res-jb-blocks.1.hook_resid_pre"
+    assert subject.d_sae == load_subject(str(folder)).d_sae
+    (folder / "cfg.json").unlink()
+    with pytest.raises(SuiteError, match=r"cannot be loaded: the repository lacks a file"):
+        load_subject("gpt2-small-res-jb:blocks.1.hook_resid_pre")
 
 
 def test_a_repository_while_offline(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SuiteError, match=r"cannot be loaded: .* cannot be reached: go online"):
+    with pytest.raises(SuiteError, match=r"cannot be downloaded: .* unset HF_HUB_OFFLINE"):
         load_subject("nobody/nothing:sae")
 
 
