@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from sae_plugins import registry
+from sae_plugins.entrypoints import evaluate, flags, study, upload
+from sae_plugins.entrypoints.flags import UsageError
+from sae_plugins.entrypoints.main import main
+from sae_plugins.entrypoints.settings import settle
+from sae_plugins.study import spec as studies
 
 ROOT = Path(__file__).parents[1]
 DOCS, README = ROOT / "docs", ROOT / "README.md"
@@ -25,10 +36,69 @@ def block(language: str, holding: str, file: Path) -> str:
     return only
 
 
+def commands(text: str) -> Iterator[list[str]]:
+    """The commands in bash blocks and in code, as words."""
+    for lines in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
+        for line in lines.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+    for line in re.findall(r"`(sae-plugins [^`]+)`", text):
+        yield shlex.split(line)
+
+
+def check(words: list[str]) -> None:
+    """Raise if a command is not one that works.
+
+    Raises:
+        PluginError: what it names does not exist, or does not fit together.
+        UsageError: it is wrong, or not known here.
+    """
+    match words:
+        case ["sae-plugins", *_, "--help"]:
+            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+                assert main(words[1:]) == 0
+        case ["sae-plugins", "plugins", "list"]:
+            pass
+        case ["sae-plugins", "train", *arguments]:
+            given = flags.parse(arguments)
+            if "resume" not in given:  # which needs the run's folder
+                settle(given)
+        case ["sae-plugins", "evaluate", *arguments]:
+            if arguments:
+                sources, given, settings = evaluate.parse(arguments)
+                assert sources or given.get("list"), "it names no SAE"
+                names = evaluate.chosen_suites(given, settings)
+                evaluate._suites(
+                    names, given.get("preset") or "quick", bool(given.get("exact")), settings
+                )
+        case ["sae-plugins", "plugins", "show", plugin]:
+            if plugin != plugin.upper():  # NAME
+                registry.load(plugin)
+        case ["sae-plugins", "study", *arguments]:
+            words = " ".join(arguments).split(" > ")[0].split()
+            if words:
+                parsed = study._parser().parse_args(words)
+                if not getattr(parsed, "study", "X.yaml").endswith((".yaml", "STUDY", "NAME")):
+                    studies.load(parsed.study)
+        case ["sae-plugins", "upload", *arguments]:
+            if arguments:
+                upload._names(upload.parser_of_upload().parse_intermixed_args(arguments).names)
+        case ["make", target, *_]:
+            if not re.search(rf"^{target}\b.*:", (ROOT / "Makefile").read_text("utf-8"), re.M):
+                raise UsageError(f"the Makefile has no target {target}")
+        case ["python", file, *_] if (ROOT / file).is_file():
+            pass
+        case [".", ".venv/bin/activate"] | ["pytest", *_] | ["pip", "install", *_]:
+            pass
+        case _:
+            raise UsageError(f"{' '.join(words)} is not known to this test")
+
+
 def package(folder: Path, module: str, project: str, name: str) -> Path:
     """Where a package of one module is installed, which is written into `folder`."""
     source = folder / "package"
-    source.mkdir()
+    for left in ("runs/demo", "evaluations"):  # by an earlier trial in the same folder
+        (source / left).mkdir(parents=True)
     (source / f"{name}.py").write_text(module)
     (source / "pyproject.toml").write_text(project)
     return installed(source, folder / "site")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
-import io
 import re
 import runpy
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from snippets import DOCS, README, ROOT, block, blocks, package, passes
+from snippets import DOCS, README, ROOT, block, blocks, check, commands, package, passes
 
 from sae_plugins import registry
-from sae_plugins.entrypoints import evaluate, flags, study, upload
+from sae_plugins.entrypoints import evaluate, upload
 from sae_plugins.entrypoints.flags import UsageError, all_flags
 from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.settings import settle
@@ -166,54 +162,6 @@ def test_its_links_lead_somewhere(file: Path) -> None:
 # -- commands ----------------------------------------------------------------------------------
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """The commands in bash blocks and in code, as words."""
-    for lines in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
-        for line in lines.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                yield words
-    for line in re.findall(r"`(sae-plugins [^`]+)`", text):
-        yield shlex.split(line)
-
-
-def check(words: list[str]) -> None:
-    """Raise if a command is not one that works."""
-    match words:
-        case ["sae-plugins", *_, "--help"]:
-            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
-                assert main(words[1:]) == 0
-        case ["sae-plugins", "plugins", "list"]:
-            pass
-        case ["sae-plugins", "train", *arguments]:
-            given = flags.parse(arguments)
-            if "resume" not in given:  # which needs the run's folder
-                settle(given)
-        case ["sae-plugins", "evaluate", *arguments]:
-            if arguments:
-                sources, given, settings = evaluate.parse(arguments)
-                assert sources or given.get("list"), "it names no SAE"
-                names = evaluate.chosen_suites(given, settings)
-                preset = given.get("preset") or evaluate.default_preset(sources)
-                evaluate._suites(names, preset, bool(given.get("exact")), settings)
-        case ["sae-plugins", "plugins", "show", plugin]:
-            if plugin != plugin.upper():  # NAME
-                registry.load(plugin)
-        case ["sae-plugins", "study", *arguments]:
-            words = " ".join(arguments).split(" > ")[0].split()
-            if words:
-                parsed = study._parser().parse_args(words)
-                if not getattr(parsed, "study", "X.yaml").endswith((".yaml", "STUDY", "NAME")):
-                    studies.load(parsed.study)
-        case ["sae-plugins", "upload", *arguments]:
-            if arguments:
-                upload._names(upload.parser_of_upload().parse_intermixed_args(arguments).names)
-        case ["sae-plugins", *others]:
-            raise UsageError(f"{' '.join(others)} is not known to this test")
-        case ["make", target, *_]:
-            if not re.search(rf"^{target}\b.*:", (ROOT / "Makefile").read_text("utf-8"), re.M):
-                raise UsageError(f"the Makefile has no target {target}")
-
-
 @pytest.mark.parametrize("file", TEXTS, ids=name)
 def test_its_commands_are_valid(file: Path, reader: Path) -> None:
     for text in blocks("yaml", file):
@@ -331,7 +279,7 @@ def test_its_recipes_and_studies_can_be_run(file: Path, reader: Path) -> None:
     mine = reader / "mine.yaml"
     for text in blocks("yaml", file):
         mine.write_text(text)
-        if {"arms", "models", "compare"} & yaml.safe_load(text).keys():
+        if {"arms", "models", "compare", "reference"} & yaml.safe_load(text).keys():
             assert plan(studies.load(str(mine)), lambda _: None)
         else:
             assert settle({"recipe": str(mine)}).names

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from snippets import ROOT, installed
+from snippets import ROOT, check, commands, installed
 
 from sae_plugins import registry
 
@@ -51,6 +51,12 @@ def test_its_own_tests_pass(site: Path, source: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_commands_of_its_readme_are_valid(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(site))
+    for words in commands((EXAMPLE / "README.md").read_text("utf-8")):
+        check(words)
 
 
 def test_it_stays_a_small_example() -> None:
