@@ -139,7 +139,9 @@ def _run(parsed: argparse.Namespace) -> int:
     from sae_plugins.study.run import plan_of, run
     from sae_plugins.study.spec import StudyError
 
-    _print_plan(study, plan_of(study, folder), folder)
+    known = plan_of(study, folder)
+    _print_plan(study, known, folder)
+    _print_stale(known, folder)
     began = time.perf_counter()
     with _Progress() as progress:
         try:
@@ -162,15 +164,11 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _status(parsed: argparse.Namespace) -> int:
     study, folder = _given(parsed)
-    from sae_plugins.study.run import plan_of, stale
+    from sae_plugins.study.run import plan_of
 
     known = plan_of(study, folder)
     _print_plan(study, known, folder)
-    if old := stale(known, folder):
-        print(
-            f"{len(old)} SAEs in {folder / 'saes'} are of an earlier version of the study, and are "
-            f"not used: {old[0].name}{', ...' if len(old) > 1 else ''}"
-        )
+    _print_stale(known, folder)
     return 0
 
 
@@ -186,7 +184,13 @@ def _reported(parsed: argparse.Namespace) -> Findings:
     from sae_plugins.runs import write
     from sae_plugins.study import report
     from sae_plugins.study.gather import FINDINGS, gather
+    from sae_plugins.study.run import plan_of
 
+    known = plan_of(study, folder)
+    there = any(cell.summary(folder) for cell in (*known.cells, *known.pilots))
+    if not there and (folder / FINDINGS).exists():
+        _print_stale(known, folder)
+        raise UsageError(f"{folder} has no SAE of this study, but an earlier report, which stays")
     findings = gather(_name(parsed.study), study, folder)
     try:
         write(folder / FINDINGS, findings.model_dump_json(indent=1) + "\n")
@@ -237,9 +241,10 @@ def _print_plan(study: Study, known: Plan, folder: Path) -> None:
         values = dict.fromkeys(cell.sparsity for cell in members if not cell.pilot)
         shown = ", ".join(values) or "found by pilots"
         reference = " (reference)" if arm == study.reference else ""
-        table.add_row(
-            model, f"{arm}{reference}", shown, str(len(members)), str(trained), str(failed or "")
-        )
+        pilots = sum(cell.pilot for cell in members)
+        counts = {"": len(members) - pilots, " pilots": pilots}
+        wanted = ", ".join(f"{count}{kind}" for kind, count in counts.items() if count)
+        table.add_row(model, f"{arm}{reference}", shown, wanted, str(trained), str(failed or ""))
     Console().print(table)
     for cell, reason in failures.items():
         print(f"failed: {cell.folder}: {reason}")
@@ -251,6 +256,17 @@ def _print_plan(study: Study, known: Plan, folder: Path) -> None:
         print(f"{model}: {', '.join(spec.suites) or 'no suites'}")
     for warning in known.warnings:
         print(f"warning: {warning}")
+
+
+def _print_stale(known: Plan, folder: Path) -> None:
+    from sae_plugins.study.run import stale
+
+    if old := stale(known, folder):
+        print(
+            f"{len(old)} SAEs in {folder / 'saes'} are of an earlier version of the study, of a "
+            "plugin, of sae-plugins or of sae-lens, and are not used: "
+            f"{old[0].name}{', ...' if len(old) > 1 else ''}"
+        )
 
 
 def _print_verdicts(findings: Findings) -> None:

@@ -106,7 +106,10 @@ def stream_key(settings: JobSettings) -> str:
 
 
 def train(
-    arms: Sequence[Arm], progress: Callable[[int, int], None] = lambda done, total: None
+    arms: Sequence[Arm],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    finished: Callable[[Arm], None] = lambda arm: None,
+    share_of_memory: float = SHARE_OF_MEMORY,
 ) -> dict[str, Exception]:
     """Train arms that see the same batches, and score them on the same held-out text.
 
@@ -115,6 +118,8 @@ def train(
     Args:
         arms: they have equal `stream_key`s; their lengths of training may differ.
         progress: told after each batch how many batches are done, and how many there are in all.
+        finished: told of each arm whose folder is there, before the next ones that fit train.
+        share_of_memory: what the SAEs may take of it.
 
     Returns:
         What ended the arms that failed, by name. Every other arm's folder is there.
@@ -123,7 +128,7 @@ def train(
         PluginError: the arms cannot be trained in lockstep.
     """
     _check(arms)
-    passes = list(_passes(arms))
+    passes = list(_passes(arms, share_of_memory))
     lengths = [max(map(_steps, together)) for together in passes]
     failures: dict[str, Exception] = {}
     done = 0
@@ -139,6 +144,9 @@ def train(
             recorder.release()
             for arm in together:
                 shutil.rmtree(arm.unfinished, ignore_errors=True)
+        for arm in together:
+            if arm.name not in failures:
+                finished(arm)
         done += length
     return failures
 
@@ -168,9 +176,9 @@ def _check(arms: Sequence[Arm]) -> None:
             )
 
 
-def _passes(arms: Sequence[Arm]) -> Iterator[list[Arm]]:
+def _passes(arms: Sequence[Arm], share_of_memory: float) -> Iterator[list[Arm]]:
     """The arms in groups that fit into memory, each with one arm at least."""
-    room = SHARE_OF_MEMORY * memory_of(arms[0].job.settings.device)
+    room = share_of_memory * memory_of(arms[0].job.settings.device)
     together: list[Arm] = []
     taken = 0
     for arm in arms:
@@ -268,11 +276,16 @@ def _ends_alone(arm: Arm, failures: dict[str, Exception]) -> Iterator[None]:
             raise
         logger.error("arm %s failed: %s: %s", arm.name, type(error).__name__, error)
         logger.debug("where arm %s failed:", arm.name, exc_info=True)
-        failures[arm.name] = error
-        cause: BaseException | None = error
-        while cause is not None:
-            cause.__traceback__ = None  # whose frames hold the trainer
-            cause = cause.__cause__ or cause.__context__
+        failures[arm.name] = without_frames(error)
+
+
+def without_frames(error: Exception) -> Exception:
+    """An error to be kept, whose frames would keep a trainer or a language model."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def _scaler(trainer: SAETrainer[Any, Any], stream: Iterator[Tensor]) -> ActivationScaler:

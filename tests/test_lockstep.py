@@ -348,8 +348,12 @@ def test_what_does_not_fit_into_memory_trains_afterwards(monkeypatch: pytest.Mon
     needed = 4 * jobs.numbers_in_training(together[0].job.sae_config)
     monkeypatch.setattr(lockstep, "memory_of", lambda device: 2.5 * needed / 0.5)
     told: list[tuple[int, int]] = []
-    assert train(apart, lambda done, total: told.append((done, total))) == {}
+    steps = lambda done, total: told.append((done, total))  # noqa: E731
+    finished: list[tuple[str, int, bool]] = []
+    note = lambda arm: finished.append((arm.name, len(told), arm.folder.is_dir()))  # noqa: E731
+    assert train(apart, steps, note) == {}
     assert told == [(step, 32) for step in range(1, 33)]
+    assert finished == [("one", 16, True), ("two", 16, True), ("three", 32, True)]
     for one, other in zip(together, apart, strict=True):
         assert same(one.folder, other.folder)
 

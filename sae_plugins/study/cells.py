@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,8 @@ _ALIKE_FOR_ALL = (
 _KEYED_VERSIONS = ("sae-plugins", "sae-lens")
 """Other versions than these do not make an SAE another one."""
 _DIGITS = 3
+_PILOT_SEED = 10_000
+"""Of the pilots, whatever the study's seeds are: another seed must not give other coefficients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +70,10 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that the SAE depends on."""
-        chosen = self.settings.plan.provenance()["plugins"]
-        plugins = [(plugin["name"], plugin["version"]) for plugin in chosen]
+        """A hash of all that the SAE depends on, the text of the plugins' modules included."""
+        chosen = self.settings.plan.plugins
+        acting = [plugin for plugin, _ in chosen if not plugin.observes_only]
+        plugins = [(plugin.name, _text(inspect.getsourcefile(plugin))) for plugin in acting]
         facts = [self.settings.as_recipe({}), self.untrained, versions(_KEYED_VERSIONS), plugins]
         return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())
 
@@ -88,6 +92,12 @@ class Cell:
         except (OSError, ValueError):
             return None
         return summary if (folder / RECIPE).is_file() else None  # which is written last
+
+
+@cache
+def _text(file: str | None) -> str:
+    """A hash of a plugin's module, which its author may edit without a new version."""
+    return "" if file is None else xxhash.xxh3_64_hexdigest(Path(file).read_bytes())
 
 
 @dataclass(frozen=True)
@@ -125,8 +135,7 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> Plan:
             make = _Maker(name, arm_name, arm, *arm.on_model(name, model), shared)
             flag, values = make.sparsity()
             if model.target_l0 and flag and flag not in _DIRECT:
-                seed = max(study.seeds) + 1
-                tried = [make.cells(flag, value, [seed], pilot=True)[0] for value in values]
+                tried = [make.cells(flag, x, [_PILOT_SEED], pilot=True)[0] for x in values]
                 pilots += tried
                 reached = [pilot_l0(cell) for cell in tried]
                 values, unreachable = _interpolated(values, reached, model.target_l0)

@@ -6,16 +6,19 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import yaml
 
 from sae_plugins.entrypoints.flags import as_text
 from sae_plugins.eval_suites.cache import fingerprint
 from sae_plugins.eval_suites.manifest import EvaluationError, Manifest, Row
 from sae_plugins.eval_suites.results import Result
-from sae_plugins.runs import versions
+from sae_plugins.runs import RECIPE, versions
 from sae_plugins.study import ENOUGH_SEEDS
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.findings import (
@@ -27,14 +30,12 @@ from sae_plugins.study.findings import (
     Score,
     Trained,
 )
-from sae_plugins.study.metrics import HELDOUT, TRAINING, check_compared, shown
+from sae_plugins.study.metrics import HELDOUT, OF_PAPERS, TRAINING, shown
 from sae_plugins.study.run import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
 from sae_plugins.study.spec import Study, StudyError
 from sae_plugins.study.statistics import NEAR_L0, Point, compare
 
 FINDINGS = "findings.json"
-VERSIONS = ("sae-plugins", "sae-lens", "sae-bench", "transformer-lens", "torch", "numpy", "scipy",
-            "statsmodels", "python")  # fmt: skip
 
 
 def gather(name: str, study: Study, folder: Path) -> Findings:
@@ -46,9 +47,8 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         folder: where its SAEs and results are.
 
     Raises:
-        StudyError: `compare` names a metric that there is not, or the folder is damaged.
+        StudyError: something in the study is wrong, or the folder is damaged.
     """
-    check_compared(study)
     known = plan_of(study, folder)
     trained, scores = _of_runs(known.cells, folder)
     pilots = [(cell, failure(cell, folder)) for cell in known.pilots]
@@ -56,7 +56,9 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     failures += [f"{_place(one)}: {one.reason}" for one in trained if one.reason]
     details: list[Detail] = []
     results: dict[str, dict[str, Result]] = {}
+    ran: list[Result] = []
     evaluated = 0
+    broken: set[tuple[str, str, str, int, str]] = set()
     there = [cell for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"]
     for cell, row, result in _results(study, there, folder):
         where, suite = _where(cell), row.suite
@@ -66,7 +68,9 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         if result is None or result.status != "ok":
             reason = row.reason or f"{row.file} cannot be read"
             failures.append(f"{_place(cell)}, {suite}: {reason}")
+            broken.add((*where.values(), suite))
             continue
+        ran.append(result)
         results.setdefault(cell.model, {}).setdefault(suite, result)
         scores += [
             Score(**where, suite=suite, metric=metric, value=value.value, n=value.n)
@@ -81,7 +85,10 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         model: shown(study, {n: r.metrics for n, r in results.get(model, {}).items()})
         for model in study.models
     }
+    measured = {(model, suite) for model, found in results.items() for suite in found}
     kept = {(m, x.suite, x.name) for m, found in metrics.items() for x in found}
+    kept |= {(m, *of_papers) for m in study.models for of_papers in OF_PAPERS}
+    used = _versions(there, ran, folder)
     return Findings(
         name=name,
         study=study,
@@ -90,14 +97,16 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         trained=trained,
         scores=[s for s in scores if s.suite == TRAINING or (s.model, s.suite, s.metric) in kept],
         details=details,
-        contrasts=_contrasts(study, metrics, trained, scores),
+        contrasts=_contrasts(study, metrics, trained, scores, broken),
         warnings=[
             *known.warnings,
             *_missed(study, known.pilots, trained),
             *_warnings(study, trained, evaluated),
+            *_not_there(study, metrics, {(m, suite) for m, _, _, _, suite in broken} | measured),
+            *_mixed(used),
         ],
         failures=failures,
-        provenance=_provenance(results),
+        provenance=_provenance(results, used),
     )
 
 
@@ -132,14 +141,32 @@ def _missed(study: Study, pilots: Sequence[Cell], trained: Sequence[Trained]) ->
         found, targets = members.get((model, arm), []), study.models[model].target_l0 or []
         if len({one.sparsity for one in found}) < len(targets):
             continue  # one is out of the pilots' reach, which is said already
-        l0s = [one.l0 for one in found if one.l0]
+        of_seeds = grouped((one for one in found if one.l0), lambda one: one.sparsity).values()
+        l0s = [median(one.l0 or 0 for one in members_of) for members_of in of_seeds]
         for target in targets if l0s else ():
             nearest = min(l0s, key=lambda l0: abs(math.log(l0 / target)))
             if abs(math.log(nearest / target)) > NEAR_L0:
                 yield (
-                    f"{model}, {arm}: an L0 of {target:g} is wanted, and the nearest SAE has "
+                    f"{model}, {arm}: an L0 of {target:g} is wanted, and the nearest SAEs have "
                     f"{nearest:.3g}; give more values under sparsity, close to that"
                 )
+
+
+def _not_there(
+    study: Study, metrics: Mapping[str, list[Metric]], measured: Collection[tuple[str, str]]
+) -> Iterator[str]:
+    """Metrics to compare that no result has, of suites that were run."""
+    for model, suite in sorted(measured):
+        known = [f"{metric.suite}/{metric.name}" for metric in metrics[model]]
+        for name in study.compare:
+            if name.startswith(f"{suite}/") and name not in known:
+                yield f"{model}: no result has {name}, which is to be compared"
+
+
+def _mixed(versions: Mapping[str, list[str]]) -> Iterator[str]:
+    mixed = [f"{name} {' and '.join(found)}" for name, found in versions.items() if found[1:]]
+    if mixed:
+        yield f"SAEs or results are of different versions: {', '.join(mixed)}"
 
 
 def _arms(study: Study) -> list[ArmInfo]:
@@ -241,8 +268,12 @@ def _contrasts(
     metrics: Mapping[str, list[Metric]],
     trained: Sequence[Trained],
     scores: Sequence[Score],
+    broken: Collection[tuple[str, str, str, int, str]],
 ) -> list[Contrast]:
-    """Every arm against the reference, on every compared metric: one Holm family."""
+    """Every arm against the reference, on every compared metric: one Holm family.
+
+    What failed is there as a point without a number: seeds are not to be chosen by their outcome.
+    """
     l0 = {(t.model, t.arm, t.sparsity, t.seed): t.l0 for t in trained}
     points: dict[tuple[str, str, str, str], list[Point]] = {}
     for s in scores:
@@ -256,6 +287,11 @@ def _contrasts(
     for model, found in metrics.items():
         for metric in found:
             suite, name = metric.suite, metric.name
+            for t in trained:
+                failed = t.status == "failed" or (model, t.arm, t.sparsity, t.seed, suite) in broken
+                if t.model == model and failed:
+                    place = (model, suite, name, t.arm)
+                    points.setdefault(place, []).append(Point(t.seed, math.nan, math.nan))
             reference = points.get((model, suite, name, study.reference), [])
             for arm in arms if metric.compared else ():
                 place = (model, suite, name, arm)
@@ -266,7 +302,21 @@ def _contrasts(
     ]
 
 
-def _provenance(results: Mapping[str, Mapping[str, Result]]) -> dict[str, Any]:
+def _versions(
+    cells: Sequence[Cell], results: Sequence[Result], folder: Path
+) -> dict[str, list[str]]:
+    """The versions that SAEs were trained with and results computed with, by distribution."""
+    found: dict[str, set[str]] = {}
+    recipes = (yaml.safe_load((folder / cell.folder / RECIPE).read_text("utf-8")) for cell in cells)
+    for names in (*(recipe["versions"] for recipe in recipes), *(r.versions for r in results)):
+        for name, version in names.items():
+            found.setdefault(name, set()).add(version)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _provenance(
+    results: Mapping[str, Mapping[str, Result]], used: Mapping[str, list[str]]
+) -> dict[str, Any]:
     datasets: dict[str, str] = {}
     models: dict[str, str] = {}
     settings: dict[str, Any] = {}
@@ -278,8 +328,9 @@ def _provenance(results: Mapping[str, Mapping[str, Result]]) -> dict[str, Any]:
                 models[result.model.name] = f"{result.model.hash} ({result.model.dtype})"
     return {
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(VERSIONS),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: " and ".join(found) for name, found in used.items()},
+        "written with": versions(("sae-plugins", "scipy", "statsmodels")),
+        "written on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "language models": models,
         "datasets": datasets,
         "suite settings": settings,

@@ -24,6 +24,12 @@ OF_THE_RUN = (
     SuiteMetric("tokens", "held-out tokens", "how many the numbers are of", "neither"),
 )  # fmt: skip
 """What every run says of itself, from text that it was not trained on."""
+OF_PAPERS = {
+    (TRAINING, "loss"): "training loss, last batch",
+    (HELDOUT, "mse"): "squared error per token, held out",
+    ("core", "kl_div_with_sae"): "KL with the SAE, nats",
+}
+"""What papers print, and labels. No verdicts: these depend on the model or the form of the loss."""
 UNRELIABLE = {
     "scr": "SCR separates SAEs of known quality badly, and is noisy (arXiv 2605.18229); with "
     "SAEBench's settings it also ablates padding (docs/evaluation.md)",

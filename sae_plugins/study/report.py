@@ -21,6 +21,7 @@ from sae_plugins.runs import write as write_file
 from sae_plugins.study import sections, words
 from sae_plugins.study.facts import DECIDED, Facts
 from sae_plugins.study.findings import ArmInfo, Contrast, Findings, Metric, Trained
+from sae_plugins.study.metrics import OF_PAPERS
 from sae_plugins.study.spec import Kind
 from sae_plugins.study.statistics import Comparison, Verdict
 from sae_plugins.study.words import Table, difference, mean_interval, number, p, span
@@ -177,7 +178,7 @@ def _verdicts(facts: Facts, model: str) -> Verdicts:
     return Verdicts(
         model=model,
         metrics=metrics,
-        reference=[_score(facts, model, facts.reference, metric) for metric in metrics],
+        reference=[_score(facts, model, facts.reference, m.suite, m.name) for m in metrics],
         groups=groups,
         notes=[
             ("all arms" if len(names) == everyone > 1 else ", ".join(names), text)
@@ -186,10 +187,12 @@ def _verdicts(facts: Facts, model: str) -> Verdicts:
     )
 
 
-def _score(facts: Facts, model: str, arm: str, metric: Metric, sparsity: str | None = None) -> str:
+def _score(
+    facts: Facts, model: str, arm: str, suite: str, metric: str, sparsity: str | None = None
+) -> str:
     """Mean and 95% t interval over seeds at one sparsity; at the middle one by default."""
     sparsity = facts.middle.get((model, arm)) if sparsity is None else sparsity
-    values = facts.values.get((model, arm, metric.suite, metric.name), {})
+    values = facts.values.get((model, arm, suite, metric), {})
     return mean_interval(list(values.get(sparsity or "", {}).values()))
 
 
@@ -217,16 +220,19 @@ def _paper(facts: Facts, model: str) -> Table | None:
         metrics += [m for m in others if m.name.startswith("explained_variance")][:1]
     rows = []
     answer = _answer(facts, model)
+    printed = [p for p in OF_PAPERS if any(s[:1] + s[2:] == (model, *p) for s in facts.values)]
     for arm in arms:
         verdict = "the reference" if arm.name == facts.reference else _summary(answer, arm.name)
         for place, (sparsity, runs) in enumerate(facts.runs.get((model, arm.name), {}).items()):
-            scores = [_score(facts, model, arm.name, metric, sparsity) for metric in metrics]
+            scores = [_score(facts, model, arm.name, m.suite, m.name, sparsity) for m in metrics]
+            scores += [_score(facts, model, arm.name, *p, sparsity) for p in printed]
             heads = (arm.name, arm.paper, verdict) if place == 0 else ("", "", "")
             l0s = [run.l0 for run in runs if run.l0 is not None]
             rows.append((*heads, sparsity, mean_interval(l0s), *scores))
     columns = (
         "arm", "the paper prints", "verdict at equal L0", "sparsity", "L0",
         *(facts.label(model, metric) for metric in metrics),
+        *(OF_PAPERS[p] for p in printed),
     )  # fmt: skip
     return Table(model, columns, rows) if rows else None
 

@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any, Protocol
 
-from sae_plugins.plugin import PluginError
+from sae_plugins.plugin import PluginError, did_you_mean
 from sae_plugins.runs import RECIPE, lock, write
 from sae_plugins.study.cells import L0, SAES, Cell, Plan, grouped, plan
 from sae_plugins.study.metrics import check_compared
@@ -67,6 +67,7 @@ class Task:
         model: the study's name of the model.
         seed: the training's.
         pilots: train the pilots, and evaluate nothing.
+        processes: how many there may be at once, this one included.
         threads: of torch; None for as many as it likes.
     """
 
@@ -75,6 +76,7 @@ class Task:
     model: str
     seed: int
     pilots: bool
+    processes: int
     threads: int | None
 
 
@@ -82,8 +84,9 @@ def plan_of(study: Study, folder: Path) -> Plan:
     """The plan, as far as the pilots in the folder say it.
 
     Raises:
-        StudyError: a flag of the study is wrong.
+        StudyError: a flag, a suite, a setting or a metric of the study is wrong.
     """
+    check_suites(study)
 
     def l0(cell: Cell) -> float | None:
         if (summary := cell.summary(folder)) is not None:
@@ -106,9 +109,8 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
         StudyError: the study is wrong, or the folder is in use or cannot be written to.
     """
     folder = folder.absolute()
-    check_suites(study)
     pilots = plan_of(study, folder).pilots
-    jobs = jobs or _default_jobs()
+    jobs = jobs or _default_jobs(len(study.models) * len(study.seeds))
     with _locked(folder):
         write(folder / STUDY, as_yaml(study))  # as it was run last
         waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
@@ -148,7 +150,10 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise StudyError(f"{where}.{key}: {problem['msg']}") from error
+        reason = problem["msg"]
+        if problem["type"] == "extra_forbidden":
+            reason = f"no such setting: {did_you_mean(key, suite.Settings.model_fields)}"
+        raise StudyError(f"{where}.{key}: {reason}") from error
 
 
 @contextmanager
@@ -176,7 +181,7 @@ def _tasks(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Tas
     # sums round by the number of threads, so it does not follow how much there is left to do
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     return [
-        Task(text, folder, model, seed, members[0].pilot, threads)
+        Task(text, folder, model, seed, members[0].pilot, jobs, threads)
         for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
     ]
 
@@ -206,10 +211,10 @@ def _run_tasks(tasks: list[Task], jobs: int, progress: Progress) -> None:
             raise
 
 
-def _default_jobs() -> int:
+def _default_jobs(tasks: int) -> int:
     import torch
 
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else min(tasks, os.cpu_count() or 1)
 
 
 @contextmanager
@@ -311,7 +316,7 @@ def work(task: Task, progress: Progress) -> None:
 def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
     """In lockstep, as many as see the same batches; a failure is written beside its folder."""
     from sae_plugins.jobs import Job, load_job
-    from sae_plugins.lockstep import Arm, stream_key, train
+    from sae_plugins.lockstep import SHARE_OF_MEMORY, Arm, stream_key, train, without_frames
 
     shared: Job | None = None
     for members in grouped(cells, lambda cell: stream_key(cell.settings.job())).values():
@@ -324,7 +329,7 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
             try:
                 job = shared.sharing(wanted) if shared else load_job(wanted)
             except Exception as error:
-                failures[cell] = error
+                failures[cell] = without_frames(error)
                 continue
             shared = job
             shutil.rmtree(folder, ignore_errors=True)  # without a summary: not whole
@@ -343,16 +348,19 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
                 training=settings.training(),
                 untrained=cell.untrained,
             )
+        cells_of = {arm.name: cell for cell, arm in arms.items()}
+
+        def note(arm: Arm, cells_of: Mapping[str, Cell] = cells_of) -> None:
+            _note(cells_of[arm.name], arm.job, task.folder)
+
         try:
-            failed = train(list(arms.values()), _steps(len(arms), progress)) if arms else {}
+            steps = _steps(len(arms), progress)
+            share = SHARE_OF_MEMORY / task.processes
+            failed = train(list(arms.values()), steps, note, share) if arms else {}
         except Exception as error:  # of what they share: the language model, or its text
             failed = {arm.name: error for arm in arms.values() if not arm.folder.exists()}
         progress.advance(len(failures))
-        for cell, arm in arms.items():
-            if arm.name in failed:
-                failures[cell] = failed[arm.name]
-            else:
-                _note(cell, arm.job, task.folder)
+        failures |= {cell: failed[arm.name] for cell, arm in arms.items() if arm.name in failed}
         for cell, reason in failures.items():
             write(_failed(cell, task.folder), f"{_reason(reason)}\n")
 
@@ -459,7 +467,7 @@ class _Rows:
 
 
 def stale(known: Plan, folder: Path) -> list[Path]:
-    """Runs in the folder that are no part of the study any more, after it was changed."""
+    """Runs in the folder that are no part of the study any more, after something was changed."""
     names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
     found = [recipe.parent for recipe in folder.glob(f"{SAES}/*/*/{RECIPE}")]
     return sorted(path for path in found if path not in names)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sae_plugins.study.cells import Cell, plan
+from sae_plugins.study.cells import Cell, _text, plan
 from sae_plugins.study.spec import Study, StudyError
 
 TOY = {
@@ -75,13 +76,30 @@ def test_a_key_changes_with_what_the_sae_depends_on_and_with_nothing_else() -> N
     assert {k[0] for k in before if before[k] != untrained[k]} == {"topk"}
 
 
+def test_an_edited_plugin_gives_other_saes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.py"
+    hashes = set()
+    for text in ("a = 1", "a = 2"):
+        file.write_text(text)
+        _text.cache_clear()
+        hashes.add(_text(str(file)))
+    assert len(hashes) == 2
+
+    arms = {"l1": {}, "other": {"train": {"plugin": ["reorder"]}}}
+    keys = {cell.key: cell.arm for cell in plan(study(arms=arms), lambda _: None).cells}
+    monkeypatch.setattr("sae_plugins.study.cells._text", lambda file: f"{file}, edited")
+    edited = {cell.key for cell in plan(study(arms=arms), lambda _: None).cells}
+    assert {arm for key, arm in keys.items() if key not in edited} == {"other"}
+
+
 def test_coefficients_for_an_l0_are_read_between_pilots() -> None:
     toy = TOY | {"sparsity": {"l1_coefficient": [0.1, 1.0, 10.0], "k": [1]}, "target_l0": [4, 8]}
     arms = {"l1": {}, "topk": {"train": {"architecture": "topk"}}}
     asked = study(models={"toy": toy}, arms=arms)
     waiting = plan(asked, lambda _: None)
     assert [c.sparsity for c in waiting.pilots] == [f"l1_coefficient={v}" for v in (0.1, 1, 10)]
-    assert {c.seed for c in waiting.pilots} == {2}, "a seed of their own"
+    more = plan(study(models={"toy": toy}, arms=arms, seeds=[5, 6, 7]), lambda _: None)
+    assert [c.key for c in more.pilots] == [c.key for c in waiting.pilots], "a seed of their own"
     assert [(c.arm, c.sparsity) for c in waiting.cells] == [
         ("topk", f"k={k}") for k in (4, 8) for _ in range(2)
     ]

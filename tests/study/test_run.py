@@ -125,7 +125,7 @@ def test_every_sae_is_a_run_and_has_scores(done: tuple[Path, Findings, Heard]) -
     assert "with fewer than 5" in findings.warnings[0]
 
 
-def test_a_permutation_is_not_distinguishable_and_other_l0s_get_no_verdict(
+def test_a_permutation_is_not_distinguishable(
     done: tuple[Path, Findings, Heard],
 ) -> None:
     verdicts = {(c.arm, c.metric): c.comparison for c in done[1].contrasts}
@@ -185,6 +185,9 @@ def test_a_changed_arm_is_all_that_is_done_again(
     assert before.items() <= after.items()
     assert len(after) == 16
     assert {name.partition("_")[0] for name in after.keys() - before.keys()} == {"topk"}
+    other = gather("try", changed(reference="topk", arms=STUDY["arms"]), copy)
+    assert {c.arm for c in other.contrasts} == {"l1", "reordered"}
+    assert other.failures == [], "another reference judges the same SAEs"
     old, new = ({(s.arm, s.sparsity, s.seed): s.value for s in f.scores if s.metric == "mcc"}
                 for f in (done[1], findings))  # fmt: skip
     assert {key[0] for key in new if new[key] != old[key]} == {"topk"}
@@ -216,6 +219,51 @@ def test_an_arm_that_fails_is_reported_and_the_others_are_as_without_it(
     assert [score for score in others if score.metric not in timed] == expected
     verdicts = {c.comparison.verdict for c in findings.contrasts if c.arm == "diverging"}
     assert verdicts == {"no verdict"}
+
+
+@pytest.mark.parametrize("what", ["training", "evaluation"])
+def test_a_seed_that_failed_is_not_left_out(what: str, copy: Path) -> None:
+    """Verdicts of the seeds that went well would be of seeds chosen by their outcome."""
+    if what == "training":
+        for folder in copy.glob("saes/toy/topk*seed1*"):
+            shutil.rmtree(folder)
+            folder.with_name(f"{folder.name}.failed").write_text("the loss is NaN\n")
+    else:
+        manifest = copy / "evaluations/toy/seed1/manifest.json"
+        found = json.loads(manifest.read_text())
+        for row in found["rows"]:
+            if row["sae"].startswith("topk"):
+                row |= {"status": "failed", "reason": "out of memory", "file": None}
+        manifest.write_text(json.dumps(found))
+    findings = gather("try", changed(seeds=[0, 1]), copy)
+    assert len(findings.failures) == 2
+    found = {c.comparison.verdict: str(c.comparison.reason) for c in findings.contrasts
+             if c.arm == "topk"}  # fmt: skip
+    assert found.keys() == {"no verdict"}
+    assert "no common L0 in seed 1" in found["no verdict"]
+
+
+def test_versions_are_those_of_the_saes_and_results(copy: Path) -> None:
+    before = gather("try", changed(), copy)
+    assert before.provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert not any("different versions" in warning for warning in before.warnings)
+    file = next(copy.glob("saes/*/*/run.yaml"))
+    recipe = yaml.safe_load(file.read_text())
+    recipe["versions"]["torch"] = "1.0"
+    file.write_text(yaml.safe_dump(recipe))
+    assert any(
+        "different versions: torch 1.0 and" in w for w in gather("x", changed(), copy).warnings
+    )
+
+
+def test_a_metric_that_no_result_has_is_named(copy: Path) -> None:
+    study = changed(compare=["ground-truth/mcc", "ground-truth/uniqueness"])
+    for file in copy.glob("evaluations/*/*/*/*.json"):
+        result = json.loads(file.read_text())
+        del result["metrics"]["uniqueness"]
+        file.write_text(json.dumps(result))
+    named = [w for w in gather("try", study, copy).warnings if "no result has" in w]
+    assert named == ["toy: no result has ground-truth/uniqueness, which is to be compared"]
 
 
 def test_an_arm_that_fails_is_tried_again_when_it_is_mended(tmp_path: Path) -> None:
@@ -270,7 +318,8 @@ def test_pilots_that_fail_are_reported(tmp_path: Path) -> None:
     findings, heard = run(changed(models=models, arms=arms, seeds=[0]), tmp_path)
     assert heard.done == pytest.approx(heard.total)
     assert (
-        sum("diverging, l1_coefficient=0.3, seed 1, pilot: " in f for f in findings.failures) == 1
+        sum("diverging, l1_coefficient=0.3, seed 10000, pilot: " in f for f in findings.failures)
+        == 1
     )
     assert any("toy, diverging: none of the values" in w for w in findings.warnings)
 
@@ -352,8 +401,9 @@ def test_wrong_metrics_are_refused_before_training(
     file: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(file).write_text(yaml.safe_dump({**STUDY, "compare": [name]}))
-    assert main(["study", "run", file]) == 1
-    assert message in capsys.readouterr().err
+    for action in ("status", "run"):
+        assert main(["study", action, file]) == 2
+        assert message in capsys.readouterr().err
     assert not Path("studies/mine/saes").exists()
 
 
@@ -361,8 +411,11 @@ def test_wrong_metrics_are_refused_before_training(
     ("suites", "message"),
     [
         ({"cor": {}}, "models.toy.suites.cor: no suite 'cor' is installed: did you mean 'core'"),
-        ({"ground-truth": {"sample": 5}}, "models.toy.suites.ground-truth.sample: "),
-        ({"ground-truth": {"samples": 0}}, "models.toy.suites.ground-truth.samples: "),
+        (
+            {"ground-truth": {"sample": 5}},
+            "models.toy.suites.ground-truth.sample: no such setting: did you mean 'samples'",
+        ),
+        ({"ground-truth": {"samples": 0}}, "models.toy.suites.ground-truth.samples: Input should "),
     ],
 )
 def test_wrong_suites_are_refused_before_training(
@@ -370,9 +423,27 @@ def test_wrong_suites_are_refused_before_training(
 ) -> None:
     models = {"toy": {**STUDY["models"]["toy"], "suites": suites}}
     Path(file).write_text(yaml.safe_dump({**STUDY, "models": models}))
-    assert main(["study", "run", file]) in (1, 2)
-    assert message in capsys.readouterr().err
+    for action in ("status", "run"):
+        assert main(["study", action, file]) == 2
+        assert message in capsys.readouterr().err
     assert not Path("studies/mine/saes").exists()
+
+
+def test_a_report_of_saes_that_count_no_more_stays(
+    file: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--output_path", str(copy)]
+    assert main(["study", "report", file, *where]) == 0
+    report = (copy / "report.html").read_bytes()
+    text = Path(file).read_text()
+    assert "training_tokens: 9600" in text
+    Path(file).write_text(text.replace("training_tokens: 9600", "training_tokens: 9984"))
+    capsys.readouterr()
+    assert main(["study", "report", file, *where]) == 2
+    said = capsys.readouterr()
+    assert "has no SAE of this study, but an earlier report, which stays" in said.err
+    assert "12 SAEs in" in said.out
+    assert (copy / "report.html").read_bytes() == report
 
 
 def test_two_runs_of_one_study_are_not_at_once(
@@ -436,7 +507,7 @@ def test_an_l0_that_the_trained_saes_miss_is_named() -> None:
         return list(missed(study, pilots, trained))
 
     (warning,) = named(8.2, 16.2)
-    assert warning.startswith("toy, l1: an L0 of 11 is wanted, and the nearest SAE has 8.2")
+    assert warning.startswith("toy, l1: an L0 of 11 is wanted, and the nearest SAEs have 8.2")
     assert named(8.2, 11.2) == []
     assert named(8.2) == [], "its pilots have said so"
     assert named(20.0, 30.0, arm="topk") == [], "k has no pilots"

@@ -13,6 +13,7 @@ from sae_plugins import registry
 from sae_plugins.plugin import Method
 from sae_plugins.study.cells import Cell, plan
 from sae_plugins.study.gather import gather
+from sae_plugins.study.metrics import shown
 from sae_plugins.study.run import check_suites
 from sae_plugins.study.spec import Study, load, names
 
@@ -86,7 +87,8 @@ def test_quick_compares_the_methods_and_ours_with_controls() -> None:
     kinds = [arm.kind for arm in study.all_arms().values()]
     assert {arm for arm in study.arms if study.arms[arm].kind == "method"} == set(PAPERS)
     assert kinds.count("ours") == 1
-    assert kinds.count("control") >= 3
+    assert kinds.count("control") >= 4
+    assert study.arms["l2-norm"].train["loss_form"] == "l2_norm", "as three of the methods have it"
     assert len(study.seeds) == 5
     assert set(study.models) == {"world", "toy"}
     probing = study.models["world"].suites["sparse-probing"]
@@ -100,6 +102,21 @@ def test_full_has_all_suites() -> None:
     assert suites == {"core", "absorption", "scr", "sparse-probing", "ground-truth"}
     assert "dataset_names" not in study.models["world"].suites["sparse-probing"]
     assert {len(model.target_l0) for model in study.models.values()} == {5}
+
+
+def test_scr_is_marked_as_unreliable() -> None:
+    found = shown(packaged("full"), {"scr": ["scr_metric_threshold_20"]})
+    (scr,) = (metric for metric in found if metric.suite == "scr")
+    assert scr.compared
+    assert "2605.18229" in scr.unreliable
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_suite_that_is_run_has_a_verdict(name: str) -> None:
+    study = packaged(name)
+    compared = {metric.partition("/")[0] for metric in study.compare}
+    for model in study.models.values():
+        assert not study.compare or model.suites.keys() <= compared
 
 
 @pytest.mark.parametrize("contents", EXAMPLES)
