@@ -27,7 +27,7 @@ from unittest import mock
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
 from sae_plugins import features, hookspecs, recipes, registry
-from sae_plugins.architectures import ARCHITECTURES
+from sae_plugins.architectures import ARCHITECTURES, Architecture
 from sae_plugins.entrypoints import main as command_line
 from sae_plugins.entrypoints import plugins as shown
 from sae_plugins.entrypoints import study
@@ -261,12 +261,35 @@ def run_view(_: str) -> Iterator[str]:
     yield ""
     yield from table(["call", "what it does"], members(Run, inspect.isfunction, "run."))
     yield ""
+    yield "Of the architecture, `run.architecture`, which `unsupported` is given, too:"
+    yield ""
+    yield from table(
+        ["`run.architecture.`", "what it is"],
+        [
+            *described_attributes(Architecture),
+            *members(Architecture, lambda member: isinstance(member, property)),
+        ],
+    )
+    yield ""
+    yield from table(
+        ["architecture", "`sparsity_coefficient`", "`weighs_tokens`"],
+        [
+            [code(row.name), repr(row.sparsity_coefficient), repr(row.weighs_tokens)]
+            for row in ARCHITECTURES.values()
+        ],
+    )
+    yield ""
     yield "Of the feature axis, `run.features`:"
     yield ""
     calls = members(features.Features, inspect.isfunction, "run.features.")
     inner = ("tracked", "state_dict", "load_state_dict", "carry_out")
     names = tuple(f"`run.features.{name}(" for name in inner)
     yield from table(["call", "what it does"], [r for r in calls if not r[0].startswith(names)])
+
+
+def class_attributes(_: str) -> Iterator[str]:
+    """What a plugin's class says about it."""
+    yield from table(["attribute", "what it is"], described_attributes(Plugin))
 
 
 def event_values(_: str) -> Iterator[str]:
@@ -348,6 +371,7 @@ def contract_tests(_: str) -> Iterator[str]:
 
 
 PARTS = {
+    "attributes": class_attributes,
     "commands": command_reference,
     "contract": contract_tests,
     "drawing": drawing,

@@ -87,8 +87,8 @@ def _not_chosen(name: str, chosen: Iterable[str]) -> str:
 
     if name in registry.installed():
         return (
-            f"the plugin {name!r} is not chosen; add --plugin {name} to those that are chosen with "
-            "--plugin or, as these replace them, by a recipe; or leave the option out"
+            f"the plugin {name!r} is not chosen: add --plugin {name}, and name those of a recipe "
+            "again, which --plugin replaces; or leave the option out"
         )
     return f"no plugin {name!r} is chosen: {did_you_mean(name, chosen)}"
 

@@ -253,7 +253,23 @@ def _recipe(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name in ("recipe", "overwrite", "resume"):
         if name in keys:
             raise UsageError(f"{where}{name!r} belongs on the command line, not in a recipe")
-    return converted(keys, where), notes
+    found = converted(keys, where)
+    _check_packages(found, versions, where)
+    return found, notes
+
+
+def _check_packages(recipe: Mapping[str, Any], versions: Mapping[str, str], where: str) -> None:
+    """Name the package whose plugin a recipe needs, where it is not installed."""
+    from sae_plugins import registry
+    from sae_plugins.runs import versions as installed
+
+    unknown = [name for name in recipe.get("plugin", []) if name not in registry.installed()]
+    absent = [f"{n} {v}" for n, v in versions.items() if n not in installed(versions)]
+    if unknown and absent:
+        raise UsageError(
+            f"{where}no plugin {unknown[0]!r} is installed; the run was made with "
+            f"{' and '.join(absent)}, which is missing here"
+        )
 
 
 def converted(contents: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -390,7 +406,7 @@ def _check_architecture(settings: Settings) -> None:
         settings.plan.check(architecture(name))
     except PluginError as error:  # the plugin may be one that a method brings
         raise UsageError(
-            f"--architecture {name}: {error}; or choose another, or leave the plugin --without"
+            f"--architecture {name}: {error}; choose another one, or leave the plugin out"
         ) from error
 
 

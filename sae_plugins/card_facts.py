@@ -35,6 +35,8 @@ class Mechanism:
     name: str
     version: str | None
     options: Mapping[str, Any]
+    package: str | None = None
+    """The distribution that brings it."""
 
     @property
     def about(self) -> str:

@@ -58,7 +58,7 @@ def attached(run: Run) -> None:
 
 @hookspec
 def before_forward(run: Run, step_input: TrainStepInput) -> Mapping[str, float | Tensor] | None:
-    """Return multipliers by coefficient name ("l1", "l0"): scalars, or [B] where tokens weigh."""
+    """Return multipliers by coefficient: scalars, or [B] if `run.architecture.weighs_tokens`."""
 
 
 @hookspec

@@ -64,28 +64,36 @@ class Stateful:
 class Plugin(Stateful):
     """One mechanism: a class with options whose `hookimpl` methods are events.
 
-    Subclasses set `name` and, where needed, the class attributes below. An instance serves one
-    trainer. The framework sets `rng`; randomness must come from there, never from the global
-    state, so that adding a plugin does not change what the others draw. Its attributes are saved
-    with checkpoints; when a run goes on, they are put back after `attached`.
+    Subclasses set `name` and, where needed, the other class attributes. An instance serves one
+    trainer. Its attributes are saved with checkpoints; when a run goes on, they are put back after
+    `attached`.
+
+    Attributes:
+        name: by which it is chosen, its entry point's.
+        requires: plugins that are added, before this one, when this one is chosen.
+        after: plugins that come earlier in the order, where they are chosen.
+        before: plugins that come later in the order, where they are chosen.
+        conflicts: plugins that cannot be combined with this one.
+        claims: exclusive resources, out of `CLAIMS`; a second claimant is an error that names both.
+        observes_only: it changes nothing in the training, so the SAE's provenance does not mention
+            it.
+        transient: attributes that are no state: `attached` or the constructor makes them anew.
+        state_version: raise it when the meaning of the saved attributes changes: older checkpoints
+            are refused.
+        options: the instance's validated `Options`.
+        rng: a torch.Generator of the CPU, set by the framework before `attached`. Draw from it,
+            never from the global state, so that a further plugin does not change what others draw;
+            then move what was drawn: `torch.rand(n, generator=self.rng).to(run.sae.device)`.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
-    """Plugins that are added, before this one, when this one is chosen."""
     after: ClassVar[tuple[str, ...]] = ()
-    """Plugins that come earlier in the order, where they are chosen."""
     before: ClassVar[tuple[str, ...]] = ()
-    """Plugins that come later in the order, where they are chosen."""
     conflicts: ClassVar[tuple[str, ...]] = ()
-    """Plugins that cannot be combined with this one."""
     claims: ClassVar[tuple[str, ...]] = ()
-    """Exclusive resources, out of `CLAIMS`; a second claimant is an error that names both."""
-
     observes_only: ClassVar[bool] = False
-    """It changes nothing in the training, so the SAE's provenance does not mention it."""
     state_version: ClassVar[int] = 1
-    """Raise it when the meaning of the saved attributes changes: older checkpoints are refused."""
 
     class Options(BaseModel):
         """The plugin's options: pydantic fields with a type, bounds and a description.

@@ -51,6 +51,7 @@ class Plan:
             "plugins": [
                 {
                     "name": plugin.name,
+                    "package": next((e.distribution for e in entries.get(plugin.name, [])), None),
                     "version": next((e.version for e in entries.get(plugin.name, [])), None),
                     "options": options.model_dump(mode="json"),
                 }

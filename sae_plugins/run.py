@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.architectures import Architecture
+from sae_plugins.architectures import Architecture, architecture
 from sae_plugins.features import Features
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class Run:
 
     Attributes:
         features: the feature axis: track per-feature state, request changes of features.
-        metrics: what plugins logged during this step, by name.
+        metrics: what plugins logged during this step, by name: callables are not called yet.
         summary: what plugins have to say at the end, by name.
         updates: optimizer updates so far.
         updated: whether this step made an update, so ended an accumulation window; from
@@ -53,7 +53,7 @@ class Run:
     @property
     def architecture(self) -> Architecture:
         """What the framework knows about the SAE's architecture."""
-        return self.features.architecture
+        return architecture(self.sae.cfg.architecture())
 
     @property
     def step(self) -> int:

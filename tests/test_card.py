@@ -32,8 +32,10 @@ def folder(
     (path / "figures").mkdir(parents=True, exist_ok=True)
     metadata: dict[str, Any] = {"sae_lens_version": "6.54.12", **place}
     if options is not None:
-        reorder = {"name": "reorder", "version": "0.1.0", "options": options}
-        metadata["sae_plugins"] = {"methods": ["hybrid-order"], "plugins": [reorder]}
+        reorder = {"name": "reorder", "package": "sae-plugins", "version": "0.1.0"}
+        jitter = {"name": "jitter", "package": "sae-jitter", "version": "0.3", "options": {}}
+        plugins = [{**reorder, "options": options}, jitter]
+        metadata["sae_plugins"] = {"methods": ["hybrid-order"], "plugins": plugins}
     sae = {"architecture": "standard", "d_in": 2304, "d_sae": 16384, "metadata": metadata}
     (path / "cfg.json").write_text(json.dumps(sae))
     if recipe is not None:
@@ -87,8 +89,10 @@ def test_a_run_on_a_real_model(tmp_path: Path):
         'SAE.from_pretrained("jane/saes", "l19/sae")',
         "sae-plugins evaluate jane/saes:l19/sae",
         "sae-plugins train --recipe l19/sae/run.yaml",
+        "where sae-plugins and sae-jitter are installed:",
+        "| `jitter` | sae-jitter 0.3 | not known where this was written | none |",
         "![loss and l0](l19/sae/figures/loss_and_l0.png)",
-        "About 61.30 of them are active per token",
+        "About 61.3 of them are active per token",
         "`interval=250`", "4,096 tokens", "Seed: 7", "loss recovered ↑", "0.9200 ± 0.014",
         "mean ± sd of 2 seeds: 42, 43", "sae-bench 0.6.0", "Skylion007/openwebtext",
     ):  # fmt: skip

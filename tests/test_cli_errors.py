@@ -18,6 +18,7 @@ RECIPES = {
     "overwrite.yaml": "overwrite: true\n",
     "code.yaml": "model_from_pretrained_kwargs: {trust_remote_code: true}\n",
     "recorder.yaml": "recorder.output_path: elsewhere\n",
+    "theirs.yaml": "plugin: [jitter]\nversions: {sae-jitter: 0.3.0, sae-plugins: 0.1.0}\n",
     "stray.yaml": "plugin: hybrid-order\nordering.interval: 5\n",
 }
 
@@ -62,6 +63,10 @@ CASES = [
     ("--recipe loop.yaml", "extends itself"),
     ("--recipe value.yaml", "recipe value.yaml: --lr 'fast': it must be a number"),
     ("--recipe overwrite.yaml", "belongs on the command line"),
+    (
+        "--recipe theirs.yaml",
+        "no plugin 'jitter' is installed; the run was made with sae-jitter 0.3.0, which is missing",
+    ),
     ("--recipe stray.yaml", "no plugin 'ordering' is chosen"),
     ("--recipe code.yaml", "never runs code that comes with a model"),
     ('--model_from_pretrained_kwargs {"trust_remote_code":true}', "never runs code"),

@@ -267,11 +267,12 @@ def test_its_python_runs(file: Path, reader: Path) -> None:
         exec(compile(text, name(file), "exec"), {"__name__": "docs"})
 
 
-def test_the_contract_of_the_plugin_with_state_passes(tmp_path: Path) -> None:
-    text = block("python", "class Quiet(Plugin)", DOCS / "plugin.md")
+@pytest.mark.parametrize("plugin", ["Quiet", "Jitter"])
+def test_the_contract_of_a_plugin_on_the_page_passes(plugin: str, tmp_path: Path) -> None:
+    text = block("python", f"class {plugin}(Plugin)", DOCS / "plugin.md")
     text = f"from sae_plugins.testing import PluginContract\n{text}"
-    text += "\n\nclass TestQuiet(PluginContract):\n    plugin = Quiet\n"
-    assert passes(text, tmp_path / "test_quiet.py")
+    text += f"\n\nclass TestIt(PluginContract):\n    plugin = {plugin}\n"
+    assert passes(text, tmp_path / f"test_{plugin.lower()}.py")
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=name)

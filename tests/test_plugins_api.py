@@ -89,7 +89,7 @@ def test_an_installed_plugin_is_found_by_name(install: Any) -> None:
     assert [plugin.name for plugin, _ in plan.plugins] == ["shrink", "nan-guard"]
     assert plan.methods == ("bundle",)
     (shrink,) = plan.provenance()["plugins"]
-    assert shrink == {"name": "shrink", "version": "1.2", "options": {}}
+    assert shrink == {"name": "shrink", "package": "sae-shrink", "version": "1.2", "options": {}}
     with_plugin, without = train("shrink"), train()
     assert "W_dec" in differences(snapshot(with_plugin), snapshot(without))
 
@@ -210,7 +210,9 @@ def test_options_are_frozen_and_reach_the_plugin() -> None:
     trainer = train(plugin, options={"weighty": {"weight": 2}})
     assert trainer.host.plugins[0].options == options
     recorded = trainer.sae.cfg.metadata.sae_plugins
-    assert recorded["plugins"] == [{"name": "weighty", "version": None, "options": {"weight": 2.0}}]
+    assert recorded["plugins"] == [
+        {"name": "weighty", "package": None, "version": None, "options": {"weight": 2.0}}
+    ]
     assert recorded["training"] == TrainingSettings().model_dump()
 
 

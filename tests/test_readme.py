@@ -37,7 +37,8 @@ def test_an_installed_package_is_found_by_name_listed_and_trained_with(
     plain, spread = train(steps=4), train("spread", steps=4, options={"spread": {"weight": 0.5}})
     assert not plain.sae.W_dec.equal(spread.sae.W_dec)
     (entry,) = spread.sae.cfg.metadata.sae_plugins["plugins"]
-    assert entry == {"name": "spread", "version": "0.1", "options": {"weight": 0.5}}
+    assert entry == {"name": "spread", "package": "sae-spread", "version": "0.1",
+                     "options": {"weight": 0.5}}  # fmt: skip
 
 
 def test_the_command_line_knows_an_installed_package(
@@ -65,7 +66,8 @@ def test_the_command_line_knows_an_installed_package(
     assert last["losses/spread/cosine"] > 0
     config = json.loads((tmp_path / "run" / "cfg.json").read_text())
     (entry,) = config["metadata"]["sae_plugins"]["plugins"]
-    assert entry == {"name": "spread", "version": "0.1", "options": {"weight": 0.5}}
+    assert entry == {"name": "spread", "package": "sae-spread", "version": "0.1",
+                     "options": {"weight": 0.5}}  # fmt: skip
 
 
 def test_the_contract_that_the_readme_shows_passes(
