@@ -32,6 +32,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -119,7 +120,7 @@ def score(seed: int, arm: int, l1_coefficient: float) -> Scores:
 
 def pool(file: Path, processes: int) -> list[Seed]:
     """The scores of all seeds; those that the file lacks are computed."""
-    settings = [*L1_COEFFICIENTS, D_SAE, STEPS, BATCH, LR, EVAL_SAMPLES]
+    settings = [*L1_COEFFICIENTS, D_SAE, STEPS, BATCH, LR, EVAL_SAMPLES, version("sae-lens")]
     done: dict[int, Seed] = {}
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         try:
