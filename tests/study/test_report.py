@@ -245,3 +245,20 @@ def test_status_of_an_sae_needs_no_l0(make_findings, tmp_path):
     trained = [Trained(**{**one.model_dump(), "l0": None}) for one in found.trained]
     write(found.model_copy(update={"trained": trained, "details": []}), tmp_path)
     assert "n/a" in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_what_a_paper_prints_stands_beside_it_without_a_verdict(made, tmp_path):
+    found, *_ = made
+    losses = [
+        Score(model=t.model, arm=t.arm, sparsity=t.sparsity, seed=t.seed, suite="training",
+              metric="loss", value=6910.25 + t.seed)
+        for t in found.trained
+    ]  # fmt: skip
+    scores = [*found.scores, *losses]
+    write(found.model_copy(update={"scores": scores, "details": []}), tmp_path)
+    said = (tmp_path / "report.md").read_text("utf-8")
+    (head,) = (line for line in said.splitlines() if "the paper prints" in line)
+    assert "training loss, last batch" in head
+    assert "KL with the SAE" not in head, "nobody measured it"
+    (row,) = (line for line in said.splitlines() if line.startswith("| hybrid-order | loss 6910"))
+    assert "6,912.2" in row, "the mean over five seeds"
