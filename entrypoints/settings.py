@@ -264,7 +264,8 @@ def _check_packages(recipe: Mapping[str, Any], versions: Mapping[str, str], wher
     from sae_plugins.runs import versions as installed
 
     unknown = [name for name in recipe.get("plugin", []) if name not in registry.installed()]
-    absent = [f"{n} {v}" for n, v in versions.items() if n not in installed(versions)]
+    now = installed(versions)
+    absent = [f"{n} {v}" for n, v in versions.items() if n not in now]
     if unknown and absent:
         raise UsageError(
             f"{where}no plugin {unknown[0]!r} is installed; the run was made with "

@@ -17,6 +17,7 @@ from hub import LoopbackHub
 from huggingface_hub import ModelCard
 from sae_lens import StandardSAE, StandardSAEConfig
 from safetensors.torch import load_file, save_file
+from snippets import ROOT
 
 from sae_plugins import hub, world
 from sae_plugins.entrypoints.main import main
@@ -167,8 +168,8 @@ def only_sae_lens(tmp_path: Path) -> str:
     """The Python of an environment in which SAELens is installed, and nothing of ours."""
     folder = tmp_path / "only-sae-lens"
     uv = [sys.executable, "-m", "uv", "--quiet"]
-    lock = Path(__file__).parents[1] / "requirements.lock"
-    installing = [*uv, "pip", "install", "--python", str(folder), "--constraint", str(lock)]
+    lock = str(ROOT / "requirements.lock")
+    installing = [*uv, "pip", "install", "--python", str(folder), "--constraint", lock]
     subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True)
     subprocess.run([*installing, "sae-lens"], check=True)
     return str(folder / "bin" / "python")
