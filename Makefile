@@ -51,20 +51,17 @@ slow: env ## run the tests that take minutes
 browser: env ## look at a study's report and the documentation in headless Chromium
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
-lint: env ## check style and formatting
+lint: env ## check style, formatting, and that no file imports upwards
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --quiet
 
 format: env ## repair what `make lint` finds, where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# entrypoints/ and eval_suites/ are installed inside sae_plugins; mypy must see them there.
 types: env ## check types with mypy --strict
-	@rm -rf build/types && mkdir -p build/types/sae_plugins
-	@ln -s $(CURDIR)/sae_plugins/* $(CURDIR)/entrypoints $(CURDIR)/eval_suites build/types/sae_plugins/
-	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
-	    --cache-dir $(CURDIR)/.mypy_cache -p sae_plugins
+	$(BIN)/mypy -p sae_plugins
 
 # The variable silences an announcement of mkdocs-material's.
 docs: env ## write the generated parts of docs/ anew, and build the site into build/site

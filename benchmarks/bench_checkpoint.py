@@ -26,7 +26,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import save_file
 
 import sae_plugins
-from sae_plugins.state import _digest, _Encoder
+from sae_plugins.resume.state import _digest, _Encoder
 
 D_IN, D_SAE, BATCH = 2304, 16384, 64
 BUFFER_ROWS = 2**29 // (4 * D_IN)

@@ -40,11 +40,12 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_plugins import world
 from sae_plugins.entrypoints.evaluate import shortcuts_off
-from sae_plugins.eval_suites import data, registry
-from sae_plugins.eval_suites.evaluation import Evaluation, Request
-from sae_plugins.eval_suites.manifest import Row
-from sae_plugins.eval_suites.models import load_language_model
-from sae_plugins.eval_suites.subjects import load_subject
+from sae_plugins.eval_suites import registry
+from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
+from sae_plugins.eval_suites.evaluation.manifest import Row
+from sae_plugins.eval_suites.inputs import data
+from sae_plugins.eval_suites.inputs.models import load_language_model
+from sae_plugins.eval_suites.inputs.subjects import load_subject
 
 SUITES = ("core", "absorption", "scr", "sparse-probing")
 HOOK = "blocks.1.hook_resid_post"

@@ -23,11 +23,12 @@ from harness import _ratio, _seconds, report
 from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from sae_plugins import lockstep, world
-from sae_plugins.entrypoints.flags import parse
+from sae_plugins import world
 from sae_plugins.entrypoints.main import main as sae_plugins
-from sae_plugins.entrypoints.settings import options_of, settle
-from sae_plugins.jobs import load_job
+from sae_plugins.runs import lockstep
+from sae_plugins.runs.job import load_job
+from sae_plugins.settings.flags import parse
+from sae_plugins.settings.settings import options_of, settle
 
 LAYERS = 4
 ARMS = {

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from sae_plugins.eval_suites import saebench
+from sae_plugins.base.saelens import replaced
+from sae_plugins.base.seeds import seed_everything
 from sae_plugins.eval_suites.absorption import POSITION, TEMPLATE
+from sae_plugins.eval_suites.saebench import isolation as saebench
 from sae_plugins.eval_suites.scr import PAIRS
-from sae_plugins.seeds import seed_everything
-from sae_plugins.upstream import replaced
 
 SAEs = list[tuple[str, Any]]
 

@@ -26,18 +26,19 @@ from unittest import mock
 
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
-from sae_plugins import features, hookspecs, recipes, registry
-from sae_plugins.architectures import ARCHITECTURES, Architecture
+from sae_plugins import recipes
 from sae_plugins.entrypoints import main as command_line
 from sae_plugins.entrypoints import plugins as shown
 from sae_plugins.entrypoints import study
 from sae_plugins.entrypoints.evaluate import shortcuts_off
 from sae_plugins.eval_suites import registry as suite_registry
 from sae_plugins.eval_suites.suite import PRESETS, Suite
-from sae_plugins.host import EVENTS
-from sae_plugins.plugin import Method, Plugin
-from sae_plugins.resolve import resolve
-from sae_plugins.run import Run
+from sae_plugins.framework import features, hookspecs, registry
+from sae_plugins.framework.architectures import ARCHITECTURES, Architecture
+from sae_plugins.framework.host import EVENTS
+from sae_plugins.framework.plugin import Method, Plugin
+from sae_plugins.framework.resolve import resolve
+from sae_plugins.framework.run import Run
 from sae_plugins.testing import PluginContract
 
 FOLDER = Path(__file__).parent

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sae_plugins.entrypoints.flags import Flag, UsageError, convert
+from sae_plugins.settings.flags import Flag, UsageError, convert
 
 if TYPE_CHECKING:
-    from sae_plugins.eval_suites.evaluation import Evaluation, Forecast, Request
-    from sae_plugins.eval_suites.manifest import Row
-    from sae_plugins.eval_suites.results import Result
+    from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Forecast, Request
+    from sae_plugins.eval_suites.evaluation.manifest import Row
+    from sae_plugins.eval_suites.evaluation.results import Result
     from sae_plugins.eval_suites.suite import Metric, Suite
 
 PRESETS = ("canonical", "quick", "paper")
@@ -79,8 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     preset = given.get("preset") or default_preset(sources)
     suites = _suites(names, preset, bool(given.get("exact")), settings)
     request = _request(sources, given, preset, suites)
-    from sae_plugins.eval_suites.evaluation import Evaluation
-    from sae_plugins.eval_suites.manifest import EvaluationError
+    from sae_plugins.eval_suites.evaluation.evaluate import Evaluation
+    from sae_plugins.eval_suites.evaluation.manifest import EvaluationError
 
     print("loading the SAEs ...", flush=True)
     try:
@@ -159,7 +159,7 @@ def _check_seeds(seeds: Sequence[int]) -> None:
 
 
 def _unknown_flag(name: str) -> str:
-    from sae_plugins.plugin import did_you_mean
+    from sae_plugins.base.errors import did_you_mean
 
     near = did_you_mean(f"--{name}", [f"--{known}" for known in FLAGS])
     if near.startswith("known:"):
@@ -173,8 +173,8 @@ def chosen_suites(given: Mapping[str, Any], settings: Iterable[str]) -> list[str
     Raises:
         UsageError: there is no such suite, or a setting belongs to one that is not chosen.
     """
+    from sae_plugins.base.errors import PluginError, did_you_mean
     from sae_plugins.eval_suites import registry
-    from sae_plugins.plugin import PluginError, did_you_mean
 
     names = list(dict.fromkeys(given.get("suite") or registry.built_in()))
     for name in names:
@@ -198,8 +198,8 @@ def chosen_suites(given: Mapping[str, Any], settings: Iterable[str]) -> list[str
 
 
 def _load(name: str) -> Suite:
+    from sae_plugins.base.errors import PluginError
     from sae_plugins.eval_suites import registry
-    from sae_plugins.plugin import PluginError
 
     try:
         return registry.load(name)
@@ -231,7 +231,8 @@ def default_preset(sources: Iterable[str]) -> str:
     """`quick` where all SAEs of language models are of the embedded one; it proves nothing else."""
     import json
 
-    from sae_plugins.hub import HubError, local
+    from sae_plugins.base.errors import HubError
+    from sae_plugins.base.hub import local
     from sae_plugins.world import NAME
 
     def model(source: str) -> Any:
@@ -269,7 +270,7 @@ def setting_value(suite: Suite, name: str, texts: Sequence[str]) -> Any:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from sae_plugins.plugin import did_you_mean
+    from sae_plugins.base.errors import did_you_mean
 
     fields = suite.Settings.model_fields
     if name not in fields:
@@ -315,8 +316,8 @@ def _request(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_path {folder} is a file; name a folder")
 
-    from sae_plugins.eval_suites.cache import default_folder  # which imports torch
-    from sae_plugins.eval_suites.evaluation import Request
+    from sae_plugins.eval_suites.evaluation.evaluate import Request
+    from sae_plugins.eval_suites.inputs.cache import default_folder  # which imports torch
 
     cache = given.get("cache_path")
     return Request(
@@ -519,7 +520,7 @@ class _Progress:
 
 def _print_results(evaluation: Evaluation) -> None:
     """A table per suite: headline metrics by SAE, mean ± sd over seeds."""
-    from sae_plugins.eval_suites.tables import labels
+    from sae_plugins.eval_suites.evaluation.tables import labels
 
     console = _console()
     found = evaluation.results(evaluation.rows)
@@ -537,7 +538,7 @@ def _table(suite: Suite, saes: Mapping[str, Sequence[Result]], arrows: Mapping[s
     from rich.table import Table
     from rich.text import Text
 
-    from sae_plugins.eval_suites.tables import cell, headlines
+    from sae_plugins.eval_suites.evaluation.tables import cell, headlines
 
     columns: dict[str, Metric] = {}
     for results in saes.values():
@@ -557,9 +558,9 @@ def _table(suite: Suite, saes: Mapping[str, Sequence[Result]], arrows: Mapping[s
 
 def _draw(evaluation: Evaluation) -> None:
     """Draw the figures of all results with these settings, and say where everything is."""
-    from sae_plugins.eval_suites.evaluation import DETAILS, FIGURES, RESULTS
-    from sae_plugins.eval_suites.manifest import MANIFEST
-    from sae_plugins.eval_suites.tables import labels
+    from sae_plugins.eval_suites.evaluation.evaluate import DETAILS, FIGURES, RESULTS
+    from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
+    from sae_plugins.eval_suites.evaluation.tables import labels
 
     folder = evaluation.folder
     alike = {(row.suite, row.settings) for row in evaluation.rows}
@@ -567,7 +568,7 @@ def _draw(evaluation: Evaluation) -> None:
     found = evaluation.results(rows)
     if not found:
         return
-    from sae_plugins.eval_suites.figures import save_all
+    from sae_plugins.eval_suites.evaluation.figures import save_all
 
     names = labels(row for row, _ in found)
     by_suite: dict[str, dict[str, list[Result]]] = {}
@@ -612,7 +613,7 @@ def _exit_code(evaluation: Evaluation) -> int:
 
 def _dry_run(evaluation: Evaluation) -> int:
     """Print the rows, and about what those that are left take."""
-    from sae_plugins.runs import size
+    from sae_plugins.base.files import size
 
     forecast = evaluation.forecast()
     _print_plan(evaluation)

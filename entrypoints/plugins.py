@@ -8,15 +8,15 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.entrypoints.flags import UsageError
+from sae_plugins.settings.flags import UsageError
 
 if TYPE_CHECKING:
-    from sae_plugins.plugin import Method, Plugin
+    from sae_plugins.framework.plugin import Method, Plugin
 
 
 def list_all() -> int:
     """Print a line per installed plugin; none of them is imported."""
-    from sae_plugins.registry import listing
+    from sae_plugins.framework.registry import listing
 
     entries = sorted(listing(), key=lambda entry: (entry.kind != "method", entry.name))
     names = max(len(entry.name) for entry in entries)
@@ -37,8 +37,9 @@ def show(name: str) -> int:
     Raises:
         UsageError: there is none, or it cannot be imported.
     """
-    from sae_plugins import registry
-    from sae_plugins.plugin import Plugin, PluginError
+    from sae_plugins.base.errors import PluginError
+    from sae_plugins.framework import registry
+    from sae_plugins.framework.plugin import Plugin
 
     try:
         loaded = registry.load(name)
@@ -125,7 +126,7 @@ def _shown(value: Any) -> str:
 def _refused(plugin: type[Plugin]) -> Iterator[str]:
     from pydantic import ValidationError
 
-    from sae_plugins.architectures import ARCHITECTURES
+    from sae_plugins.framework.architectures import ARCHITECTURES
 
     try:
         options = plugin.Options()
@@ -145,7 +146,7 @@ def _refused(plugin: type[Plugin]) -> Iterator[str]:
 
 def _method(method: type[Method]) -> Iterator[str]:
     from sae_plugins import recipes
-    from sae_plugins.registry import listing
+    from sae_plugins.framework.registry import listing
 
     summaries = {entry.name: entry.summary for entry in listing()}
     yield "\nmechanisms (leave one out with --without NAME; `plugins show NAME` has its options):"

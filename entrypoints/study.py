@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.entrypoints.flags import UsageError
+from sae_plugins.settings.flags import UsageError
 
 if TYPE_CHECKING:
     from sae_plugins.study.cells import Plan
@@ -135,8 +135,8 @@ def _run(parsed: argparse.Namespace) -> int:
     study, folder = _given(parsed)
     if parsed.jobs is not None and parsed.jobs < 1:
         raise UsageError(f"--jobs {parsed.jobs}: give 1 or more")
-    from sae_plugins.plugin import PluginError
-    from sae_plugins.study.run import plan_of, run
+    from sae_plugins.base.errors import PluginError
+    from sae_plugins.study.execute import plan_of, run
     from sae_plugins.study.spec import StudyError
 
     known = plan_of(study, folder)
@@ -164,7 +164,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _status(parsed: argparse.Namespace) -> int:
     study, folder = _given(parsed)
-    from sae_plugins.study.run import plan_of
+    from sae_plugins.study.execute import plan_of
 
     known = plan_of(study, folder)
     _print_plan(study, known, folder)
@@ -181,10 +181,10 @@ def _reported(parsed: argparse.Namespace) -> Findings:
     study, folder = _given(parsed)
     if not folder.is_dir():
         raise UsageError(f"--output_path {folder}: there is no such folder; run the study first")
-    from sae_plugins.runs import write
+    from sae_plugins.base.files import write
     from sae_plugins.study import report
+    from sae_plugins.study.execute import plan_of
     from sae_plugins.study.gather import FINDINGS, gather
-    from sae_plugins.study.run import plan_of
 
     known = plan_of(study, folder)
     there = any(cell.summary(folder) for cell in (*known.cells, *known.pilots))
@@ -226,7 +226,7 @@ def _print_plan(study: Study, known: Plan, folder: Path) -> None:
     from rich.table import Table
 
     from sae_plugins.study.cells import grouped
-    from sae_plugins.study.run import failure
+    from sae_plugins.study.execute import failure
 
     cells = [*known.pilots, *known.cells]
     failures = {cell: reason for cell in cells if (reason := failure(cell, folder))}
@@ -259,7 +259,7 @@ def _print_plan(study: Study, known: Plan, folder: Path) -> None:
 
 
 def _print_stale(known: Plan, folder: Path) -> None:
-    from sae_plugins.study.run import stale
+    from sae_plugins.study.execute import stale
 
     if old := stale(known, folder):
         print(

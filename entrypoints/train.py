@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.entrypoints import flags as flag_table
-from sae_plugins.entrypoints.flags import UsageError
+from sae_plugins.settings import flags as flag_table
+from sae_plugins.settings.flags import UsageError
 
 if TYPE_CHECKING:
-    from sae_plugins.checkpoints import Checkpoints
-    from sae_plugins.entrypoints.settings import Settings
-    from sae_plugins.jobs import Job
-    from sae_plugins.runs import RunFolder
+    from sae_plugins.resume.checkpoints import Checkpoints
+    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.job import Job
+    from sae_plugins.settings.settings import Settings
 
 _FLOAT32_BYTES = 4
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _new(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
     """The settings and the folder, locked, of a run that starts."""
-    from sae_plugins.entrypoints.settings import settle  # imports pydantic and the plugins
-    from sae_plugins.runs import RunFolder, default_path
+    from sae_plugins.runs.folder import RunFolder, default_path
+    from sae_plugins.settings.settings import settle  # imports pydantic and the plugins
 
     settings = settle(given)
     default = default_path(
@@ -67,8 +67,8 @@ def _new(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
 
 def _resumed(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
     """The settings and the folder, locked, of a run that goes on."""
-    from sae_plugins.entrypoints.settings import of_resumed, settle
-    from sae_plugins.runs import RunFolder
+    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.settings.settings import of_resumed, settle
 
     for name in ("recipe", "output_path", "overwrite"):
         if name in given:
@@ -101,14 +101,14 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
 
 
 def _options_of(given: Mapping[str, Any]) -> list[str]:
-    from sae_plugins.entrypoints.settings import options_of
+    from sae_plugins.settings.settings import options_of
 
     return options_of(given)
 
 
 @contextmanager
 def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
-    from sae_plugins.plugin import PluginError, StateError
+    from sae_plugins.base.errors import PluginError, StateError
 
     try:
         yield
@@ -119,8 +119,8 @@ def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
 
 
 def _train(settings: Settings, folder: RunFolder) -> None:
-    from sae_plugins.entrypoints.settings import recipe_of
-    from sae_plugins.jobs import load_job
+    from sae_plugins.runs.job import load_job
+    from sae_plugins.settings.settings import recipe_of
 
     started = time.perf_counter()
     resumed = bool(settings.get("resume"))
@@ -149,7 +149,7 @@ def _train(settings: Settings, folder: RunFolder) -> None:
             print(left)
         raise
     summary = _summary(job, folder, found, time.perf_counter() - started)
-    from sae_plugins.summary import print_summary
+    from sae_plugins.base.text import print_summary
 
     print_summary(str(folder.path), summary)
     print(f'load it with: SAE.load_from_disk("{folder.path}")')
@@ -157,9 +157,9 @@ def _train(settings: Settings, folder: RunFolder) -> None:
 
 def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
     """Where the run is saved to go on from, and, of one that is resumed, where it is."""
-    from sae_plugins.checkpoints import Checkpoints
-    from sae_plugins.plugin import StateError
-    from sae_plugins.runs import RECIPE, RESUME
+    from sae_plugins.base.errors import StateError
+    from sae_plugins.resume.checkpoints import Checkpoints
+    from sae_plugins.runs.folder import RECIPE, RESUME
 
     try:
         checkpoints = Checkpoints(
@@ -185,7 +185,7 @@ def _fit(
     settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints
 ) -> dict[str, float]:
     import sae_plugins
-    from sae_plugins.upstream import interruption
+    from sae_plugins.base.saelens import interruption
 
     unfinished = folder.unfinished
     options = {name: dict(values) for name, values in settings.options.items()}
@@ -211,7 +211,7 @@ def _fit(
 
 
 def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManager[None]:
-    from sae_plugins.weights_and_biases import one_log
+    from sae_plugins.runs.weights_and_biases import one_log
 
     if not settings.get("log_to_wandb"):
         return nullcontext()
@@ -286,7 +286,7 @@ def _bytes_of_buffer(settings: Settings, job: Job) -> int:
 
 
 def _is_saved_regularly(settings: Settings) -> bool:
-    from sae_plugins.checkpoints import interval
+    from sae_plugins.resume.checkpoints import interval
 
     return any(interval(settings.get("checkpoint_every")))
 
@@ -297,7 +297,7 @@ def _is_saved_regularly(settings: Settings) -> bool:
 def _print_plan(
     settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints, each: int
 ) -> None:
-    from sae_plugins.runs import size
+    from sae_plugins.base.files import size
 
     config, batch = job.sae_config, settings.get("train_batch_size_tokens")
     steps = -(-settings.get("training_tokens") // batch)
@@ -346,7 +346,7 @@ def _summary(
     """Score the SAE that was saved, and write `summary.json`."""
     from sae_lens import SAE
 
-    from sae_plugins.jobs import quiet, write_summary
+    from sae_plugins.runs.job import quiet, write_summary
 
     with quiet():
         sae: SAE[Any] = SAE.load_from_disk(str(folder.path), device=job.sae_config.device)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_plugins.entrypoints.flags import UsageError
+from sae_plugins.settings.flags import UsageError
 
 if TYPE_CHECKING:
-    from sae_plugins.hub import Plan, Repository
-    from sae_plugins.upload import Upload
+    from sae_plugins.share.content import Upload
+    from sae_plugins.share.repository import Plan, Repository
 
 _DESCRIPTION = """\
 Upload SAEs to a repository on the Hugging Face Hub, in SAELens' layout: afterwards
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     parsed = parser.parse_intermixed_args(list(arguments))
     sources, repo = _names(parsed.names)
-    from sae_plugins.hub import TRIES, HubError, Repository, check_branch
+    from sae_plugins.base.errors import HubError
+    from sae_plugins.base.hub import TRIES, check_branch
+    from sae_plugins.share.repository import Repository
 
     try:
         check_branch(parsed.revision)
@@ -110,7 +112,8 @@ def parser_of_upload() -> argparse.ArgumentParser:
 
 
 def _names(names: Sequence[str]) -> tuple[list[str], str]:
-    from sae_plugins.hub import HubError, check_repo
+    from sae_plugins.base.errors import HubError
+    from sae_plugins.base.hub import check_repo
 
     *sources, repo = names or [""]
     if not sources or (Path(repo) / "cfg.json").is_file():
@@ -134,8 +137,8 @@ def _check_token(dry_run: bool) -> None:
 
 def _prepared(sources: Sequence[str], repo: str, given: Sequence[str] | None) -> list[Upload]:
     """All SAEs, each loaded once to see that it can be."""
-    from sae_plugins.hub import HubError
-    from sae_plugins.upload import prepare
+    from sae_plugins.base.errors import HubError
+    from sae_plugins.share.content import prepare
 
     folders = _evaluations(given)
     uploads: dict[str, Upload] = {}
@@ -153,7 +156,7 @@ def _prepared(sources: Sequence[str], repo: str, given: Sequence[str] | None) ->
 
 def _evaluations(given: Sequence[str] | None) -> list[Path]:
     from sae_plugins.entrypoints.evaluate import FLAGS
-    from sae_plugins.eval_suites.manifest import MANIFEST
+    from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
 
     usual = Path(str(FLAGS["output_path"].default))
     if given is None:
@@ -172,7 +175,7 @@ def _evaluations(given: Sequence[str] | None) -> list[Path]:
 
 def _check(repository: Repository, uploads: Sequence[Upload], parsed: argparse.Namespace) -> None:
     """See, and in a dry run show, what each upload would change in the repository."""
-    from sae_plugins.hub import HubError
+    from sae_plugins.base.errors import HubError
 
     try:
         state = repository.read()
@@ -191,8 +194,9 @@ def _check(repository: Repository, uploads: Sequence[Upload], parsed: argparse.N
 
 def _print_plan(upload: Upload, plan: Plan) -> None:
     """The files of an SAE, what becomes of them, and the card."""
-    from sae_plugins.hub import CARD, size_of
-    from sae_plugins.runs import size
+    from sae_plugins.base.files import size
+    from sae_plugins.base.hub import CARD
+    from sae_plugins.share.repository import size_of
 
     names = {f"{upload.sae_id}/{name}": content for name, content in upload.files.items()}
     print(f"\n{upload.sae_id}, from {upload.folder}:")
@@ -209,8 +213,9 @@ def _print_plan(upload: Upload, plan: Plan) -> None:
 
 def _send(repository: Repository, uploads: Sequence[Upload], overwrite: bool) -> int:
     """Commit one SAE after another; one that fails does not keep the others."""
-    from sae_plugins.hub import HubError, loading_lines
-    from sae_plugins.runs import size
+    from sae_plugins.base.errors import HubError
+    from sae_plugins.base.files import size
+    from sae_plugins.share.repository import loading_lines
 
     done: list[Upload] = []
     for number, upload in enumerate(uploads, 1):

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from sae_plugins.eval_suites import saebench
-from sae_plugins.eval_suites.results import Value
-from sae_plugins.eval_suites.shared_model import SharedModel
-from sae_plugins.eval_suites.subjects import Subject
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.saebench.shared_model import SharedModel
+from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
 
 PROMPT_TOKENS = 90
 """About, with ten examples before the word."""

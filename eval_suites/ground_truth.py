@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from sae_plugins.eval_suites.results import Value
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
 
 if TYPE_CHECKING:
-    from sae_plugins.eval_suites.subjects import Subject
+    from sae_plugins.eval_suites.inputs.subjects import Subject
 
 SAMPLES_AT_ONCE = 4096
 _SAVED = "synthetic_model"
@@ -97,7 +98,7 @@ class GroundTruth(Suite):
 
     def refusal(self, subject: Subject) -> str | None:
         """Only SAEs of a synthetic model have features to be compared with."""
-        from sae_plugins.synthetic import SYNTHETIC
+        from sae_plugins.runs.synthetic import SYNTHETIC
 
         if subject.model_name.startswith(SYNTHETIC):
             return None
@@ -125,8 +126,8 @@ class GroundTruth(Suite):
         """
         from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
 
-        from sae_plugins.jobs import isolated_random_state
-        from sae_plugins.seeds import seed_everything
+        from sae_plugins.base.seeds import seed_everything
+        from sae_plugins.runs.job import isolated_random_state
 
         with isolated_random_state():
             model = _synthetic_model(subject)
@@ -165,8 +166,8 @@ def _synthetic_model(subject: Subject) -> Any:
     """The one that was saved with the run, or else the preset."""
     from sae_lens.synthetic import SyntheticModel
 
-    from sae_plugins.plugin import did_you_mean
-    from sae_plugins.synthetic import PRESETS, SYNTHETIC, synthetic_model
+    from sae_plugins.base.errors import did_you_mean
+    from sae_plugins.runs.synthetic import PRESETS, SYNTHETIC, synthetic_model
 
     saved, preset = Path(subject.source) / _SAVED, subject.model_name.removeprefix(SYNTHETIC)
     if saved.is_dir():

@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sae_plugins.eval_suites import saebench
-from sae_plugins.eval_suites.results import Value
-from sae_plugins.eval_suites.subjects import Subject
-from sae_plugins.eval_suites.suite import Cost, SuiteError
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.suite import Cost
 
 BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sae_plugins import registry
-from sae_plugins.registry import Installed
+from sae_plugins.framework import registry
+from sae_plugins.framework.registry import Installed
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.suite import Suite

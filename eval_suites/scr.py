@@ -9,8 +9,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from sae_plugins.eval_suites import saebench
-from sae_plugins.eval_suites.data import Need
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.data import Need
+from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.probing import (
     BEST_EPOCH,
     check_reported,
@@ -18,9 +20,8 @@ from sae_plugins.eval_suites.probing import (
     cost,
     mean_over_items,
 )
-from sae_plugins.eval_suites.results import Value
-from sae_plugins.eval_suites.subjects import Subject
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite, SuiteError
+from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
 
 BIOS, REVIEWS = "LabHC/bias_in_bios_class_set1", "canrager/amazon_reviews_mcauley_1and5"
 PAIRS = {

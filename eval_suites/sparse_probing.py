@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from sae_plugins.eval_suites import saebench
-from sae_plugins.eval_suites.data import Need
+from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.data import Need
+from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.probing import (
     BEST_EPOCH,
     check_reported,
@@ -15,8 +16,7 @@ from sae_plugins.eval_suites.probing import (
     cost,
     mean_over_items,
 )
-from sae_plugins.eval_suites.results import Value
-from sae_plugins.eval_suites.subjects import Subject
+from sae_plugins.eval_suites.saebench import isolation as saebench
 from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
 
 DATASETS = (

@@ -18,24 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from sae_plugins.eval_suites.results import Value
+from sae_plugins.eval_suites.evaluation.results import Value
 
 if TYPE_CHECKING:
-    from sae_plugins.eval_suites.cache import Cache
-    from sae_plugins.eval_suites.data import Data
-    from sae_plugins.eval_suites.models import LanguageModel
-    from sae_plugins.eval_suites.subjects import Subject
+    from sae_plugins.eval_suites.inputs.cache import Cache
+    from sae_plugins.eval_suites.inputs.data import Data
+    from sae_plugins.eval_suites.inputs.models import LanguageModel
+    from sae_plugins.eval_suites.inputs.subjects import Subject
 
 PRESETS = ("canonical", "quick", "paper")
-
-
-class SuiteError(Exception):
-    """An evaluation cannot be done, or its result cannot be trusted; the message says why."""
-
-
-def without_secrets(text: str) -> str:
-    """A message without tokens, and without what signs an address."""
-    return re.sub(r"hf_\w+|\?\S+=\S+", "...", text)
 
 
 class Settings(BaseModel):

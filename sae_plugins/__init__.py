@@ -7,8 +7,8 @@ The public API is small::
     with sae_plugins.plugins("hybrid-order", options={"reorder": {"interval": 250}}, seed=0):
         LanguageModelSAETrainingRunner(cfg).run()   # or any other SAELens runner or SAETrainer
 
-A plugin subclasses `Plugin` and marks its events, described in `sae_plugins.hookspecs`, with
-`hookimpl`; `sae_plugins.testing` holds the contract tests that every plugin should pass.
+A plugin subclasses `Plugin` and marks its events, which `sae_plugins.framework.hookspecs`
+describes, with `hookimpl`; `sae_plugins.testing` holds the contract tests for plugins.
 """
 
 import importlib
@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_plugins import testing as testing
-    from sae_plugins.attach import plugins as plugins
-    from sae_plugins.checkpoints import Checkpoints as Checkpoints
-    from sae_plugins.hookspecs import hookimpl as hookimpl
-    from sae_plugins.plugin import Method as Method
-    from sae_plugins.plugin import Plugin as Plugin
-    from sae_plugins.plugin import PluginError as PluginError
+    from sae_plugins.base.errors import PluginError as PluginError
+    from sae_plugins.framework.attach import plugins as plugins
+    from sae_plugins.framework.hookspecs import hookimpl as hookimpl
+    from sae_plugins.framework.plugin import Method as Method
+    from sae_plugins.framework.plugin import Plugin as Plugin
+    from sae_plugins.resume.checkpoints import Checkpoints as Checkpoints
 
 __all__ = ["Checkpoints", "Method", "Plugin", "PluginError", "hookimpl", "plugins", "testing"]
 
 _HOME = {
-    "Checkpoints": "sae_plugins.checkpoints",
-    "Method": "sae_plugins.plugin",
-    "Plugin": "sae_plugins.plugin",
-    "PluginError": "sae_plugins.plugin",
-    "hookimpl": "sae_plugins.hookspecs",
-    "plugins": "sae_plugins.attach",
+    "Checkpoints": "sae_plugins.resume.checkpoints",
+    "Method": "sae_plugins.framework.plugin",
+    "Plugin": "sae_plugins.framework.plugin",
+    "PluginError": "sae_plugins.framework.plugin",
+    "hookimpl": "sae_plugins.framework.hookspecs",
+    "plugins": "sae_plugins.framework.attach",
 }
 
 

@@ -30,17 +30,18 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_plugins import registry
-from sae_plugins.architectures import architecture as architecture_named
-from sae_plugins.architectures import prefix_groups
-from sae_plugins.attach import plugins
-from sae_plugins.hookspecs import hookimpl
-from sae_plugins.plugin import Method, Plugin, PluginError
-from sae_plugins.resolve import Selected, resolve
-from sae_plugins.run import Run
-from sae_plugins.seeds import random_states
-from sae_plugins.state import read_state, write_state
-from sae_plugins.upstream import TRAINER_COUNTERS
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.saelens import TRAINER_COUNTERS
+from sae_plugins.base.seeds import random_states
+from sae_plugins.framework import registry
+from sae_plugins.framework.architectures import architecture as architecture_named
+from sae_plugins.framework.architectures import prefix_groups
+from sae_plugins.framework.attach import plugins
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Method, Plugin
+from sae_plugins.framework.resolve import Selected, resolve
+from sae_plugins.framework.run import Run
+from sae_plugins.resume.state import read_state, write_state
 
 D_IN, D_SAE = 8, 24
 STEPS, TOKENS = 12, 32

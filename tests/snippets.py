@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from sae_plugins import registry
-from sae_plugins.entrypoints import evaluate, flags, study, upload
-from sae_plugins.entrypoints.flags import UsageError
+from sae_plugins.entrypoints import evaluate, study, upload
 from sae_plugins.entrypoints.main import main
-from sae_plugins.entrypoints.settings import settle
+from sae_plugins.framework import registry
+from sae_plugins.settings import flags
+from sae_plugins.settings.flags import UsageError
+from sae_plugins.settings.settings import settle
 from sae_plugins.study import spec as studies
 
 ROOT = Path(__file__).parents[1]

@@ -201,7 +201,7 @@ def test_every_promise_of_the_contract_is_broken_above() -> None:
 
 
 def test_the_cases_are_the_training_architectures_of_the_table() -> None:
-    from sae_plugins.architectures import ARCHITECTURES
+    from sae_plugins.framework.architectures import ARCHITECTURES
 
     assert CASES.keys() == ARCHITECTURES.keys()
 

@@ -12,16 +12,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae_plugins.architectures import Architecture
-from sae_plugins.hookspecs import hookimpl
+from sae_plugins.base.errors import PluginError
+from sae_plugins.framework.architectures import Architecture
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 from sae_plugins.mechanisms.importance import column_sums
 from sae_plugins.mechanisms.start import warn_if_never
-from sae_plugins.plugin import Plugin, PluginError
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
 
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 _AT_ONCE = 2**21
 """Numbers that are gated at once."""

@@ -20,13 +20,13 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from sae_plugins.hookspecs import hookimpl
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 from sae_plugins.mechanisms.start import warn_if_never
 from sae_plugins.mechanisms.unit_norm_decoder import remove_parallel_
-from sae_plugins.plugin import Plugin
 
 if TYPE_CHECKING:
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_plugins.hookspecs import hookimpl
-from sae_plugins.plugin import Plugin
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainingSAE
 
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 _ROWS = 256
 """Rows that are squared at once; bounds the memory."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from sae_plugins.architectures import Architecture
-from sae_plugins.hookspecs import hookimpl
-from sae_plugins.plugin import Plugin
+from sae_plugins.framework.architectures import Architecture
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 
 if TYPE_CHECKING:
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 
 def linear_multiplier(step: int, total: int, floor: float = 0.0) -> float:

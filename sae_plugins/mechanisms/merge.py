@@ -10,17 +10,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae_plugins.architectures import Architecture
-from sae_plugins.features import FeatureChange, Merged
-from sae_plugins.hookspecs import hookimpl
+from sae_plugins.framework.architectures import Architecture
+from sae_plugins.framework.features import FeatureChange, Merged
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 from sae_plugins.mechanisms.firing_window import FiringWindow
 from sae_plugins.mechanisms.resample import STOP, high_loss_directions
-from sae_plugins.plugin import Plugin
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
 
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae_plugins.hookspecs import hookimpl
-from sae_plugins.plugin import Plugin, PluginError
+from sae_plugins.base.errors import PluginError
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
 
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 
 class NanGuard(Plugin):

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_plugins.plugin import Stateful
-from sae_plugins.upstream import TRAINER_COUNTERS
+from sae_plugins.base.saelens import TRAINER_COUNTERS
+from sae_plugins.framework.plugin import Stateful
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainingSAE
 
-    from sae_plugins.plugin import Plugin
-    from sae_plugins.run import Run
+    from sae_plugins.framework.plugin import Plugin
+    from sae_plugins.framework.run import Run
 
 STABLE = 0.95
 """Rank correlation of two successive orders from which on the order counts as stable."""

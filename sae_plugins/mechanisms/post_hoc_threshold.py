@@ -8,20 +8,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae_plugins.architectures import Architecture
-from sae_plugins.hookspecs import hookimpl
+from sae_plugins.framework.architectures import Architecture
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 from sae_plugins.mechanisms.activation_threshold import (
     folded_scale,
     inexpressible,
     raise_thresholds,
     refuse_whitening,
 )
-from sae_plugins.plugin import Plugin
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
 
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 
 class PostHocThreshold(Plugin):

@@ -15,14 +15,14 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from sae_plugins.architectures import Architecture
-from sae_plugins.hookspecs import hookimpl
-from sae_plugins.plugin import Plugin
+from sae_plugins.framework.architectures import Architecture
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
 
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 Unit = Literal["fvu", "mse", "sum"]
 

@@ -15,15 +15,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae_plugins.features import FeatureChange, Permuted
-from sae_plugins.hookspecs import hookimpl
+from sae_plugins.framework.features import FeatureChange, Permuted
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 from sae_plugins.mechanisms.order_report import OrderReport
-from sae_plugins.plugin import Plugin
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
 
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -12,15 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sae_plugins.features import FeatureChange, Reset
-from sae_plugins.hookspecs import hookimpl
+from sae_plugins.framework.features import FeatureChange, Reset
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 from sae_plugins.mechanisms.firing_window import FiringWindow, Per
-from sae_plugins.plugin import Plugin
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 Direction = Literal["input", "residual"]
 STOP = "share of the training after which it stops, so that new features are trained; 1 never stops"

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sae_plugins.hookspecs import hookimpl
-from sae_plugins.plugin import Plugin
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
 
 if TYPE_CHECKING:
-    from sae_plugins.run import Run
+    from sae_plugins.framework.run import Run
 
 
 _AT_ONCE = 2**20

@@ -1,6 +1,6 @@
 """Adaptive Orthogonal Sparse Autoencoders: Efficient Feature Disentanglement."""
 
-from sae_plugins.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, Row
 
 _PAPER_STEPS = 4882
 _WITHOUT = "--without coactivation-penalty"

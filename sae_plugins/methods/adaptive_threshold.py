@@ -1,6 +1,6 @@
 """Dynamic Feature Disentanglement: Adaptive Thresholding for Interpretable Sparse Autoencoders."""
 
-from sae_plugins.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, Row
 
 _PAPER_STEPS = 4882
 _WARM_UP = 1000

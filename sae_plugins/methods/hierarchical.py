@@ -1,6 +1,6 @@
 """HierarchicalSAE: Dynamic Feature Learning for Robust Neural Interpretability."""
 
-from sae_plugins.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, Row
 
 _ONLY_LINEAR = "--without reconstruction-l1 --without resample --without merge"
 _NO_MECHANISM = f"{_ONLY_LINEAR} --without linear-l1"

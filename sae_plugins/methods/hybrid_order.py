@@ -1,6 +1,6 @@
 """HybridOrder: Adaptive Feature Organization for Robust Sparse Autoencoder Interpretability."""
 
-from sae_plugins.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, Row
 
 _PAPER_STEPS = 4882
 

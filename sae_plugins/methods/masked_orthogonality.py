@@ -1,6 +1,6 @@
 """Masked orthogonality: our own, and no paper's."""
 
-from sae_plugins.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, Row
 
 
 class MaskedOrthogonality(Method):

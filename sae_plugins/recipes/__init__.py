@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sae_plugins import packaged
+from sae_plugins.base import packaged
 
 FOLDER = Path(__file__).parent
 

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from sae_plugins.entrypoints.flags import UsageError
-from sae_plugins.entrypoints.settings import Settings, applies, converted, settle
-from sae_plugins.plugin import PluginError
-from sae_plugins.runs import RECIPE, SUMMARY, versions
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.files import versions
+from sae_plugins.runs.folder import RECIPE, SUMMARY
+from sae_plugins.settings.flags import UsageError
+from sae_plugins.settings.settings import Settings, applies, converted, settle
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study, StudyError
 
 K = TypeVar("K", bound=Hashable)

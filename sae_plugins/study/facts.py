@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from sae_plugins.runs import METRICS, read_rows
+from sae_plugins.base.files import read_rows
+from sae_plugins.runs.folder import METRICS
 from sae_plugins.study import traces
 from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, Metric, Trained

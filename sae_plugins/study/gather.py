@@ -14,13 +14,16 @@ from typing import Any
 
 import yaml
 
-from sae_plugins.entrypoints.flags import as_text
-from sae_plugins.eval_suites.cache import fingerprint
-from sae_plugins.eval_suites.manifest import EvaluationError, Manifest, Row
-from sae_plugins.eval_suites.results import Result
-from sae_plugins.runs import RECIPE, versions
+from sae_plugins.base.files import versions
+from sae_plugins.eval_suites.evaluation.manifest import EvaluationError, Manifest, Row
+from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
+from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.inputs.cache import fingerprint
+from sae_plugins.runs.folder import RECIPE
+from sae_plugins.settings.flags import as_text
 from sae_plugins.study import ENOUGH_SEEDS
 from sae_plugins.study.cells import L0, Cell, grouped
+from sae_plugins.study.execute import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
 from sae_plugins.study.findings import (
     ArmInfo,
     Contrast,
@@ -30,8 +33,7 @@ from sae_plugins.study.findings import (
     Score,
     Trained,
 )
-from sae_plugins.study.metrics import HELDOUT, OF_PAPERS, TRAINING, shown
-from sae_plugins.study.run import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
+from sae_plugins.study.metrics import OF_PAPERS, shown
 from sae_plugins.study.spec import Study, StudyError
 from sae_plugins.study.statistics import NEAR_L0, Point, compare
 

@@ -15,9 +15,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sae_plugins.eval_suites.tables import as_csv
-from sae_plugins.runs import FIGURES
-from sae_plugins.runs import write as write_file
+from sae_plugins.base import text as base_text
+from sae_plugins.base.files import write as write_file
+from sae_plugins.eval_suites.evaluation.tables import as_csv
+from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import sections, words
 from sae_plugins.study.facts import DECIDED, Facts
 from sae_plugins.study.findings import ArmInfo, Contrast, Findings, Metric, Trained
@@ -55,7 +56,7 @@ def write(findings: Findings, folder: Path) -> Path:
     view = {**_view(Facts(findings, folder)), "plotlyjs": Markup(get_plotlyjs())}
     # Markdown first: whoever sees a new page finds everything else new, too
     for name, environment in (
-        (MARKDOWN, _environment(autoescape=False, finalize=words.plain)),
+        (MARKDOWN, _environment(autoescape=False, finalize=base_text.plain)),
         (HTML, _environment(autoescape=True)),
     ):
         write_file(folder / name, environment.get_template(name).render(view))
@@ -313,7 +314,7 @@ def _environment(**options: Any) -> Environment:
         undefined=StrictUndefined, **options,
     )  # fmt: skip
     environment.filters |= {
-        "arrow": words.arrow, "difference": difference, "number": number, "p": p, "span": span,
+        "arrow": base_text.arrow, "difference": difference, "number": number, "p": p, "span": span,
         "raw": Markup, "grid": words.grid, "verdict_grid": _verdict_grid,
     }  # fmt: skip
     return environment
@@ -322,7 +323,7 @@ def _environment(**options: Any) -> Environment:
 def _verdict_grid(table: Verdicts, reference: str, l0: float | None) -> Markup:
     """The verdict table in Markdown."""
     heads = [
-        f"{metric.paper} {words.arrow(metric.better)}{' †' if metric.unreliable else ''} "
+        f"{metric.paper} {base_text.arrow(metric.better)}{' †' if metric.unreliable else ''} "
         f"({metric.suite}/{metric.name})"
         for metric in table.metrics
     ]
@@ -345,4 +346,4 @@ def _verdict_cell(found: Comparison | None) -> str:
         if found.verdict == "not distinguishable" and found.smallest_detectable is not None
         else ""
     )
-    return Markup(verdict) + " " + Markup(words.plain(difference(found) + detects))
+    return Markup(verdict) + " " + Markup(base_text.plain(difference(found) + detects))

@@ -13,15 +13,16 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from sae_plugins.eval_suites.tables import natural
-from sae_plugins.figures import save
-from sae_plugins.runs import FIGURES
+from sae_plugins.base.text import arrow
+from sae_plugins.eval_suites.evaluation.tables import natural
+from sae_plugins.runs.figures import save
+from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import figures, traces
 from sae_plugins.study.facts import Facts, mean_l0
 from sae_plugins.study.figures import Heatmap, Line, Panel
 from sae_plugins.study.findings import Metric
 from sae_plugins.study.statistics import Point, frontier, within_seed_interval
-from sae_plugins.study.words import Table, arrow, number, span
+from sae_plugins.study.words import Table, number, span
 
 _MOST_FEATURES = 8192
 """Features of an arm, over its seeds, whose redundancy is computed: enough for a histogram."""

@@ -38,8 +38,9 @@ from pydantic import (
     model_validator,
 )
 
-from sae_plugins import packaged
-from sae_plugins.plugin import Method, PluginError, Row, did_you_mean
+from sae_plugins.base import packaged
+from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.framework.plugin import Method, Row
 from sae_plugins.study import ENOUGH_SEEDS
 
 FOLDER = Path(__file__).parent.parent / "studies"
@@ -197,7 +198,7 @@ class Study(_Model):
         """An arm for each row of the paper's tables; rows that differ in sparsity only are one."""
         if self.rows is None:
             return {}
-        from sae_plugins import registry
+        from sae_plugins.framework import registry
 
         method = registry.load(self.rows.method)
         if not issubclass(method, Method):
@@ -239,7 +240,7 @@ def _over(row: Arm, arm: Arm) -> Arm:
 
 def flags_of(row: Row) -> Flags:
     """The flags of a table's row, by name."""
-    from sae_plugins.entrypoints import flags
+    from sae_plugins.settings import flags
 
     return dict(flags.parse(shlex.split(row.flags), lambda _: []))
 

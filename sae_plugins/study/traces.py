@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from sae_plugins.figures import CHANGES
-from sae_plugins.runs import SPARSITY, WEIGHTS
+from sae_plugins.runs.figures import CHANGES
+from sae_plugins.runs.folder import SPARSITY, WEIGHTS
 
 _STEPS = 120
 """At most so many points of a curve are kept."""

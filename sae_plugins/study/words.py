@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import scipy.stats
 from markupsafe import Markup
 
+from sae_plugins.base.text import plain
 from sae_plugins.study.statistics import CONFIDENCE, Comparison
 
 
@@ -78,19 +76,6 @@ def span(l0: tuple[float, float] | None) -> str:
         return "n/a"
     low, high = map(number, l0)
     return low if low == high else f"{low} to {high}"
-
-
-def arrow(better: str) -> str:
-    """Which way is better."""
-    return {"higher": "↑", "lower": "↓"}.get(better, "")
-
-
-def plain(value: Any) -> Any:
-    """Text that Markdown shows as it is, also in a table's cell."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(value, quote=False))
-    return " ".join(escaped.split())
 
 
 def grid(table: Table) -> Markup:

@@ -58,8 +58,8 @@ class Lab:
         from sae_bench.evals.absorption.vocab import get_alpha_tokens
 
         from sae_plugins import world
-        from sae_plugins.eval_suites.data import WorldData
-        from sae_plugins.eval_suites.models import load_language_model
+        from sae_plugins.eval_suites.inputs.data import WorldData
+        from sae_plugins.eval_suites.inputs.models import load_language_model
 
         self.folder, self.began = folder, time.time()
         self.model, self.data = load_language_model(world.NAME, "cpu"), WorldData()
@@ -94,7 +94,7 @@ class Lab:
         from sae_lens.registry import SAE_CLASS_REGISTRY
         from sae_lens.saes.sae import SAEMetadata
 
-        from sae_plugins.eval_suites.subjects import load_subject
+        from sae_plugins.eval_suites.inputs.subjects import load_subject
 
         sae_class, config_class = SAE_CLASS_REGISTRY[architecture]
         where = {"model_name": self.model.name, "hook_name": self.hook_name, "prepend_bos": True}
@@ -131,7 +131,7 @@ class Lab:
         """What SAEs are evaluated with, in a scratch folder of its own."""
         import tempfile
 
-        from sae_plugins.eval_suites.cache import Cache
+        from sae_plugins.eval_suites.inputs.cache import Cache
         from sae_plugins.eval_suites.suite import Bench
 
         given = {
@@ -147,7 +147,7 @@ class Lab:
 
         from sae_bench.evals.absorption import common, feature_absorption
 
-        from sae_plugins.upstream import replaced
+        from sae_plugins.base.saelens import replaced
 
         stack = ExitStack()
         for module in (common, feature_absorption):

@@ -11,10 +11,10 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
 
+from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.ground_truth import GroundTruth
-from sae_plugins.eval_suites.subjects import Subject, load_subject
-from sae_plugins.eval_suites.suite import SuiteError
-from sae_plugins.synthetic import PRESETS
+from sae_plugins.eval_suites.inputs.subjects import Subject, load_subject
+from sae_plugins.runs.synthetic import PRESETS
 
 SUITE = GroundTruth()
 FEW = SUITE.settings("quick", {"samples": 3000})

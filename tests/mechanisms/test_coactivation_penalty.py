@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_plugins import hookimpl, plugins
+from sae_plugins.base.errors import PluginError
+from sae_plugins.framework.plugin import Plugin
 from sae_plugins.mechanisms.coactivation_penalty import (
     CoactivationPenalty,
     adapted,
     normalised,
     number_of_pairs,
 )
-from sae_plugins.plugin import Plugin, PluginError
 from sae_plugins.testing import (
     CASES,
     PluginContract,

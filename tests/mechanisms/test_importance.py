@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_plugins import Plugin, hookimpl, plugins
-from sae_plugins.losses import LOSS_FORMS
+from sae_plugins.framework.losses import LOSS_FORMS
 from sae_plugins.mechanisms.firing_frequency import FiringFrequency
 from sae_plugins.mechanisms.importance import Importance, column_norms, importance
 from sae_plugins.testing import (

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_plugins import Plugin, PluginError, hookimpl, plugins
-from sae_plugins.features import Merged
+from sae_plugins.framework.features import Merged
 from sae_plugins.mechanisms import merge
 from sae_plugins.mechanisms.merge import Merge, disjoint_pairs, firing_overlap, similar_pairs
 from sae_plugins.testing import (

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from sae_plugins import hookimpl
-from sae_plugins.features import Permuted
+from sae_plugins.framework.features import Permuted
+from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.run import Run
 from sae_plugins.mechanisms.order_report import (
     oscillating_share,
     rank_correlation,
@@ -23,8 +25,6 @@ from sae_plugins.mechanisms.reorder import (
     cluster_order,
     frequency_order,
 )
-from sae_plugins.plugin import Plugin
-from sae_plugins.run import Run
 from sae_plugins.testing import PluginContract, train
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sae_lens.training.activation_scaler import ActivationWhitening
 
 from sae_plugins import Plugin, hookimpl, plugins
-from sae_plugins.features import Reset
+from sae_plugins.framework.features import Reset
 from sae_plugins.mechanisms.resample import Resample, dead_features, draw_rows
 from sae_plugins.testing import (
     CASES,

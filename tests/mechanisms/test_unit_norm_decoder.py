@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sae_plugins import hookimpl, plugins
+from sae_plugins.base.errors import PluginError
+from sae_plugins.framework.plugin import Plugin
 from sae_plugins.mechanisms.unit_norm_decoder import UnitNormDecoder, normalise_, remove_parallel_
-from sae_plugins.plugin import Plugin, PluginError
 from sae_plugins.testing import (
     CASES,
     PluginContract,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sae_plugins import registry
-from sae_plugins.plugin import Method
+from sae_plugins.framework import registry
+from sae_plugins.framework.plugin import Method
 from sae_plugins.study.cells import Cell, plan
+from sae_plugins.study.execute import check_suites
 from sae_plugins.study.gather import gather
 from sae_plugins.study.metrics import shown
-from sae_plugins.study.run import check_suites
 from sae_plugins.study.spec import Study, load, names
 
 PAPERS = ("adaptive-orthogonality", "adaptive-threshold", "hierarchical", "hybrid-order")

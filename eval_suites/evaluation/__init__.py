@@ -1,0 +1,1 @@
+"""An evaluation: SAEs times suites, into one folder."""

@@ -1,0 +1,47 @@
+"""Metrics by name, SUITE/METRIC."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sae_plugins.eval_suites import registry
+from sae_plugins.eval_suites.suite import Metric as SuiteMetric
+
+HELDOUT, TRAINING = "heldout", "training"
+
+
+OF_THE_RUN = (
+    SuiteMetric("l0", "L0", "active features per held-out token", "neither", True),
+    SuiteMetric(
+        "explained_variance", "explained variance", "1 - squared error / variance, held out",
+        "higher", True,
+    ),
+    SuiteMetric("never_fired", "never fired", "share of features, held out", "lower", True),
+    SuiteMetric("mse", "squared error", "per held-out token, summed over d_in", "lower"),
+    SuiteMetric("cosine", "cosine", "between activations and reconstructions, held out", "higher"),
+    SuiteMetric("tokens", "held-out tokens", "how many the numbers are of", "neither"),
+)  # fmt: skip
+"""What every run says of itself, from text that it was not trained on."""
+
+
+UNRELIABLE = {
+    "scr": "SCR separates SAEs of known quality badly, and is noisy (arXiv 2605.18229); with "
+    "SAEBench's settings it also ablates padding (docs/evaluation.md)",
+}
+"""Suites whose verdicts are not to be relied on, and why."""
+
+
+def _rows(suite: str) -> tuple[SuiteMetric, ...]:
+    return OF_THE_RUN if suite == HELDOUT else registry.load(suite).metrics
+
+
+def described(suite: str, name: str) -> SuiteMetric | None:
+    """A metric's row in its suite's table, with the number in its name filled in."""
+    for row in _rows(suite):
+        numbers = row.numbers(name)
+        if numbers is not None:
+            texts = {part: getattr(row, part) for part in ("paper", "meaning")}
+            for number, value in numbers.items():
+                texts = {k: text.replace(f"{{{number}}}", value) for k, text in texts.items()}
+            return replace(row, **texts)
+    return None

@@ -1,0 +1,103 @@
+"""Results as CSV: the headlines of every row, and what they are means of."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.text import format_value
+from sae_plugins.eval_suites import registry
+from sae_plugins.eval_suites.evaluation.manifest import Row
+from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.suite import Suite
+
+
+def labels(rows: Iterable[Row]) -> dict[str, str]:
+    """What to call each SAE, by hash: its name, and a part of the hash where names are alike."""
+    names = {row.sae_hash: row.sae for row in rows if row.sae_hash is not None}
+    alike = list(names.values())
+    return {h: f"{n}-{h[:8]}" if alike.count(n) > 1 else n for h, n in names.items()}
+
+
+def headlines(suite: Suite, result: Result) -> list[tuple[str, Any]]:
+    """The suite's headline metrics that a result has, each with its `Metric`, in their order."""
+    found = []
+    for metric in suite.metrics:
+        names = [name for name in result.metrics if metric.numbers(name) is not None]
+        found += [(name, metric) for name in sorted(names, key=natural) if metric.headline]
+    return found
+
+
+def headline_names(result: Result) -> list[str]:
+    """Of all metrics where the suite is not installed any more."""
+    try:
+        return [name for name, _ in headlines(registry.load(result.suite), result)]
+    except PluginError:
+        return list(result.metrics)
+
+
+def cell(results: Iterable[Result], metric: str) -> str:
+    """A metric of one SAE: its mean ± sd over seeds."""
+    values = [result.metrics[metric].value for result in results if metric in result.metrics]
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return format_value(known[0] if known else None)
+    return f"{format_value(statistics.fmean(known))} ± {statistics.stdev(known):.2g}"
+
+
+def natural(text: str) -> list[Any]:
+    """A sort key that puts top_5 before top_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def results_table(results: Sequence[tuple[Row, Result]]) -> str:
+    names = labels(row for row, _ in results)
+    rows = []
+    for row, result in results:
+        for metric in sorted(headline_names(result), key=natural):
+            value = result.metrics[metric]
+            rows.append({
+                "suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed,
+                "metric": metric, "value": value.value, "n": value.n, "std": value.std,
+                "status": result.status, "sae_hash": result.sae.hash, "preset": result.preset,
+                "settings": row.settings,
+                "architecture": result.sae.architecture, "d_in": result.sae.d_in,
+                "d_sae": result.sae.d_sae, "hook_name": result.sae.hook_name,
+                "model": result.model.name if result.model else None,
+                "seconds": result.seconds, "cpu_seconds": result.cpu_seconds,
+            })  # fmt: skip
+    return as_csv(RESULT_COLUMNS, rows)
+
+
+RESULT_COLUMNS = (
+    *("suite", "sae", "seed", "metric", "value", "n", "std", "status", "sae_hash", "preset"),
+    "settings",
+    *("architecture", "d_in", "d_sae", "hook_name", "model", "seconds", "cpu_seconds"),
+)
+DETAIL_COLUMNS = ("suite", "sae", "seed", "item", "metric", "value", "settings")
+
+
+def details_table(results: Sequence[tuple[Row, Result]]) -> str:
+    names = labels(row for row, _ in results)
+    rows = [
+        {"suite": row.suite, "sae": names[result.sae.hash], "seed": row.seed, "item": item,
+         "metric": metric, "value": value, "settings": row.settings}
+        for row, result in results
+        for item in sorted(result.details, key=natural)
+        for metric, value in sorted(result.details[item].items())
+    ]  # fmt: skip
+    return as_csv(DETAIL_COLUMNS, rows)
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as a table with these columns."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()

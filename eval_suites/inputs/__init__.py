@@ -1,0 +1,1 @@
+"""What the suites are given: models, SAEs, data."""

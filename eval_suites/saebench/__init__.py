@@ -1,0 +1,1 @@
+"""SAEBench, run in this process."""

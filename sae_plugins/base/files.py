@@ -1,0 +1,88 @@
+"""Files that are whole or absent, locks, and versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+VERSIONS = ("sae-plugins", "sae-lens", "torch", "transformer-lens", "numpy", "python")
+"""Distributions whose versions `run.yaml` names; the plugins' own come on top."""
+
+
+def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
+    """The installed versions of distributions, and of python."""
+    found: dict[str, str] = {}
+    for name in names:
+        if name == "python":
+            found[name] = ".".join(str(part) for part in sys.version_info[:3])
+            continue
+        try:
+            found[name] = _version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+_version = cache(version)  # which parses a file each time
+
+
+def lock(folder: Path) -> Callable[[], None]:
+    """Lock a folder until the function that is returned is called, or the process ends.
+
+    Where that is impossible, as on Windows and some network disks, nothing is locked.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return _nothing
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        os.close(handle)
+        return _nothing
+    return lambda: os.close(handle)
+
+
+def _nothing() -> None:
+    pass
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is either whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, without an unfinished last line."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def size(count: float) -> str:
+    """A number of bytes for readers."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("KB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"

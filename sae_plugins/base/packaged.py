@@ -1,0 +1,71 @@
+"""YAML files by name or path, which may extend others: recipes and studies."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sae_plugins.base.errors import PluginError, did_you_mean
+
+_MOST_ANCESTORS = 20
+
+
+def names(folder: Path) -> list[str]:
+    """The files in a folder, without their ending."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def layers(kind: str, name_or_file: str, folder: Path) -> list[dict[str, Any]]:
+    """The contents of a file, then of the one that it extends, and so on.
+
+    Args:
+        kind: what such a file is called, "recipe" or "study".
+        name_or_file: the name of a file in `folder`, or the path of one that ends in .yaml.
+        folder: of those that come with the package.
+
+    Raises:
+        PluginError: there is none, it is no mapping, or it extends itself.
+    """
+    path = _find(kind, name_or_file, folder, Path.cwd())
+    found = [_read(kind, path)]
+    while "extends" in found[-1]:
+        under = str(found[-1].pop("extends"))
+        if len(found) > _MOST_ANCESTORS:
+            raise PluginError(f"{kind} {path} extends itself, through {under!r}")
+        try:
+            path = _find(kind, under, folder, path.parent)
+        except PluginError as error:
+            raise PluginError(f"{kind} {path} extends {under}: {error}") from error
+        found.append(_read(kind, path))
+    return found
+
+
+def _find(kind: str, name_or_file: str, packaged: Path, folder: Path) -> Path:
+    """A file below `folder` or anywhere, if it looks like one; else a packaged one."""
+    if name_or_file.endswith((".yaml", ".yml")):
+        path = folder / Path(name_or_file).expanduser()
+        if not path.is_file():
+            raise PluginError(f"there is no {kind} file {name_or_file}")
+        return path
+    known = names(packaged)
+    if not re.fullmatch(r"[\w-]+", name_or_file) or name_or_file not in known:
+        raise PluginError(
+            f"there is no {kind} {name_or_file!r}: {did_you_mean(name_or_file, known)} "
+            f"(a {kind} of your own is a file that ends in .yaml)"
+        )
+    return packaged / f"{name_or_file}.yaml"
+
+
+def _read(kind: str, path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        contents = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PluginError(f"{kind} {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise PluginError(f"{kind} {path} is not YAML: {error}") from error
+    if not isinstance(contents, dict) or not all(isinstance(key, str) for key in contents):
+        raise PluginError(f"{kind} {path} must be a mapping of names to values")
+    return contents

@@ -1,0 +1,244 @@
+"""Every seam of SAELens 6.54 that the framework relies on, in one place.
+
+`tests/base/test_saelens.py` has a test per seam, named after it, that fails when SAELens moves it:
+
+- `SAETrainer(cfg, sae, data_provider, evaluator, save_checkpoint_fn)`: all runners build their
+  trainer through this class, which has no `__new__` of its own (`trainer_class`).
+- `SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`: public seams, overridden.
+- `SAETrainer.maybe_reset_sparsity` is called by `fit` and `MultiSAETrainer`, for one trainer after
+  another, when a step begins: `n_training_steps` is advanced, and the batch not yet pulled.
+- the attributes of a `SAETrainer` are those that `PluginTrainer.state_dict` covers or that its
+  arguments give.
+- `SAETrainer.checkpoint_thresholds` loses one per step at most, and `load_trainer_state` does not
+  drop those that were passed (`not_passed`).
+- `MultiSAETrainer.fit` goes on from its `n_training_steps`, `n_training_samples` and
+  `checkpoint_thresholds`, which its trainers lack, as they lack its `data_provider`
+  (`continued_multi_training`).
+- `SAETrainer` calls `self.sae.training_forward_pass(step_input=...)`, looked up on the instance,
+  inside autocast; its loss is `output.loss`; `output.losses` and `output.metrics` are logged.
+- between backward and the optimizer's step SAELens only clips at norm 1, and skips parameters
+  without gradients; `optimizer.zero_grad()` follows the step.
+- `optimizer` is torch's Adam over `sae.parameters()` in one group; its state holds `ADAM_MOMENTS`.
+- `TRAINER_COUNTERS`: the trainer's per-feature tensors; `act_freq_scores` grows within a step by
+  the number of tokens on which each feature fires.
+- `n_training_steps` counts completed steps and is advanced by the caller of `step`;
+  `n_training_samples` is advanced inside it; `cfg.total_training_samples` bounds it.
+- `activation_scaler.scaling_factor` holds until `fit` folds it into the weights.
+- `SAETrainer.fit`, with nothing left to train on, takes no batch where the scale of activations is
+  known, folds it into the weights and closes the training; the only bars that it draws, and those
+  of `ActivationScaler`, come from `tqdm` in their modules (`no_bars`).
+- `ActivationScaler.estimate_scaling_factor` and `estimate_whitening` are what `fit` calls, with
+  `n_batches_for_norm_estimate`, for the two ways to normalise that need batches.
+- `TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses, summed over the last axis.
+- `TrainingSAE.hook_sae_acts_post` is passed by the activations of every training forward pass,
+  compiled or not, but matching_pursuit's; what a hook on it returns takes their place.
+- `TrainingSAE.decode(feature_acts)` is called on the instance, once in a training forward pass.
+- `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.
+- `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json`.
+- `SAETrainer.build_train_step_log_dict(output, n_training_samples)` gives the metrics of a step.
+- `SAE.hook_z_reshaping_mode` tells whether an SAE takes heads apart and puts them together, which
+  `turn_off_forward_pass_hook_z_reshaping` and `turn_on_...` switch.
+- `ActivationsStore.from_config(model, cfg, override_dataset=...)` reads that dataset alone;
+  `get_batch_tokens(raise_at_epoch_end=True)` gives its tokens, StopIteration where it ends.
+- `ActivationsStore.get_filtered_llm_batch(raise_on_epoch_end=True)` gives activations [n, d_in] in
+  the order of the text, without excluded tokens, and raises StopIteration where the text ends.
+- `ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where the runners'
+  batches come from, with and without prefetching, and each is called once (`data_loader`).
+- `PrefetchingIterator.__next__` is where batches leave its queue (`prefetched`).
+- `LanguageModelSAERunnerConfig.checkpoint_path` gets a random subfolder when the config is made,
+  and may be set afterwards.
+- `LanguageModelSAETrainingRunner.evaluator` is set when the runner is made and passed on by `run`;
+  its `activations_store` may be replaced, and is all the text that it reads.
+- `LanguageModelSAETrainingRunner.run` is what `LanguageModelJob.trainer` and `stream` do: private
+  `_set_sae_metadata` and `_compile_sae_if_needed`, a trainer over the `activations_store`, and
+  `save_final_sae(sae, output_path, log_feature_sparsity)`.
+- `SyntheticSAERunner.run` is what `SyntheticJob.trainer` and `stream` do: batches from a
+  `SyntheticActivationIterator`, and private
+  `_save_outputs(output_path, sae, log_feature_sparsity, eval_stats)`.
+- `SyntheticSAERunner._create_evaluator()` (private) is called by `run`, on the instance.
+- `SyntheticActivationIterator` has no state but torch's global random state.
+- `extract_stop_at_layer_from_tlens_hook_name(hook_name)` is the first layer that need not run.
+- `get_sae_training_class(architecture)` gives the classes of a training SAE and of its config.
+- the warnings that `sae_plugins.runs.job` silences begin as it says.
+- on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`, at any bytecode.
+- `LanguageModelSAETrainingRunner.save_checkpoint(path)` is called on interruption with the folder
+  `checkpoint_path`/`n_training_samples`, which nobody has made (`interrupted_runs_unsaved`).
+- the parameters of each architecture are those of `sae_plugins.framework.architectures`.
+- `mixing_buffer` (its variables): undecorated it is a generator function; between two batches,
+  what came in and was not served is `serving_buffer` after `batch_idx`, and `storage_buffer`.
+- `ActivationsStore.get_data_loader()` is `mixing_buffer` over `_iterate_filtered_activations()`,
+  of `n_batches_in_buffer * training_context_size` rows, served `train_batch_size_tokens` at a time.
+- `ActivationsStore.get_multi_hook_data_loader()` mixes `_iterate_filtered_multi_hook_activations()`
+  alike, with the hooks of `_hook_names` side by side, `_hook_d_ins` wide, and gives views by hook.
+- `ActivationsStore._dataloader` is made by `get_data_loader` at the first batch; `iter(store)` is
+  the store, so that a prefetching thread pulls from it too.
+- `ActivationsStore.iterable_sequences`, missing without a dataset, gives all text that is read; it
+  is an unstarted generator at first, and `_iterate_tokenized_sequences`, looked up on the instance,
+  makes it anew for each epoch; `n_dataset_processed` counts documents.
+- `ActivationsStore.load` skips no text where `n_dataset_processed` is already what was saved.
+- `ActivationsStore.current_row_idx` is the row of `cached_activation_dataset` that is read next.
+- `PrefetchingIterator` pulls in another thread and hands on the very objects, in order.
+- the settings of an `ActivationsStore` are those of which `Stream.facts` is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sae_lens.training.activations_store import ActivationsStore
+    from sae_lens.training.sae_trainer import SAETrainer
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
+
+_substitute: Callable[[], type[SAETrainer[Any, Any]]] | None = None
+
+
+def interruption() -> type[Exception]:
+    """What SAELens' runners raise when they receive SIGINT or SIGTERM."""
+    from sae_lens.training._interruption import InterruptedException
+
+    return InterruptedException
+
+
+def _new(cls: type[SAETrainer[Any, Any]], *_: Any, **__: Any) -> SAETrainer[Any, Any]:
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    if _substitute is None:
+        return object.__new__(cls)
+    substitute = _substitute()
+    if cls is SAETrainer:
+        return object.__new__(substitute)
+    # somebody's own subclass keeps its methods, around which the plugins' events run
+    return object.__new__(type(cls.__name__, (substitute, cls), {}))
+
+
+@contextmanager
+def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Iterator[None]:
+    """Make `SAETrainer(...)` build the subclass that `substitute` returns, while this is open.
+
+    Every runner builds its trainer by calling `SAETrainer`, under a name imported into its own
+    module; `__new__` is the one place that serves them all. It stays afterwards and then does what
+    Python does by default, since CPython cannot restore a class's missing `__new__`.
+    """
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    global _substitute
+    if _substitute is not None:
+        raise RuntimeError("`sae_plugins.plugins` contexts cannot be nested: name all in one call")
+    own = SAETrainer.__dict__.get("__new__")
+    if own is not None and getattr(own, "__func__", own) is not _new:
+        raise RuntimeError("SAETrainer now has a __new__ of its own: see sae_plugins.base.saelens")
+    SAETrainer.__new__ = staticmethod(_new)  # type: ignore[assignment]
+    _substitute = substitute
+    try:
+        yield
+    finally:
+        _substitute = None
+
+
+@contextmanager
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Set attributes of a class, a module or an instance, and put back what it had of its own."""
+    own = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name in attributes:
+            if name in own:
+                setattr(owner, name, own[name])
+            else:
+                delattr(owner, name)
+
+
+def data_loader(
+    substitute: Callable[[ActivationsStore, bool], Any],
+) -> AbstractContextManager[None]:
+    """Have activation stores draw their batches from `substitute(store, multi_hook)`, while open.
+
+    Where that is None, from SAELens' own loader.
+    """
+    from sae_lens.training.activations_store import ActivationsStore as Store
+
+    own, own_multi_hook = Store.get_data_loader, Store.get_multi_hook_data_loader
+    return replaced(
+        Store,
+        get_data_loader=lambda store: substitute(store, False) or own(store),
+        get_multi_hook_data_loader=lambda store: substitute(store, True) or own_multi_hook(store),
+    )
+
+
+def prefetched(taken: Callable[[Any], None]) -> AbstractContextManager[None]:
+    """Tell `taken` each batch that leaves a prefetching queue, while this is open."""
+    from sae_lens.training.prefetch import PrefetchingIterator
+
+    own = PrefetchingIterator.__next__
+
+    def following(self: PrefetchingIterator[Any]) -> Any:
+        batch = own(self)
+        taken(batch)
+        return batch
+
+    return replaced(PrefetchingIterator, __next__=following)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Have SAELens' trainers draw no progress bars, while this is open."""
+    from sae_lens.training import activation_scaler, sae_trainer
+    from tqdm.auto import tqdm
+
+    hidden = partial(tqdm, disable=True)
+    with replaced(activation_scaler, tqdm=hidden), replaced(sae_trainer, tqdm=hidden):
+        yield
+
+
+def interrupted_runs_unsaved() -> AbstractContextManager[None]:
+    """Keep the language model runner from writing to a folder that nobody has made.
+
+    Interrupted, it would fail with another error than the interruption.
+    """
+    from sae_lens import LanguageModelSAETrainingRunner as Runner
+
+    own = Runner.save_checkpoint
+
+    def save_checkpoint(self: Runner, checkpoint_path: Path | None) -> None:
+        if checkpoint_path is None or checkpoint_path.exists():
+            own(self, checkpoint_path)
+
+    return replaced(Runner, save_checkpoint=save_checkpoint)
+
+
+def continued_multi_training() -> AbstractContextManager[None]:
+    """Have `MultiSAETrainer.fit` start where its trainers are, while this is open.
+
+    What it counts, and its data, is shared with the first of them, whose state is saved.
+    """
+    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+
+    own = MultiSAETrainer.fit
+
+    def fit(self: MultiSAETrainer) -> Any:
+        first = next(iter(self.trainers.values()))
+        first.data_provider = self.data_provider  # type: ignore[assignment]
+        if self.n_training_steps == first.n_training_steps:  # new, or resumed by SAELens
+            first.checkpoint_thresholds = not_passed(self.checkpoint_thresholds, first)
+        self.checkpoint_thresholds = first.checkpoint_thresholds
+        self.n_training_steps = first.n_training_steps
+        self.n_training_samples = first.n_training_samples
+        return own(self)
+
+    return replaced(MultiSAETrainer, fit=fit)
+
+
+def not_passed(thresholds: list[int], trainer: SAETrainer[Any, Any]) -> list[int]:
+    """The checkpoints that are still to come; SAELens would write one per step for the others."""
+    return [threshold for threshold in thresholds if threshold >= trainer.n_training_samples]

@@ -1,0 +1,1 @@
+"""Plugins, and the trainer that calls them."""

@@ -1,0 +1,78 @@
+"""`sae_plugins.plugins(...)`: inside it, SAELens trains with plugins."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.framework.resolve import Plan, Selected, resolve
+
+if TYPE_CHECKING:
+    from sae_plugins.resume.checkpoints import Checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def plugins(
+    *names: Selected,
+    without: Collection[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Iterator[Plan]:
+    """Make every `SAETrainer` that is built inside, by any SAELens runner, use these plugins.
+
+    Args:
+        names: plugins and methods by name, or plugin classes; none of them is plain SAELens.
+        without: mechanisms to leave out of what `names` expands to (an ablation).
+        options: options by plugin name, `{"reorder": {"interval": 250}}`.
+        training: settings that SAELens lacks: `accumulate`, `loss_form`, `weight_decay`, `clip`.
+        seed: seeds python, numpy and torch on entry, and each plugin's own generator. None leaves
+            the global random state alone.
+        checkpoints: where the state of the training is kept, and resumed from; None for nowhere.
+
+    SAELens' own settings (learning rate, its schedule, ...) stay those of the runner's config; the
+    ones that a method asks for are in the yielded plan's `sae_lens`.
+
+    Yields:
+        The resolved `Plan`: plugins in order, with validated options.
+
+    Raises:
+        PluginError: unknown names or options (with suggestions), conflicts, or a plugin that does
+            not work on the SAE's architecture; before any training.
+        RuntimeError: another `plugins` context is open.
+    """
+    plan = resolve(names, without=without, options=options, training=training)
+    from sae_plugins.base.saelens import trainer_class
+    from sae_plugins.base.seeds import seed_everything  # after resolve: errors need no torch
+    from sae_plugins.framework.trainer import PluginTrainer
+
+    built = False
+
+    class Bound(PluginTrainer):
+        pass
+
+    def bound() -> type[PluginTrainer]:
+        nonlocal built
+        built = True
+        return Bound
+
+    Bound.plan, Bound.seed = plan, 0 if seed is None else seed
+    if seed is not None:
+        seed_everything(seed)
+    order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
+    logger.info("plugins, in order: %s", order or "none")
+    Bound.checkpoints, Bound.numbers = checkpoints, itertools.count(1)
+    with trainer_class(bound), nullcontext() if checkpoints is None else checkpoints.open():
+        yield plan
+    if plan.plugins and not built:
+        logger.warning(
+            "no trainer was built inside `sae_plugins.plugins(%s)`, so nothing was trained with "
+            "it: call the runner's run(), or SAETrainer(), inside the with block",
+            ", ".join(plugin.name for plugin, _ in plan.plugins),
+        )

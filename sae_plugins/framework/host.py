@@ -1,0 +1,107 @@
+"""The plugins of one trainer: pluggy's manager, and calls that name the culprit."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pluggy
+
+from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.framework import hookspecs
+from sae_plugins.framework.plugin import Plugin
+
+EVENTS = tuple(
+    name for name, function in vars(hookspecs).items() if hasattr(function, "sae_plugins_spec")
+)
+_UNWINDING = frozenset({"after_update"})
+
+
+class Host:
+    """Calls the events of `plugins`, in their order.
+
+    Raises:
+        PluginError: on construction, if a plugin implements an event that does not exist, takes an
+            argument that the event does not have, or forgot `@hookimpl` on one.
+    """
+
+    def __init__(self, plugins: list[Plugin]) -> None:
+        """Register the plugins, which are in their resolved order."""
+        self.plugins = plugins
+        manager = pluggy.PluginManager("sae_plugins")
+        manager.add_hookspecs(hookspecs)
+        for plugin in plugins:
+            _check_events(plugin)
+            try:
+                manager.register(plugin, name=plugin.name)
+            except pluggy.PluginValidationError as error:
+                raise PluginError(f"plugin {plugin.name!r}: {_last_line(error)}") from error
+        self._callers: dict[str, list[tuple[Plugin, pluggy.HookCaller]]] = {
+            event: [
+                # one caller per plugin: results and exceptions are known by their owner
+                (plugin, manager.subset_hook_caller(event, [p for p in plugins if p is not plugin]))
+                for plugin in (reversed(plugins) if event in _UNWINDING else plugins)
+                if hasattr(getattr(type(plugin), event, None), "sae_plugins_impl")
+            ]
+            for event in EVENTS
+        }
+
+    def listens(self, *events: str) -> bool:
+        """Whether any plugin implements one of `events`."""
+        return any(self._callers[event] for event in events)
+
+    def call(self, event: str, **arguments: Any) -> Iterator[tuple[Plugin, Any]]:
+        """Call `event` plugin by plugin, yielding each plugin with what it returned.
+
+        A generator: a plugin is called when the caller asks for its result.
+
+        Raises:
+            PluginError: a plugin raised; names the plugin and the event.
+        """
+        for plugin, caller in self._callers[event]:
+            try:
+                results = caller(**arguments)
+            except PluginError as error:
+                raise PluginError(f"plugin {plugin.name!r}, event {event!r}: {error}") from error
+            except Exception as error:
+                from sae_plugins.base.saelens import interruption
+
+                if isinstance(error, interruption()):
+                    raise  # SIGINT or SIGTERM, which SAELens answers with a checkpoint
+                raise PluginError(
+                    f"plugin {plugin.name!r} failed in event {event!r}: "
+                    f"{type(error).__name__}: {error} ({_where(error)})"
+                ) from error
+            yield plugin, results[0] if results else None
+
+    def notify(self, event: str, **arguments: Any) -> None:
+        """Call an event that returns nothing."""
+        for _ in self.call(event, **arguments):
+            pass
+
+
+def _check_events(plugin: Plugin) -> None:
+    for name, function in inspect.getmembers(type(plugin), inspect.isfunction):
+        marked = hasattr(function, "sae_plugins_impl")
+        if name in EVENTS and not marked:
+            raise PluginError(
+                f"plugin {plugin.name!r} defines {name}() without @sae_plugins.hookimpl above it, "
+                "so it would never be called"
+            )
+        if marked and name not in EVENTS:
+            raise PluginError(
+                f"plugin {plugin.name!r} implements {name}(), which is no event: "
+                f"{did_you_mean(name, EVENTS)}"
+            )
+
+
+def _where(error: Exception) -> str:
+    """The innermost line of the traceback: file, line and code."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}, line {frame.lineno}: {frame.line}"
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()

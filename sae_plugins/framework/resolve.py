@@ -1,0 +1,291 @@
+"""From the names that a user gives to an ordered, validated plan; pure functions, no torch."""
+
+from __future__ import annotations
+
+import graphlib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.framework import registry
+from sae_plugins.framework.architectures import Architecture
+from sae_plugins.framework.plugin import CLAIMS, Method, Plugin
+
+Selected = str | type[Plugin]
+
+
+class TrainingSettings(BaseModel):
+    """Settings of the training loop that SAELens does not have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    accumulate: int = Field(1, ge=1, description="batches whose mean gradient makes one update")
+    loss_form: str | None = Field(
+        None,
+        pattern="^(sum_of_squares|l2_norm|mean)$",
+        description="reconstruction loss of a token: sum_of_squares (SAELens' own), l2_norm, mean",
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled weight decay of all parameters, as in AdamW"
+    )
+    clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm, or none")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which plugins train a SAE, in which order and with which options."""
+
+    plugins: tuple[tuple[type[Plugin], Any], ...]
+    training: TrainingSettings
+    methods: tuple[str, ...] = ()
+    sae_lens: Mapping[str, Any] = field(default_factory=dict)
+    """SAELens' flags that belong to the methods, at the user's values where there are any."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What `cfg.json` and `run.yaml` say about how the SAE was made; plain JSON values."""
+        entries = registry.installed()
+        return {
+            "methods": list(self.methods),
+            "plugins": [
+                {
+                    "name": plugin.name,
+                    "package": next((e.distribution for e in entries.get(plugin.name, [])), None),
+                    "version": next((e.version for e in entries.get(plugin.name, [])), None),
+                    "options": options.model_dump(mode="json"),
+                }
+                for plugin, options in self.plugins
+                if not plugin.observes_only
+            ],
+            "training": self.training.model_dump(mode="json"),
+        }
+
+    def check(self, architecture: Architecture) -> None:
+        """Refuse plugins that cannot work on `architecture`, with the reasons."""
+        reasons = [
+            f"plugin {plugin.name!r} does not work on {architecture.name} SAEs: {reason}"
+            for plugin, options in self.plugins
+            if (reason := plugin.unsupported(architecture, options)) is not None
+        ]
+        if reasons:
+            raise PluginError("\n".join(reasons))
+
+
+def resolve(
+    names: Sequence[Selected],
+    *,
+    without: Collection[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    sae_lens: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Expand methods, add what is required, order, and validate every option.
+
+    Args:
+        names: plugins and methods by name, or plugin classes.
+        without: mechanisms to leave out of what `names` expands to (an ablation).
+        options: options by plugin name; they override the methods'.
+        training: `TrainingSettings` that override the methods'.
+        sae_lens: SAELens flags that the user gave; they settle what two methods disagree about.
+
+    Raises:
+        PluginError: anything that is wrong with them, naming the culprit and the cure.
+    """
+    methods, chosen = choose(names, without)
+    ordered = _order(chosen)
+    _check_conflicts(ordered)
+    settings = _merge("", methods, lambda m: m.training, training)
+    plan_training = _validated(TrainingSettings, settings, "training settings")
+    _check_claims(ordered, plan_training)
+    given = _merged_options(methods, chosen, options or {})
+    flags = _merge("", methods, lambda m: m.sae_lens, sae_lens)
+    return Plan(
+        plugins=tuple(
+            (plugin, _validated(plugin.Options, given[plugin.name], f"plugin {plugin.name!r}"))
+            for plugin in ordered
+        ),
+        training=plan_training,
+        methods=tuple(method.name for method in methods),
+        sae_lens={k: v for k, v in flags.items() if any(k in m.sae_lens for m in methods)},
+    )
+
+
+def choose(
+    names: Sequence[Selected], without: Collection[str] = ()
+) -> tuple[list[type[Method]], dict[str, type[Plugin]]]:
+    """The methods among `names`, and the plugins by name that they come down to, unordered.
+
+    Raises:
+        PluginError: an unknown name, one chosen twice, or a plugin left out that another requires.
+    """
+    methods, mechanisms = _expand(names)
+    chosen = {plugin.name: plugin for plugin in mechanisms}
+    if len(chosen) < len(mechanisms):
+        repeated = [plugin.name for plugin in mechanisms]
+        twice = next(name for name in repeated if repeated.count(name) > 1)
+        raise PluginError(f"plugin {twice!r} is chosen twice; plugin names must be unique")
+    left = {name: plugin for name, plugin in chosen.items() if name not in without}
+    _add_required(left, frozenset(without))
+    for name in without:
+        if name not in chosen:
+            raise PluginError(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
+    return methods, left
+
+
+def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:
+    loaded = [registry.load(name) if isinstance(name, str) else name for name in names]
+    for selected in loaded:
+        if not isinstance(selected, type):
+            raise PluginError(
+                f"{selected!r} is no plugin: give its name, or its class and not an instance"
+            )
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", selected.name):
+            raise PluginError(f"the name {selected.name!r} must be lower-case words-with-hyphens")
+    methods = [selected for selected in loaded if issubclass(selected, Method)]
+    if len(set(methods)) < len(methods):
+        raise PluginError(f"a method is chosen twice: {', '.join(m.name for m in methods)}")
+    mechanisms: list[type[Plugin]] = []
+    for selected in loaded:
+        if issubclass(selected, Method):
+            wanted_by = f"method {selected.name!r}"
+            bundle = [_load_plugin(name, wanted_by) for name in selected.mechanisms]
+            mechanisms += [plugin for plugin in bundle if plugin not in mechanisms]
+        elif selected not in mechanisms or loaded.count(selected) > 1:
+            mechanisms.append(selected)  # unless a method has brought it
+    return methods, mechanisms
+
+
+def _load_plugin(name: str, wanted_by: str) -> type[Plugin]:
+    loaded = registry.load(name)
+    if not issubclass(loaded, Plugin):
+        raise PluginError(f"{wanted_by} needs {name!r}, which is a method, not a mechanism")
+    return loaded
+
+
+def _add_required(chosen: dict[str, type[Plugin]], without: frozenset[str]) -> None:
+    """Put what is required, and not chosen, right before the first plugin that requires it.
+
+    At the end, it would push what requires it behind everything, those who record a step included.
+    """
+    asked, known = list(chosen.values()), set(chosen)
+    chosen.clear()
+
+    def add(plugin: type[Plugin]) -> None:
+        for name in plugin.requires:
+            if name in without:
+                raise PluginError(f"--without {name!r}: plugin {plugin.name!r} requires it")
+            if name not in known:
+                known.add(name)
+                add(_load_plugin(name, f"plugin {plugin.name!r}"))
+        chosen[plugin.name] = plugin
+
+    for plugin in asked:
+        add(plugin)
+
+
+def _order(chosen: Mapping[str, type[Plugin]]) -> list[type[Plugin]]:
+    """Topological order that keeps the user's order wherever the plugins do not care."""
+    position = {name: place for place, name in enumerate(chosen)}
+    sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
+    for name, plugin in chosen.items():
+        sorter.add(name, *(n for n in (*plugin.requires, *plugin.after) if n in chosen))
+        for later in plugin.before:
+            if later in chosen:
+                sorter.add(later, name)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        raise PluginError(f"plugins want to run before one another: {error.args[1]}") from error
+    ordered: list[type[Plugin]] = []
+    ready = set(sorter.get_ready())
+    while ready:
+        name = min(ready, key=position.__getitem__)
+        ordered.append(chosen[name])
+        ready.remove(name)
+        sorter.done(name)
+        ready.update(sorter.get_ready())
+    return ordered
+
+
+def _check_conflicts(ordered: Sequence[type[Plugin]]) -> None:
+    names = {plugin.name for plugin in ordered}
+    for plugin in ordered:
+        for other in plugin.conflicts:
+            if other in names:
+                raise PluginError(f"plugins {plugin.name!r} and {other!r} cannot be combined")
+
+
+def _check_claims(ordered: Sequence[type[Plugin]], training: TrainingSettings) -> None:
+    owners = {} if training.loss_form is None else {"reconstruction_loss": "loss_form"}
+    for plugin in ordered:
+        for claim in plugin.claims:
+            if claim not in CLAIMS:
+                raise PluginError(
+                    f"plugin {plugin.name!r} claims {claim!r}: {did_you_mean(claim, CLAIMS)}"
+                )
+            if claim in owners:
+                raise PluginError(
+                    f"{owners[claim]!r} and {plugin.name!r} both claim the {claim}; choose one"
+                )
+            owners[claim] = plugin.name
+
+
+def _merge(
+    prefix: str,
+    methods: Sequence[type[Method]],
+    settings_of: Callable[[type[Method]], Mapping[str, Any]],
+    override: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The methods' settings under the user's; two methods must agree or the user decide."""
+    override = override or {}
+    merged: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    for method in methods:
+        for key, value in settings_of(method).items():
+            if key in merged and merged[key] != value and key not in override:
+                raise PluginError(
+                    f"methods {owner[key]!r} and {method.name!r} want different values for "
+                    f"--{prefix}{key} ({merged[key]!r}, {value!r}): give it yourself"
+                )
+            merged[key] = value
+            owner[key] = method.name
+    return {**merged, **override}
+
+
+def _merged_options(
+    methods: Sequence[type[Method]],
+    chosen: Mapping[str, type[Plugin]],
+    given: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    for name in given:
+        if name not in chosen:
+            raise PluginError(
+                f"options are given for {name!r}, which is not chosen; {did_you_mean(name, chosen)}"
+            )
+    return {
+        name: _merge(
+            f"{name}.",
+            methods,
+            lambda method, name=name: method.options.get(name, {}),  # type: ignore[misc]
+            given.get(name),
+        )
+        for name in chosen
+    }
+
+
+def _validated(model: type[BaseModel], values: Mapping[str, Any], whose: str) -> Any:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problems = [_explain(model, problem, whose) for problem in error.errors()]
+        raise PluginError("\n".join(problems)) from error
+
+
+def _explain(model: type[BaseModel], problem: Any, whose: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{whose} has no option {key!r}: {did_you_mean(key, model.model_fields)}"
+    message = problem["msg"].removeprefix("Value error, ").lower()
+    return f"{whose}, option {key!r} = {problem['input']!r}: {message}"

@@ -1,0 +1,380 @@
+"""SAELens' trainer with events: a subclass that overrides public seams only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MethodType
+from typing import Any, ClassVar, cast
+
+import torch
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.training.activation_scaler import ActivationWhitening
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.saelens import ADAM_MOMENTS, TRAINER_COUNTERS, not_passed
+from sae_plugins.base.seeds import generator
+from sae_plugins.framework.accumulate import GradientWindow
+from sae_plugins.framework.architectures import architecture_of
+from sae_plugins.framework.features import Features
+from sae_plugins.framework.host import Host
+from sae_plugins.framework.losses import LOSS_FORMS, LossForm
+from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.resolve import Plan, TrainingSettings
+from sae_plugins.framework.run import Run
+from sae_plugins.resume.checkpoints import Checkpoints
+from sae_plugins.resume.state import check_fits
+
+logger = logging.getLogger(__name__)
+
+STOCK_SETTINGS = TrainingSettings()
+"""What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
+
+
+COUNTERS = (
+    *TRAINER_COUNTERS,
+    *("n_training_steps", "n_training_samples", "n_frac_active_samples"),
+    *("started_fine_tuning", "checkpoint_thresholds"),
+)
+"""What SAELens' trainer counts."""
+
+
+class PluginTrainer(SAETrainer[Any, Any]):
+    """A `SAETrainer` that calls the events of `plan`'s plugins.
+
+    With no plugins and stock settings it adds nothing: no operation, no memory.
+    """
+
+    plan: ClassVar[Plan]
+    seed: ClassVar[int]
+    checkpoints: ClassVar[Checkpoints | None] = None
+    numbers: ClassVar[Iterator[int]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build SAELens' trainer, then attach the plugins to it.
+
+        Raises:
+            PluginError: a plugin cannot work on this SAE or is wrong in itself.
+        """
+        super().__init__(*args, **kwargs)
+        if self.checkpoints is not None:
+            self.checkpoints.check(self)
+        settings = self.plan.training
+        self.host = Host([plugin(options) for plugin, options in self.plan.plugins])
+        self.run = Run(self, next(self.numbers))
+        self._window: GradientWindow | None = None
+        self._inert = not self.host.plugins and settings == STOCK_SETTINGS
+        if not self._inert:
+            self._prepare(settings)
+        if self.checkpoints is not None:
+            self.checkpoints.joined(self)
+
+    def _prepare(self, settings: TrainingSettings) -> None:
+        self.sae.cfg.metadata.sae_plugins = self.plan.provenance()
+        if settings.loss_form is not None:
+            self.sae.mse_loss_fn = LOSS_FORMS[cast(LossForm, settings.loss_form)]
+        if settings.accumulate > 1 or settings.clip != STOCK_SETTINGS.clip:
+            self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
+        self._ends_window = True
+        self._activation_scale: float | None = None
+        self.optimizer.register_step_pre_hook(self._before_update)
+        self.optimizer.register_step_post_hook(self._after_update)
+        if self.host.plugins:
+            self._attach_plugins()
+
+    def _attach_plugins(self) -> None:
+        self.plan.check(architecture_of(self.sae))
+        self.run.features = Features(self)
+        for plugin in self.host.plugins:
+            plugin.rng = generator(self.seed, plugin.name)
+        if self.host.listens("export_inference"):
+            # bound to the SAE, so that a deep copy of it exports itself; SAELens' checkpoints,
+            # which are to look at, would else lack what plugins add
+            self.sae.save_inference_model = MethodType(partial(_export, self), self.sae)
+            self.sae.save_model = self.sae.save_inference_model
+        with torch.no_grad():
+            self.host.notify("attached", run=self.run)
+
+    # -- SAELens' public seams -----------------------------------------------------------------
+
+    def step(self, batch: Tensor) -> TrainStepOutput:
+        """Train on one batch [B, d_in] of activations, calling the events."""
+        if self.checkpoints is not None:
+            self.checkpoints.taken(batch)
+        if self._inert:
+            return super().step(batch)
+        run = self.run
+        run.metrics, run.updated = {}, False
+        self._activation_scale = self.activation_scaler.scaling_factor
+        self._ends_window = self._window is None or (
+            self._window.batches + 1 >= self._window.size
+            or self.n_training_samples + batch.shape[0] >= self.cfg.total_training_samples
+        )
+        if not self.host.plugins:
+            return super().step(batch)
+        fired_before = self.act_freq_scores.clone()
+        with self._events_around_forward():
+            output = super().step(batch)
+        run.firing_counts = self.act_freq_scores - fired_before
+        with torch.no_grad():
+            self.host.notify("step_ended", run=run, output=output)
+            if run.updated:
+                for change in run.features.carry_out():
+                    self.host.notify("features_changed", run=run, change=change)
+        output.metrics.update(run.metrics)
+        return output
+
+    def maybe_reset_sparsity(self) -> dict[str, Any]:
+        """SAELens calls this between two steps, when nothing is under way."""
+        if self.checkpoints is not None:
+            self.checkpoints.step_begins(self)
+        return super().maybe_reset_sparsity()
+
+    def load_trainer_state(self, checkpoint_path: Path | str) -> None:
+        """Resume from a checkpoint of SAELens' own; refused with plugins, whose state it lacks."""
+        observers = all(plugin.observes_only for plugin in self.host.plugins)
+        if not (observers and self.plan.training == STOCK_SETTINGS):
+            raise PluginError(
+                f"cannot resume from {checkpoint_path}: SAELens' checkpoints do not hold the state "
+                "of plugins and accumulated gradients, so the run would silently differ; resume "
+                "from one of sae-plugins' own (sae-plugins train --resume, or in Python "
+                "plugins(checkpoints=Checkpoints(..., resume=True)))"
+            )
+        if self.checkpoints is not None:
+            if self.checkpoints.saved is not None:
+                raise PluginError(
+                    f"the run goes on from {self.checkpoints.path}, and would then go back to "
+                    f"{checkpoint_path}: set resume_from_checkpoint to None"
+                )
+            self.checkpoints.read_by_sae_lens(self.data_provider)
+        super().load_trainer_state(checkpoint_path)
+        self.checkpoint_thresholds = not_passed(self.checkpoint_thresholds, self)
+
+    def set_final_sae_metadata(self) -> None:
+        """Record SAELens' closing statistics, then tell the plugins that training has ended."""
+        super().set_final_sae_metadata()
+        if self.checkpoints is not None:
+            self.checkpoints.ended()
+        if self.host.plugins:
+            with torch.no_grad():
+                self.host.notify(
+                    "training_ended", run=self.run, activation_scale=self._activation_scale
+                )
+
+    # -- the whole state -----------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on, between two steps."""
+        schedulers = self.coefficient_schedulers.items()
+        whitening = self.activation_scaler.whitening
+        return {
+            "sae": self.sae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "coefficient_schedulers": {name: item.state_dict() for name, item in schedulers},
+            "scaling_factor": self.activation_scaler.scaling_factor,
+            "whitening": None if whitening is None else vars(whitening),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "run": {"updates": self.run.updates, "summary": self.run.summary},
+            "window": self._window and self._window.state_dict(),
+            "features": self.run.features.state_dict() if self.host.plugins else None,
+            "plugins": {plugin.name: plugin.state_dict() for plugin in self.host.plugins},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put a trainer that was built in the same way where another one was.
+
+        Raises:
+            ValueError: the other one was not.
+        """
+        check_fits(state, {**self.state_dict(), "plugins": {}})
+        self.sae.load_state_dict(state["sae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._check_moments()
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        for name, scheduler in self.coefficient_schedulers.items():
+            scheduler.load_state_dict(state["coefficient_schedulers"][name])
+        self.activation_scaler.scaling_factor = state["scaling_factor"]
+        if state["whitening"] is not None:
+            self.activation_scaler.whitening = ActivationWhitening(**state["whitening"])
+        for name in COUNTERS:
+            setattr(self, name, state["counters"][name])
+        self.run.updates, self.run.summary = state["run"]["updates"], state["run"]["summary"]
+        if self._window is not None:
+            self._window.load_state_dict(state["window"])
+        if self.host.plugins:
+            self.run.features.load_state_dict(state["features"])
+        for plugin in self.host.plugins:
+            plugin.load_state_dict(state["plugins"][plugin.name])
+
+    def _check_moments(self) -> None:
+        """Adam begins with no state, and has the same for every parameter from its first update."""
+        parameters, state = list(self.sae.parameters()), self.optimizer.state
+        for parameter in parameters if state else ():
+            moments = dict.fromkeys(ADAM_MOMENTS, parameter)
+            check_fits(state.get(parameter), {**moments, "step": torch.zeros(())}, "Adam")
+
+    def is_finite(self) -> bool:
+        """Whether no weight and no gradient that is held is NaN or infinite."""
+        held = [] if self._window is None else self._window.state_dict()["held"]
+        tensors = [*self.sae.parameters(), *(gradient for gradient in held if gradient is not None)]
+        # NaN where any element is, and 14 times as fast as asking each
+        return all(bool(torch.stack(tensor.aminmax()).isfinite().all()) for tensor in tensors)
+
+    # -- around the forward pass ---------------------------------------------------------------
+
+    @contextmanager
+    def _events_around_forward(self) -> Iterator[None]:
+        """Swap the SAE's forward pass, compiled or not, for one that calls events around it."""
+        if not self.host.listens("before_forward", "after_forward", "extra_losses"):
+            yield
+            return
+        swapped = vars(self.sae).get("training_forward_pass")
+        forward = self.sae.training_forward_pass
+
+        def with_events(step_input: TrainStepInput) -> TrainStepOutput:
+            with self._plain_precision():
+                self._multiply_coefficients(step_input)
+            output: TrainStepOutput = forward(step_input=step_input)
+            with self._plain_precision():
+                with torch.no_grad():
+                    self.host.notify(
+                        "after_forward", run=self.run, step_input=step_input, output=output
+                    )
+                self._add_losses(step_input, output)
+            return output
+
+        self.sae.training_forward_pass = with_events
+        try:
+            yield
+        finally:
+            if swapped is None:
+                del self.sae.training_forward_pass
+            else:
+                self.sae.training_forward_pass = swapped
+
+    def _plain_precision(self) -> torch.autocast:
+        return torch.autocast(self.sae.device.type, enabled=False)
+
+    def _multiply_coefficients(self, step_input: TrainStepInput) -> None:
+        coefficients = cast(dict[str, Any], step_input.coefficients)
+        changed, tokens = set(), step_input.sae_in.shape[:-1]
+        with torch.no_grad():
+            for plugin, multipliers in self.host.call(
+                "before_forward", run=self.run, step_input=step_input
+            ):
+                for name, multiplier in _by_name(plugin, "before_forward", multipliers):
+                    self._check_multiplier(plugin, name, multiplier, coefficients, tokens)
+                    coefficients[name] = coefficients[name] * multiplier
+                    changed.add(name)
+                    self._log_mean(f"coefficients/{name}/{plugin.name}", multiplier)
+        for name in changed:
+            self._log_mean(f"coefficients/{name}", coefficients[name])
+
+    def _log_mean(self, name: str, value: float | Tensor) -> None:
+        self.run.log(name, value.mean if isinstance(value, Tensor) else value)
+
+    def _check_multiplier(
+        self,
+        plugin: Plugin,
+        name: str,
+        multiplier: float | Tensor,
+        coefficients: dict[str, Any],
+        tokens: torch.Size,
+    ) -> None:
+        row = self.run.architecture
+        if name not in coefficients:
+            raise PluginError(
+                f"plugin {plugin.name!r} multiplies the coefficient {name!r}, but {row.name} SAEs "
+                f"have {sorted(coefficients) or 'none'}"
+            )
+        if not isinstance(multiplier, (float, int, Tensor)):
+            raise PluginError(
+                f"plugin {plugin.name!r} multiplies the coefficient {name!r} by {multiplier!r}: "
+                "return a number or a tensor"
+            )
+        per_token = isinstance(multiplier, Tensor) and multiplier.ndim > 0
+        if per_token and not (row.weighs_tokens and name == row.sparsity_coefficient):
+            raise PluginError(
+                f"plugin {plugin.name!r} multiplies the coefficient {name!r} per token, but "
+                f"{row.name} SAEs apply it to the mean over tokens: return a scalar"
+            )
+        if isinstance(multiplier, Tensor) and per_token and multiplier.shape != tokens:
+            raise PluginError(
+                f"plugin {plugin.name!r} multiplies the coefficient {name!r} by a tensor of shape "
+                f"{tuple(multiplier.shape)}: return a scalar or one number per token, "
+                f"{tuple(tokens)}"
+            )
+
+    def _add_losses(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
+        for plugin, terms in self.host.call(
+            "extra_losses", run=self.run, step_input=step_input, output=output
+        ):
+            for term, value in _by_name(plugin, "extra_losses", terms):
+                if not isinstance(value, Tensor) or value.ndim > 0:
+                    raise PluginError(
+                        f"plugin {plugin.name!r}: the loss term {term!r} must be a scalar tensor, "
+                        f"not {getattr(value, 'shape', type(value).__name__)}"
+                    )
+                output.losses[f"{plugin.name}/{term}"] = value
+                output.loss = output.loss + value
+
+    # -- around the optimizer's step -----------------------------------------------------------
+
+    @torch.no_grad()
+    def _before_update(self, *_: Any) -> None:
+        if self._window is not None:
+            self._window.batches += 1
+            if self._ends_window:
+                self._window.release()
+        if not self._ends_window:
+            return
+        if self.plan.training.weight_decay:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(1 - group["lr"] * self.plan.training.weight_decay)
+        self.host.notify("before_update", run=self.run)
+
+    @torch.no_grad()
+    def _after_update(self, *_: Any) -> None:
+        if self._ends_window:
+            self.run.updates += 1
+            self.run.updated = True
+            self.host.notify("after_update", run=self.run)
+
+
+def _export(trainer: PluginTrainer, sae: TrainingSAE[Any], path: str | Path) -> tuple[Path, Path]:
+    """SAELens' `save_inference_model`, with the plugins' edits; both files or neither."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as staging:
+        staged = type(sae).save_inference_model(sae, staging)
+        weights, config = load_file(staged[0]), json.loads(staged[1].read_text())
+        trainer.host.notify("export_inference", run=trainer.run, weights=weights, config=config)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, staged[0])
+        staged[1].write_text(json.dumps(config))
+        for file in staged:
+            os.replace(file, folder / file.name)
+    return folder / SAE_WEIGHTS_FILENAME, folder / SAE_CFG_FILENAME
+
+
+def _by_name(plugin: Plugin, event: str, returned: Any) -> Iterable[tuple[str, Any]]:
+    """What an event returned by name: the items of a mapping, or nothing."""
+    if returned is None:
+        return ()
+    if not isinstance(returned, Mapping):
+        raise PluginError(
+            f"plugin {plugin.name!r}: {event} must return values by name, as in "
+            f'{{"name": value}}, or None, not {type(returned).__name__}'
+        )
+    return returned.items()

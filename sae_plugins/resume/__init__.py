@@ -1,0 +1,1 @@
+"""Checkpoints, and what a run needs to go on from one."""

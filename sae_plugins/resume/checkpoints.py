@@ -1,0 +1,468 @@
+"""Checkpoints: the whole state of a run, so that it can stop at any moment and go on as it was.
+
+SAELens' own checkpoints (`n_checkpoints`) are SAEs to look at; these are for going on. One file
+holds everything that the rest of the training depends on: weights, optimizer, schedules, counters,
+plugins, accumulated gradients, the activation buffer, the place in the text, every random state.
+It is taken between two steps, when nothing is under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sae_plugins.base.errors import PluginError, StateError
+from sae_plugins.base.files import lock, versions
+from sae_plugins.base.saelens import (
+    continued_multi_training,
+    data_loader,
+    interrupted_runs_unsaved,
+    interruption,
+    prefetched,
+)
+from sae_plugins.base.seeds import random_states, set_random_states
+from sae_plugins.resume.signals import Signals
+from sae_plugins.resume.state import changes, check_state, read_state, write_state
+
+if TYPE_CHECKING:
+    from sae_plugins.framework.trainer import PluginTrainer
+    from sae_plugins.resume.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_CONTENTS = {
+    *("facts", "versions", "notes", "random", "stream", "stream_facts", "provider", "trainers"),
+}
+_CURE = "go on with the versions of sae-plugins, SAELens and torch that wrote it"
+_NAME = "step-{:09d}.safetensors"
+_VERSIONS = ("sae-plugins", "sae-lens", "torch", "numpy")
+_NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
+"""Fields of SAELens' trainer config that do not change what is trained."""
+_ONE_TRAINING = (
+    "one `sae_plugins.plugins(checkpoints=...)` context serves one training, and a second one has "
+    "begun in it: open another, with another folder"
+)
+
+
+def interval(every: str) -> tuple[int | None, float | None]:
+    """Steps and seconds between checkpoints, one of them None: "500" steps, "10min", "0" for none.
+
+    Raises:
+        PluginError: it is neither.
+    """
+    match = re.fullmatch(r"(\d+)( ?steps?)?|(\d+(?:\.\d+)?) ?min(?:utes?)?", every.strip())
+    if match is None:
+        raise PluginError(
+            f"{every!r} is no interval between checkpoints: give steps (500), or minutes (10min)"
+        )
+    steps, _, minutes = match.groups()
+    return (int(steps), None) if steps else (None, 60 * float(minutes))
+
+
+def files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    return sorted(folder.glob("step-*.safetensors"), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    number = re.sub(r"\D", "", path.stem)
+    return int(number) if number else -1
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that is whole; a damaged one is skipped with a warning.
+
+    Raises:
+        StateError: there is none; says what is wrong with each.
+    """
+    broken = []
+    for path in files(folder):
+        try:
+            tree = read_state(path)
+            if tree.get("format") != FORMAT:
+                raise StateError(
+                    f"{path} has format {tree.get('format')!r}, and this version of sae-plugins "
+                    f"reads format {FORMAT}: go on with the version that wrote it"
+                )
+        except StateError as error:
+            broken.append(str(error))
+            continue
+        if not tree.keys() >= _CONTENTS:
+            missing = ", ".join(sorted(_CONTENTS - tree.keys()))
+            raise StateError(f"{path} lacks {missing}: {_CURE}")
+        for reason in broken:
+            logger.warning("%s; going on from the one before it, %s", reason, path.name)
+        return path, tree
+    reasons = "; ".join(broken) or f"there is no checkpoint in {folder}"
+    raise StateError(f"{reasons}. Nothing can be resumed: start the run anew")
+
+
+class Checkpoints:
+    """When the run inside `plugins(checkpoints=...)` is saved, where, and whether it goes on.
+
+    SIGINT and SIGTERM end the step in progress, write a checkpoint and then raise what SAELens
+    raises; a second one stops at once. A data provider that is neither SAELens' activation store
+    nor draws from the global random state must have `state_dict` and `load_state_dict`, or start
+    by itself where the checkpoint was taken.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every: str = "10min",
+        keep: int = 2,
+        rows: bool = True,
+        resume: bool = False,
+    ) -> None:
+        """Describe the checkpoints of one run.
+
+        Args:
+            folder: for `step-*.safetensors`; made if it does not exist.
+            every: "500" steps or "10min"; "0" for only when the run is interrupted.
+            keep: how many of the newest stay.
+            rows: keep the activation buffer; without it a checkpoint is small, and a resumed run
+                fills its buffer with new text: not the same run.
+            resume: go on from the newest whole checkpoint, or start where there is none.
+
+        Raises:
+            PluginError: `every` is no interval, `keep` keeps none, or checkpoints exist that are
+                not to be resumed.
+            StateError: none of the checkpoints that exist is whole.
+        """
+        self.folder = Path(folder)
+        self.steps, self.seconds = interval(every)
+        if keep < 1:
+            raise PluginError(f"keep={keep}: the newest checkpoint must stay, so keep 1 or more")
+        self.keep, self.rows = keep, rows
+        self.saved: dict[str, Any] | None = None
+        self.path: Path | None = None
+        """The newest checkpoint, written or resumed from."""
+        if files(self.folder) and not resume:
+            raise PluginError(
+                f"{self.folder} holds the checkpoints of an unfinished run: resume it, or choose "
+                "another folder"
+            )
+        if resume and files(self.folder):
+            self.path, self.saved = newest(self.folder)
+        self.notes: dict[str, Any] = self.saved["notes"] if self.saved else {}
+        """JSON values that are kept with each checkpoint."""
+        self._trainers: list[PluginTrainer] = []
+        self._facts: list[Any] = []
+        self._began = self._ended = False
+        self._stream: Stream | None = None
+        self._stream_facts: dict[str, Any] | None = None
+        self._random = self.saved and self.saved["random"]
+        self._signals = Signals()
+        self._written = time.monotonic()
+
+    @property
+    def step(self) -> int | None:
+        """Completed training steps in the newest checkpoint."""
+        return None if self.path is None else _step(self.path)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Watch over the trainers and activation stores that are built and used inside."""
+        with ExitStack() as stack:
+            self._take_folder(stack)
+            stack.enter_context(data_loader(self._stream_of))
+            stack.enter_context(prefetched(self.taken))
+            stack.enter_context(continued_multi_training())
+            stack.enter_context(interrupted_runs_unsaved())
+            stack.enter_context(self._signals.kept())
+            yield
+
+    def _take_folder(self, stack: ExitStack) -> None:
+        """Make the folder and lock it, so that no other run writes its checkpoints there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(lock(self.folder))
+        except BlockingIOError as error:
+            raise PluginError(f"{self.folder}: another run writes its checkpoints there") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise PluginError(f"{self.folder} cannot hold checkpoints: {reason}") from error
+
+    # -- what the trainer calls ----------------------------------------------------------------
+
+    def check(self, trainer: PluginTrainer) -> None:
+        """Refuse a trainer that is not the one that was saved, before anything of it is used.
+
+        Raises:
+            PluginError: lists the differences.
+        """
+        if self._ended:
+            raise PluginError(_ONE_TRAINING)
+        facts = _facts(trainer)
+        number = len(self._facts)
+        self._facts.append(facts)
+        if self.saved is None:
+            return
+        if number >= len(self.saved["facts"]):
+            raise PluginError(
+                f"{self.path} holds the state of {number} SAE(s), and more are being trained now: "
+                "build as many"
+            )
+        self._compare(self.saved["facts"][number], facts)
+        changed = changes(self.saved["versions"], self._versions(trainer))
+        if changed and number == 0:
+            logger.warning("the resumed run may differ in the last digit: %s", "; ".join(changed))
+
+    def joined(self, trainer: PluginTrainer) -> None:
+        """A trainer is ready: put it where it was."""
+        if self.saved is not None:
+            with self._fitting():
+                trainer.load_state_dict(self.saved["trainers"][len(self._trainers)])
+        self._trainers.append(trainer)
+
+    def step_begins(self, trainer: PluginTrainer) -> None:
+        """Between two steps: resume the random state, write a checkpoint, obey a signal."""
+        if trainer is not self._trainers[0]:
+            if trainer.n_training_steps != self._trainers[0].n_training_steps:
+                raise PluginError(_ONE_TRAINING)
+            return  # trained in lockstep with the first
+        if not self._began:
+            self._begin(trainer)
+        if self._signals.received:
+            self.write()
+            step = trainer.n_training_steps
+            saved = f"; saved in {self.path}" if self.step == step else self._kept()
+            logger.warning("stopped after step %d%s", step, saved)
+            raise interruption()
+        elif trainer.n_training_steps and self._is_due(trainer.n_training_steps):
+            self.write()
+
+    def read_by_sae_lens(self, provider: Any) -> None:
+        """SAELens is about to look for its place in a store's text: count what it reads."""
+        if hasattr(provider, "get_data_loader"):
+            provider._dataloader = provider.get_data_loader()
+
+    def taken(self, batch: Tensor | dict[str, Tensor]) -> None:
+        """A batch has left the queue of prefetched ones, or reached a trainer."""
+        if self._stream is not None:
+            self._stream.taken(batch)
+
+    def ended(self) -> None:
+        """Training has ended: the first signal lets the SAE be saved, the second stops at once."""
+        self._ended = True
+        self._signals.training_ended()
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def _is_due(self, step: int) -> bool:
+        if self.steps is not None:
+            return self.steps > 0 and step % self.steps == 0 and step != self.step
+        assert self.seconds is not None
+        return time.monotonic() - self._written >= self.seconds > 0
+
+    def write(self) -> None:
+        """Write a checkpoint; if it cannot be, the one before it stays and training goes on."""
+        step = self._trainers[0].n_training_steps
+        path = self.folder / _NAME.format(step)
+        self._written = time.monotonic()
+        if not all(trainer.is_finite() for trainer in self._trainers):
+            logger.error("no checkpoint at step %d: NaN or infinite weights%s", step, self._kept())
+            return
+        try:
+            with nullcontext() if self._stream is None else self._stream.lock, _savable():
+                write_state(path, self._tree())
+        except (OSError, PluginError) as error:
+            reason = getattr(error, "strerror", None) or error
+            logger.error("no checkpoint at step %d: %s%s", step, reason, self._kept())
+            return
+        self.path = path
+        # those of later steps were found to be damaged, and what is partial was killed
+        stale = [old for old in files(self.folder) if _step(old) > step]
+        kept = [old for old in files(self.folder) if _step(old) <= step]
+        for old in [*stale, *kept[self.keep :], *self.folder.glob("step-*.partial")]:
+            with suppress(OSError):
+                old.unlink()
+
+    def _begin(self, trainer: PluginTrainer) -> None:
+        """The first step begins: everything that takes part is known, and nothing has moved."""
+        self._began = True
+        if self.saved is not None:
+            self._resumed(self.saved)
+        with _savable():
+            check_state({"trainers": [_of_plugins(trainer) for trainer in self._trainers]})
+        reads_ahead = hasattr(trainer.data_provider, "paused")
+        if self.rows and reads_ahead and "training_forward_pass" in vars(trainer.sae):
+            raise PluginError(
+                "--prefetch_llm_batches and --compile_sae together cannot be resumed exactly: "
+                "torch.compile sets back the random state from which the other thread shuffles; "
+                "leave one of them out, or give up exactness with --resume_buffer refill (in "
+                "Python: rows=False)"
+            )
+        self._signals.defer()
+
+    def _is_stateful(self, provider: Any) -> bool:
+        """Whether the provider has a place to save; a stream is saved as such."""
+        if provider is self._stream:
+            return False
+        return hasattr(provider, "state_dict") and hasattr(provider, "load_state_dict")
+
+    def _check_provider(self, provider: Any) -> None:
+        """Say so if where the batches come from cannot be saved."""
+        from sae_lens.synthetic.training import SyntheticActivationIterator
+
+        watched = None if self._stream is None else self._stream.store
+        if watched not in (None, provider) and hasattr(provider, "get_data_loader"):
+            raise PluginError(
+                "another activation store was read before the training's own, whose place is "
+                "therefore not known: read it outside the `sae_plugins.plugins` context"
+            )
+        known = self._stream is not None or isinstance(provider, SyntheticActivationIterator)
+        if self.path is None and not known and not self._is_stateful(provider):
+            logger.warning(
+                "checkpoints do not hold where in its data the %s is, which has no state_dict and "
+                "load_state_dict: a resumed run must be given the batches that follow",
+                type(provider).__name__,
+            )
+
+    def _kept(self) -> str:
+        return f"; the last good one is {self.path}" if self.path else "; there is none before it"
+
+    def _tree(self) -> dict[str, Any]:
+        provider: Any = self._trainers[0].data_provider
+        self._check_provider(provider)
+        return {
+            "format": FORMAT,
+            "facts": self._facts,
+            "versions": self._versions(self._trainers[0]),
+            "notes": self.notes,
+            "random": random_states(),
+            "stream": self._stream and self._stream.state_dict(rows=self.rows),
+            "stream_facts": self._stream_facts,
+            "provider": provider.state_dict() if self._is_stateful(provider) else None,
+            "trainers": [trainer.state_dict() for trainer in self._trainers],
+        }
+
+    def _versions(self, trainer: PluginTrainer) -> dict[str, Any]:
+        plugins = trainer.plan.provenance()["plugins"]
+        return versions(_VERSIONS) | {plugin["name"]: plugin["version"] for plugin in plugins}
+
+    # -- going on ------------------------------------------------------------------------------
+
+    def _compare(self, saved: Any, present: Any) -> None:
+        found = changes(saved, present)
+        if found:
+            raise StateError(
+                f"{self.path} is of another run, so this one cannot go on from it; go on with its "
+                "settings, or choose another folder:\n  " + "\n  ".join(found)
+            )
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Name the file whose contents cannot be taken over, whatever the reason."""
+        try:
+            yield
+        except PluginError as error:
+            raise StateError(f"{self.path}: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise StateError(f"{self.path} does not fit this run ({error!r}): {_CURE}") from error
+
+    def _resumed(self, saved: dict[str, Any]) -> None:
+        if len(self._trainers) < len(saved["facts"]):
+            raise PluginError(
+                f"{self.path} holds the state of {len(saved['facts'])} SAE(s), and "
+                f"{len(self._trainers)} are being trained now: build all of them"
+            )
+        self._restore_random()
+        provider: Any = self._trainers[0].data_provider
+        if self._is_stateful(provider) is (saved["provider"] is None):
+            raise StateError(f"{self.path} is of another data provider: go on with that one")
+        if saved["provider"] is not None:
+            with self._fitting():
+                provider.load_state_dict(saved["provider"])
+        saved["provider"], saved["trainers"] = None, []  # which may be large
+
+    def _restore_random(self) -> None:
+        if self._random is not None:
+            with self._fitting():
+                set_random_states(self._random)
+            self._random = None
+
+    def _stream_of(self, store: Any, multi_hook: bool) -> Stream | None:
+        """The batches of the run's activation store, from the place where the run is."""
+        if self._stream is not None:
+            return None  # a store of somebody else's
+        from sae_plugins.resume.stream import Stream
+
+        self._stream = stream = Stream(store, multi_hook=multi_hook)
+        self._stream_facts = stream.facts()
+        if self.saved is not None and self.saved["stream"] is not None:
+            self._compare(self.saved["stream_facts"], self._stream_facts)
+            with self._fitting():
+                stream.load_state_dict(self.saved["stream"])
+            self.saved["stream"] = None
+            # a thread that reads ahead shuffles before the first step begins
+            self._restore_random()
+        return stream
+
+
+def _facts(trainer: PluginTrainer) -> Any:
+    """What must be the same for a run to go on, as JSON has it."""
+    plan = trainer.plan
+    config = dataclasses.asdict(trainer.cfg)
+    sae = trainer.sae.cfg.to_dict()
+    facts = {
+        "plugins": {
+            plugin.name: {
+                "place": place,
+                "state_version": plugin.state_version,
+                **options.model_dump(mode="json"),
+            }
+            for place, (plugin, options) in enumerate(plan.plugins)
+        },
+        "training": plan.training.model_dump(mode="json"),
+        "seed": trainer.seed,
+        "sae": {name: value for name, value in sae.items() if name != "metadata"},
+        "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},
+        "data": _synthetic(trainer.data_provider),
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
+def _of_plugins(trainer: PluginTrainer) -> dict[str, Any]:
+    """The part of a trainer's state that others have written, and that may be anything."""
+    plugins = {plugin.name: plugin.state_dict() for plugin in trainer.host.plugins}
+    return {"run": {"summary": trainer.run.summary}, "plugins": plugins}
+
+
+def _synthetic(provider: Any) -> str | None:
+    """What tells SAELens' synthetic models apart; None for other data."""
+    from sae_lens.synthetic.training import SyntheticActivationIterator
+
+    from sae_plugins.resume.stream import fingerprint
+
+    if not isinstance(provider, SyntheticActivationIterator):
+        return None
+    generator = vars(provider.activations_generator).items()
+    tensors = [(name, value) for name, value in generator if isinstance(value, Tensor)]
+    return fingerprint([*provider.feature_dict.named_parameters(), *tensors])
+
+
+@contextmanager
+def _savable() -> Iterator[None]:
+    """Name the plugin and the attribute that cannot be saved, and what to do about it."""
+    try:
+        yield
+    except TypeError as error:
+        plugin = re.fullmatch(r"trainers/\d+/plugins/([^/]+)/(.*)", str(error))
+        what = f"plugin {plugin[1]!r}: self.{plugin[2]}" if plugin else str(error)
+        raise PluginError(
+            f"no checkpoint can be made of {what}: keep numbers, strings, tensors and containers "
+            "of them there, or, on a plugin, name the attribute in `transient` or override "
+            "state_dict and load_state_dict"
+        ) from error

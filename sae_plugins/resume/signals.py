@@ -1,0 +1,67 @@
+"""SIGINT and SIGTERM, answered between two steps instead of in the middle of one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from sae_plugins.base.saelens import interruption
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals:
+    """Remembers the first signal until the step in progress has ended; the second stops at once."""
+
+    def __init__(self) -> None:
+        """Nothing is received, and nothing deferred yet."""
+        self.received = False
+        self._deferring = False
+        self._training = True
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put back today's handlers afterwards; SAELens' runners replace them."""
+        if not _in_main_thread():
+            yield
+            return
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                if handler is not None:  # one that was not set from Python
+                    signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """Answer signals from now on, whoever did before."""
+        if self._deferring or not _in_main_thread():
+            return
+        self._deferring = True
+        for number in _SIGNALS:
+            signal.signal(number, self._receive)
+
+    def training_ended(self) -> None:
+        """From now on the first signal lets the SAE be saved: there is nothing to go on from."""
+        self._training = False
+        if self.received:
+            _say("training has ended meanwhile, and the SAE is being saved")
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received or not self._deferring:
+            raise interruption()
+        self.received = True
+        _say("finishing the step and writing a checkpoint" if self._training else "saving the SAE")
+
+
+def _say(what: str) -> None:
+    # not print: the signal may have come in the middle of one
+    os.write(2, f"\n{what}; again to stop at once\n".encode())
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

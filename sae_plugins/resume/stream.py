@@ -1,0 +1,365 @@
+"""SAELens' training batches with a state: a run that is resumed sees those of one never stopped.
+
+::
+
+    text --sequences--> language model --activations--> mixing buffer --batches--> training
+    `_Text`                                             `mixing_buffer`, suspended
+    which sequence                                      which rows are not served yet: undelivered
+                                                        which rows stay to be mixed:   kept
+
+SAELens keeps all of this in generators. Its own `mixing_buffer` runs here unchanged, and between
+two batches its local variables are the state. A new one whose first activations are the kept rows
+followed by the first new ones does, from there, what the old one would have done.
+
+With prefetching, a thread pulls batches ahead of training. Those that were delivered to the
+thread, but not yet taken by training, are in flight and belong to the state too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+from sae_lens.training.mixing_buffer import mixing_buffer
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+from tqdm.auto import tqdm
+
+from sae_plugins.base.errors import PluginError
+
+if TYPE_CHECKING:
+    from sae_lens.training.activations_store import ActivationsStore
+
+ELEMENTS_IN_FINGERPRINT = 48
+"""Elements of each of the language model's parameters that tell it from another model."""
+
+
+class Stream(Iterator["Tensor | dict[str, Tensor]"]):
+    """The training batches of a SAELens `ActivationsStore`, bitwise those of its own loader.
+
+    Tensors [train_batch_size_tokens, d_in], or in multi-hook mode one of them per hook, by name.
+
+    Attributes:
+        store: whose batches they are.
+        lock: held during each pull: whoever holds it sees a stream at rest, whichever thread pulls.
+    """
+
+    def __init__(self, store: ActivationsStore, *, multi_hook: bool = False) -> None:
+        """Take over the reading of a store whose text has not been read yet.
+
+        Raises:
+            PluginError: it has been.
+        """
+        self.store = store
+        self.lock = threading.RLock()
+        self._widths: dict[str, int] | None = None  # d_in by hook, in multi-hook mode
+        if multi_hook:
+            d_ins = store._hook_d_ins or {}
+            self._widths = {hook: d_ins[hook] for hook in store._hook_names or ()}
+        self._text = _Text(store)
+        # without the decorator, whose wrapper hides the local variables; `__next__` does its work
+        self._mixer: Generator[Tensor, None, None] = inspect.unwrap(mixing_buffer)(
+            buffer_size=store.n_batches_in_buffer * store.training_context_size,
+            batch_size=store.train_batch_size_tokens,
+            activations_loader=self._activations(),
+            mix_fraction=store.activations_mixing_fraction,
+        )
+        self._at_rest = True
+        # from a checkpoint: rows to deliver before the mixer starts, and rows to start it with
+        self._ready: deque[Tensor] = deque()
+        self._pulled = False
+        self._kept: Tensor | None = None
+        # Weakly: without a queue nobody tells when norm estimation is done with a batch, and a
+        # thousand of them would fill the memory. SAELens' queue keeps alive what waits in it.
+        self._delivered: deque[tuple[int, tuple[TensorWeakRef, ...]]] = deque()
+        self._delivered_lock = threading.Lock()  # not `lock`: training must not wait for a pull
+
+    # -- the batches ---------------------------------------------------------------------------
+
+    def __next__(self) -> Tensor | dict[str, Tensor]:
+        with self.lock, torch.no_grad():
+            self._at_rest, self._pulled = False, True
+            rows = self._ready.popleft() if self._ready else next(self._mixer)
+            if self._widths is None:
+                self._remember(rows)
+                batch: Tensor | dict[str, Tensor] = rows
+            else:
+                batch = _by_hook(rows, self._widths)
+                self._remember(*batch.values())
+            self._at_rest = True
+            return batch
+
+    def taken(self, batch: Tensor | dict[str, Tensor]) -> None:
+        """This batch, or the one that this tensor is part of, has left SAELens' queue.
+
+        Batches come in order: it and all that were delivered before it are no longer in flight.
+        """
+        tensor = next(iter(batch.values())) if isinstance(batch, dict) else batch
+        with self._delivered_lock:
+            for before, (_, tensors) in enumerate(self._delivered):
+                if any(one() is tensor for one in tensors):
+                    for _ in range(before + 1):
+                        self._delivered.popleft()
+                    return
+
+    def _remember(self, *tensors: Tensor) -> None:
+        with self._delivered_lock:
+            while self._delivered and not _all_alive(self._delivered[0][1]):
+                self._delivered.popleft()
+            self._delivered.append((threading.get_ident(), tuple(map(TensorWeakRef, tensors))))
+
+    def _activations(self) -> Iterator[Tensor]:
+        """What fills the mixing buffer; first together with what an earlier one had kept."""
+        new = (
+            self.store._iterate_filtered_activations()
+            if self._widths is None
+            else self._hooks_side_by_side(self._widths)
+        )
+        if self._kept is not None:
+            yield self._after_kept(next(new))
+        yield from new
+
+    def _after_kept(self, activations: Tensor) -> Tensor:
+        assert self._kept is not None
+        joined, self._kept = torch.cat([self._kept, activations]), None
+        return joined
+
+    def _hooks_side_by_side(self, hooks: Iterable[str]) -> Iterator[Tensor]:
+        """One row per token, as SAELens packs it, so that hooks are shuffled alike."""
+        for by_hook in self.store._iterate_filtered_multi_hook_activations():
+            yield torch.cat([by_hook[hook] for hook in hooks], dim=1)
+
+    # -- the state -----------------------------------------------------------------------------
+
+    def state_dict(self, *, rows: bool = True) -> dict[str, Any]:
+        """Where the stream is, as plain values and tensors; the caller holds `lock`.
+
+        The rows are views of the buffer, which stays as it is until the lock is released. The
+        global random state, from which SAELens shuffles, is the caller's to save.
+
+        Args:
+            rows: also the activations; without them, a resumed stream fills its buffer with new
+                text from the same place on, which is cheaper to save and not exact.
+
+        Raises:
+            PluginError: a pull was broken off, by an error or a signal, and took its rows with it.
+        """
+        state = self._text.state_dict()
+        if not rows:
+            return state
+        if not self._at_rest:
+            raise PluginError(
+                "no exact checkpoint can be made here: the run was interrupted while SAELens was "
+                "preparing a batch; resume from the checkpoint before"
+            )
+        undelivered, kept = self._buffer()
+        return {**state, "undelivered": [*self._in_flight(), *undelivered], "kept": kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where another stream was; text is only read when new activations are needed.
+
+        Raises:
+            PluginError: the cached activations are not those the state was made with. Other text
+                is an error too, where it is found out: at the first new activations.
+            RuntimeError: a batch was already pulled.
+        """
+        if self._pulled:
+            raise RuntimeError("a state must be loaded before the first batch is pulled")
+        self._text.load_state_dict(state)
+        size = self.store.train_batch_size_tokens
+        for rows in state.get("undelivered", []):
+            # views, so that batches are aligned in memory as they were; products depend on it
+            self._ready.extend(rows.to(self.store.device).split(size))
+        kept: Tensor | None = state.get("kept")
+        self._kept = None if kept is None else kept.to(self.store.device)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values that must be equal for a resumed run to be exact."""
+        store = self.store
+        if self._widths is None:
+            heads, widths = {store.hook_name: store.hook_head_index}, {store.hook_name: store.d_in}
+        else:
+            heads, widths = store._hook_head_indices, self._widths
+        excluded = store.exclude_special_tokens
+        return {
+            "hooks": [[hook, heads.get(hook), d_in] for hook, d_in in widths.items()],
+            "context_size": store.context_size,
+            "seqpos_slice": list(store.seqpos_slice),
+            "store_batch_size_prompts": store.store_batch_size_prompts,
+            "train_batch_size_tokens": store.train_batch_size_tokens,
+            "n_batches_in_buffer": store.n_batches_in_buffer,
+            "activations_mixing_fraction": store.activations_mixing_fraction,
+            "prepend_bos": store.prepend_bos,
+            "sequence_separator_token": store.sequence_separator_token,
+            "disable_concat_sequences": store.disable_concat_sequences,
+            "exclude_special_tokens": None if excluded is None else sorted(excluded.tolist()),
+            "use_chat_formatting": store.use_chat_formatting,
+            "dtype": str(store.dtype),
+            "autocast_lm": store.autocast_lm,
+            "use_cached_activations": store.cached_activation_dataset is not None,
+            "model_kwargs": {
+                name: value
+                for name, value in store.model_kwargs.items()
+                if isinstance(value, (bool, int, float, str))
+            },
+            "model": fingerprint(store.model.named_parameters()),
+        }
+
+    def _in_flight(self) -> list[Tensor]:
+        """The rows of every batch that a thread pulled ahead, and that is alive as a whole.
+
+        What the training's own thread pulled is taken, also where somebody still holds it.
+        """
+        here = threading.get_ident()
+        with self._delivered_lock:
+            delivered = [
+                [tensor() for tensor in tensors]
+                for thread, tensors in self._delivered
+                if thread != here
+            ]
+        whole = [
+            [tensor for tensor in tensors if tensor is not None]
+            for tensors in delivered
+            if all(tensor is not None for tensor in tensors)
+        ]
+        return [rows[0] if self._widths is None else torch.cat(rows, dim=1) for rows in whole]
+
+    def _buffer(self) -> tuple[list[Tensor], Tensor | None]:
+        """The rows that are served but not delivered, and those that stay to be mixed."""
+        if inspect.getgeneratorstate(self._mixer) == inspect.GEN_CREATED:
+            return list(self._ready), self._kept
+        variables = inspect.getgeneratorlocals(self._mixer)
+        served = (variables["batch_idx"] + 1) * variables["batch_size"]
+        undelivered, kept = variables["serving_buffer"][served:], variables["storage_buffer"]
+        # Up to Python 3.12 this is a copy that stays with the frame: it would keep the buffer
+        # alive while the next one is filled.
+        variables.clear()
+        return ([undelivered] if len(undelivered) else []), kept
+
+
+class _Text:
+    """How much a store has read: text in this epoch, whoever read it, and cached activations."""
+
+    def __init__(self, store: ActivationsStore) -> None:
+        self.store = store
+        self._sequences = 0
+        self._last: Tensor | None = None
+        sequences = getattr(store, "iterable_sequences", None)
+        if sequences is None:  # cached activations alone
+            return
+        if inspect.getgeneratorstate(sequences) != inspect.GEN_CREATED:
+            raise PluginError(
+                "training on text that was already being read cannot be resumed exactly: build "
+                "the runner (or the ActivationsStore) inside the `sae_plugins.plugins` context, "
+                "and read nothing from its store before it trains"
+            )
+        self._read = store._iterate_tokenized_sequences
+        # on the instance: by this name SAELens starts every later epoch
+        store._iterate_tokenized_sequences = self._epoch  # type: ignore[method-assign]
+        store.iterable_sequences = self._epoch()
+
+    def _epoch(self) -> Generator[Tensor, None, None]:
+        self._sequences, self._last = 0, None
+        return self._counted(self._read())
+
+    def _counted(self, sequences: Iterator[Tensor]) -> Generator[Tensor, None, None]:
+        for sequence in sequences:
+            self._sequences += 1
+            self._last = sequence
+            yield sequence
+
+    def _resumed(self, n_dataset_processed: int) -> Generator[Tensor, None, None]:
+        """The rest of the epoch; the first sequence that anybody wants finds the place."""
+        assert self._last is not None
+        sequences, wanted = self._read(), self._sequences
+        found, last = 0, None
+        passed = tqdm(
+            islice(sequences, wanted),
+            total=wanted,
+            desc="Finding the place in the text",
+            unit="sequence",
+            leave=False,
+        )
+        for found, last in enumerate(passed, start=1):  # noqa: B007
+            pass
+        if found < wanted or last is None or not torch.equal(last.cpu(), self._last.cpu()):
+            what = "ends" if found < wanted else "differs"
+            raise PluginError(
+                f"the text is not the one that the checkpoint was made with: it {what} before "
+                f"{wanted} sequences of {self.store.context_size} tokens; resume with the same "
+                "dataset, in the same order, and the same tokenizer"
+            )
+        self.store.n_dataset_processed = n_dataset_processed
+        yield from self._counted(sequences)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place, and what was last read there."""
+        state: dict[str, Any] = {
+            "sequences": self._sequences,
+            "n_dataset_processed": self.store.n_dataset_processed,
+        }
+        if self._last is not None:
+            state["last_sequence"] = self._last.cpu()
+        if self.store.cached_activation_dataset is not None:
+            state["cached_row"] = self.store.current_row_idx
+            if self.store.current_row_idx:
+                state["last_cached"] = self._cached_before(self.store.current_row_idx).cpu()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to the place: at once in cached activations, in text when it is next read."""
+        store = self.store
+        store.n_dataset_processed = state["n_dataset_processed"]
+        if state["sequences"]:
+            self._sequences, self._last = state["sequences"], state["last_sequence"]
+            store.iterable_sequences = self._resumed(state["n_dataset_processed"])
+        if "cached_row" in state:
+            cached, row = store.cached_activation_dataset, state["cached_row"]
+            if row and (
+                cached is None
+                or row > len(cached)
+                or not torch.equal(self._cached_before(row).cpu(), state["last_cached"].cpu())
+            ):
+                raise PluginError(
+                    "the cached activations are not those that the checkpoint was made with; "
+                    "resume with the same"
+                )
+            store.current_row_idx = row
+
+    def _cached_before(self, row: int) -> Tensor:
+        """The last position of the row before; the first is the same in all, where it is BOS."""
+        assert self.store.cached_activation_dataset is not None
+        rows: Tensor = self.store.cached_activation_dataset[row - 1 : row][self.store.hook_name]
+        return rows[0, -1]
+
+
+def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of a model's parameters: names, shapes, dtypes and evenly strided elements."""
+    digest = xxhash.xxh3_128()
+    for name, parameter in named:
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        size = parameter.numel()
+        count = min(size, ELEMENTS_IN_FINGERPRINT)
+        where = torch.tensor(
+            [i * size // count for i in range(count)], dtype=torch.long, device=parameter.device
+        )
+        elements = parameter.detach().take(where).cpu()
+        digest.update(elements.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _by_hook(rows: Tensor, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    batch, start = {}, 0
+    for hook, width in widths.items():
+        batch[hook], start = rows[:, start : start + width], start + width
+    return batch
+
+
+def _all_alive(tensors: tuple[TensorWeakRef, ...]) -> bool:
+    return all(tensor() is not None for tensor in tensors)

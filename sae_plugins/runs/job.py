@@ -1,0 +1,368 @@
+"""What the two kinds of runs, on a language model and on a synthetic one, have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from sae_lens import SAE
+from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.util import str_to_dtype
+from torch import Tensor
+
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.files import write
+from sae_plugins.base.seeds import random_states, set_random_states
+from sae_plugins.runs.folder import CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
+from sae_plugins.runs.synthetic import SYNTHETIC
+from sae_plugins.runs.weights_and_biases import never_breaks_a_run
+
+D_SAE_PER_D_IN = 4
+_EXPECTED_WARNINGS = (
+    "Dataset is not tokenized",
+    "The training dataset contains fewer samples",  # compares documents with tokens
+    "This SAE has non-empty model_from_pretrained_kwargs",
+)
+_NEW_EPOCH = "All samples in the training dataset"
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """The settings of one run, spelt as SAELens spells them, without what is not set.
+
+    Attributes:
+        model_name: a language model, or synthetic:PRESET.
+        architecture: SAELens' name of the SAE's architecture.
+        seed: orders the data.
+        heldout_tokens: tokens that score the SAE; 0 for none.
+        sae: fields of the SAE's config; d_in and d_sae may be missing.
+        runner: fields of the runner's config; model_name and dtype may be among them.
+        logger: fields of the logging config.
+    """
+
+    model_name: str
+    architecture: str = "standard"
+    seed: int = 0
+    heldout_tokens: int = 0
+    sae: Mapping[str, Any] = field(default_factory=dict)
+    runner: Mapping[str, Any] = field(default_factory=dict)
+    logger: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the run is on SAELens' synthetic model."""
+        return self.model_name.startswith(SYNTHETIC)
+
+    @property
+    def device(self) -> str:
+        """Where the SAE lives; cuda where nothing is said and there is one."""
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        return str(self.runner.get("device") or default)
+
+
+Save = Callable[[Path, "Tensor | None"], None]
+"""Saves a trained SAE into a folder, with the log of its features' firing frequencies, if any."""
+
+
+class Job(Protocol):
+    """A run that is ready to start: its model is loaded and everything checked."""
+
+    settings: JobSettings
+    sae_config: Any
+
+    def sharing(self, settings: JobSettings) -> Job:
+        """A job with other settings, and this one's model and text where they are the same."""
+        ...
+
+    def config(self, folder: Path | None) -> Any:
+        """SAELens' config of the run, which writes into `folder`."""
+        ...
+
+    def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
+        """Draw the SAE's weights, inside an open `sae_plugins.plugins` that has seeded them.
+
+        Returns:
+            A function to call in the same context. It trains, saves into `folder`, and returns
+            what is known about the trained SAE besides held-out metrics, by name.
+
+        Raises:
+            PluginError: SAELens refuses the settings.
+        """
+        ...
+
+    def stream(self) -> Iterator[Tensor]:
+        """The batches [B, d_in] that `prepare` trains on, once `seed_data` has been called."""
+        ...
+
+    def trainer(self, folder: Path) -> tuple[SAETrainer[Any, Any], Save]:
+        """Draw the SAE's weights as `prepare` does, for a caller who gives it the batches.
+
+        Args:
+            folder: where the SAE will lie.
+        """
+        ...
+
+    def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
+        """Held-out metrics of SAEs as they were saved; empty if none were asked for."""
+        ...
+
+
+def load_job(settings: JobSettings) -> Job:
+    """The run, ready to start; this loads the model.
+
+    Raises:
+        PluginError: something of the settings is wrong.
+    """
+    if settings.is_synthetic:
+        from sae_plugins.runs.synthetic import SyntheticJob
+
+        return SyntheticJob(settings)
+    from sae_plugins.runs.language_model import LanguageModelJob
+
+    return LanguageModelJob(settings)
+
+
+def sae_config(settings: JobSettings, d_in: int) -> Any:
+    """The config of the SAE to train.
+
+    Raises:
+        PluginError: a given d_in is another, or SAELens refuses a field.
+    """
+    fields = dict(settings.sae)
+    given = fields.pop("d_in", None)
+    if given is not None and given != d_in:
+        hook = settings.runner.get("hook_name")
+        where = f"{hook} of {settings.model_name}" if hook else settings.model_name
+        raise PluginError(
+            f"--d_in {given} is wrong: {where} has {d_in} dimensions; leave --d_in out"
+        )
+    d_sae = fields.pop("d_sae", None) or D_SAE_PER_D_IN * d_in
+    if settings.architecture == "matryoshka_batchtopk" and not fields.get("matryoshka_widths"):
+        fields["matryoshka_widths"] = [d_sae // 8, d_sae // 4, d_sae // 2, d_sae]
+    reshape, hook = fields.get("reshape_activations"), settings.runner.get("hook_name", "")
+    if reshape == "hook_z" and not hook.endswith("_z"):
+        raise PluginError(
+            "--reshape_activations hook_z is for a --hook_name that ends in hook_z; leave it out"
+        )
+    mode = fields.get("jumprelu_sparsity_loss_mode")
+    if mode == "quadratic" and fields.get("target_l0") is None:
+        raise PluginError("--jumprelu_sparsity_loss_mode quadratic needs --target_l0, a number")
+    sparse = settings.architecture == "topk" and fields.get("use_sparse_activations")
+    if sparse and settings.device == "cpu" and fields.get("rescale_acts_by_decoder_norm", True):
+        raise PluginError(
+            "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
+            "out, or add --rescale_acts_by_decoder_norm false"
+        )
+    k = fields.get("k")
+    if settings.architecture in ("topk", "abstopk") and isinstance(k, float):
+        raise PluginError(f"--k {k}: {settings.architecture} SAEs need a whole number")
+    _, config_class = get_sae_training_class(settings.architecture)
+    with settings_accepted():
+        config: Any = config_class(
+            d_in=d_in,
+            d_sae=d_sae,
+            device=settings.device,
+            dtype=settings.runner.get("dtype", "float32"),
+            **fields,
+        )
+    if hasattr(config, "k") and config.k > d_sae:
+        raise PluginError(f"--k {config.k} must be at most the --d_sae {d_sae}")
+    return config
+
+
+def defaults_of(*configs: Any) -> dict[str, Any]:
+    """What SAELens takes for the fields of these configs that nobody sets."""
+    defaults: dict[str, Any] = {}
+    for config in configs:
+        for known in dataclasses.fields(config):
+            if known.default is not dataclasses.MISSING:
+                defaults.setdefault(known.name, known.default)
+            elif known.default_factory is not dataclasses.MISSING:
+                defaults.setdefault(known.name, known.default_factory())
+    return defaults
+
+
+def runner_fields(settings: JobSettings, folder: Path | None) -> dict[str, Any]:
+    """Fields that both runners' configs have, for a run that writes into `folder`."""
+    elsewhere = ("model_name", "checkpoint_path", "dtype")
+    fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
+    checkpoints = None
+    if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):
+        checkpoints = settings.runner.get("checkpoint_path") or str(folder / CHECKPOINTS)
+    return {
+        **fields,
+        "device": settings.device,
+        "output_path": None if folder is None else str(folder),
+        "checkpoint_path": checkpoints,
+        "logger": Log(**{"log_to_wandb": False, **settings.logger}),
+    }
+
+
+class Log(LoggingConfig):
+    """SAELens' settings of Weights & Biases, which log an SAE if that can be."""
+
+    log = never_breaks_a_run(LoggingConfig.log)
+
+
+@contextmanager
+def settings_accepted() -> Iterator[None]:
+    """Turn SAELens' complaints about settings into errors for the user."""
+    try:
+        yield
+    except (TypeError, ValueError, AssertionError) as error:
+        reason = _as_flags(" ".join(str(error).split()))
+        raise PluginError(f"SAELens refuses these settings: {reason}") from error
+
+
+def _as_flags(reason: str) -> str:
+    """SAELens' names of settings, such as cfg.target_l0, as the flags that they are."""
+    configs: tuple[Any, ...] = (
+        LanguageModelSAERunnerConfig,
+        *(c for _, c in SAE_TRAINING_CLASS_REGISTRY.values()),
+    )
+    known = {known.name for config in configs for known in dataclasses.fields(config)}
+    # a short name without an underscore, such as k, may be any word
+    names = "|".join(sorted(name for name in known if "_" in name))
+    return re.sub(rf"\bcfg\.(?=\w)|(?<![\w.-])(?=(?:{names})\b)", "--", reason)
+
+
+def check_devices(settings: JobSettings) -> None:
+    """Refuse devices that are not there."""
+    given = {name: settings.runner.get(name) for name in ("llm_device", "act_store_device")}
+    for name, device in {"device": settings.device, **given}.items():
+        if device is None or (name, device) == ("act_store_device", "with_model"):
+            continue
+        if device.startswith("cpu:"):
+            raise PluginError(f"--{name} {device}: there is one cpu; give --{name} cpu")
+        try:
+            torch.zeros(1, device=device).item()  # a "meta" device holds no numbers
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise PluginError(
+                f"--{name} {device} cannot be used: {reason}; try --{name} cpu"
+            ) from error
+
+
+def check_memory(settings: JobSettings, sae: Any, buffers: Mapping[str, int]) -> None:
+    """Refuse what can never fit into memory, by the first flag that asks for more than there is.
+
+    Args:
+        settings: the run's.
+        sae: the SAE's config.
+        buffers: numbers in memory on account of other flags, by flag.
+    """
+    batch = settings.runner.get("train_batch_size_tokens", 4096)
+    numbers = {
+        "d_sae": numbers_in_training(sae),
+        "train_batch_size_tokens": batch * (3 * sae.d_sae + sae.d_in),
+        **buffers,
+    }
+    there = memory_of(settings.device) / 1e9
+    for flag, count in numbers.items():
+        needed = count * str_to_dtype(sae.dtype).itemsize / 1e9
+        if needed > there:
+            raise PluginError(
+                f"--{flag} needs {needed:,.0f} GB of memory, and {settings.device} has "
+                f"{there:,.0f}: lower it (--d_sae is {sae.d_sae}, the batch {batch} tokens)"
+            )
+
+
+def numbers_in_training(sae: Any) -> int:
+    """Numbers that an SAE in training holds between steps, by its config."""
+    return int(4 * sae.d_sae * (2 * sae.d_in + 1))  # weights, gradients, Adam's two moments
+
+
+def memory_of(device: str) -> float:
+    """Bytes of memory that a device has, at most; infinite where that is not known."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError):  # Windows
+        return float("inf")
+
+
+def trainer_of(runner: Any) -> SAETrainer[Any, Any]:
+    """The trainer that a runner of SAELens would build, for a caller who gives it the batches."""
+    return SAETrainer(
+        cfg=runner.cfg.to_sae_trainer_config(), sae=runner.sae, data_provider=iter(())
+    )
+
+
+def write_summary(
+    folder: Path, heldout: Mapping[str, float], found: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
+    """Write a run's `summary.json`, into which the recorder's `training_summary.json` goes.
+
+    Args:
+        folder: the run's.
+        heldout: held-out metrics.
+        found: what else is known about the SAE, by name.
+        seconds: what the run took, together with those that it shared its batches with.
+    """
+    recorded = folder / TRAINING_SUMMARY
+    training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
+    named = {f"heldout/{name}": value for name, value in heldout.items()}
+    values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
+    summary = {  # JSON has no NaN
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    recorded.unlink(missing_ok=True)
+    return summary
+
+
+@contextmanager
+def isolated_random_state() -> Iterator[None]:
+    """Restore python's, numpy's and torch's global random states afterwards."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)
+
+
+def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """SAELens' evaluator, such that it leaves no trace in the global random state."""
+
+    def evaluate(sae: Any, data_provider: Any, activation_scaler: Any) -> dict[str, Any]:
+        # A thread that reads ahead shuffles too. The evaluator would pause it inside, where what
+        # it has drawn until then is lost; it reads nothing from the provider.
+        paused = getattr(data_provider, "paused", nullcontext)
+        with paused(), isolated_random_state():
+            return evaluator(sae, iter(()), activation_scaler)
+
+    return evaluate
+
+
+@contextmanager
+def quiet(repeats: bool = True) -> Iterator[None]:
+    """Keep SAELens from announcing what its caller arranged: our model, our text, no tokens.
+
+    Args:
+        repeats: also that the text begins anew, which is news about a dataset of the user's.
+    """
+    logger = logging.getLogger("sae_lens")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        with warnings.catch_warnings():
+            for start in (*_EXPECTED_WARNINGS, *([_NEW_EPOCH] if repeats else [])):
+                warnings.filterwarnings("ignore", message=rf"\s*{start}")
+            yield
+    finally:
+        logger.setLevel(level)

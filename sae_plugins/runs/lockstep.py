@@ -1,0 +1,355 @@
+"""Several SAEs trained in lockstep: one stream of activations, so one pass of the language model.
+
+Each SAE has a trainer, a configuration and plugins of its own, and ends up with the very weights
+that `sae-plugins train` gives it with the same settings: the stream is that of such a run, and an
+SAE that trains beside others cannot tell.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE
+from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.util import str_to_dtype
+from torch import Tensor
+
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.saelens import interruption, no_bars
+from sae_plugins.base.seeds import seed_data
+from sae_plugins.framework import attach
+from sae_plugins.framework.resolve import Selected
+from sae_plugins.runs.job import (
+    Job,
+    JobSettings,
+    defaults_of,
+    isolated_random_state,
+    memory_of,
+    numbers_in_training,
+    quiet,
+    write_summary,
+)
+
+logger = logging.getLogger(__name__)
+
+SHARE_OF_MEMORY = 0.5
+"""What SAEs in training may take of it, beside the language model and what it computes."""
+_OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {
+    *("device", "n_batches_for_norm_estimate")
+} | {
+    *("sae", "from_pretrained_path", "training_tokens", "dead_feature_threshold", "output_path"),
+    *("compile_sae", "sae_compilation_mode", "n_eval_batches", "eval_batch_size_prompts"),
+    *("eval_frequency", "eval_samples", "run_final_eval", "save_synthetic_model", "verbose"),
+    *("resume_from_checkpoint",),
+}
+"""Settings of a run on which its batches do not depend."""
+_ALONE = ("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One SAE to train.
+
+    Attributes:
+        name: tells it from the other arms.
+        job: what it is trained on, and with which settings of SAELens; its seed is the arm's.
+        folder: where the SAE will lie. It must not be there, and is once all its files are.
+        plugins: as for `sae_plugins.plugins`, the recorder among them.
+        without: as for `sae_plugins.plugins`.
+        options: as for `sae_plugins.plugins`; where the recorder writes is added.
+        training: as for `sae_plugins.plugins`.
+        untrained: save the SAE as it was drawn, a control.
+    """
+
+    name: str
+    job: Job
+    folder: Path
+    plugins: Sequence[Selected] = ()
+    without: Collection[str] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    untrained: bool = False
+
+    @property
+    def unfinished(self) -> Path:
+        """Where its files are until all of them are there."""
+        return self.folder.with_name(self.folder.name + ".unfinished")
+
+
+def stream_key(settings: JobSettings) -> str:
+    """What a run's batches depend on, as JSON: runs with equal keys see the same batches.
+
+    That includes how the activations are normalised, since the first batches serve to estimate it,
+    and the text that is held out.
+    """
+    _, sae = get_sae_training_class(settings.architecture)
+    values = {**defaults_of(LanguageModelSAERunnerConfig, sae), **settings.sae, **settings.runner}
+    known = {known.name for known in fields(LanguageModelSAERunnerConfig)}
+    names = ({*known, *settings.runner} - _OF_ONE_SAE) | {"normalize_activations"}
+    own = {name: getattr(settings, name) for name in ("model_name", "seed", "heldout_tokens")}
+    key = {**{name: values.get(name) for name in names}, **own, "device": settings.device}
+    return json.dumps(key, sort_keys=True, default=str)
+
+
+def train(
+    arms: Sequence[Arm],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    finished: Callable[[Arm], None] = lambda arm: None,
+    share_of_memory: float = SHARE_OF_MEMORY,
+) -> dict[str, Exception]:
+    """Train arms that see the same batches, and score them on the same held-out text.
+
+    As many as fit into memory train at once; the others follow, on the same batches again.
+
+    Args:
+        arms: they have equal `stream_key`s; their lengths of training may differ.
+        progress: told after each batch how many batches are done, and how many there are in all.
+        finished: told of each arm whose folder is there, before the next ones that fit train.
+        share_of_memory: what the SAEs may take of it.
+
+    Returns:
+        What ended the arms that failed, by name. Every other arm's folder is there.
+
+    Raises:
+        PluginError: the arms cannot be trained in lockstep.
+    """
+    _check(arms)
+    passes = list(_passes(arms, share_of_memory))
+    lengths = [max(map(_steps, together)) for together in passes]
+    failures: dict[str, Exception] = {}
+    done = 0
+    for together, length in zip(passes, lengths, strict=True):
+
+        def advanced(steps: int, before: int = done) -> None:
+            progress(before + steps, sum(lengths))
+
+        try:
+            with quiet(repeats=not together[0].job.settings.runner.get("dataset_path")), no_bars():
+                failures |= _train(together, advanced)
+        finally:
+            for arm in together:
+                shutil.rmtree(arm.unfinished, ignore_errors=True)
+        for arm in together:
+            if arm.name not in failures:
+                finished(arm)
+        done += length
+    return failures
+
+
+def _check(arms: Sequence[Arm]) -> None:
+    for what in ("name", "folder"):
+        taken, times = Counter(getattr(arm, what) for arm in arms).most_common(1)[0]
+        if times > 1:
+            raise PluginError(f"{times} arms have the {what} {taken}: each needs its own")
+    first = json.loads(stream_key(arms[0].job.settings))
+    for arm in arms:
+        settings = arm.job.settings
+        if arm.folder.exists():
+            raise PluginError(f"arm {arm.name}: {arm.folder} is already there; name another folder")
+        alone = [name for name in _ALONE if settings.runner.get(name)]
+        alone += ["log_to_wandb"] if settings.logger.get("log_to_wandb") else []
+        if alone:
+            raise PluginError(
+                f"arm {arm.name}: --{alone[0]} is for SAEs that train alone; leave it out"
+            )
+        key = json.loads(stream_key(settings))
+        differ = [name for name in sorted({*first, *key}) if first.get(name) != key.get(name)]
+        if differ:
+            raise PluginError(
+                f"arm {arm.name} would see other batches than arm {arms[0].name}, so they cannot "
+                f"be trained in lockstep: {', '.join(differ)} differ"
+            )
+
+
+def _passes(arms: Sequence[Arm], share_of_memory: float) -> Iterator[list[Arm]]:
+    """The arms in groups that fit into memory, each with one arm at least."""
+    room = share_of_memory * memory_of(arms[0].job.settings.device)
+    together: list[Arm] = []
+    taken = 0
+    for arm in arms:
+        config = arm.job.sae_config
+        needed = numbers_in_training(config) * str_to_dtype(config.dtype).itemsize
+        if together and taken + needed > room:
+            yield together
+            together, taken = [], 0
+        together.append(arm)
+        taken += needed
+    yield together
+
+
+def _steps(arm: Arm) -> int:
+    if arm.untrained:
+        return 0
+    config = arm.job.config(None).to_sae_trainer_config()
+    return int(-(-config.total_training_samples // config.train_batch_size_samples))
+
+
+def _train(arms: Sequence[Arm], advanced: Callable[[int], None]) -> dict[str, Exception]:
+    """`train`, for arms that fit into memory."""
+    started = time.perf_counter()
+    failures: dict[str, Exception] = {}
+    job = arms[0].job
+    running = _drawn(arms, failures)
+    seed_data(job.settings.seed)
+    stream = job.stream()
+    scaler = _scaler(running[0].trainer, stream) if running else ActivationScaler()
+    running = _each(running, failures, lambda training: training.start(replace(scaler)))
+    steps = 0
+    while running:
+        left = _step(running, next(stream), failures)
+        if len(left) < len(running):
+            running = left
+            gc.collect()  # trainers, plugins and SAEs know each other
+        steps += 1
+        advanced(steps)
+    _score([arm for arm in arms if arm.name not in failures], failures, started)
+    return failures
+
+
+class _Training:
+    """An arm's trainer."""
+
+    def __init__(self, arm: Arm) -> None:
+        """Draw the SAE's weights and attach the plugins."""
+        self.arm = arm
+        own = {**arm.options.get("recorder", {}), "output_path": str(arm.unfinished)}
+        options = {**arm.options, "recorder": own}
+        shutil.rmtree(arm.unfinished, ignore_errors=True)
+        with attach.plugins(
+            *arm.plugins,
+            without=arm.without,
+            options=options,
+            training=arm.training,
+            seed=arm.job.settings.seed,
+        ):
+            self.trainer, self.save = arm.job.trainer(arm.folder)
+        if arm.untrained:
+            self.trainer.cfg.total_training_samples = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train on."""
+        return self.trainer.n_training_samples >= self.trainer.cfg.total_training_samples
+
+    def start(self, scaler: ActivationScaler) -> None:
+        """Normalise activations like this from now on."""
+        self.trainer.activation_scaler = scaler
+        if self.is_over:
+            self._end()
+
+    def step(self, batch: Tensor) -> None:
+        """Do with a batch what SAELens' `fit` does; after the last one, save the SAE."""
+        self.trainer.maybe_reset_sparsity()
+        self.trainer.step(batch)
+        self.trainer.n_training_steps += 1
+        if self.is_over:
+            self._end()
+
+    def _end(self) -> None:
+        self.trainer.fit()
+        untrained = not self.trainer.n_training_steps
+        self.save(self.arm.unfinished, None if untrained else self.trainer.log_feature_sparsity)
+
+
+@contextmanager
+def _ends_alone(arm: Arm, failures: dict[str, Exception]) -> Iterator[None]:
+    """Let an exception end this arm only."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, interruption()):
+            raise
+        logger.error("arm %s failed: %s: %s", arm.name, type(error).__name__, error)
+        logger.debug("where arm %s failed:", arm.name, exc_info=True)
+        failures[arm.name] = without_frames(error)
+
+
+def without_frames(error: Exception) -> Exception:
+    """An error to be kept, whose frames would keep a trainer or a language model."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+def _scaler(trainer: SAETrainer[Any, Any], stream: Iterator[Tensor]) -> ActivationScaler:
+    """What normalises the activations, from as many batches as SAELens' `fit` takes for it."""
+    scaler, config = ActivationScaler(), trainer.sae.cfg
+    batches = trainer.cfg.n_batches_for_norm_estimate
+    if config.normalize_activations == "expected_average_only_in":
+        scaler.estimate_scaling_factor(config.d_in, stream, batches)
+    elif config.normalize_activations == "covariance_whitening":
+        scaler.estimate_whitening(config.d_in, stream, batches)
+    return scaler
+
+
+def _drawn(arms: Sequence[Arm], failures: dict[str, Exception]) -> list[_Training]:
+    drawn = []
+    for arm in arms:
+        with _ends_alone(arm, failures):
+            drawn.append(_Training(arm))
+    return drawn
+
+
+def _step(
+    running: Sequence[_Training], batch: Tensor, failures: dict[str, Exception]
+) -> list[_Training]:
+    """Give each arm the batch as it came, whatever those before it did to it."""
+    batch = batch.to(running[0].trainer.sae.device)
+    as_it_came = batch.clone()
+
+    def step(training: _Training) -> None:
+        batch.copy_(as_it_came)
+        training.step(batch)
+
+    with isolated_random_state():  # which the stream is drawn from
+        return _each(running, failures, step)
+
+
+def _each(
+    running: Sequence[_Training],
+    failures: dict[str, Exception],
+    act: Callable[[_Training], None],
+) -> list[_Training]:
+    """Have all arms do something; those that go on."""
+    for training in running:
+        with _ends_alone(training.arm, failures):
+            act(training)
+    return [t for t in running if not t.is_over and t.arm.name not in failures]
+
+
+def _score(arms: Sequence[Arm], failures: dict[str, Exception], started: float) -> None:
+    """Score the saved SAEs on the same text, and move them to their places."""
+    scored: list[tuple[Arm, SAE[Any]]] = []
+    for arm in arms:
+        with _ends_alone(arm, failures):
+            device = arm.job.sae_config.device
+            scored.append((arm, SAE.load_from_disk(str(arm.unfinished), device=device)))
+    try:
+        metrics = arms[0].job.heldout([sae for _, sae in scored]) if arms else []
+    except Exception:  # of one of them, which cannot be told from the others together
+        metrics = []
+        for arm, sae in scored:
+            with _ends_alone(arm, failures):
+                metrics += arm.job.heldout([sae])
+        scored = [(arm, sae) for arm, sae in scored if arm.name not in failures]
+    seconds = time.perf_counter() - started
+    for (arm, _), heldout in zip(scored, metrics, strict=True):
+        with _ends_alone(arm, failures):
+            write_summary(arm.unfinished, heldout, {}, seconds)
+            os.replace(arm.unfinished, arm.folder)

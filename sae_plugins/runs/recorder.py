@@ -1,0 +1,259 @@
+"""What a training run leaves behind: `metrics.jsonl`, figures and `training_summary.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.files import read_rows
+from sae_plugins.framework.features import FeatureChange, Permuted, Reset
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
+from sae_plugins.runs import figures, weights_and_biases
+from sae_plugins.runs.folder import METRICS
+
+if TYPE_CHECKING:
+    from sae_lens.saes.sae import TrainStepOutput
+
+    from sae_plugins.framework.run import Run
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "training_summary.json"
+SNAPSHOT_STEPS = 50
+"""Steps over which firing frequencies are counted for one snapshot; fewer in short runs."""
+
+_SUMMARY_METRICS = {
+    "training/loss": "losses/overall_loss",
+    "training/l0": "metrics/l0",
+    "training/explained_variance": "metrics/explained_variance",
+    "training/dead_features": "sparsity/dead_features",
+}
+
+
+class Recorder(Plugin):
+    """Write the run's metrics as it goes, its figures and summary when it ends; only observes.
+
+    Choose it last: it sees what the plugins before it log and summarise.
+
+    A row of `metrics.jsonl` holds `step`, `samples` (tokens seen), `updates`, `seconds` since the
+    trainer was built, SAELens' own training metrics and what plugins logged during that step.
+    There is a row every `every` steps and at the last step. A step that changed features always
+    has one, so that what plugins log of the event is kept, but SAELens' metrics, which cost a GPU
+    sync, only if it is due anyway. Numbers that are not finite are null.
+
+    A full disk costs no row: it is written as soon as there is room. The rows are part of a
+    checkpoint, so that a resumed run has each of them once.
+
+    Several SAEs that train at once into one folder get `metrics.jsonl`, `metrics-2.jsonl`, ...,
+    and so on for the other files, in the order in which they were built.
+    """
+
+    name = "recorder"
+    observes_only = True
+    transient = ("started", "folder", "suffix", "written", "full")
+
+    class Options(Plugin.Options):
+        """Where and how often to write."""
+
+        # excluded, since a run is the same run in any folder
+        output_path: str = Field(
+            description="folder for the files; made if it does not exist", exclude=True
+        )
+        every: int = Field(
+            10, ge=1, description="steps between rows of metrics.jsonl; each costs one GPU sync"
+        )
+        figures: bool = Field(True, description="draw figures when the training ends")
+
+    options: Options
+
+    @hookimpl
+    def attached(self, run: Run) -> None:
+        """Start an empty `metrics.jsonl`, so that a folder one cannot write to is known early."""
+        self.started = time.perf_counter()
+        self.folder = Path(self.options.output_path).resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.suffix = "" if run.number == 1 else f"-{run.number}"
+        self.path(METRICS).write_text("")
+        self.lines = bytearray()
+        self.written = 0
+        self.full = False
+        self.row: dict[str, Any] | None = None
+        self.last: dict[str, Any] = {}
+        self.counts = run.features.track(
+            self, "counts", torch.zeros(run.features.d_sae, device=run.sae.device)
+        )
+        self.tokens = 0
+        self.window = max(1, min(SNAPSHOT_STEPS, run.total_steps // 4))
+        self.labels = {
+            run.total_steps // 2: "middle",
+            self.window: "start",
+            run.total_steps: "end",
+        }
+        self.snapshots: list[figures.Snapshot] = []
+
+    @hookimpl
+    def step_ended(self, run: Run, output: TrainStepOutput) -> None:
+        """Write the previous step's row; reduce this step to numbers, if a row is due."""
+        self.flush()
+        self.count(run, len(output.sae_in))
+        if run.step % self.options.every == 0 or run.step >= run.total_steps:
+            numbers = _numbers(run.metrics_of(output))  # a GPU sync: the clock is read after it
+            self.row = self.last = {**self.heading(run), **numbers, **_numbers(run.metrics)}
+
+    @hookimpl
+    def features_changed(self, run: Run, change: FeatureChange) -> None:
+        """Add to this step's row, or start one, with what the plugins log of the change."""
+        self.row = (self.row or self.heading(run)) | _numbers(run.metrics)
+        name, number = _counted(change)
+        self.row[name] = self.row.get(name, 0) + number
+
+    @hookimpl
+    def training_ended(self, run: Run) -> None:
+        """Write the last row, the figures and the summary."""
+        seconds = time.perf_counter() - self.started
+        self.flush()
+        try:
+            if self.options.figures:
+                self.draw_figures(run)
+            self.write_summary(run, seconds)
+        except OSError as error:
+            # the SAE is saved after this: a full disk must not cost the training
+            logger.error("could not write figures and summary to %s: %s", self.folder, error)
+
+    def draw_figures(self, run: Run) -> None:
+        """Draw the curves of the training, and how often the features at each position fired."""
+        rows = read_rows(self.path(METRICS))
+        (self.folder / "figures").mkdir(exist_ok=True)
+        drawn = {
+            self.path("figures/loss_and_l0.png"): figures.loss_and_l0(rows),
+            self.path("figures/firing_by_position.png"): figures.firing_by_position(
+                self.snapshots, run.features.d_sae
+            ),
+        }
+        for path, figure in drawn.items():
+            figures.save(figure, path)
+        if run.logs_to_wandb:
+            sae: Any = run.sae
+            weights_and_biases.log_figures([*drawn], sae.get_name())
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` of this SAE is written."""
+        stem, dot, extension = name.partition(".")
+        return self.folder / f"{stem}{self.suffix}{dot}{extension}"
+
+    def heading(self, run: Run) -> dict[str, Any]:
+        """What every row starts with."""
+        return {
+            "step": run.step,
+            "samples": run.samples,
+            "updates": run.updates,
+            "seconds": round(time.perf_counter() - self.started, 3),
+        }
+
+    def flush(self) -> None:
+        """Write the row in waiting, which the events of its step have completed by now."""
+        row, self.row = self.row, None
+        if row is not None:
+            self.lines += json.dumps(row, allow_nan=False).encode() + b"\n"
+        if len(self.lines) == self.written:
+            return
+        try:
+            with self.path(METRICS).open("ab") as file:
+                whole = min(self.written, file.tell())
+                file.truncate(whole)  # an earlier attempt may have written a line in part
+                file.write(self.lines[whole:])
+            self.written, self.full = len(self.lines), False
+        except OSError as error:
+            if not self.full:
+                logger.error("%s waits for room on the disk: %s", self.path(METRICS), error)
+            self.full = True
+
+    def count(self, run: Run, tokens: int) -> None:
+        """Count firings in the windows that end at the snapshots, and take those that are due.
+
+        The counts move with their features, so that a snapshot is about the features that are at
+        the positions when it is taken, also where they were permuted within its window.
+        """
+        if not any(end - self.window < run.step <= end for end in self.labels):
+            return
+        self.counts += run.firing_counts
+        self.tokens += tokens
+        if run.step in self.labels:
+            frequency = (self.counts.double() / self.tokens).cpu().numpy()
+            label = self.labels[run.step]
+            self.snapshots.append(figures.Snapshot(label, run.step, self.tokens, frequency))
+            self.counts.zero_()
+            self.tokens = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it: the rows, the snapshots and the time so far."""
+        return {
+            **super().state_dict(),
+            "lines": np.frombuffer(self.lines, np.uint8).copy(),
+            "snapshots": [vars(snapshot) for snapshot in self.snapshots],
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a checkpoint's rows."""
+        state = dict(state)
+        self.started = time.perf_counter() - state.pop("seconds")
+        state["snapshots"] = [figures.Snapshot(**fields) for fields in state["snapshots"]]
+        super().load_state_dict({**state, "lines": bytearray(state["lines"].tobytes())})
+        row, self.row = self.row, None
+        self.flush()
+        self.row = row
+
+    def write_summary(self, run: Run, seconds: float) -> None:
+        """Write the closing summary: the last row's metrics and what the plugins summarise."""
+        summary = {
+            **{name: self.last.get(metric) for name, metric in _SUMMARY_METRICS.items()},
+            "training/steps": run.step - 1,
+            "training/tokens": run.samples,
+            "training/updates": run.updates,
+            "training/seconds": round(seconds, 3),
+            "training/tokens_per_second": run.samples / seconds,
+            **_numbers(run.summary),
+        }
+        partial = self.path(SUMMARY + ".partial")
+        partial.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        os.replace(partial, self.path(SUMMARY))
+
+
+def _counted(change: FeatureChange) -> tuple[str, int]:
+    """A column under `figures.CHANGES` and the number of features permuted, reset or merged."""
+    if isinstance(change, Permuted):
+        return f"{figures.CHANGES}permuted", len(change.order)
+    if isinstance(change, Reset):
+        return f"{figures.CHANGES}reset", len(change.index)
+    return f"{figures.CHANGES}merged", len(change.source)
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as JSON has them: callables called, scalar tensors read, not finite as None."""
+    return {name: _number(name, value) for name, value in metrics.items()}
+
+
+def _number(name: str, value: Any) -> float | int | None:
+    if callable(value) and not isinstance(value, Tensor):
+        value = value()
+    if value is None:
+        return None
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        return number if math.isfinite(number) else None
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise PluginError(f"the metric {name!r} is not a number but {value!r:.80}") from error

@@ -1,0 +1,474 @@
+"""Run a study: train what is missing in lockstep, evaluate it, and say what was found.
+
+    for (model, seed), each in a process of its own:
+        the SAEs of all arms and sparsities   -> saes/MODEL/ARM_SPARSITY_SEED-KEY/, runs as usual
+        their evaluations                     -> evaluations/MODEL/seedN/
+    all of it                                 -> findings.json, and the report
+
+Everything that is there already is kept, so that a run that was interrupted, or a changed study,
+does only what is missing. A key in a folder's name stands for all that its SAE depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any, Protocol
+
+from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.files import lock, write
+from sae_plugins.runs.folder import RECIPE
+from sae_plugins.study.cells import L0, SAES, Cell, Plan, grouped, plan
+from sae_plugins.study.metrics import check_compared
+from sae_plugins.study.spec import Study, StudyError, as_yaml
+
+STUDY = "as_run.yaml"
+EVALUATIONS = "evaluations"
+HASHES = "saes.json"
+"""In an evaluation's folder: the SAEs' hashes, by the names of their folders."""
+FAILED = ".failed"
+"""Ending of the file, beside a run's folder that is not there, that says why."""
+
+
+class Progress(Protocol):
+    """What hears of a study while it runs."""
+
+    def stage(self, text: str) -> None:
+        """This is being done now."""
+
+    def advance(self, share: float) -> None:
+        """So much was done of what `Overall.expect` counts."""
+
+
+class Overall(Progress, Protocol):
+    """What hears of all of a study."""
+
+    def expect(self, shares: int) -> None:
+        """There is so much more to do: one for each SAE to train, and one for each to evaluate."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does: a model and a seed.
+
+    Attributes:
+        study: the study, as JSON.
+        folder: the study's.
+        model: the study's name of the model.
+        seed: the training's.
+        pilots: train the pilots, and evaluate nothing.
+        processes: how many there may be at once, this one included.
+        threads: of torch; None for as many as it likes.
+    """
+
+    study: str
+    folder: Path
+    model: str
+    seed: int
+    pilots: bool
+    processes: int
+    threads: int | None
+
+
+def plan_of(study: Study, folder: Path) -> Plan:
+    """The plan, as far as the pilots in the folder say it.
+
+    Raises:
+        StudyError: a flag, a suite, a setting or a metric of the study is wrong.
+    """
+    check_suites(study)
+
+    def l0(cell: Cell) -> float | None:
+        if (summary := cell.summary(folder)) is not None:
+            return float(summary[L0])
+        return None if failure(cell, folder) is None else 0.0
+
+    return plan(study, l0)
+
+
+def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None:
+    """Train and evaluate what is missing.
+
+    Args:
+        study: the study.
+        folder: where its SAEs and results are, and go.
+        jobs: processes; None for one per core on a CPU, and one on a GPU.
+        progress: hears of it.
+
+    Raises:
+        StudyError: the study is wrong, or the folder is in use or cannot be written to.
+    """
+    folder = folder.absolute()
+    pilots = plan_of(study, folder).pilots
+    jobs = jobs or _default_jobs(len(study.models) * len(study.seeds))
+    with _locked(folder):
+        write(folder / STUDY, as_yaml(study))  # as it was run last
+        waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
+        pilots = [cell for cell in pilots if cell.model in waiting]
+        progress.expect(len(pilots))
+        _run_tasks(_tasks(study, folder, pilots, jobs), jobs, progress)
+        known = plan_of(study, folder)
+        progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
+        _run_tasks(_tasks(study, folder, known.cells, jobs), jobs, progress)
+
+
+def check_suites(study: Study) -> None:
+    """Refuse suites, settings and metrics that there are not."""
+    for name, model in study.models.items():
+        for suite in model.suites:
+            suite_of(study, name, suite)
+    check_compared(study)
+
+
+def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
+    """A suite with its settings on a model.
+
+    Raises:
+        StudyError: there is none, or a setting is wrong.
+    """
+    from pydantic import ValidationError
+
+    from sae_plugins.eval_suites import registry
+
+    where = f"models.{model}.suites.{name}"
+    spec = study.models[model]
+    try:
+        suite = registry.load(name)
+        return suite, suite.settings(spec.preset, spec.suites[name])
+    except PluginError as error:
+        raise StudyError(f"{where}: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        reason = problem["msg"]
+        if problem["type"] == "extra_forbidden":
+            reason = f"no such setting: {did_you_mean(key, suite.Settings.model_fields)}"
+        raise StudyError(f"{where}.{key}: {reason}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unlock = lock(folder)
+    except BlockingIOError as error:
+        raise StudyError(
+            f"{folder}: this study is being run already; wait, or choose another --output_path"
+        ) from error
+    except OSError as error:
+        raise StudyError(
+            f"--output_path {folder} cannot be written to: {error.strerror}"
+        ) from error
+    try:
+        yield
+    finally:
+        unlock()
+
+
+def _tasks(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Task]:
+    """A task for each model and seed, for `jobs` processes."""
+    text = study.model_dump_json()
+    # sums round by the number of threads, so it does not follow how much there is left to do
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    return [
+        Task(text, folder, model, seed, members[0].pilot, jobs, threads)
+        for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
+    ]
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+def _run_tasks(tasks: list[Task], jobs: int, progress: Progress) -> None:
+    count = min(jobs, len(tasks))
+    if count <= 1:
+        for task in tasks:
+            work(task, progress)
+        return
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with (
+        # one bar is drawn, here
+        _environment(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"),
+        ProcessPoolExecutor(count, context, _begin, (queue,)) as pool,
+    ):
+        futures = [pool.submit(_work_elsewhere, task) for task in tasks]
+        try:
+            _listen(futures, queue, progress)
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _default_jobs(tasks: int) -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(tasks, os.cpu_count() or 1)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for processes that are started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_queue: Any = None
+"""In a process that was started: where what it says goes."""
+
+
+def _begin(queue: Any) -> None:
+    """Say what is done into `queue`, and end when the process that started this one has ended."""
+    global _queue
+    _queue = queue
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _Elsewhere:
+    """A `Progress` in another process."""
+
+    def stage(self, text: str) -> None:
+        _queue.put(text)
+
+    def advance(self, share: float) -> None:
+        _queue.put(share)
+
+
+def _work_elsewhere(task: Task) -> None:
+    work(task, _Elsewhere())
+
+
+def _listen(futures: list[Future[None]], queue: Any, progress: Progress) -> None:
+    """Hand on what the processes say, until all have ended; raises what one of them raised."""
+    while True:
+        try:
+            said = queue.get(timeout=0.5)
+        except Empty:
+            if all(future.done() for future in futures):
+                break
+            continue
+        if isinstance(said, str):
+            progress.stage(said)
+        else:
+            progress.advance(said)
+    try:
+        for future in futures:
+            future.result()
+    except BrokenProcessPool as error:
+        raise StudyError(
+            "a process of the study ended without a word, perhaps for want of memory: try a lower "
+            "--jobs; what is done is kept"
+        ) from error
+
+
+# -- one process ---------------------------------------------------------------------------------
+
+
+def work(task: Task, progress: Progress) -> None:
+    """Train the missing SAEs of one model and seed, and evaluate them."""
+    if task.threads is not None:
+        import torch
+
+        torch.set_num_threads(task.threads)
+    study = Study.model_validate_json(task.study)
+    known = plan_of(study, task.folder)
+    cells = [
+        cell
+        for cell in (known.pilots if task.pilots else known.cells)
+        if (cell.model, cell.seed) == (task.model, task.seed)
+    ]
+    missing = [cell for cell in cells if cell.summary(task.folder) is None]
+    progress.advance(len(cells) - len(missing))
+    _train(missing, task, progress)
+    if not task.pilots:
+        trained = [cell for cell in cells if cell.summary(task.folder) is not None]
+        skipped = len(cells) - len(trained)
+        progress.advance(skipped * len(study.models[task.model].suites))
+        _evaluate(study, trained, task, progress)
+
+
+def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
+    """In lockstep, as many as see the same batches; a failure is written beside its folder."""
+    from sae_plugins.runs.job import Job, load_job
+    from sae_plugins.runs.lockstep import SHARE_OF_MEMORY, Arm, stream_key, train, without_frames
+
+    shared: Job | None = None
+    for members in grouped(cells, lambda cell: stream_key(cell.settings.job())).values():
+        name = f"{task.model}, seed {task.seed}"
+        progress.stage(f"{name}: training {len(members)} SAEs")
+        arms, failures = {}, {}
+        for cell in members:
+            settings, wanted = cell.settings, cell.settings.job()
+            folder = task.folder / cell.folder
+            try:
+                job = shared.sharing(wanted) if shared else load_job(wanted)
+            except Exception as error:
+                failures[cell] = without_frames(error)
+                continue
+            shared = job
+            shutil.rmtree(folder, ignore_errors=True)  # without a summary: not whole
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            arms[cell] = Arm(
+                name=cell.folder.name,
+                job=job,
+                folder=folder,
+                plugins=settings.selected(),
+                without=settings.left_out(),
+                # pictures cost a second for each SAE; the report has those of all
+                options={
+                    **settings.options,
+                    "recorder": {**settings.options.get("recorder", {}), "figures": False},
+                },
+                training=settings.training(),
+                untrained=cell.untrained,
+            )
+        cells_of = {arm.name: cell for cell, arm in arms.items()}
+
+        def note(arm: Arm, cells_of: Mapping[str, Cell] = cells_of) -> None:
+            _note(cells_of[arm.name], arm.job, task.folder)
+
+        try:
+            steps = _steps(len(arms), progress)
+            share = SHARE_OF_MEMORY / task.processes
+            failed = train(list(arms.values()), steps, note, share) if arms else {}
+        except Exception as error:  # of what they share: the language model, or its text
+            failed = {arm.name: error for arm in arms.values() if not arm.folder.exists()}
+        progress.advance(len(failures))
+        failures |= {cell: failed[arm.name] for cell, arm in arms.items() if arm.name in failed}
+        for cell, reason in failures.items():
+            write(_failed(cell, task.folder), f"{_reason(reason)}\n")
+
+
+def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
+    """Turns steps that are done into shares of so many SAEs."""
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        now = 100 * done // total  # a message per cent
+        if now > told:
+            progress.advance(saes * (now - told) / 100)
+            told = now
+
+    return tell
+
+
+def _note(cell: Cell, job: Any, folder: Path) -> None:
+    """Write how to train this SAE by itself."""
+    from sae_plugins.runs.folder import as_yaml
+    from sae_plugins.settings.settings import recipe_of
+
+    write(folder / cell.folder / RECIPE, as_yaml(recipe_of(cell.settings, job)))
+    _failed(cell, folder).unlink(missing_ok=True)
+
+
+def _failed(cell: Cell, folder: Path) -> Path:
+    path = folder / cell.folder
+    return path.with_name(path.name + FAILED)
+
+
+def failure(cell: Cell, folder: Path) -> str | None:
+    """Why a cell's SAE is not there, if training it was tried."""
+    if cell.summary(folder) is not None:
+        return None
+    try:
+        return _failed(cell, folder).read_text("utf-8").strip()
+    except OSError:
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """One line, without secrets."""
+    from sae_plugins.base.errors import without_secrets
+
+    text = without_secrets(" ".join(str(error).split()))
+    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text[:300]}"
+
+
+# -- evaluations ---------------------------------------------------------------------------------
+
+
+def evaluations(folder: Path, model: str, seed: int) -> Path:
+    """Where the results of a model's and a seed's SAEs are."""
+    return folder / EVALUATIONS / model / f"seed{seed}"
+
+
+def _evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progress) -> None:
+    from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
+    from sae_plugins.eval_suites.evaluation.manifest import EvaluationError
+    from sae_plugins.eval_suites.inputs.cache import default_folder
+
+    model = study.models[task.model]
+    if not cells or not model.suites:
+        return
+    name = f"{task.model}, seed {task.seed}"
+    progress.stage(f"{name}: evaluating {len(cells)} SAEs")
+    folder = evaluations(task.folder, task.model, task.seed)
+    request = Request(
+        sources=[str(task.folder / cell.folder) for cell in cells],
+        suites={suite: suite_of(study, task.model, suite) for suite in model.suites},
+        seeds=[model.evaluation_seed],
+        preset=model.preset,
+        output_path=folder,
+        cache_path=default_folder(),
+        data=model.data,
+        device=cells[0].settings.job().device,
+    )
+    try:
+        evaluation = Evaluation(request)
+        hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
+        evaluation.run(_Rows(name, progress))
+    except EvaluationError as error:
+        raise StudyError(str(error)) from error
+    # two SAEs that are the same have one row
+    progress.advance(len(cells) * len(model.suites) - len(evaluation.rows))
+
+
+@dataclass
+class _Rows:
+    """What an evaluation tells, told as a study's progress."""
+
+    name: str
+    progress: Progress
+
+    def stage(self, text: str) -> None:
+        self.progress.stage(f"{self.name}: {text}")
+
+    def finished(self, row: Any, again: bool) -> None:
+        self.progress.advance(1)
+
+
+def stale(known: Plan, folder: Path) -> list[Path]:
+    """Runs in the folder that are no part of the study any more, after something was changed."""
+    names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
+    found = [recipe.parent for recipe in folder.glob(f"{SAES}/*/*/{RECIPE}")]
+    return sorted(path for path in found if path not in names)

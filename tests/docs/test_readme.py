@@ -1,0 +1,89 @@
+"""The README's snippets are run: the third-party plugin that it teaches is built and installed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from snippets import README, block, package, passes
+
+from sae_plugins.base.files import read_rows
+from sae_plugins.entrypoints.main import main
+from sae_plugins.framework import registry
+from sae_plugins.testing import train
+
+SPREAD = "class Spread(Plugin)"
+
+
+@pytest.fixture(scope="module")
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the package that the README describes is installed."""
+    module, project = block("python", SPREAD, README), block("toml", "sae-spread", README)
+    return package(tmp_path_factory.mktemp("third-party"), module, project, "sae_spread")
+
+
+def test_the_plugin_and_its_package_take_25_lines():
+    module, project = block("python", SPREAD, README), block("toml", "sae-spread", README)
+    assert sum(1 for line in (module + project).splitlines() if line.strip()) <= 25
+
+
+def test_an_installed_package_is_found_by_name_listed_and_trained_with(
+    third_party: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert "spread" not in registry.installed()
+    monkeypatch.syspath_prepend(str(third_party))
+    (listed,) = [entry for entry in registry.listing() if entry.name == "spread"]
+    assert listed.summary.startswith("Push decoder rows apart")
+    assert (listed.distribution, listed.version) == ("sae-spread", "0.1")
+    plain, spread = train(steps=4), train("spread", steps=4, options={"spread": {"weight": 0.5}})
+    assert not plain.sae.W_dec.equal(spread.sae.W_dec)
+    (entry,) = spread.sae.cfg.metadata.sae_plugins["plugins"]
+    assert entry == {"name": "spread", "package": "sae-spread", "version": "0.1",
+                     "options": {"weight": 0.5}}  # fmt: skip
+
+
+def test_the_command_line_knows_an_installed_package(
+    third_party: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.syspath_prepend(str(third_party))
+    assert main(["plugins", "list"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "spread" in line]
+    assert "Push decoder rows apart" in line
+    short = "--training_tokens 8192 --train_batch_size_tokens 512 --n_batches_for_norm_estimate 4"
+    store = "--store_batch_size_prompts 8 --heldout_tokens 1024 --n_batches_in_buffer 64"
+    chosen = [
+        "--plugin",
+        "spread",
+        "--spread.weight",
+        "0.5",
+        "--output_path",
+        str(tmp_path / "run"),
+    ]
+    assert main(["train", *chosen, *short.split(), *store.split()]) == 0
+    (last,) = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["step"] == 16]
+    assert last["losses/spread/cosine"] > 0
+    config = json.loads((tmp_path / "run" / "cfg.json").read_text())
+    (entry,) = config["metadata"]["sae_plugins"]["plugins"]
+    assert entry == {"name": "spread", "package": "sae-spread", "version": "0.1",
+                     "options": {"weight": 0.5}}  # fmt: skip
+
+
+def test_the_contract_that_the_readme_shows_passes(
+    third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(third_party))
+    contract = block("python", "class TestSpread(PluginContract)", README)
+    assert passes(contract, tmp_path / "test_spread.py")
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    example = block("python", "LanguageModelSAERunnerConfig(", README)
+    assert "training_tokens=100_000" in example
+    exec(example.replace("100_000", "30_000"), {})  # the README's own lines, on fewer tokens
+    config = json.loads((tmp_path / "runs" / "python" / "cfg.json").read_text())
+    provenance = config["metadata"]["sae_plugins"]
+    assert provenance["methods"] == ["hybrid-order"]
+    assert provenance["reorderings"]["steps"] == [52]  # step 50 is inside an accumulation window

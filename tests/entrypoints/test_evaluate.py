@@ -1,0 +1,242 @@
+"""`sae-plugins evaluate`: what is typed, what is printed, and the exit code."""
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import Field
+
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.entrypoints import evaluate as cli
+from sae_plugins.entrypoints.main import main
+from sae_plugins.eval_suites import registry
+from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite
+from sae_plugins.eval_suites.suite import Settings as SuiteSettings
+from sae_plugins.framework.registry import Installed
+
+
+class Settings(SuiteSettings):
+    size: int = Field(4, ge=1, description="of something")
+    k_values: tuple[int, ...] = Field((1, 5), description="several")
+    skip: int | None = Field(None, description="or none")
+    fast: bool = Field(True, description="quick", json_schema_extra={"shortcut": True})
+    masked: bool = True
+
+
+class Dummy(Suite):
+    """Scores anything."""
+
+    name = "dummy"
+    metrics = (Metric("score_{k}", "the score", "of nothing", "higher", headline=True),)
+    Settings = Settings
+    presets = {"quick": {"size": 2}}
+    seen = []
+
+    def cost(self, subject, settings):
+        return Cost(1000, 100, 10**6)
+
+    def evaluate(self, subject, bench, settings, seed, prepared):
+        bench.stage("scoring")
+        self.seen.append(settings)
+        assert bench.cache.folder.is_absolute()  # suites run in another working folder
+        assert Path(bench.data.folder).is_absolute()
+        if subject.name == "bad":
+            raise SuiteError("it is bad")
+        return Scores({f"score_{k}": Value(value=0.5 + seed / 100) for k in settings.k_values})
+
+
+class Fussy(Dummy):
+    """Applies to nothing."""
+
+    name = "fussy"
+
+    def refusal(self, subject):
+        return "nothing pleases it"
+
+
+def load_subject(source):
+    if "missing" in source:
+        raise SuiteError(f"{source} is no folder")
+    return SimpleNamespace(
+        name=Path(source).name, source=source, hash=(source.encode().hex() * 9)[:32],
+        architecture="topk", d_in=4, d_sae=8, hook_name="blocks.1.hook_resid_post",
+        model_name="gpt2", warnings=(), dataset=None, training_tokens=None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """The exit code and what was printed by a command line, with dummies for suites."""
+    suites = {"dummy": Dummy, "fussy": Fussy}
+    entries = {name: [Installed(name, f"x:{name}", "sae-plugins", "1")] for name in suites}
+    monkeypatch.setattr("sae_plugins.framework.registry.installed", lambda group: entries)
+    monkeypatch.setattr(registry, "load", lambda name: suites[name]())
+
+    def data_source(name, *_):
+        return SimpleNamespace(name=name, folder=name, revisions={}, fingerprint=lambda *_: "v1")
+
+    model = SimpleNamespace(name="gpt2", hash="m1", dtype="float32", hooked=None)
+    for name, functions in {
+        "inputs.subjects": {"load_subject": load_subject, "SYNTHETIC": "synthetic:"},
+        "inputs.models": {
+            "load_language_model": lambda *_: model,
+            "check_hook": lambda *_: None,
+            "check_d_in": lambda *_: None,
+        },
+        "inputs.data": {"data_source": data_source},
+        "saebench.isolation": {"undisturbed": nullcontext},
+    }.items():
+        fake = SimpleNamespace(**functions)
+        monkeypatch.setitem(sys.modules, f"sae_plugins.eval_suites.{name}", fake)
+    monkeypatch.setattr(cli, "_parameters", lambda _: 10**6)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Dummy, "seen", [])
+
+    def command(line):
+        code = main(["evaluate", *line.split(), "--cache_path", "cache", "--data", "texts"])
+        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
+
+    return command
+
+
+CASES = [
+    ("", "name an SAE"),
+    ("runs/a --suite dumy", "no suite 'dumy' is installed: did you mean 'dummy'?"),
+    ("--suite dummy runs/a", "SAEs are named before the flags"),
+    ("runs/a --preset canonicl", "did you mean 'canonical'?"),
+    ("runs/a --presets quick", "there is no flag --presets: did you mean '--preset'"),
+    ("runs/a --zzzzz", "`sae-plugins evaluate --help` lists all flags"),
+    ("runs/a --seed x", "--seed 'x': it must be"),
+    ("runs/a --seed -1", "--seed -1: it must be at least 0"),
+    ("runs/a --seed 1 2 1", "--seed 1 is given twice"),
+    ("runs/a --output_path", "--output_path needs a value"),
+    ("runs/a --output_path file", "is a file; name a folder"),
+    ("runs/a --dummy.sise 4", "--dummy.sise: the suite 'dummy' has no setting 'sise': did you"),
+    ("runs/a --dummy.size big", "--dummy.size 'big': input should be a valid integer"),
+    ("runs/a --dummy.size 0", "--dummy.size 0: input should be greater than or equal to 1"),
+    ("runs/a --suite dummy --fussy.size 4", "the suite 'fussy' is not chosen; add --suite fussy"),
+    ("runs/a --dumy.size 4", "--dumy.size: no suite 'dumy' is installed: did you mean 'dummy'"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), CASES)
+def test_what_is_wrong_is_said_with_the_cure(run, line, words):
+    Path("file").touch()
+    done = run(line)
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.startswith("sae-plugins evaluate: error:")
+    assert not Path("evaluations").exists()
+
+
+def test_an_evaluation_prints_its_plan_tables_and_files(run):
+    done = run("runs/a runs/b --suite dummy --seed 42 43 --dummy.k_values 2 10")
+    assert done.code == 0
+    assert "gpt2, blocks.1.hook_resid_post" in done.out
+    assert "4, one per suite, SAE and seed" in done.out
+    assert "mean ± sd of 2 seeds" in done.out
+    assert "score 2 ↑" in done.out
+    assert "0.9250 ± 0.0071" in done.out
+    assert "results.csv" in done.out
+    assert done.err.splitlines()[0].startswith("1/4 dummy, a, seed 42: ok")
+    assert Path("evaluations/manifest.json").exists()
+    again = run("runs/a runs/b --suite dummy --seed 42,43 --dummy.k_values 2 10")
+    assert "ok, was there" in again.err
+    assert "0.9250 ± 0.0071" in again.out
+
+
+def test_failures_and_what_does_not_apply_come_last_with_reasons(run):
+    done = run("runs/a runs/bad runs/missing --suite dummy --suite fussy --output_path out")
+    assert done.code == 1
+    last = done.out.splitlines()[-5:]
+    assert "not applicable: fussy of a, bad: nothing pleases it" in last
+    assert "FAILED: dummy of bad, seed 42: it is bad" in last
+    assert "FAILED: dummy, fussy of runs/missing, seed 42: runs/missing is no folder" in last
+    assert run("runs/a --suite fussy").code == 0
+
+
+def test_settings_are_read_by_their_types(run):
+    run("runs/a --suite dummy --dummy.k_values 7 --dummy.skip none --dummy.masked false")
+    run("runs/a --suite dummy --dummy.k_values 1,2 --dummy.skip 3 --preset quick --dummy.fast")
+    first, second = Dummy.seen
+    assert (first.k_values, first.skip, first.masked, first.size) == ((7,), None, False, 4)
+    assert (second.k_values, second.skip, second.fast, second.size) == ((1, 2), 3, True, 2)
+
+
+def test_exact_switches_off_shortcuts_and_nothing_else(run):
+    run("runs/a --suite dummy --exact")
+    run("runs/a --suite dummy --exact --dummy.fast true --output_path other")
+    assert [(s.fast, s.masked) for s in Dummy.seen] == [(False, True), (True, True)]
+
+
+def test_a_dry_run_says_what_is_left_and_changes_nothing(run):
+    run("runs/a --suite dummy")
+    before = sorted(Path().rglob("*"))
+    done = run("runs/a runs/b --dry_run --seed 42 43")
+    assert done.code == 0
+    assert "done           dummy, a, seed 42" in done.out
+    assert "to do          dummy, b, seed 42" in done.out
+    assert "to do: 3 rows of 8" in done.out
+    assert "language-model tokens: 2,000" in done.out  # shared by both SAEs of a seed
+    assert "2.0 MB" in done.out
+    assert "time: about 1 s on" in done.out
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_list_explains_metrics_and_settings(run):
+    done = run("--list --suite dummy")
+    assert done.code == 0
+    for words in ("score_{k}", "the score", "↑", "of nothing", "--dummy.size int", "default 4"):
+        assert words in done.out
+    assert "--preset quick: size 2" in done.out
+
+
+def test_one_error_of_the_folder_ends_it_all(run):
+    run("runs/a --suite dummy")
+    Path("evaluations/manifest.json").write_text("{")
+    done = run("runs/a --suite dummy")
+    assert done.code == 2
+    assert "manifest.json cannot be read" in done.err
+
+
+def test_the_presets_are_those_of_the_suites():
+    assert cli.PRESETS == PRESETS
+
+
+@pytest.mark.parametrize("line", ["--help", "runs/a --suite cor", "runs/a --lis"])
+def test_help_and_misspelt_names_are_cheap(line):
+    code = (
+        "import json, resource, sys\n"
+        "from sae_plugins.entrypoints.main import main\n"
+        "code = main(['evaluate', *sys.argv[1:]])\n"
+        "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(json.dumps([code, usage.ru_utime + usage.ru_stime, sorted(sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=True
+    )
+    exit_code, seconds, modules = json.loads(done.stdout.splitlines()[-1])
+    assert exit_code == (0 if line == "--help" else 2)
+    assert not {"torch", "sae_lens", "numpy", "datasets", "matplotlib"}.intersection(modules)
+    assert seconds < 1
+    if line == "--help":
+        for words in ("examples:", "absorption", "sparse-probing", "--seed N...", "minutes"):
+            assert words in done.stdout
+        assert max(map(len, done.stdout.splitlines()[:-1])) <= 120
+
+
+def test_the_examples_of_the_help_are_valid():
+    lines = [
+        line.strip().split("   ")[0].split()
+        for line in cli.help_text(100).splitlines()
+        if line.startswith("  sae-plugins evaluate ")
+    ]
+    assert len(lines) >= 5
+    for line in lines:
+        _, given, settings = cli.parse(line[2:])
+        cli.chosen_suites(given, settings)

@@ -1,0 +1,379 @@
+"""`sae-plugins train --resume`: a run that is killed, at any moment, ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tqdm import tqdm
+
+from sae_plugins.entrypoints.main import main
+from sae_plugins.resume.checkpoints import files as checkpoints_in
+from sae_plugins.runs.folder import RESUME, UNFINISHED
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+METHOD = [
+    *("--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval", "7"),
+    *("--recorder.every", "1", "--checkpoint_every", "3"),
+]
+RUNS = {
+    "language model": [
+        *("--training_tokens", "6400", "--train_batch_size_tokens", "64", "--context_size", "16"),
+        *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "32", "--d_sae", "32"),
+        *("--n_batches_for_norm_estimate", "2", "--heldout_tokens", "256", *METHOD),
+    ],
+    "synthetic": [
+        *("--model_name", "synthetic:toy", "--training_tokens", "9600", "--d_sae", "64"),
+        *("--train_batch_size_tokens", "96", "--eval_samples", "500", "--heldout_tokens", "500"),
+        *("--n_batches_for_norm_estimate", "2", *METHOD),
+    ],
+}
+"""100 steps each; hybrid-order accumulates 4 batches, so that most checkpoints are in a window."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tiny_world: Any, tmp_path: Path) -> Path:
+    """An empty working directory, and a tiny model for the embedded world."""
+    return tmp_path
+
+
+def train(*arguments: str, code: int = 0) -> None:
+    assert main(["train", *arguments]) == code
+
+
+# -- a process that is killed ------------------------------------------------------------------
+
+
+def _child(arguments: list[str]) -> None:
+    # tqdm's own lock is shared among forked processes, and stays locked when one is killed
+    tqdm.set_lock(threading.RLock())
+    with Path("log.txt").open("a") as sys.stdout:
+        sys.stderr = sys.stdout
+        code = main(["train", *arguments])
+    os._exit(code)
+
+
+def rows_written(run: Path, since: float) -> int:
+    """Rows of a file that has been written to since then; a resumed run finds one."""
+    metrics = run / UNFINISHED / "metrics.jsonl"
+    try:
+        return metrics.read_bytes().count(b"\n") if metrics.stat().st_mtime > since else -1
+    except OSError:
+        return -1
+
+
+def killed(run: Path, number: signal.Signals, after_row: int, *arguments: str) -> int:
+    """Run the command in a process of its own, and kill it; its exit code, 0 if it was faster."""
+    # a fork: importing SAELens takes ten seconds
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(list(arguments),))
+    started = time.time()
+    process.start()
+    while process.is_alive() and rows_written(run, started) < after_row:
+        time.sleep(0.001)
+    time.sleep(random.random() / 100)
+    if process.is_alive():
+        os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode is not None, "it does not stop"
+    return process.exitcode
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """What a run leaves, without the times that it took and where it is."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        name = str(path.relative_to(run))
+        if path.suffix in (".json", ".jsonl"):
+            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            found[name] = [
+                {k: v for k, v in json.loads(line).items() if not re.search("second|_path", k)}
+                for line in lines
+            ]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The uninterrupted runs, each made when it is first asked for."""
+    return {}
+
+
+def uninterrupted(kind: str, expected: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    if kind not in expected:
+        train(*RUNS[kind], "--output_path", "whole")
+        expected[kind] = contents(Path("whole"))
+    return expected[kind]
+
+
+def check(kind: str, number: signal.Signals, seed: int, expected: dict[str, Any]) -> None:
+    """Kill the run twice at random moments, let it end, and compare."""
+    whole = uninterrupted(kind, expected)
+    random.seed(seed)
+    run, first = Path("run"), random.randint(0, 99)
+    command = [*RUNS[kind], "--output_path", "run"]
+    for after_row in (first, random.randint(first, 99)):
+        code = killed(run, number, after_row, *command)
+        if code == 0:
+            break
+        assert code == (-9 if number == signal.SIGKILL else 130), Path("log.txt").read_text()
+        can_go_on = bool(checkpoints_in(run / UNFINISHED / RESUME))
+        if number != signal.SIGKILL and can_go_on:
+            said = Path("log.txt").read_text()
+            assert "go on with it: sae-plugins train --resume run" in said
+        command = ["--resume", "run"] if can_go_on else command
+    else:
+        train(*command)
+    assert contents(run) == whole, f"{kind}, {number.name}, seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [("language model", n) for n in SIGNALS] + [("synthetic", signal.SIGKILL)]
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    kind: str, number: signal.Signals, expected: dict[str, dict[str, Any]]
+):
+    check(kind, number, 1, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_may_be_killed_at_any_moment(
+    kind: str, number: signal.Signals, seed: int, expected: dict[str, dict[str, Any]]
+):
+    check(kind, number, 1000 + seed, expected)
+
+
+# -- what is refused, and what is said ---------------------------------------------------------
+
+SHORT = [*RUNS["language model"], "--training_tokens", "1280"]
+"""20 steps."""
+
+
+@pytest.fixture
+def unfinished() -> Path:
+    """A run that was interrupted after about ten steps."""
+    assert killed(Path("run"), signal.SIGTERM, 10, *SHORT, "--output_path", "run") == 130
+    return Path("run")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    train(*arguments, code=2)
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_resumed_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert "there is no such folder" in refusal(capsys, "--resume", "nowhere")
+    train(*SHORT, "--output_path", "run")
+    assert "--resume run is finished" in refusal(capsys, "--resume", "run")
+    Path("other").mkdir()
+    assert "holds no unfinished run" in refusal(capsys, "--resume", "other")
+    early = [*SHORT, "--checkpoint_every", "0", "--output_path", "early"]
+    killed(Path("early"), signal.SIGKILL, 5, *early)
+    said = refusal(capsys, "--resume", "early")
+    assert "before its first checkpoint" in said
+    assert "sae-plugins train --recipe early/unfinished/run.yaml --output_path early" in said
+    train("--recipe", "early/unfinished/run.yaml", "--output_path", "early")
+
+
+def test_a_resumed_run_must_be_the_one_that_began(
+    unfinished: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refusal(capsys, "--resume", "run", "--lr", "0.5", "--reorder.interval", "8")
+    assert "--lr 0.5, it began with 0.001" in said
+    assert "--reorder.interval 8, it began with 7" in said
+    for flags in (["--recipe", "hybrid-order"], ["--output_path", "other"], ["--overwrite"]):
+        assert f"{flags[0]} cannot be combined with --resume" in refusal(
+            capsys, "--resume", "run", *flags
+        )
+    recipe = unfinished / UNFINISHED / "run.yaml"
+    edited = recipe.read_text().replace("seed: 42", "seed: 43")
+    edited = edited.replace("reorder.window: 10", "reorder.window: 12")
+    recipe.write_text(edited)
+    said = refusal(capsys, "--resume", "run")
+    assert "step-0" in said
+    assert "seed: 42 in the checkpoint, 43 now" in said
+    assert "plugins.reorder.window: 10 in the checkpoint, 12 now" in said
+    recipe.write_text(edited.replace("seed: 43", "seed: 42").replace("window: 12", "window: 10"))
+    train("--resume", "run", "--lr", "1e-3", "--seed", "42")  # what is the same may be said
+    assert (unfinished / "cfg.json").exists()
+
+
+def test_a_folder_with_an_unfinished_run_is_not_overwritten(
+    unfinished: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refusal(capsys, *SHORT, "--output_path", "run")
+    assert "go on with it (sae-plugins train --resume run)" in said
+    train(*SHORT, "--output_path", "run", "--overwrite")
+    assert (unfinished / f"{UNFINISHED}-1" / "metrics.jsonl").exists()
+    assert not list(unfinished.rglob("step-*"))
+
+
+def test_a_damaged_checkpoint_is_skipped_and_named(
+    unfinished: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    newest, *_ = found = checkpoints_in(unfinished / UNFINISHED / RESUME)
+    assert len(found) == 2
+    newest.write_bytes(newest.read_bytes()[:-100])
+    train("--resume", "run")
+    assert f"{newest.name} cannot be read" in caplog.text
+    train(*SHORT, "--output_path", "whole")
+    assert contents(Path("run")) == contents(Path("whole"))
+
+
+def test_only_damaged_checkpoints_are_an_error_that_names_them(
+    unfinished: Path, capsys: pytest.CaptureFixture[str]
+):
+    for path in checkpoints_in(unfinished / UNFINISHED / RESUME):
+        path.write_bytes(b"nothing")
+    said = refusal(capsys, "--resume", "run")
+    assert path.name in said
+    assert "start the run anew" in said
+    assert (unfinished / UNFINISHED / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("every", ["often", "-3", "10 hours", ""])
+def test_an_interval_that_is_none_is_refused(every: str, capsys: pytest.CaptureFixture[str]):
+    said = refusal(capsys, *SHORT, f"--checkpoint_every={every}")
+    assert f"--checkpoint_every '{every}' is no interval" in said
+
+
+def test_the_newest_are_kept_and_gone_at_the_end():
+    arguments = ("--keep_checkpoints", "3", "--output_path", "run")
+    killed(Path("run"), signal.SIGTERM, 15, *SHORT, *arguments)
+    assert len(checkpoints_in(Path("run", UNFINISHED, RESUME))) == 3
+    train("--resume", "run")
+    assert not list(Path("run").rglob("step-*"))
+    assert not Path("run", UNFINISHED).exists()
+
+
+def test_a_checkpoint_is_written_when_it_is_asked_for_only_at_interruptions():
+    run = Path("run")
+    killed(run, signal.SIGINT, 15, *SHORT, "--checkpoint_every", "0", "--output_path", "run")
+    assert len(checkpoints_in(run / UNFINISHED / RESUME)) == 1
+    train("--resume", "run")
+    train(*SHORT, "--checkpoint_every", "0", "--output_path", "whole")
+    assert contents(run) == contents(Path("whole"))
+
+
+def test_a_buffer_that_is_refilled_makes_small_checkpoints_and_another_run():
+    sizes = {}
+    for buffer in ("exact", "refill"):
+        killed(
+            Path(buffer),
+            signal.SIGTERM,
+            10,
+            *SHORT,
+            "--resume_buffer",
+            buffer,
+            "--output_path",
+            buffer,
+        )
+        newest, *_ = checkpoints_in(Path(buffer, UNFINISHED, RESUME))
+        sizes[buffer] = newest.stat().st_size
+        train("--resume", buffer)
+    assert sizes["refill"] < sizes["exact"] - 15_000
+    weights = [Path(name, "sae_weights.safetensors").read_bytes() for name in sizes]
+    assert weights[0] != weights[1]
+
+
+def test_the_log_at_weights_and_biases_goes_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
+    wandb.teardown()  # of earlier tests: a service cannot be shared with a forked process
+    log = ("--log_to_wandb", "--wandb_log_frequency", "1")
+    killed(Path("run"), signal.SIGTERM, 10, *SHORT, *log, "--output_path", "run")
+    time.sleep(1)  # its folders are named after the second
+    train("--resume", "run")
+    ids = {path.name.rpartition("-")[2] for path in Path("wandb").glob("offline-run-*")}
+    assert len(list(Path("wandb").glob("offline-run-*"))) == 2
+    assert len(ids) == 1
+
+
+def test_sae_lens_own_checkpoints_still_resume():
+    plain = list(SHORT[: SHORT.index("--plugin")])
+    plain += ["--training_tokens", "1280", "--n_checkpoints", "3"]
+    train(*plain, "--output_path", "first")
+    own = sorted(Path("first", "checkpoints").iterdir(), key=lambda path: int(path.name))
+    train(*plain, "--output_path", "second", "--resume_from_checkpoint", str(own[0]))
+    steps = [int(path.name) for path in Path("second", "checkpoints").iterdir()]
+    assert sorted(steps) == sorted(int(path.name) for path in own[1:])
+
+
+def test_a_run_that_began_at_sae_lens_checkpoint_goes_on_from_its_own():
+    plain = [*SHORT[: SHORT.index("--plugin")], "--training_tokens", "1280"]
+    train(*plain, "--n_checkpoints", "3", "--output_path", "first")
+    own = min(Path("first", "checkpoints").iterdir(), key=lambda path: int(path.name))
+    began = [*plain, "--resume_from_checkpoint", str(own), "--recorder.every", "1"]
+    killed(Path("run"), signal.SIGTERM, 5, *began, "--output_path", "run")
+    train("--resume", "run")
+    train(*began, "--output_path", "whole")
+    one, other = contents(Path("run")), contents(Path("whole"))
+    for config in (one, other):  # where it began is in run.yaml
+        config["runner_cfg.json"][0].pop("resume_from_checkpoint")
+    assert one == other
+
+
+@pytest.mark.parametrize("moved", range(0, 8, 2))
+def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
+    moved: int, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sae_plugins.runs import folder as runs
+
+    train(*SHORT, "--seed", "1", "--output_path", "earlier")
+    for path in Path("earlier").iterdir():
+        path.rename(unfinished / path.name)  # as with --overwrite
+    count, replace = iter(range(100)), os.replace
+
+    def replacing(source: Any, target: Any) -> None:
+        if Path(target).parent == unfinished and next(count) == moved:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.os, "replace", replacing)
+        train("--resume", "run", code=130)
+    train("--resume", "run")
+    train(*SHORT, "--output_path", "whole")
+    assert contents(unfinished) == contents(Path("whole"))
+
+
+def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sae_plugins.runs import folder as runs
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.shutil, "rmtree", interrupted)
+        train("--resume", "run", code=130)
+    assert list((unfinished / UNFINISHED / RESUME).iterdir())
+    train(*SHORT, "--output_path", "run", code=2)  # an SAE is there
+    train(*SHORT, "--output_path", "run", "--overwrite")
+    assert not list(unfinished.glob("unfinished*"))
+
+
+def test_saelens_checkpoints_go_where_they_went():
+    own = ("--n_checkpoints", "3", "--checkpoint_path", "own")
+    killed(Path("run"), signal.SIGTERM, 8, *SHORT, *own, "--output_path", "run")
+    before = list(Path("own").iterdir())
+    train("--resume", "run")
+    assert len(list(Path("own").iterdir())) == 3 > len(before) > 0

@@ -1,0 +1,104 @@
+"""The figures of an evaluation show the results that there are, of one SAE and of twelve."""
+
+import string
+
+import numpy as np
+import pytest
+
+from sae_plugins.eval_suites.evaluation.figures import (
+    absorption_by_letter,
+    core_overview,
+    probing_by_k,
+    save_all,
+    scr_by_ablations,
+)
+from sae_plugins.eval_suites.evaluation.results import Result, SAEInfo, Value
+
+
+def result(metrics, details=None, seed=42):
+    info = SAEInfo(
+        name="a", source="a", hash="h", architecture="topk", d_in=4, d_sae=8, hook_name="hook"
+    )
+    return Result(
+        suite="suite", status="ok", sae=info, seed=seed, preset="quick", details=details or {},
+        metrics={name: Value(value=value) for name, value in metrics.items()},
+    )  # fmt: skip
+
+
+def core(variance=0.9):
+    values = {"explained_variance_centred": variance, "ce_loss_score": 0.95, "kl_div_score": 0.9}
+    return result({**values, "l0": 32.3})
+
+
+def absorption(rate=0.3, letters=string.ascii_lowercase):
+    return result({}, {letter: {"full_absorption_rate": rate} for letter in letters})
+
+
+def scr(scale=1.0, seed=42):
+    return result({f"scr_metric_threshold_{n}": scale * n / 500 for n in (2, 20, 500)}, seed=seed)
+
+
+def probing():
+    sae = {f"sae_top_{k}_test_accuracy": 0.6 + k / 100 for k in (1, 2, 5)}
+    llm = {f"llm_top_{k}_test_accuracy": 0.55 for k in (1, 2, 5)}
+    return result({**sae, **llm, "llm_test_accuracy": 0.9, "sae_test_accuracy": 0.85})
+
+
+def names(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_core_has_a_bar_per_metric_and_sae_and_tells_l0():
+    panel = core_overview({"a": [core()], "b": [core(0.5)]}).axes[0]
+    assert [bar.get_width() for bar in panel.containers[0]] == [0.9, 0.5]
+    assert panel.get_yticklabels()[0].get_text() == "a\nL0 32.3"
+
+
+def test_core_shows_spread_over_seeds_and_values_below_zero():
+    figure = core_overview({"a": [core(-0.4), core(-0.6)]})
+    assert figure.axes[0].get_xlim()[0] < -0.5
+    assert "2 seeds" in figure.axes[0].get_title("left")
+
+
+def test_absorption_has_a_bar_per_letter_that_any_sae_has():
+    saes = {"a": [absorption(0.3)], "b": [absorption(0.6, "xyz")]}
+    figure = absorption_by_letter(saes)
+    panel = figure.axes[0]
+    assert len(panel.get_xticklabels()) == 26
+    heights = np.array([bar.get_height() for bar in panel.containers[1]])
+    np.testing.assert_array_equal(np.isnan(heights), [True] * 23 + [False] * 3)
+    assert names(figure) == ["a", "b"]
+
+
+def test_scr_is_a_line_per_sae_with_a_band_where_seeds_differ():
+    panel = scr_by_ablations({"a": [scr(1, 1), scr(2, 2)], "b": [scr()]}).axes[0]
+    np.testing.assert_allclose(panel.get_lines()[0].get_ydata(), [0.006, 0.06, 1.5])
+    assert len(panel.collections) == 1
+    assert panel.get_xscale() == "log"
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2", "20", "500"]
+
+
+def test_probing_has_the_models_own_accuracy_dashed():
+    figure = probing_by_k({"a": [probing()]})
+    lines = figure.axes[0].get_lines()
+    assert [line.get_linestyle() for line in lines] == ["-", "--", ":"]
+    assert names(figure) == ["a", "language model's own channels", "language model, all channels"]
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_all_are_saved_whatever_the_number_of_saes(count, tmp_path):
+    labels = [f"batchtopk_hybrid-order_seed{n}" for n in range(count)]
+    saes = {
+        "core": {label: [core()] for label in labels},
+        "absorption": {label: [absorption()] for label in labels},
+        "scr": {label: [scr()] for label in labels},
+        "sparse-probing": {label: [probing()] for label in labels},
+        "ground-truth": {label: [core()] for label in labels},
+    }
+    files = save_all(saes, tmp_path / "figures")
+    assert len(files) == 4
+    assert all(file.stat().st_size > 5000 for file in files)
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path):
+    assert save_all({"core": {}, "scr": {"a": [core()]}}, tmp_path) == []

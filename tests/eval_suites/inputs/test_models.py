@@ -1,0 +1,115 @@
+"""Loading language models: which one it is, in which dtype, and what cannot be loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import errors
+from transformer_lens import HookedTransformer
+
+from sae_plugins import world
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.hub import why
+from sae_plugins.eval_suites.inputs.models import (
+    LanguageModel,
+    _hash,
+    check_hook,
+    load_language_model,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return load_language_model(world.NAME, "cpu")
+
+
+def test_the_embedded_world(model):
+    assert (model.name, model.dtype, model.device) == (world.NAME, "float32", "cpu")
+    tokens = torch.arange(20)[None]
+    assert torch.equal(model.hooked(tokens), world.load_hooked_transformer()(tokens))
+
+
+def test_the_hash_is_of_the_function(model):
+    again = load_language_model(world.NAME, "cpu")
+    again.hooked.cfg.device = "cuda"
+    again.hooked.cfg.model_name = "another"
+    assert _hash(again.hooked) == model.hash
+    again.hooked.cfg.attn_scale = 7.0
+    assert _hash(again.hooked) != model.hash
+    again.hooked.cfg.attn_scale = model.hooked.cfg.attn_scale
+    with torch.no_grad():
+        again.hooked.W_U[5, 7] += 1e-6
+    assert _hash(again.hooked) != model.hash
+    half = load_language_model(world.NAME, "cpu", "bfloat16")
+    assert half.hooked.W_U.dtype == torch.bfloat16
+    assert half.hash != model.hash
+
+
+def test_others_are_loaded_as_saebench_does(model, monkeypatch):
+    calls: list[Any] = []
+
+    def load(name: str, **kwargs: Any) -> Any:
+        calls.append((name, kwargs))
+        return model.hooked
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", load)
+    assert load_language_model("gemma-2-2b", "cpu").dtype == "bfloat16"
+    assert load_language_model("gpt2", "cpu").dtype == "float32"
+    assert calls == [
+        ("gemma-2-2b", {"device": "cpu", "dtype": torch.bfloat16}),
+        ("gpt2", {"device": "cpu", "dtype": torch.float32}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gema-2-2b", "cpu"), "no language model 'gema-2-2b' .*did you mean .*'gemma-2-2b'"),
+        (("sae-plugins-wolrd", "cpu"), "did you mean 'sae-plugins-world'"),
+        (("Qwen/Qwen-7B", "cpu"), "run code on this machine"),
+        ((world.NAME, "tpu9"), "device 'tpu9' cannot be used"),
+        ((world.NAME, "cpu", "int8"), "dtype 'int8' is unknown; choose one of float32"),
+    ],
+)
+def test_models_that_cannot_be_loaded(arguments, message):
+    with pytest.raises(SuiteError, match=message):
+        load_language_model(*arguments)
+
+
+def test_a_model_while_offline(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    said = r"gpt2 cannot be loaded: the Hub cannot be reached, or .*: go online"
+    with pytest.raises(SuiteError, match=said):
+        load_language_model("gpt2", "cpu")
+
+
+def test_hooks(model):
+    check_hook(model, "blocks.1.hook_resid_post")
+    with pytest.raises(SuiteError, match=r"has no hook 'blocks.1.hook_resid_pots'; did you mean"):
+        check_hook(model, "blocks.1.hook_resid_pots")
+    renamed = replace(model, name="a-model")
+    with pytest.raises(SuiteError, match=r"a-model has no hook 'x'; known: .*N from 0 to 3"):
+        check_hook(renamed, "x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (errors.GatedRepoError, "accept its terms"),
+        (errors.RepositoryNotFoundError, "no such repository"),
+        (errors.LocalEntryNotFoundError, "go online"),
+        (errors.OfflineModeIsEnabled, "unset HF_HUB_OFFLINE"),
+        (errors.RemoteEntryNotFoundError, "lacks a file"),
+    ],
+)
+def test_reasons_of_the_hub(kind, words):
+    wrapped = OSError("some text of a library")
+    wrapped.__cause__ = kind.__new__(kind)
+    assert words in why(wrapped)
+    assert why(ValueError("first\nsecond")) == "ValueError: first second"

@@ -1,0 +1,170 @@
+"""Our suites give SAEBench's own numbers, whatever came before and wherever they run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SUITES = ("core", "absorption", "scr", "sparse-probing")
+SAES = ("standard", "topk")
+OURS = {"explained_variance_centred", "num_letters"}
+"""Metrics that SAEBench does not have, beside those of padding."""
+
+
+def numbers(scores: Any) -> dict[str, float | None]:
+    """Value by name, of the metrics that are SAEBench's too."""
+    return {
+        name: metric.value
+        for name, metric in scores.metrics.items()
+        if name not in OURS and not name.startswith("padding_leak_")
+    }
+
+
+def check_equal(scores: Any, theirs: dict[str, float]) -> None:
+    """Compare every metric; SAEBench's standard deviations and counts are elsewhere in ours."""
+    expected = {n: v for n, v in theirs.items() if not n.startswith(("std_dev_", "total_tokens_"))}
+    assert numbers(scores) == pytest.approx(expected, abs=1e-6, nan_ok=False)
+    for name, value in theirs.items():
+        if name.startswith("std_dev_"):
+            mean = scores.metrics[f"mean_{name.removeprefix('std_dev_')}"]
+            assert mean.std == pytest.approx(value, abs=1e-6)
+
+
+def everything(scores: Any) -> dict[str, Any]:
+    """All that is said about an SAE, but for when, of SAEBench's JSON."""
+    raw = json.loads(scores.raw)
+    for name in ("eval_id", "datetime_epoch_millis", "unique_id"):
+        raw.pop(name, None)
+    return {**vars(scores), "raw": raw}
+
+
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("suite", "sae"),
+    [
+        pytest.param(
+            *(suite, sae),
+            marks=[pytest.mark.slow]
+            if sae == "standard" and suite in ("absorption", "scr")
+            else [],
+        )
+        for suite in SUITES
+        for sae in SAES
+    ],
+)
+def test_without_shortcuts_every_number_is_saebenchs(suite, sae, lab):
+    subject = getattr(lab, sae)
+    if suite == "scr" or (suite == "sparse-probing" and sae == "standard"):
+        # one call for both: in sparse probing, the second would find another random state
+        both = lab.saebench(suite, lab.standard, lab.topk)
+        theirs = both[SAES.index(sae)]
+    else:
+        (theirs,) = lab.saebench(suite, subject, **lab.exact[suite])
+    check_equal(lab.scores(suite, subject, **lab.exact[suite]), theirs)
+
+
+@pytest.mark.parametrize("sae", ["topk", slow("standard")])
+@pytest.mark.parametrize("suite", ["core", "absorption", "scr"])
+def test_shortcuts_move_no_number(suite, sae, lab):
+    subject = getattr(lab, sae)
+    exact, fast = lab.scores(suite, subject, **lab.exact[suite]), lab.scores(suite, subject)
+    assert numbers(fast) == pytest.approx(numbers(exact), abs=1e-6)
+    assert fast.details.keys() == exact.details.keys()
+    for item, row in exact.details.items():
+        assert fast.details[item] == pytest.approx(row, abs=1e-6)
+
+
+def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
+    """Then its artifacts are there already, and its random state is that of the seed."""
+    _, theirs = lab.saebench("sparse-probing", lab.standard, lab.topk)
+    ours = lab.scores("sparse-probing", lab.topk)
+    of_the_sae = {name for name in theirs if name.startswith("sae_")}
+    assert len(of_the_sae) == 3
+    for name in of_the_sae:
+        assert ours.metrics[name].value == pytest.approx(theirs[name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("suite", ["core", "scr", "sparse-probing", slow("absorption")])
+def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
+    """Not a bit, whether an SAE finds no cache, or one that is warm from another SAE."""
+    first, second = (everything(lab.scores(suite, s)) for s in (lab.standard, lab.topk))
+    other, another = (everything(lab.scores(suite, s, "else")) for s in (lab.topk, lab.standard))
+    assert first == another
+    assert second == other
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_evaluations_leave_no_trace(suite, lab, tmp_path, monkeypatch):
+    """Neither in random states, grad mode and environment nor in the working folder."""
+    import os
+    import random
+
+    import numpy as np
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.set_grad_enabled(False)
+    before = dict(os.environ), random.getstate(), torch.get_rng_state(), np.random.get_state()[1]
+    try:
+        lab.evaluate(suite, lab.topk)
+        assert not torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+    after = dict(os.environ), random.getstate(), torch.get_rng_state(), np.random.get_state()[1]
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+    assert (before[3] == after[3]).all()
+    assert not list(tmp_path.iterdir())
+    assert "run_with_cache" not in vars(lab.model.hooked)
+
+
+IN_A_PROCESS = """
+import importlib.util, json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("conftest_of_eval_suites", sys.argv[1])
+conftest = importlib.util.module_from_spec(spec)
+sys.modules["conftest_of_eval_suites"] = conftest
+spec.loader.exec_module(conftest)
+lab = conftest.Lab(Path(sys.argv[2]))
+found = {}
+for suite in lab.tiny:
+    scores = lab.scores(suite, lab.topk)
+    found[suite] = [{n: v.model_dump() for n, v in scores.metrics.items()}, scores.details]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_every_process_gives_the_same_numbers(lab, tmp_path):
+    conftest = Path(__file__).parents[1] / "conftest.py"
+    found = []
+    for number in (1, 2):
+        result = subprocess.run(
+            [sys.executable, "-c", IN_A_PROCESS, conftest, tmp_path / str(number)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found.append(json.loads(result.stdout.splitlines()[-1]))
+    assert found[0] == found[1]
+    for suite, (metrics, details) in found[0].items():
+        scores = lab.scores(suite, lab.topk)
+        assert {n: v.model_dump() for n, v in scores.metrics.items()} == metrics
+        assert scores.details == details
+
+
+@pytest.mark.parametrize("scaling", ["layer_norm", "constant_norm_rescale"])
+def test_scr_of_saes_that_scale_each_token(scaling, lab):
+    """Their decoders are not affine in the sum of codes, which must be found out."""
+    subject = lab.sae("standard", scaling, normalize_activations=scaling)
+    exact, fast = lab.scores("scr", subject, **lab.exact["scr"]), lab.scores("scr", subject)
+    assert numbers(fast) == pytest.approx(numbers(exact), abs=1e-6)
+    assert not any("added up" in text for text in fast.deviations)

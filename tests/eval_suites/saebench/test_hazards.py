@@ -1,0 +1,503 @@
+"""Where SAEBench 0.6 misleads or fails, what our suites make of it instead.
+
+One test per hazard. Most also show that SAEBench still has it: where such a test fails, a hazard
+may be gone, and with it something of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.saelens import replaced
+from sae_plugins.eval_suites.inputs.data import Need
+from sae_plugins.eval_suites.inputs.models import load_language_model
+from sae_plugins.eval_suites.inputs.subjects import Subject, load_subject
+from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.scr import Ablation
+
+DATASET = "Skylion007/openwebtext"
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed(Subject):
+    """A subject whose copies are changed before they are evaluated."""
+
+    change: Any = None
+
+    def copy(self, device: str, dtype: str) -> Any:
+        sae = super().copy(device, dtype)
+        self.change(sae)
+        return sae
+
+
+def changed(subject: Subject, name: str, change: Any) -> Changed:
+    return Changed(**{**vars(subject), "name": name}, change=change)
+
+
+def values(scores: Any) -> dict[str, float | None]:
+    return {name: metric.value for name, metric in scores.metrics.items()}
+
+
+def test_hazard_01_core_swallows_errors(lab):
+    def encode(_: Any) -> Any:
+        raise ArithmeticError("a broken encoder")
+
+    broken = changed(lab.topk, "broken", lambda sae: setattr(sae, "encode", encode))
+    assert lab.saebench("core", broken) == []
+    with pytest.raises(ArithmeticError, match="a broken encoder"):
+        lab.evaluate("core", broken)
+
+    def text(*_: Any) -> Any:
+        from datasets import Dataset
+
+        return Dataset.from_dict({"text": ["too short"]}).to_iterable_dataset()
+
+    data: Any = SimpleNamespace(text=text)
+    with pytest.raises(SuiteError, match="text ends before"):
+        lab.evaluate("core", lab.topk, lab.bench(data=data))
+
+
+def test_hazard_02_absorption_gives_up_on_all_saes(lab, tmp_path, monkeypatch):
+    from sae_bench.evals.absorption import main
+    from sae_bench.evals.absorption.eval_config import AbsorptionEvalConfig
+
+    asked: list[str] = []
+
+    def no_letters(sae_name: str, **_: Any) -> Any:
+        asked.append(sae_name)
+        return pd.DataFrame({"letter": ["a"], "f1_probe": [0.0]})
+
+    monkeypatch.chdir(tmp_path)
+    saes = [(s.name, s.copy("cpu", "float32")) for s in (lab.topk, lab.standard)]
+    given = saebench._Given(lab.model.hooked)
+    config = AbsorptionEvalConfig(model_name="any", llm_dtype="float32")
+    with (
+        saebench.undisturbed(),
+        replaced(main, HookedTransformer=given, run_k_sparse_probing_experiment=no_letters),
+    ):
+        assert main.run_eval(config, saes, "cpu", str(tmp_path)) == {}
+    assert len(asked) == 1  # the other SAE is never looked at
+
+    with pytest.raises(SuiteError, match=r"first letters .* 26 are needed"):
+        lab.evaluate("absorption", lab.topk, min_letters=26, min_GT_probe_f1=0.9)
+
+
+def test_hazard_03_minus_one_for_nan(lab):
+    def kill(sae: Any) -> None:
+        sae.b_enc.fill_(-1e6)
+        sae.b_dec.zero_()
+
+    scores = lab.evaluate("core", lab.sae("standard", "dead", kill))
+    assert scores.metrics["cossim"].value is None
+    assert scores.metrics["relative_reconstruction_bias"].value is None
+    assert scores.metrics["frac_alive"].value == 0
+    raw = json.loads(scores.raw)["eval_result_metrics"]["reconstruction_quality"]
+    assert raw["cossim"] == -1  # a cosine could be that
+
+    def spoil(sae: Any) -> None:
+        own = sae.decode
+        sae.decode = lambda codes: own(codes) * float("nan")
+
+    with pytest.raises(SuiteError, match=r"ce_loss_score.* of nan is not a number"):
+        lab.evaluate("core", changed(lab.topk, "nan", spoil))
+
+
+@pytest.mark.parametrize(
+    ("suite", "setting", "field", "class_name"),
+    [
+        ("sparse-probing", "k_values", "sae_top_3_test_accuracy", "SparseProbingSaeMetrics"),
+        ("scr", "n_values", "scr_metric_threshold_3", "ScrMetrics"),
+    ],
+)
+def test_hazard_04_numbers_that_are_dropped(suite, setting, field, class_name, lab):
+    from sae_bench.evals.scr_and_tpp import eval_output as scr
+    from sae_bench.evals.sparse_probing import eval_output as probing
+
+    metrics = getattr(scr if suite == "scr" else probing, class_name)(**{field: 0.5})
+    assert not hasattr(metrics, field)
+    with pytest.raises(SuiteError, match=f"{setting} 3: SAEBench drops it"):
+        lab.evaluate(suite, lab.topk, **{setting: (3,)})
+    with pytest.raises(SuiteError, match="has only 256 latents"):
+        lab.evaluate("scr", lab.topk, n_values=(500,))
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_hazard_05_scr_leaves_out_pairs(pairs, lab):
+    from sae_bench.evals.scr_and_tpp import main
+
+    own, calls = main.get_scr_plotting_dict, []
+
+    def tied(accuracies: Any, clean: dict[str, float]) -> Any:
+        calls.append(clean)
+        if len(calls) <= pairs:
+            biased = "male_professor / female_nurse probe on"
+            ties = [f"{biased} professor / nurse data", f"{biased} male / female data"]
+            clean = {**clean, **dict.fromkeys(ties, 0.7)}
+        found = own(accuracies, clean)
+        assert ("scr_metric_threshold_2" in found) == (len(calls) > pairs)
+        return found
+
+    with replaced(main, get_scr_plotting_dict=tied):
+        if pairs == 2:
+            with pytest.raises(SuiteError, match="lacks scr_metric_threshold_2"):
+                lab.evaluate("scr", lab.topk)
+            return
+        scores = lab.evaluate("scr", lab.topk)
+    assert scores.metrics["scr_metric_threshold_2"].n == 1
+    assert any("professor/nurse does not count" in text for text in scores.warnings)
+    assert not any("Books" in text and "does not count" in text for text in scores.warnings)
+
+
+def test_hazard_05_scr_says_0_where_the_bias_cost_nothing(lab):
+    from sae_bench.evals.scr_and_tpp import main
+
+    own = main.get_scr_plotting_dict
+
+    def free(accuracies: Any, clean: dict[str, float]) -> Any:
+        return own(accuracies, {**clean, "professor / nurse": 0.0})
+
+    with replaced(main, get_scr_plotting_dict=free):
+        scores = lab.evaluate("scr", lab.topk)
+    expected = "direction 1 of professor/nurse, Books/CDs_and_Vinyl is 0"
+    assert any(text.startswith(expected) for text in scores.warnings)
+
+
+def test_hazard_06_sparse_probing_fails_on_a_fresh_install(lab):
+    from sae_bench.evals.sparse_probing import probe_training
+
+    generator = torch.Generator().manual_seed(0)
+    acts = {name: torch.randn(20, 8, generator=generator) for name in "ab"}
+    with pytest.raises(Exception, match="train_sklearn_probe"), saebench.undisturbed():
+        probe_training.train_probe_on_activations(acts, acts, select_top_k=1)
+    assert lab.scores("sparse-probing", lab.topk).metrics["sae_top_1_test_accuracy"].value > 0
+
+
+def test_hazard_07_the_explained_variance_forgets_the_mean(lab):
+    mean = lab.sae("standard", "mean", lambda sae: sae.b_enc.fill_(-1e6))
+    found = values(lab.evaluate("core", mean))
+    assert found["explained_variance_centred"] < 0.01
+    assert found["explained_variance"] > 0.1
+    headline = [m.name for m in lab.suite("core")[0].metrics if m.headline]
+    assert "explained_variance_centred" in headline
+    assert "explained_variance" not in headline
+
+
+@torch.no_grad()
+def test_hazard_08_padding_leaks_into_scr(lab):
+    from sae_bench.evals.scr_and_tpp.main import ablated_precomputed_activations as own
+
+    sae, text = lab.topk.copy("cpu", "float32"), lab.acts[:12].reshape(3, 4, -1)
+    padded = torch.cat([text, torch.zeros(3, 5, lab.d_in)], dim=1)
+    active_at_0 = sae.encode(torch.zeros(1, lab.d_in))[0] > 0
+    assert active_at_0.sum() == 16
+    truth, leaking = own(text, sae, active_at_0, 2), own(padded, sae, active_at_0, 2)
+    assert (leaking - truth).norm() > 0.1 * truth.norm()
+    masks = {b"all": (active_at_0, {16})}
+    for sum_codes in (False, True):
+        for mask_padding, expected in ((False, leaking), (True, truth)):
+            ablation = Ablation(sum_codes, mask_padding)
+            found = ablation(padded, sae, masks, 2, own)[b"all"]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            assert ablation.leak((16,))[16] > 0.1
+    quiet = Ablation(True, False)
+    quiet(padded, lab.standard.copy("cpu", "float32"), {b"all": (~active_at_0, {240})}, 2, own)
+    assert set(quiet.leak((240,)).values()) == {0}
+    assert "padding_leak_threshold_5" in lab.scores("scr", lab.topk).metrics
+    masked = lab.evaluate("scr", lab.topk, mask_padding=True)
+    assert any("padding" in text for text in masked.deviations)
+    assert lab.suite("scr")[1].mask_padding is False  # as published, by default
+
+
+def test_hazard_09_probes_take_the_best_epoch_on_the_test_set(lab):
+    from sae_bench.evals.sparse_probing import probe_training
+
+    accuracies = iter([0.5, 0.6, 0.5, 0.9, 0.5, 0.1])  # train and test in turn
+    data, labels = torch.randn(8, 4), torch.arange(8) % 2
+    with (
+        replaced(probe_training, test_probe_gpu=lambda *_: next(accuracies)),
+        torch.enable_grad(),
+    ):
+        _, accuracy = probe_training.train_probe_gpu(
+            data, labels, data, labels, dim=4, batch_size=4, epochs=3, lr=0.1
+        )
+    assert accuracy == 0.9
+    for suite in ("sparse-probing", "scr"):
+        warnings = lab.scores(suite, lab.topk).warnings
+        assert any("best epoch" in text and "test set" in text for text in warnings)
+
+
+def test_hazard_10_absorption_reads_one_hook_only(lab):
+    from sae_bench.evals.absorption import common
+
+    hooks: list[str] = []
+    with replaced(common, create_and_train_probe=lambda hook_point, **_: hooks.append(hook_point)):
+        common.train_and_save_probes(lab.model.hooked, [3], "{word}", -1)
+    assert hooks == ["blocks.3.hook_resid_post"]
+    absorption = lab.suite("absorption")[0]
+    assert absorption.refusal(lab.topk) is None
+    for hook_name in ("blocks.1.hook_mlp_out", "blocks.1.hook_resid_pre", "blocks.2.attn.hook_z"):
+        other = lab.sae("topk", "elsewhere", hook_name=hook_name)
+        reason = absorption.refusal(other)
+        assert reason is not None
+        assert hook_name in reason
+    assert absorption.refusal(dataclasses.replace(lab.topk, hook_head_index=1)) is not None
+
+
+def test_hazard_11_core_reads_the_first_documents(lab):
+    from datasets import Dataset
+    from sae_lens import ActivationsStore
+
+    documents = [f"{i} " * 40 for i in range(40)]
+    text = Dataset.from_dict({"text": documents}).to_iterable_dataset()
+    sae = lab.topk.copy("cpu", "float32")
+    store = ActivationsStore.from_sae(lab.model.hooked, sae, text, context_size=16)
+    store.shuffle_input_dataset(seed=42)
+    assert next(store._iterate_raw_dataset()) == documents[0]
+
+    class Recorded:
+        def text(self, *arguments: Any) -> Any:
+            asked.append(arguments)
+            raise SuiteError("enough")
+
+    def asks(subject: Any, **overrides: Any) -> Any:
+        with pytest.raises(SuiteError, match="enough"):
+            lab.evaluate("core", subject, lab.bench(data=Recorded()), **overrides)
+        return asked.pop()
+
+    asked: list[Any] = []
+    trained = dataclasses.replace(lab.topk, dataset=DATASET, training_tokens=1000)
+    assert asks(lab.topk) == (DATASET, 0, 7)
+    assert asks(trained) == (DATASET, 3, 7)
+    assert asks(trained, skip_documents=4) == (DATASET, 4, 7)
+    assert asks(dataclasses.replace(trained, dataset="another")) == (DATASET, 0, 7)
+    unknown = dataclasses.replace(trained, training_tokens=None)
+    assert any("may have seen this text" in t for t in lab.evaluate("core", unknown).warnings)
+    assert not lab.scores("core", lab.topk).warnings
+
+
+def test_hazard_12_namesakes_get_each_others_results(lab):
+    from sae_bench.sae_bench_utils.general_utils import get_results_filepath
+
+    sae = "custom_sae"
+    assert get_results_filepath("", "a/b", sae) == get_results_filepath("", "a_b", sae)
+    namesake = dataclasses.replace(lab.topk, name=lab.standard.name)
+    expected = lab.scores("core", lab.topk)
+    assert lab.scores("core", namesake).metrics == expected.metrics
+    assert expected.metrics != lab.scores("core", lab.standard).metrics
+
+
+def test_hazard_13_activations_of_another_run(lab, tmp_path):
+    """Whatever they depend on is another entry of the cache."""
+    from sae_bench.evals.sparse_probing import main
+    from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
+
+    computed: list[Any] = []
+
+    def own(name: str, *_: Any) -> Any:
+        computed.append(name)
+        return {"1": torch.ones(1, 1, 1), "0": torch.zeros(1, 1, 1)}, {"1": torch.ones(1, 1, 1)}
+
+    def activations(name: str = "fancyzhx/ag_news", **other: Any) -> None:
+        facts: dict[str, Any] = {
+            "hash": lab.model.hash, "dtype": "float32", "version": "v1", "need": 1, "layer": 1,
+            "hook_name": lab.hook_name,
+        }  # fmt: skip
+        settings = {field: value for field, value in other.items() if field not in facts}
+        facts |= other
+        config = SparseProbingEvalConfig(model_name="any", **settings)
+        model = SimpleNamespace(hash=facts["hash"], dtype=facts["dtype"], device="cpu")
+        data = SimpleNamespace(fingerprint=lambda _: facts["version"])
+        bench = lab.bench(str(tmp_path), model=model, data=data)
+        need = Need(facts["need"], 1, (0, 1))
+        probing = saebench._probing(bench, main, lambda _: need, 7)
+        with replaced(main, get_dataset_activations=own), probing:
+            train, test = main.get_dataset_activations(
+                name, config, model, 32, facts["layer"], facts["hook_name"], "cpu"
+            )
+        assert [*train] == ["1", "0"]  # their order is SAEBench's
+        assert [*test] == ["1"]
+
+    others = [
+        {}, {"hash": "x"}, {"dtype": "bfloat16"}, {"version": "v2"}, {"need": 2}, {"layer": 2},
+        {"hook_name": "blocks.1.hook_mlp_out"}, {"random_seed": 43}, {"context_length": 64},
+        {"probe_train_set_size": 50}, {"probe_test_set_size": 50},
+        {"name": "LabHC/bias_in_bios_class_set1"}, {"name": "LabHC/bias_in_bios_class_set2"},
+    ]  # fmt: skip
+    for other in others:
+        activations(**other)
+    assert len(computed) == len(others)
+    for other in others:
+        activations(**other)
+    activations(sae_batch_size=3)  # which they do not depend on
+    assert len(computed) == len(others)
+
+
+def test_hazard_14_absorption_writes_into_the_package(lab):
+    """And into the working folder, which tests/eval_suites/saebench/test_equality.py looks at."""
+    import sae_bench
+    from sae_bench.evals.absorption import common
+
+    package = Path(sae_bench.__file__).parent
+    default = inspect.signature(common.load_or_train_probe).parameters["probes_dir"].default
+    assert package in Path(default).parents
+    assert lab.scores("absorption", lab.topk).details
+    written = (path.stat().st_mtime for path in (package / "artifacts").rglob("*"))
+    assert max(written, default=0) < lab.began
+
+
+def test_hazard_15_grad_mode_and_what_is_left_behind(lab):
+    """Of all suites: tests/eval_suites/saebench/test_equality.py."""
+    from sae_bench.evals.sparse_probing import probe_training
+
+    acts = {name: torch.randn(8, 4) for name in "ab"}
+    with torch.no_grad():
+        probe_training.train_probe_on_activations(acts, acts, use_sklearn=False, epochs=1)
+        assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    bench = lab.bench()
+    lab.evaluate("scr", lab.topk, bench)  # SAEBench's switches it off
+    assert torch.is_grad_enabled()
+    left = [file.name for file in bench.folder.rglob("*") if file.is_file()]
+    assert not [name for name in left if name.endswith((".pt", ".pkl"))]
+
+
+def test_hazard_16_saes_are_changed(lab):
+    from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
+
+    copy = lab.topk.copy("cpu", "float32")
+    assert load_and_format_sae("name", copy, "cpu")[1] is copy
+    before = {name: tensor.clone() for name, tensor in lab.topk.sae.state_dict().items()}
+    config = repr(lab.topk.sae.cfg)
+    model = load_language_model(lab.model.name, "cpu", "bfloat16")
+    scores = lab.evaluate("core", lab.topk, lab.bench(model=model))
+    assert scores.metrics["l0"].value == pytest.approx(16)
+    assert lab.topk.sae.dtype == torch.float32
+    assert repr(lab.topk.sae.cfg) == config
+    for name, tensor in lab.topk.sae.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_hazard_17_the_commit_of_the_working_folder(lab, tmp_path, monkeypatch):
+    from sae_bench.sae_bench_utils import get_sae_bench_version
+
+    monkeypatch.chdir(tmp_path)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+    assert get_sae_bench_version() == head  # it is none of SAEBench's
+    scores = lab.evaluate("core", lab.topk)
+    assert json.loads(scores.raw)["sae_bench_commit_hash"] == "Unknown"
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        "core",
+        pytest.param("sparse-probing", marks=pytest.mark.slow),
+        pytest.param("scr", marks=pytest.mark.slow),
+        pytest.param("absorption", marks=pytest.mark.slow),
+    ],
+)
+def test_hazard_18_seeds_matter_in_every_suite(suite, lab):
+    from sae_bench.evals.core import main
+
+    assert "shuffle_input_dataset(seed=42)" in inspect.getsource(main.multiple_evals)
+    one, another = (lab.scores(suite, lab.topk, seed=seed) for seed in (7, 8))
+    assert (one.metrics, one.details) != (another.metrics, another.details)
+
+
+def test_hazard_19_absorption_has_no_seed(lab, monkeypatch):
+    """The vocabulary's order differs between processes."""
+    from sae_bench.evals.absorption.probing import create_dataset_probe_training
+    from sae_bench.evals.absorption.prompting import first_letter_formatter
+
+    def words(vocabulary: list[str]) -> Any:
+        with saebench.undisturbed():
+            saebench.seed_everything(7)
+            train, _ = create_dataset_probe_training(
+                vocabulary, first_letter_formatter(), 1, "{word}"
+            )
+        return {prompt.word for prompt, _ in train}
+
+    assert words(lab.words) != words(lab.words[::-1])
+    first = lab.scores("absorption", lab.topk)
+    monkeypatch.setattr(lab, "words", lab.words[::-1])
+    again = lab.scores("absorption", lab.topk, cache="reversed")
+    assert (first.metrics, first.details) == (again.metrics, again.details)
+    assert any("sorted" in text for text in again.deviations)
+
+
+def test_hazard_20_sparse_probing_depends_on_the_position(lab):
+    """Ours does not: tests/eval_suites/saebench/test_equality.py."""
+    (alone,) = lab.saebench("sparse-probing", lab.topk, share_probes=False)
+    _, second = lab.saebench("sparse-probing", lab.standard, lab.topk)
+    assert alone["sae_test_accuracy"] != second["sae_test_accuracy"]
+    deviations = lab.scores("sparse-probing", lab.topk).deviations
+    assert any("random state of their own" in text for text in deviations)
+    exact = lab.scores("sparse-probing", lab.topk, share_probes=False)
+    assert not exact.deviations
+
+
+@pytest.mark.slow
+def test_hazard_21_absorption_has_a_dtype_of_its_own(lab):
+    """And may so on CUDA; ours takes the language model's."""
+    from sae_bench.evals.absorption import common
+
+    expected = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    assert expected == common.DEFAULT_DTYPE
+    model = load_language_model(lab.model.name, "cpu", "bfloat16")
+    bench = lab.bench("bfloat16", model=model)
+    suite, settings = lab.suite("absorption")
+    with lab.few_words():
+        shared, given = suite.prepare(bench, settings, 7)
+        scores = suite.evaluate(lab.topk, bench, settings, 7, (shared, given))
+    assert {p.dtype for p in given.probe.parameters()} == {torch.bfloat16}
+    assert {acts.dtype for acts, _ in given.splits.values()} == {torch.bfloat16}
+    assert json.loads(scores.raw)["eval_config"]["llm_dtype"] == "bfloat16"
+
+
+def test_hazard_22_decoder_norms_only_warn(lab):
+    from sae_bench.sae_bench_utils.general_utils import check_decoder_norms
+
+    long = lab.sae("standard", "long", scale=3.0)
+    with pytest.warns(UserWarning, match="not normalized"):
+        assert not check_decoder_norms(long.sae.W_dec.data)
+    for suite in ("core", "sparse-probing"):
+        found, expected = (values(lab.scores(suite, s)) for s in (long, lab.standard))
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_hazard_23_fields_of_the_config(lab, monkeypatch):
+    from sae_bench.sae_bench_utils import general_utils
+
+    def forget(sae: Any) -> None:
+        sae.cfg.metadata.prepend_bos = None
+
+    retries: list[float] = []
+    monkeypatch.setattr(general_utils, "time", SimpleNamespace(sleep=retries.append))
+    assert lab.saebench("core", changed(lab.topk, "no BOS", forget)) == []
+    assert retries
+
+    silent = lab.sae("topk", "silent", prepend_bos=None)
+    assert any("prepend_bos" in text for text in silent.warnings)
+    assert lab.evaluate("core", silent).metrics == lab.scores("core", lab.topk).metrics
+
+    folder = lab.folder / "saes" / "silent"
+    config = json.loads((folder / "cfg.json").read_text())
+    for field in ("hook_name", "model_name"):
+        metadata = {**config["metadata"], field: None}
+        (folder / "cfg.json").write_text(json.dumps({**config, "metadata": metadata}))
+        with pytest.raises(SuiteError, match=f"add {field} to the metadata"):
+            load_subject(str(folder))

@@ -1,0 +1,316 @@
+"""One test per seam of SAEBench that the suites rely on, as our `saebench` lists them.
+
+A failure here means that SAEBench moved something: mend what uses the seam, then the list.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import sae_bench
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_bench.evals.absorption import common, feature_absorption, k_sparse_probing
+from sae_bench.evals.absorption import main as absorption
+from sae_bench.evals.core import main as core
+from sae_bench.evals.scr_and_tpp import dataset_creation
+from sae_bench.evals.scr_and_tpp import main as scr
+from sae_bench.evals.sparse_probing import main as sparse_probing
+from sae_bench.evals.sparse_probing import probe_training
+from sae_bench.sae_bench_utils import activation_collection, dataset_utils
+from sklearn import metrics
+
+from sae_plugins.base.saelens import replaced
+from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.scr import SCR
+from sae_plugins.eval_suites.sparse_probing import SparseProbing
+from sae_plugins.eval_suites.suite import PRESETS
+
+ENTRY_POINTS = {
+    "core": core.multiple_evals,
+    "absorption": absorption.run_eval,
+    "scr": scr.run_eval,
+    "sparse-probing": sparse_probing.run_eval,
+}
+PACKAGE = Path(sae_bench.__file__).parent
+
+
+def seam(beginning: str) -> Callable[[Any], Any]:
+    """Name the entry of the list, by its beginning, that a test is about."""
+    return lambda test: test
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_every_seam_of_the_list_has_its_test() -> None:
+    listed = re.findall(r"^- (.*(?:\n  .*)*)", saebench.__doc__ or "", re.M)
+    tested = re.findall(r"^@seam\([\"'](.+)[\"']\)$", Path(__file__).read_text(), re.M)
+    assert len(listed) == len(tested)
+    for entry, beginning in zip(listed, tested, strict=True):
+        assert entry.startswith(beginning), f"the list says {entry!r}, the tests {beginning!r}"
+
+
+@seam("`core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval`")
+@pytest.mark.parametrize("suite", ENTRY_POINTS)
+def test_one_json_and_what_is_returned_are_the_same(suite: str, lab: Any) -> None:
+    assert "selected_saes" in parameters(ENTRY_POINTS[suite])
+    scores = lab.scores(suite, lab.topk)  # from what is returned; there was one JSON
+    groups = json.loads(scores.raw)["eval_result_metrics"].values()
+    written = {name: value for group in groups for name, value in group.items()}
+    compared = written.keys() & scores.metrics.keys()
+    assert len(compared) >= 3
+    for name in compared:
+        assert scores.metrics[name].value == pytest.approx(written[name]), name
+
+
+@seam("each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`")
+@pytest.mark.parametrize("module", [core, absorption, scr, sparse_probing])
+def test_where_the_model_comes_from(module: Any) -> None:
+    assert inspect.isclass(module.HookedTransformer)
+    source = inspect.getsource(module)
+    assert re.findall(r"HookedTransformer\.(\w+)\(", source) == ["from_pretrained_no_processing"]
+
+
+@seam("`core.main` gets its text by `ActivationsStore.from_sae`, retries failures through")
+def test_the_seams_of_core(lab: Any) -> None:
+    source = inspect.getsource(core)
+    assert re.findall(r"ActivationsStore\.(\w+)\(", source) == ["from_sae"]
+    assert source.count("@general_utils.retry_with_exponential_backoff(") == 2
+    evaluating = inspect.getsource(core.multiple_evals)
+    handlers = re.findall(r"except Exception as e:\n(.*?)continue", evaluating, re.S)
+    assert len(handlers) == evaluating.count(" except ") == 2
+    assert all("logger.error(" in handler and "raise" not in handler for handler in handlers)
+
+    called: list[str] = []
+    own = core.get_sparsity_and_variance_metrics
+
+    def watched(sae: Any, *args: Any, **kwargs: Any) -> Any:
+        """Within ours, so that it sees what SAEBench calls."""
+        names = {"encode": sae.encode, "decode": sae.decode}
+        recorded = {name: lambda x, n=name: (called.append(n), names[n](x))[1] for name in names}
+        with replaced(sae, **recorded):
+            return own(sae, *args, **kwargs)
+
+    with replaced(core, get_sparsity_and_variance_metrics=watched):
+        lab.evaluate("core", lab.topk, n_eval_sparsity_variance_batches=3)
+    assert called == ["encode", "decode"] * 3
+
+
+@seam("`dataset_utils.load_dataset` and `dataset_creation.load_dataset` are all that reads")
+def test_who_reads_labelled_data() -> None:
+    for module in (dataset_utils, dataset_creation):
+        assert "load_dataset" in vars(module)
+    for folder in ("sae_bench_utils", "evals/sparse_probing", "evals/scr_and_tpp"):
+        for file in (PACKAGE / folder).glob("*.py"):
+            if re.search(r"\bload_dataset\(", file.read_text()):
+                assert file.stem in ("dataset_utils", "dataset_creation")
+
+
+@seam("`sparse_probing.main.get_dataset_activations` and `scr_and_tpp.main.get_dataset_")
+@pytest.mark.parametrize("module", [scr, sparse_probing])
+def test_activations_of_a_dataset(module: Any) -> None:
+    assert parameters(module.get_dataset_activations)[:7] == [
+        "dataset_name", "config", "model", "llm_batch_size", "layer", "hook_point", "device",
+    ]  # fmt: skip
+    rest = parameters(module.get_dataset_activations)[7:]
+    assert rest == (["chosen_classes", "column1_vals", "column2_vals"] if module is scr else [])
+    fields = set(re.findall(r"config\.(\w+)", inspect.getsource(module.get_dataset_activations)))
+    in_the_key = {"random_seed", "context_length"}
+    assert {f for f in fields if not f.endswith("set_size")} - {"perform_scr"} == in_the_key
+    source = inspect.getsource(module.run_eval_single_dataset)
+    assert "= get_dataset_activations(" in source
+
+
+@seam("what `activation_collection.create_meaned_model_activations` returns is the lang")
+@pytest.mark.parametrize("use_sklearn", [False, True])
+def test_probes_of_the_language_model(use_sklearn: bool) -> None:
+    for module in (scr, sparse_probing):
+        source = inspect.getsource(module)
+        assert source.count("activation_collection.create_meaned_model_activations(") == 2
+        assert source.count("create_meaned_model_activations(") == 2
+        assert "probe_training.train_probe_on_activations(" in source
+    acts = {name: torch.randn(20, 6) + i for i, name in enumerate("ab")}
+    meaned = activation_collection.create_meaned_model_activations(
+        {name: part[:, None] for name, part in acts.items()}
+    )
+    torch.testing.assert_close(meaned, acts)
+
+    def train(seed: int) -> Any:
+        torch.manual_seed(seed)
+        random.seed(), np.random.seed()  # of no account
+        before = random.getstate(), np.random.get_state()[1].copy()
+        with saebench._on_a_fresh_install(), torch.enable_grad():
+            found = probe_training.train_probe_on_activations(
+                acts, acts, select_top_k=2 if use_sklearn else None, use_sklearn=use_sklearn
+            )
+        assert random.getstate() == before[0]
+        assert (np.random.get_state()[1] == before[1]).all()
+        return found[1]
+
+    assert train(1) == train(1)
+
+
+@seam("`probe_training.train_sklearn_probe` is beartype's wrapper around a function that works")
+def test_the_probe_of_sklearn() -> None:
+    acts, labels = torch.randn(20, 4), torch.arange(20) % 2
+    both = {"a": acts, "b": acts + 1}
+    fails = pytest.raises(Exception, match="train_sklearn_probe")
+    with saebench.undisturbed(), torch.enable_grad(), fails as caught:
+        probe_training.train_probe_on_activations(both, both, select_top_k=1)
+    assert "beartype" in type(caught.value).__module__
+    acts[:, 0] += 10 * labels
+    _, accuracy = probe_training.train_sklearn_probe.__wrapped__(acts, labels, acts, labels)
+    assert accuracy == 1
+
+
+@seam("`scr_and_tpp.main.perform_feature_ablations` selects by `select_top_n_features`, and calls")
+def test_ablations() -> None:
+    calls: list[Any] = []
+
+    class SAE:
+        def encode(self, acts: Any) -> Any:
+            calls.append(("encode", len(acts)))
+            return torch.ones(*acts.shape[:2], 4)
+
+        def decode(self, codes: Any) -> Any:
+            calls.append(("decode", codes[0, 0].tolist()))
+            return torch.ones(*codes.shape[:2], 2)
+
+    acts, mask = torch.randn(3, 5, 2), torch.tensor([False, True, False, True])
+    sae: Any = SAE()
+    scr.ablated_precomputed_activations(acts, sae, mask, 2)
+    decoded = [("decode", [1.0] * 4), ("decode", [1.0, 0.0, 1.0, 0.0])]
+    assert calls == [("encode", 2), *decoded, ("encode", 1), *decoded]
+
+    asked: list[Any] = []
+    effects = {"x": torch.tensor([3.0, 0.0, 1.0, 2.0])}
+    with replaced(
+        scr,
+        ablated_precomputed_activations=lambda *given: asked.append(given),
+        get_probe_test_accuracy=lambda *_: {},
+    ):
+        scr.perform_feature_ablations({}, sae, 2, {"y": acts}, effects, [1, 2], ["x"], 8, True)
+    for n, (given_acts, given_sae, given_mask, batch_size) in enumerate(asked, 1):
+        assert (given_acts is acts, given_sae is sae, batch_size) == (True, True, 2)
+        assert torch.equal(given_mask, scr.select_top_n_features(effects["x"], n, "x"))
+    assert len(asked) == 2
+
+
+@seam("`absorption.common.get_alpha_tokens` and `absorption.feature_absorption.get_alpha_tokens`")
+def test_the_vocabulary() -> None:
+    for module in (common, feature_absorption):
+        assert "= get_alpha_tokens(model.tokenizer)" in inspect.getsource(module)
+        for words in (["a", "b"], ["b", "a"]):
+            tokenizer = SimpleNamespace(
+                vocab=dict.fromkeys(words), convert_tokens_to_string="".join
+            )
+            assert module.get_alpha_tokens(tokenizer) == words
+
+
+@seam("`absorption.common.train_and_save_probes` trains the first-letter probes; the functions")
+def test_who_reads_first_letter_probes() -> None:
+    expected = ["model", "layers", "base_template", "pos_idx", "probes_dir"]
+    assert parameters(common.train_and_save_probes)[:5] == expected
+    readers = ("load_or_train_probe", "load_probe_data_split_or_train", "load_probe")
+    for file in (PACKAGE / "evals/absorption").glob("*.py"):
+        text = file.read_text()
+        called = {name for name in readers if re.search(rf"(?<!def )\b{name}\(", text)}
+        expected_here = {
+            "k_sparse_probing": set(readers[:2]),
+            "feature_absorption": {readers[2]},
+            "common": {readers[2]},  # by load_or_train_probe
+        }
+        assert called == expected_here.get(file.stem, set()), file.stem
+        if file.stem not in ("common", "probing"):
+            assert not re.search(r"torch\.load\(|np\.load\(", text), file.stem
+
+
+@seam("`absorption.k_sparse_probing._get_sae_acts` encodes anew for every probe of some features")
+def test_how_often_absorption_encodes(lab: Any) -> None:
+    asked: list[Any] = []
+    own = k_sparse_probing._get_sae_acts
+
+    def counting(sae: Any, acts: Any, batch_size: int = 4096, sparse_feat_ids: Any = None) -> Any:
+        asked.append(sparse_feat_ids)
+        return own(sae, acts, batch_size, sparse_feat_ids)
+
+    words = [(word, number % 3) for number, word in enumerate("abcdef")]
+    sae = lab.topk.copy("cpu", "float32")
+    with replaced(k_sparse_probing, _get_sae_acts=counting), torch.enable_grad():
+        k_sparse_probing.train_k_sparse_probes(sae, words, lab.acts[:6], [1, 2], num_epochs=1)
+    assert [len(ids) for ids in asked] == [1, 1, 1, 2, 2, 2]
+    once = saebench._encoded_once(own)
+    for ids in asked:
+        assert torch.equal(once(sae, lab.acts[:6], 4, ids), own(sae, lab.acts[:6], 4, ids))
+    assert torch.equal(once(sae, lab.acts[:6]), own(sae, lab.acts[:6]))
+
+    assert k_sparse_probing.metrics is metrics
+    source = inspect.getsource(k_sparse_probing.build_metrics_df)
+    scores = re.findall(r"metrics\.(f1|recall|precision)_score\((.+)\)", source)
+    for first, second, third in zip(*(scores[i::3] for i in range(3)), strict=True):
+        assert (first[0], second[0], third[0]) == ("f1", "recall", "precision")
+        assert first[1] == second[1] == third[1]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=8))
+@settings(max_examples=20, deadline=None)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+def test_scores_together_are_those_of_sklearn(pairs: Any) -> None:
+    truth, predicted = (np.array(column) for column in zip(*pairs, strict=True))
+    together = saebench._Together(metrics)
+    for _ in range(2):
+        for name in ("f1_score", "recall_score", "precision_score"):
+            assert getattr(together, name)(truth, predicted) == getattr(metrics, name)(
+                truth, predicted
+            )
+        truth, predicted = predicted, truth
+    assert together.roc_auc_score is metrics.roc_auc_score
+
+
+@seam("`absorption.main` writes through `run_k_sparse_probing_experiment` and")
+def test_where_absorption_writes() -> None:
+    assert "experiment_dir" in parameters(absorption.run_k_sparse_probing_experiment)
+    assert {"experiment_dir", "sparse_probing_experiment_dir"} < {
+        *parameters(absorption.run_feature_absortion_experiment)
+    }
+    source = inspect.getsource(absorption.run_eval)
+    for name in ("run_k_sparse_probing_experiment", "run_feature_absortion_experiment"):
+        ((arguments),) = re.findall(rf"= {name}\((.*?)\n        \)", source, re.S)
+        assert "_dir" not in arguments
+        assert all("=" in line for line in arguments.strip().splitlines())
+    assert 'os.path.join("artifacts", "absorption")' in source  # in the working folder
+
+
+@seam("the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by")
+@pytest.mark.parametrize("target", sorted(set(saebench.CUSTOM_LOADERS.values())))
+def test_loaders_of_others(target: str) -> None:
+    name, _, function = target.partition(".")
+    module = importlib.import_module(f"sae_bench.custom_saes.{name}")
+    loader = getattr(module, function)
+    assert {"repo_id", "filename", "layer", "model_name", "device", "dtype"} <= {
+        *parameters(loader)
+    }
+    assert inspect.getsource(loader).count("hf_hub_download(") == 2
+    assert "hf_hub_download" in vars(module)
+
+
+@seam("`SparseProbingSaeMetrics` and `ScrMetrics` have a field for each k and N that is reported")
+def test_numbers_that_are_reported() -> None:
+    reported = {name: set(saebench.reported_numbers(name)) for name in ("scr", "sparse-probing")}
+    for preset in PRESETS:
+        assert {*SCR().settings(preset, {}).n_values} <= reported["scr"]
+        assert {*SparseProbing().settings(preset, {}).k_values} <= reported["sparse-probing"]
+    assert 3 not in reported["sparse-probing"]

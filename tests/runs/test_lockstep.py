@@ -1,0 +1,421 @@
+"""Training in lockstep: an SAE that trains beside others cannot tell."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE
+from safetensors.torch import load_file
+
+from sae_plugins import Plugin, PluginError, hookimpl, plugins
+from sae_plugins.base.files import read_rows
+from sae_plugins.entrypoints.main import main
+from sae_plugins.runs import job as jobs
+from sae_plugins.runs import lockstep
+from sae_plugins.runs.job import Job, load_job
+from sae_plugins.runs.lockstep import Arm, stream_key, train
+from sae_plugins.runs.recorder import Recorder
+from sae_plugins.settings.flags import parse
+from sae_plugins.settings.settings import options_of, settle
+
+WORLD = (
+    "--training_tokens 1000 --train_batch_size_tokens 64 --context_size 16 --d_sae 32 --lr 3e-3 "
+    "--store_batch_size_prompts 4 --n_batches_in_buffer 16 --n_batches_for_norm_estimate 2 "
+    "--feature_sampling_window 6 --heldout_tokens 256 --recorder.every 3"
+)
+"""15 steps, and one of what is left of the 1000 tokens."""
+TOY = (
+    "--model_name synthetic:toy --training_tokens 1600 --train_batch_size_tokens 100 "
+    "--n_batches_for_norm_estimate 2 --heldout_tokens 500 --run_final_eval false"
+)
+ARMS = {
+    "l1": "--l1_coefficient 0.5",
+    "wider": "--d_sae 48",
+    "long": "--training_tokens 1400 --lr 1e-3",
+    "hybrid-order": "--plugin hybrid-order --accumulate 4 --reorder.start 4 --reorder.interval 4",
+    "hierarchical": "--plugin hierarchical --merge.every 3 --merge.threshold 0.5 "
+    "--firing-window.window 4 --resample.per token --resample.threshold 0.4",
+    "threshold": "--plugin post-hoc-threshold",
+    "topk": "--architecture topk --k 4",
+    "batchtopk": "--architecture batchtopk --k 4",
+    "gated": "--architecture gated",
+}
+"""Flags by the name of an arm."""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tiny_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory, a tiny model for the embedded world, and no figures drawn."""
+    monkeypatch.setattr(Recorder, "draw_figures", lambda *_: None)
+
+
+def line(flags: str) -> list[str]:
+    return [*(WORLD if "synthetic:" not in flags else "").split(), *flags.split()]
+
+
+def arm(name: str, flags: str | None = None, like: Job | None = None, **fields: Any) -> Arm:
+    settings = settle(parse(line(ARMS[name] if flags is None else flags), options_of))
+    return Arm(
+        name,
+        like.sharing(settings.job()) if like else load_job(settings.job()),
+        Path("lockstep") / name,
+        **{
+            "plugins": settings.selected(),
+            "without": settings.left_out(),
+            "options": settings.options,
+            "training": settings.training(),
+            **fields,
+        },
+    )
+
+
+def arms(flags: dict[str, str]) -> list[Arm]:
+    """Arms on one loaded model."""
+    first, *others = flags
+    one = arm(first, flags[first])
+    return [one, *(arm(name, flags[name], one.job) for name in others)]
+
+
+def alone(name: str, flags: str | None = None) -> Path:
+    """The same SAE, by `sae-plugins train`."""
+    folder = Path("alone") / name
+    flags = ARMS[name] if flags is None else flags
+    assert main(["train", *line(flags), "--output_path", str(folder)]) == 0
+    return folder
+
+
+def same(left: Path, right: Path) -> bool:
+    """Whether two runs wrote the same, but for the times."""
+
+    def written(run: Path) -> Any:
+        rows = [{**row, "seconds": 0} for row in read_rows(run / "metrics.jsonl")]
+        summary = json.loads((run / "summary.json").read_text())
+        timed = ("run/seconds", "training/seconds", "training/tokens_per_second")
+        numbers = {name: value for name, value in summary.items() if name not in timed}
+        return json.loads((run / "cfg.json").read_text()), rows, numbers
+
+    for file in ("sae_weights.safetensors", "sparsity.safetensors"):
+        one, other = load_file(left / file), load_file(right / file)
+        assert one.keys() == other.keys()
+        if not all(tensor.equal(other[name]) for name, tensor in one.items()):
+            return False
+    return bool(written(left) == written(right))
+
+
+def files(run: Path) -> set[str]:
+    return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "sae_weights.safetensors")
+
+
+class Spied:
+    """A job whose batches are counted."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.batches: list[torch.Tensor] = []
+        self.streams = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.job, name)
+
+    def stream(self) -> Iterator[torch.Tensor]:
+        self.streams += 1
+        for batch in self.job.stream():
+            self.batches.append(batch)
+            yield batch
+
+
+class AtStepThree(Plugin):
+    """Does something at step 3."""
+
+    @hookimpl
+    def step_ended(self, run: Any, output: Any) -> None:
+        if run.step == 3:
+            self.act(output.sae_in)
+
+    def act(self, sae_in: torch.Tensor) -> None:
+        raise NotImplementedError
+
+
+class Raises(AtStepThree):
+    """Fails."""
+
+    name = "raises"
+
+    def act(self, sae_in: torch.Tensor) -> None:
+        raise RuntimeError("a plugin of somebody's")
+
+
+class Poisons(AtStepThree):
+    """Changes the batch in place, and draws from the state that the data is drawn from."""
+
+    name = "poisons"
+
+    def act(self, sae_in: torch.Tensor) -> None:
+        sae_in.zero_()
+        torch.rand(1000)
+
+
+class Interrupts(AtStepThree):
+    """The user has seen enough."""
+
+    name = "interrupts"
+
+    def act(self, sae_in: torch.Tensor) -> None:
+        raise KeyboardInterrupt
+
+
+def with_plugin(one: Arm, plugin: type[Plugin]) -> Arm:
+    return replace(one, plugins=[plugin, *one.plugins])
+
+
+# -- what an arm ends up with ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["l1", "hybrid-order", "batchtopk"], id="some"),
+        pytest.param([*ARMS], id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_each_arm_is_its_separate_run(names: list[str]) -> None:
+    together = arms({name: ARMS[name] for name in names})
+    assert train(together) == {}
+    for one in together:
+        assert same(one.folder, alone(one.name)), one.name
+        assert files(one.folder) == files(Path("alone") / one.name) - {"run.yaml"}
+
+
+def test_the_arms_of_that_test_change_features() -> None:
+    """So that what it compares is more than plain training."""
+    together = arms({name: ARMS[name] for name in ("hybrid-order", "hierarchical")})
+    assert train(together) == {}
+    columns = [{*row} for one in together for row in read_rows(one.folder / "metrics.jsonl")]
+    assert {"changes/permuted", "changes/merged", "changes/reset"} <= set().union(*columns)
+
+
+@pytest.mark.parametrize("normalize", ["none", "covariance_whitening"])
+def test_ways_to_normalise(normalize: str) -> None:
+    flags = f"--normalize_activations {normalize} --training_tokens 256"
+    together = arms({"l1": flags, "topk": f"{flags} --architecture topk --k 4"})
+    assert train(together) == {}
+    assert same(together[0].folder, alone("l1", flags))
+
+
+@pytest.mark.slow
+def test_arms_on_the_synthetic_model_are_their_separate_runs() -> None:
+    flags = {"l1": TOY, "batchtopk": f"{TOY} --architecture batchtopk --k 4"}
+    together = arms(flags)
+    assert train(together) == {}
+    for one in together:
+        assert same(one.folder, alone(one.name, flags[one.name])), one.name
+
+
+def test_a_seed_gives_equal_shapes_equal_weights() -> None:
+    drawn = {}
+    names = ("standard", "topk", "batchtopk", "jumprelu", "gated")
+    for one in arms({name: f"--architecture {name}" for name in names}):
+        with plugins(seed=one.job.settings.seed):
+            drawn[one.name] = one.job.trainer(one.folder)[0].sae
+    assert all(sae.W_dec.equal(drawn["standard"].W_dec) for sae in drawn.values())
+    assert all(sae.W_enc.equal(drawn["standard"].W_enc) for sae in drawn.values())
+
+
+def test_an_untrained_arm_is_saved_as_it_was_drawn() -> None:
+    (one,) = arms({"control": "--architecture standard"})
+    with plugins(seed=one.job.settings.seed):
+        sae = one.job.trainer(one.folder)[0].sae
+    trained = replace(one, name="trained", folder=Path("lockstep/trained"))
+    assert train([replace(one, untrained=True), trained]) == {}
+    weights = saved(one.folder)
+    assert (
+        weights["W_dec"]
+        .norm(dim=1)
+        .allclose(sae.W_dec.norm(dim=1) * weights["W_dec"][0].norm() / sae.W_dec[0].norm())
+    )
+    assert not weights["W_dec"].equal(saved(trained.folder)["W_dec"])
+    # normalisation is folded in, as it is for the others
+    ratio = weights["W_enc"] / sae.W_enc
+    assert ratio.allclose(ratio[0, 0].expand_as(ratio))
+    assert not ratio[0, 0].isclose(torch.tensor(1.0))
+    assert not (one.folder / "sparsity.safetensors").exists()
+    summary = json.loads((one.folder / "summary.json").read_text())
+    assert summary["training/steps"] == 0
+    assert summary["heldout/tokens"] >= 256
+
+
+# -- arms do not touch each other --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", [Raises, Poisons])
+@pytest.mark.parametrize("first", [True, False])
+def test_whatever_an_arm_does_the_others_are_as_they_were(
+    plugin: type[Plugin], first: bool
+) -> None:
+    flags = "--normalize_activations none --training_tokens 512"  # so that plugins see the batch
+    quiet, wild = arms({"quiet": flags, "wild": flags})
+    assert train([quiet]) == {}
+    beside = replace(quiet, name="beside", folder=Path("lockstep/beside"))
+    wild = with_plugin(wild, plugin)
+    failures = train([wild, beside] if first else [beside, wild])
+    assert same(beside.folder, quiet.folder)
+    assert {*failures} == ({"wild"} if plugin is Raises else set())
+    assert wild.folder.exists() == (plugin is Poisons)
+    assert {path.name for path in Path("lockstep").iterdir()} == {
+        *("quiet", "beside"),
+        *(["wild"] if plugin is Poisons else []),
+    }
+
+
+def test_an_arm_that_fails_is_reported_and_its_memory_freed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[tuple[str, weakref.ref[Any]]] = []
+    draw = lockstep._Training.__init__
+
+    def drawn(self: Any, one: Arm) -> None:
+        draw(self, one)
+        alive.append((one.name, weakref.ref(self.trainer.sae)))
+
+    monkeypatch.setattr(lockstep._Training, "__init__", drawn)
+    seen: list[set[str]] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append({name for name, sae in alive if sae() is not None})
+
+    short, long, wild = arms({"short": "--training_tokens 320", "long": "", "wild": ""})
+    failures = train([short, long, with_plugin(wild, Raises)], progress)
+    assert "failed in event 'step_ended'" in str(failures["wild"])
+    assert "arm wild failed" in caplog.text
+    assert seen[1] == {"short", "long", "wild"}
+    assert seen[3] == {"short", "long"}
+    assert seen[5] == {"long"}
+
+
+def test_an_arm_that_cannot_be_drawn_does_not_take_the_others_down() -> None:
+    fine, wrong = arms({"fine": "--training_tokens 256", "wrong": "--training_tokens 256"})
+    failures = train([replace(wrong, options={"reorder": {}}), fine])
+    assert "reorder" in str(failures["wrong"])
+    assert fine.folder.exists()
+
+
+def test_interrupted_it_leaves_nothing_and_can_start_again() -> None:
+    flags = "--training_tokens 512"
+    one, other = arms({"one": flags, "other": flags})
+    with pytest.raises(KeyboardInterrupt):
+        train([one, with_plugin(other, Interrupts)])
+    assert [*Path("lockstep").iterdir()] == []
+    one.unfinished.mkdir()  # as after kill -9
+    (one.unfinished / "sae_weights.safetensors").write_text("half")
+    assert train([one]) == {}
+    assert [path.name for path in Path("lockstep").iterdir()] == ["one"]
+    SAE.load_from_disk(str(one.folder))
+
+
+# -- one stream --------------------------------------------------------------------------------
+
+
+def test_the_language_model_runs_once() -> None:
+    together = arms({"short": "--training_tokens 320", "l1": "", "topk": ARMS["topk"]})
+    spy = Spied(together[0].job)
+    told: list[tuple[int, int]] = []
+    steps = lambda done, total: told.append((done, total))  # noqa: E731
+    assert train([replace(together[0], job=spy), *together[1:]], steps) == {}
+    assert spy.streams == 1
+    assert len(spy.batches) == 2 + 16  # two of them for the norm
+    assert told == [(step, 16) for step in range(1, 17)]
+    assert read_rows(together[0].folder / "metrics.jsonl")[-1]["step"] == 5
+
+
+def test_what_does_not_fit_into_memory_trains_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"one": "--training_tokens 320", "two": "", "three": ARMS["topk"]}
+    together = arms(flags)
+    assert train(together) == {}
+    spy = Spied(together[0].job)
+    apart = [
+        replace(one, job=spy if one.job is spy.job else one.job, folder=Path("apart") / one.name)
+        for one in together
+    ]
+    needed = 4 * jobs.numbers_in_training(together[0].job.sae_config)
+    monkeypatch.setattr(lockstep, "memory_of", lambda device: 2.5 * needed / 0.5)
+    told: list[tuple[int, int]] = []
+    steps = lambda done, total: told.append((done, total))  # noqa: E731
+    finished: list[tuple[str, int, bool]] = []
+    note = lambda arm: finished.append((arm.name, len(told), arm.folder.is_dir()))  # noqa: E731
+    assert train(apart, steps, note) == {}
+    assert told == [(step, 32) for step in range(1, 33)]
+    assert finished == [("one", 16, True), ("two", 16, True), ("three", 32, True)]
+    for one, other in zip(together, apart, strict=True):
+        assert same(one.folder, other.folder)
+
+
+def test_other_batches_are_refused() -> None:
+    one, other = arms({"one": "", "other": "--context_size 8 --seed 1"})
+    with pytest.raises(PluginError, match=r"arm other .* arm one.*: context_size, seed differ"):
+        train([one, other])
+
+
+@pytest.mark.parametrize(
+    ("flags", "equal"),
+    [
+        ("--lr 0.1 --training_tokens 128 --d_sae 64", True),
+        ("--architecture topk --k 4", True),
+        ("--plugin hybrid-order", True),
+        ("--adam_beta1 0.5 --dead_feature_window 7 --autocast true", True),
+        ("--context_size 16", True),  # the tiny world's default, said aloud
+        ("--seed 1", False),
+        ("--train_batch_size_tokens 32", False),
+        ("--normalize_activations none", False),
+        ("--n_batches_for_norm_estimate 3", False),
+        ("--hook_name blocks.0.hook_resid_post", False),
+        ("--heldout_tokens 512", False),
+    ],
+)
+def test_what_the_batches_depend_on(flags: str, equal: bool) -> None:
+    keys = [
+        stream_key(settle(parse([*WORLD.split(), *more.split()], options_of)).job())
+        for more in ("", flags)
+    ]
+    assert (keys[0] == keys[1]) == equal
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: {"name": "one"}, "2 arms have the name one"),
+        (lambda one: {"folder": one.folder}, "2 arms have the folder"),
+        (lambda one: {"folder": Path(".")}, "is already there"),
+    ],
+)
+def test_arms_that_would_write_over_something(
+    change: Callable[[Arm], dict[str, Any]], message: str
+) -> None:
+    one, other = arms({"one": "", "other": ""})
+    with pytest.raises(PluginError, match=message):
+        train([one, replace(other, **change(one))])
+
+
+@pytest.mark.parametrize("flag", ["--n_checkpoints 2", "--log_to_wandb"])
+def test_settings_that_are_for_one_sae(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(PluginError, match=f"arm one: {flag.split()[0]} is for SAEs that train"):
+        train([arm("one", flag)])
+
+
+def test_jobs_share_a_model_and_its_text(tiny_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, seed = arms({"one": "", "other": ARMS["topk"], "seed": "--seed 1"})
+    assert one.job.model is other.job.model is seed.job.model
+    assert one.job.text is other.job.text
+    first = [next(iter(job.text.train))["tokens"] for job in (one.job, seed.job)]
+    assert first[0] != first[1]  # the seed orders the data

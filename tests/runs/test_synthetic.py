@@ -1,0 +1,89 @@
+"""The synthetic presets, and runs on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import SAE
+from safetensors.torch import load_file
+
+from sae_plugins.entrypoints.main import main
+from sae_plugins.runs.synthetic import PRESETS, settings_of
+
+RUN = (
+    "--training_tokens 2000 --train_batch_size_tokens 100 --heldout_tokens 2000 --eval_samples 500"
+)
+
+
+def train(output: str, *arguments: str) -> Path:
+    line = ["train", "--model_name", "synthetic:small", *RUN.split(), "--output_path", output]
+    assert main([*line, *arguments]) == 0
+    return Path(output)
+
+
+def same(left: Path, right: Path) -> bool:
+    first, second = (load_file(run / "sae_weights.safetensors") for run in (left, right))
+    return all(tensor.equal(second[name]) for name, tensor in first.items())
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_are_the_same_world_every_time(name: str):
+    settings = settings_of(name)
+    torch.manual_seed(1)
+    first = PRESETS[name]("cpu")
+    torch.manual_seed(2)
+    second = PRESETS[name]("cpu")
+    assert first.feature_dict.feature_vectors.equal(second.feature_dict.feature_vectors)
+    assert settings["d_sae"] >= first.cfg.num_features
+    assert PRESETS[name].__doc__
+
+
+def test_toy_is_the_toy_of_the_studies():
+    model = PRESETS["toy"]("cpu")
+    torch.manual_seed(0)
+    _, features = model.sample_with_features(4000)
+    fires = features > 0
+    parents, children = fires[:, :16], fires[:, 16:64].view(-1, 16, 3)
+    assert model.cfg.hidden_dim == 48
+    assert features.shape[1] == 96
+    assert children.sum(-1).max() == 1  # siblings exclude one another
+    assert not (children.any(-1) & ~parents).any()  # and need their parent
+    assert children.any(-1).any(0).all()
+    one, other = fires[:, 64:80:2], fires[:, 65:80:2]
+    assert 0.5 < (one & other).sum() / one.sum() < 0.7  # 8 pairs among those that stand alone
+    assert (fires[:, 80] & fires[:, 81]).sum() < 0.2 * fires[:, 80].sum()
+
+
+def test_a_run_knows_the_truth_and_is_reproducible():
+    run = train("run", "--plugin", "reorder", "--reorder.start", "5", "--reorder.interval", "5")
+    summary = json.loads((run / "summary.json").read_text())
+    assert 0 < summary["truth/mcc"] <= 1
+    assert summary["heldout/tokens"] >= 2000
+    assert SAE.load_from_disk(str(run)).cfg.metadata.model_name == "synthetic:small"
+    config = json.loads((run / "runner_config.json").read_text())
+    assert config["output_path"] == "run"
+    assert main(["train", "--recipe", "run/run.yaml", "--output_path", "again"]) == 0
+    assert same(run, Path("again"))
+    assert not same(run, train("other", "--plugin", "reorder", "--seed", "1"))
+
+
+def test_logging_to_wandb_changes_no_weight():
+    often = (
+        "--wandb_log_frequency",
+        "2",
+        "--eval_every_n_wandb_logs",
+        "2",
+        "--eval_frequency",
+        "1",
+    )
+    assert same(train("off"), train("on", "--log_to_wandb", *often))

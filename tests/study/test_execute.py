@@ -1,0 +1,526 @@
+"""A study from end to end, on a synthetic model: what is trained, kept, redone and reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sae_plugins.base.files import lock
+from sae_plugins.entrypoints.main import main
+from sae_plugins.runs import lockstep
+from sae_plugins.study import execute as study_run
+from sae_plugins.study.cells import plan
+from sae_plugins.study.findings import Findings, Trained
+from sae_plugins.study.gather import _missed as missed
+from sae_plugins.study.gather import gather
+from sae_plugins.study.spec import Study, StudyError
+
+STUDY: dict[str, Any] = {
+    "description": "Does reordering help?",
+    "reference": "l1",
+    "models": {
+        "toy": {
+            "train": {
+                "model_name": "synthetic:toy",
+                "training_tokens": 9600,  # 25 steps
+                "n_batches_for_norm_estimate": 4,
+                "heldout_tokens": 4096,
+                "d_sae": 32,
+            },
+            "sparsity": {"l1_coefficient": [0.3, 3.0], "k": [16, 32]},
+            "suites": {"ground-truth": {"samples": 500}},
+        }
+    },
+    "arms": {
+        "l1": {"kind": "baseline", "description": "plain SAELens"},
+        "topk": {"kind": "control", "train": {"architecture": "topk"}},
+        "reordered": {"train": {"plugin": ["reorder"], "reorder.start": 5, "reorder.interval": 5}},
+    },
+    "seeds": [0, 1],
+}
+
+
+class Heard:
+    """A `Progress` that remembers, and may interrupt."""
+
+    def __init__(self, until: float = float("inf")) -> None:
+        self.until, self.done, self.total = until, 0.0, 0
+        self.stages: list[str] = []
+
+    def expect(self, shares: int) -> None:
+        self.total += shares
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def advance(self, share: float) -> None:
+        self.done += share
+        if self.done >= self.until:
+            raise KeyboardInterrupt
+
+
+def changed(**contents: Any) -> Study:
+    return Study.model_validate(STUDY | contents)
+
+
+def run(study: Study, folder: Path, **heard: float) -> tuple[Findings, Heard]:
+    progress = Heard(**heard)
+    study_run.run(study, folder, 1, progress)
+    return gather("try", study, folder), progress
+
+
+def numbers(findings: Findings) -> Any:
+    """All but when and where; seconds too are another run's."""
+    found = findings.model_dump(exclude={"provenance", "study"})
+    timed = ("seconds", "tokens_per_second")
+    found["scores"] = [score for score in found["scores"] if score["metric"] not in timed]
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Findings, Heard]:
+    torch.set_num_threads(1)  # as for every test: sums round by the number of threads
+    folder = tmp_path_factory.mktemp("study")
+    return (folder, *run(changed(), folder))
+
+
+@pytest.fixture
+def copy(done: tuple[Path, Findings, Heard], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(done[0], tmp_path / "copy"))
+
+
+def saes(folder: Path) -> dict[str, int]:
+    """When each SAE was written, by its folder's name."""
+    return {
+        path.parent.name: path.stat().st_mtime_ns
+        for path in folder.glob("saes/*/*/sae_weights.safetensors")
+    }
+
+
+def test_every_sae_is_a_run_and_has_scores(done: tuple[Path, Findings, Heard]) -> None:
+    folder, findings, heard = done
+    assert len(saes(folder)) == 12
+    assert heard.done == pytest.approx(heard.total)
+    assert heard.total == 24, "training and evaluating each is one share"
+    assert {trained.status for trained in findings.trained} == {"ok"}
+    one = folder / findings.trained[0].folder
+    names = {path.name for path in one.iterdir()}
+    assert names >= {"cfg.json", "sae_weights.safetensors", "run.yaml", "metrics.jsonl"}
+    mcc = [score for score in findings.scores if score.metric == "mcc"]
+    assert len(mcc) == 12
+    assert all(score.value is not None and 0 < score.value < 1 for score in mcc)
+    assert findings.failures == []
+    assert findings.arms[0].name == "l1"
+    assert "with fewer than 5" in findings.warnings[0]
+
+
+def test_a_permutation_is_not_distinguishable(
+    done: tuple[Path, Findings, Heard],
+) -> None:
+    verdicts = {(c.arm, c.metric): c.comparison for c in done[1].contrasts}
+    assert {arm for arm, _ in verdicts} == {"topk", "reordered"}
+    assert {metric for _, metric in verdicts} == {
+        *("mcc", "classification/f1_score", "explained_variance"),
+    }
+    assert verdicts["reordered", "mcc"].verdict == "not distinguishable"
+    assert verdicts["reordered", "mcc"].difference == pytest.approx(0, abs=1e-4)
+
+
+def test_a_run_can_be_made_again_from_its_recipe(
+    done: tuple[Path, Findings, Heard], tmp_path: Path
+) -> None:
+    folder, findings, _ = done
+    trained = next(t for t in findings.trained if t.arm == "reordered" and t.seed == 1)
+    there = folder / trained.folder
+    again = tmp_path / "again"
+    arguments = ["--recipe", str(there / "run.yaml"), "--output_path", str(again)]
+    assert main(["train", *arguments]) == 0
+    for name in ("sae_weights.safetensors", "cfg.json", "sparsity.safetensors"):
+        assert (again / name).read_bytes() == (there / name).read_bytes(), name
+
+
+def test_a_second_run_does_nothing(
+    done: tuple[Path, Findings, Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, findings, _ = done
+    before = saes(folder)
+    monkeypatch.setattr(lockstep, "train", lambda *_: pytest.fail("trained again"))
+    again, heard = run(changed(), folder)
+    assert saes(folder) == before
+    assert numbers(again) == numbers(findings)
+    assert heard.done == pytest.approx(24)
+
+
+@pytest.mark.parametrize("until", [0.5, 7, 15])
+def test_interrupted_anywhere_it_ends_with_the_same_numbers(
+    done: tuple[Path, Findings, Heard], tmp_path: Path, until: float
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(changed(), tmp_path, until=until)
+    partial = gather("try", changed(), tmp_path)
+    assert len(partial.trained) == 12, "a report can be had of what there is"
+    findings, _ = run(changed(), tmp_path)
+    assert numbers(findings) == numbers(done[1])
+    assert list(tmp_path.glob("saes/*/*.unfinished")) == []
+
+
+def test_a_changed_arm_is_all_that_is_done_again(
+    done: tuple[Path, Findings, Heard], copy: Path
+) -> None:
+    arms = {**STUDY["arms"], "topk": {"train": {"architecture": "topk", "lr": 0.01}}}
+    before = saes(copy)
+    findings, _ = run(changed(arms=arms), copy)
+    after = saes(copy)
+    assert before.items() <= after.items()
+    assert len(after) == 16
+    assert {name.partition("_")[0] for name in after.keys() - before.keys()} == {"topk"}
+    other = gather("try", changed(reference="topk", arms=STUDY["arms"]), copy)
+    assert {c.arm for c in other.contrasts} == {"l1", "reordered"}
+    assert other.failures == [], "another reference judges the same SAEs"
+    old, new = ({(s.arm, s.sparsity, s.seed): s.value for s in f.scores if s.metric == "mcc"}
+                for f in (done[1], findings))  # fmt: skip
+    assert {key[0] for key in new if new[key] != old[key]} == {"topk"}
+    assert len(study_run.stale(study_run.plan_of(changed(arms=arms), copy), copy)) == 4
+
+
+def test_another_seed_and_other_settings_of_a_suite_leave_saes_alone(copy: Path) -> None:
+    before = saes(copy)
+    models = json.loads(json.dumps(STUDY["models"]))
+    models["toy"]["suites"]["ground-truth"]["samples"] = 600
+    findings, _ = run(changed(models=models, seeds=[0, 1, 2]), copy)
+    assert before.items() <= saes(copy).items()
+    assert len(saes(copy)) == 18
+    assert len([score for score in findings.scores if score.metric == "mcc"]) == 18
+
+
+def test_an_arm_that_fails_is_reported_and_the_others_are_as_without_it(
+    done: tuple[Path, Findings, Heard], tmp_path: Path
+) -> None:
+    arms = {**STUDY["arms"], "diverging": {"train": {"lr": 1e30}}}
+    findings, heard = run(changed(arms=arms), tmp_path)
+    assert heard.done == pytest.approx(32)
+    assert len(findings.failures) == 4
+    assert "toy, diverging, l1_coefficient=0.3, seed 0: " in findings.failures[0]
+    assert "NaN" in findings.failures[0] or "finite" in findings.failures[0]
+    others = [score for score in findings.scores if score.arm != "diverging"]
+    timed = ("seconds", "tokens_per_second")
+    expected = [score for score in done[1].scores if score.metric not in timed]
+    assert [score for score in others if score.metric not in timed] == expected
+    verdicts = {c.comparison.verdict for c in findings.contrasts if c.arm == "diverging"}
+    assert verdicts == {"no verdict"}
+
+
+@pytest.mark.parametrize("what", ["training", "evaluation"])
+def test_a_seed_that_failed_is_not_left_out(what: str, copy: Path) -> None:
+    """Verdicts of the seeds that went well would be of seeds chosen by their outcome."""
+    if what == "training":
+        for folder in copy.glob("saes/toy/topk*seed1*"):
+            shutil.rmtree(folder)
+            folder.with_name(f"{folder.name}.failed").write_text("the loss is NaN\n")
+    else:
+        manifest = copy / "evaluations/toy/seed1/manifest.json"
+        found = json.loads(manifest.read_text())
+        for row in found["rows"]:
+            if row["sae"].startswith("topk"):
+                row |= {"status": "failed", "reason": "out of memory", "file": None}
+        manifest.write_text(json.dumps(found))
+    findings = gather("try", changed(seeds=[0, 1]), copy)
+    assert len(findings.failures) == 2
+    found = {c.comparison.verdict: str(c.comparison.reason) for c in findings.contrasts
+             if c.arm == "topk"}  # fmt: skip
+    assert found.keys() == {"no verdict"}
+    assert "no common L0 in seed 1" in found["no verdict"]
+
+
+def test_versions_are_those_of_the_saes_and_results(copy: Path) -> None:
+    before = gather("try", changed(), copy)
+    assert before.provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert not any("different versions" in warning for warning in before.warnings)
+    file = next(copy.glob("saes/*/*/run.yaml"))
+    recipe = yaml.safe_load(file.read_text())
+    recipe["versions"]["torch"] = "1.0"
+    file.write_text(yaml.safe_dump(recipe))
+    assert any(
+        "different versions: torch 1.0 and" in w for w in gather("x", changed(), copy).warnings
+    )
+
+
+def test_a_metric_that_no_result_has_is_named(copy: Path) -> None:
+    study = changed(compare=["ground-truth/mcc", "ground-truth/uniqueness"])
+    for file in copy.glob("evaluations/*/*/*/*.json"):
+        result = json.loads(file.read_text())
+        del result["metrics"]["uniqueness"]
+        file.write_text(json.dumps(result))
+    named = [w for w in gather("try", study, copy).warnings if "no result has" in w]
+    assert named == ["toy: no result has ground-truth/uniqueness, which is to be compared"]
+
+
+def test_an_arm_that_fails_is_tried_again_when_it_is_mended(tmp_path: Path) -> None:
+    arms = {"l1": {}, "other": {"train": {"lr": 1e30}}}
+    findings, _ = run(changed(arms=arms, seeds=[0]), tmp_path)
+    assert len(findings.failures) == 2
+    arms["other"]["train"]["lr"] = 1e-3
+    findings, _ = run(changed(arms=arms, seeds=[0]), tmp_path)
+    assert findings.failures == []
+
+
+def test_two_arms_that_are_the_same_sae_both_have_scores(tmp_path: Path) -> None:
+    findings, heard = run(changed(arms={"l1": {}, "same": {}}, seeds=[0]), tmp_path)
+    assert heard.done == pytest.approx(8)
+    mcc = {(s.arm, s.sparsity): s.value for s in findings.scores if s.metric == "mcc"}
+    assert len(mcc) == 4
+    for sparsity in ("l1_coefficient=0.3", "l1_coefficient=3"):
+        assert mcc["l1", sparsity] == mcc["same", sparsity]
+
+
+def test_wanted_l0s_are_reached(tmp_path: Path) -> None:
+    models = json.loads(json.dumps(STUDY["models"]))
+    models["toy"] |= {"target_l0": [8.0], "sparsity": {"l1_coefficient": [0.3, 1, 3, 10]}}
+    models["toy"]["train"]["training_tokens"] = 38_400
+    findings, heard = run(changed(models=models, arms={"l1": {}}), tmp_path)
+    assert heard.done == pytest.approx(heard.total)
+    assert heard.total == 4 + 2 * 2
+    for trained in findings.trained:
+        assert trained.l0 == pytest.approx(8, rel=0.25)
+
+
+def test_an_evaluation_that_fails_is_reported(copy: Path) -> None:
+    damaged = next(copy.glob("saes/toy/topk*"))
+    (damaged / "cfg.json").write_text("{}")
+    shutil.rmtree(copy / "evaluations")
+    findings, _ = run(changed(), copy)
+    assert any("cfg.json" in text or "architecture" in text for text in findings.failures)
+    assert len([score for score in findings.scores if score.metric == "mcc"]) == 11
+
+
+def test_a_report_of_a_part_says_so_and_what_is_compared_may_be_missing(copy: Path) -> None:
+    shutil.rmtree(next(copy.glob("saes/toy/topk*seed0*")))
+    shutil.rmtree(copy / "evaluations/toy/seed1")
+    findings = gather("try", changed(compare=["ground-truth/mcc"]), copy)
+    assert any(w.startswith("not complete: 1 of 12 SAEs and 7 of 12") for w in findings.warnings)
+
+
+def test_pilots_that_fail_are_reported(tmp_path: Path) -> None:
+    models = json.loads(json.dumps(STUDY["models"]))
+    models["toy"]["target_l0"] = [8.0]
+    arms = {"l1": {}, "diverging": {"train": {"lr": 1e30}}}
+    findings, heard = run(changed(models=models, arms=arms, seeds=[0]), tmp_path)
+    assert heard.done == pytest.approx(heard.total)
+    assert (
+        sum("diverging, l1_coefficient=0.3, seed 10000, pilot: " in f for f in findings.failures)
+        == 1
+    )
+    assert any("toy, diverging: none of the values" in w for w in findings.warnings)
+
+
+def test_a_damaged_manifest_is_named(copy: Path) -> None:
+    (copy / "evaluations/toy/seed0/manifest.json").write_text('{"rows": [')
+    with pytest.raises(StudyError, match=r"seed0/manifest.json cannot be read"):
+        gather("try", changed(), copy)
+
+
+def test_only_metrics_that_are_named_are_compared(copy: Path) -> None:
+    findings = gather("try", changed(compare=["ground-truth/uniqueness"]), copy)
+    assert {contrast.metric for contrast in findings.contrasts} == {"uniqueness"}
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump(STUDY))
+    return "mine.yaml"
+
+
+def test_the_commands(file: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "status", file]) == 0
+    assert "studies/mine" in (shown := capsys.readouterr().out)
+    assert "l1 (reference)" in shown
+    assert main(["study", "run", file, "--output_path", str(copy), "--jobs", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "not distinguishable" in out
+    assert str(copy / "report.html") in out
+    assert "75% toy, seed 1: evaluating 6 SAEs" in err
+    assert Findings.model_validate_json((copy / "findings.json").read_text()).name == "mine"
+    assert main(["study", "report", file, "--output_path", str(copy)]) == 0
+
+
+def test_a_failure_makes_the_exit_code_1(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = {"l1": {"train": {"lr": 1e30}}}
+    Path(file).write_text(yaml.safe_dump({**STUDY, "arms": arms, "seeds": [0]}))
+    assert main(["study", "run", file, "--jobs", "1"]) == 1
+    assert "failed: toy, l1, l1_coefficient=0.3, seed 0: " in capsys.readouterr().err
+
+
+def test_packaged_studies_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "list"]) == 0
+    assert "quick" in capsys.readouterr().out
+    assert main(["study", "show", "quick"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["reference"] == "l1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quik"], "there is no study 'quik': did you mean 'quick'?"),
+        (["run", "mine.yaml", "--jobs", "0"], "--jobs 0: give 1 or more"),
+        (["run", "mine.yaml", "--output_path", "mine.yaml"], "mine.yaml is a file; name a folder"),
+        (["report", "mine.yaml"], "there is no such folder; run the study first"),
+        (["status", "missing.yaml"], "there is no study file missing.yaml"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    file: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ground-truth/mc", "compare: no metric 'ground-truth/mc': did you mean 'mcc'?"),
+        ("cor/l0", "compare: no suite 'cor': did you mean 'core'"),
+        ("ground-truth/sae_l0", "neither higher nor lower is better; leave it out"),
+    ],
+)
+def test_wrong_metrics_are_refused_before_training(
+    file: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(file).write_text(yaml.safe_dump({**STUDY, "compare": [name]}))
+    for action in ("status", "run"):
+        assert main(["study", action, file]) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("studies/mine/saes").exists()
+
+
+@pytest.mark.parametrize(
+    ("suites", "message"),
+    [
+        ({"cor": {}}, "models.toy.suites.cor: no suite 'cor' is installed: did you mean 'core'"),
+        (
+            {"ground-truth": {"sample": 5}},
+            "models.toy.suites.ground-truth.sample: no such setting: did you mean 'samples'",
+        ),
+        ({"ground-truth": {"samples": 0}}, "models.toy.suites.ground-truth.samples: Input should "),
+    ],
+)
+def test_wrong_suites_are_refused_before_training(
+    file: str, suites: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = {"toy": {**STUDY["models"]["toy"], "suites": suites}}
+    Path(file).write_text(yaml.safe_dump({**STUDY, "models": models}))
+    for action in ("status", "run"):
+        assert main(["study", action, file]) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("studies/mine/saes").exists()
+
+
+def test_a_report_of_saes_that_count_no_more_stays(
+    file: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--output_path", str(copy)]
+    assert main(["study", "report", file, *where]) == 0
+    report = (copy / "report.html").read_bytes()
+    text = Path(file).read_text()
+    assert "training_tokens: 9600" in text
+    Path(file).write_text(text.replace("training_tokens: 9600", "training_tokens: 9984"))
+    capsys.readouterr()
+    assert main(["study", "report", file, *where]) == 2
+    said = capsys.readouterr()
+    assert "has no SAE of this study, but an earlier report, which stays" in said.err
+    assert "12 SAEs in" in said.out
+    assert (copy / "report.html").read_bytes() == report
+
+
+def test_two_runs_of_one_study_are_not_at_once(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "studies/mine").mkdir(parents=True)
+    unlock = lock(tmp_path / "studies/mine")
+    try:
+        assert main(["study", "run", file]) == 1
+    finally:
+        unlock()
+    assert "this study is being run already" in capsys.readouterr().err
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_with_its_processes_it_ends_with_the_same_numbers(
+    done: tuple[Path, Findings, Heard], file: str, how: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "sae_plugins.entrypoints.main", "study", "run", file,
+               "--output_path", "here", "--jobs", "2"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for when in ("saes/toy/*.unfinished", "evaluations/toy/seed*/*/*.json"):
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
+        while process.poll() is None and not any(Path("here").glob(when)):
+            time.sleep(0.05)
+        process.send_signal(how)
+        assert process.wait(timeout=60) != 0
+        left = "?"
+        for _ in range(100):  # its processes see that it is gone
+            left = subprocess.run(
+                ["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=False
+            ).stdout
+            if not left:
+                break
+            time.sleep(0.1)
+        assert left == ""
+    subprocess.run(command, check=True, env=environment)
+    assert numbers(gather("try", changed(), Path("here"))) == numbers(done[1])
+
+
+def reaching(targets: list[float], *arms: str) -> Study:
+    toy = {**STUDY["models"]["toy"], "target_l0": targets}
+    return changed(models={"toy": toy}, arms={a: STUDY["arms"][a] for a in arms}, seeds=[0])
+
+
+def test_an_l0_that_the_trained_saes_miss_is_named() -> None:
+    """Pilots that stand far apart do not say where the L0 between them is."""
+    study = reaching([8, 11], "l1", "topk")
+    pilots = plan(study, lambda _: None).pilots
+
+    def named(*l0s: float, arm: str = "l1") -> list[str]:
+        trained = [
+            Trained(model="toy", arm=arm, sparsity=f"flag={l0}", seed=0, folder="here",
+                    status="ok", l0=l0)
+            for l0 in l0s
+        ]  # fmt: skip
+        return list(missed(study, pilots, trained))
+
+    (warning,) = named(8.2, 16.2)
+    assert warning.startswith("toy, l1: an L0 of 11 is wanted, and the nearest SAEs have 8.2")
+    assert named(8.2, 11.2) == []
+    assert named(8.2) == [], "its pilots have said so"
+    assert named(20.0, 30.0, arm="topk") == [], "k has no pilots"
+
+
+def test_a_study_of_which_only_pilots_could_be_trained_has_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "far.yaml"
+    file.write_text(
+        yaml.safe_dump(reaching([0.01], "l1").model_dump(mode="json", exclude_defaults=True))
+    )
+    assert main(["study", "run", str(file), "--output_path", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "an L0 of 0.01 is not between" in said.out + said.err
+    assert "only pilots were trained" in said.err
