@@ -26,7 +26,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from sae_plugins import world
 from sae_plugins.entrypoints.main import main as sae_plugins
 from sae_plugins.runs import lockstep
-from sae_plugins.runs.job import load_job
+from sae_plugins.runs.load import load_job
 from sae_plugins.settings.flags import parse
 from sae_plugins.settings.settings import options_of, settle
 

@@ -119,7 +119,7 @@ def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
 
 
 def _train(settings: Settings, folder: RunFolder) -> None:
-    from sae_plugins.runs.job import load_job
+    from sae_plugins.runs.load import load_job
     from sae_plugins.settings.settings import recipe_of
 
     started = time.perf_counter()
@@ -286,7 +286,7 @@ def _bytes_of_buffer(settings: Settings, job: Job) -> int:
 
 
 def _is_saved_regularly(settings: Settings) -> bool:
-    from sae_plugins.resume.checkpoints import interval
+    from sae_plugins.resume.files import interval
 
     return any(interval(settings.get("checkpoint_every")))
 

@@ -196,7 +196,7 @@ def _print_plan(upload: Upload, plan: Plan) -> None:
     """The files of an SAE, what becomes of them, and the card."""
     from sae_plugins.base.files import size
     from sae_plugins.base.hub import CARD
-    from sae_plugins.share.repository import size_of
+    from sae_plugins.share.content import size_of
 
     names = {f"{upload.sae_id}/{name}": content for name, content in upload.files.items()}
     print(f"\n{upload.sae_id}, from {upload.folder}:")
@@ -215,7 +215,7 @@ def _send(repository: Repository, uploads: Sequence[Upload], overwrite: bool) ->
     """Commit one SAE after another; one that fails does not keep the others."""
     from sae_plugins.base.errors import HubError
     from sae_plugins.base.files import size
-    from sae_plugins.share.repository import loading_lines
+    from sae_plugins.share.card import loading_lines
 
     done: list[Upload] = []
     for number, upload in enumerate(uploads, 1):

@@ -98,7 +98,7 @@ class GroundTruth(Suite):
 
     def refusal(self, subject: Subject) -> str | None:
         """Only SAEs of a synthetic model have features to be compared with."""
-        from sae_plugins.runs.synthetic import SYNTHETIC
+        from sae_plugins.world.synthetic_models import SYNTHETIC
 
         if subject.model_name.startswith(SYNTHETIC):
             return None
@@ -126,8 +126,7 @@ class GroundTruth(Suite):
         """
         from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
 
-        from sae_plugins.base.seeds import seed_everything
-        from sae_plugins.runs.job import isolated_random_state
+        from sae_plugins.base.seeds import isolated_random_state, seed_everything
 
         with isolated_random_state():
             model = _synthetic_model(subject)
@@ -167,7 +166,7 @@ def _synthetic_model(subject: Subject) -> Any:
     from sae_lens.synthetic import SyntheticModel
 
     from sae_plugins.base.errors import did_you_mean
-    from sae_plugins.runs.synthetic import PRESETS, SYNTHETIC, synthetic_model
+    from sae_plugins.world.synthetic_models import PRESETS, SYNTHETIC, synthetic_model
 
     saved, preset = Path(subject.source) / _SAVED, subject.model_name.removeprefix(SYNTHETIC)
     if saved.is_dir():

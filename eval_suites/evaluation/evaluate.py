@@ -298,7 +298,7 @@ class Evaluation:
             unlock()
 
     def _refuse(self, task: _Task) -> None:
-        from sae_plugins.runs.synthetic import SYNTHETIC
+        from sae_plugins.world.synthetic_models import SYNTHETIC
 
         model = task.subject.model_name
         try:

@@ -72,7 +72,7 @@ def _from_transformer_lens(name: str, device: str, dtype: Any) -> HookedTransfor
         get_official_model_name,
     )
 
-    from sae_plugins.runs.language_model import near_models
+    from sae_plugins.runs.models import near_models
 
     try:
         official = get_official_model_name(name)
@@ -111,7 +111,7 @@ def check_hook(model: LanguageModel, hook_name: str) -> None:
     """
     if hook_name in model.hooked.hook_dict:
         return
-    from sae_plugins.runs.language_model import near_hooks
+    from sae_plugins.runs.models import near_hooks
 
     known = [name for name in model.hooked.hook_dict if name]
     raise SuiteError(f"{model.name} has no hook {hook_name!r}; {near_hooks(hook_name, known)}")
@@ -123,7 +123,7 @@ def check_d_in(model: LanguageModel, subject: Subject) -> None:
     Raises:
         SuiteError: it names both sizes.
     """
-    from sae_plugins.runs.language_model import shape_at
+    from sae_plugins.runs.models import shape_at
 
     shape = shape_at(subject.hook_name, model.hooked, 1, {})[2:]
     size = shape.numel() if subject.hook_head_index is None else shape[-1]

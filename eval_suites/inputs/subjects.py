@@ -32,7 +32,7 @@ from sae_plugins.runs.folder import (
     UNFINISHED,
     WEIGHTS,
 )
-from sae_plugins.runs.synthetic import SYNTHETIC
+from sae_plugins.world.synthetic_models import SYNTHETIC
 
 _DICTIONARY_LEARNING = ("config.json", "ae.pt")
 _LONGEST_NAME = 80

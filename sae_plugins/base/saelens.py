@@ -1,4 +1,4 @@
-"""Every seam of SAELens 6.54 that the framework relies on, in one place.
+"""Every seam of SAELens 6.54 that we rely on, and all that touches its private names.
 
 `tests/base/test_saelens.py` has a test per seam, named after it, that fails when SAELens moves it:
 
@@ -83,7 +83,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -91,8 +91,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sae_lens.saes.sae import TrainingSAE
     from sae_lens.training.activations_store import ActivationsStore
     from sae_lens.training.sae_trainer import SAETrainer
+    from torch import Tensor
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
@@ -242,3 +244,88 @@ def continued_multi_training() -> AbstractContextManager[None]:
 def not_passed(thresholds: list[int], trainer: SAETrainer[Any, Any]) -> list[int]:
     """The checkpoints that are still to come; SAELens would write one per step for the others."""
     return [threshold for threshold in thresholds if threshold >= trainer.n_training_samples]
+
+
+# -- runners ---------------------------------------------------------------------------------------
+
+
+def trainer_of(runner: Any) -> SAETrainer[Any, Any]:
+    """The trainer that a runner would build, for a caller who gives it the batches."""
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    return SAETrainer(
+        cfg=runner.cfg.to_sae_trainer_config(), sae=runner.sae, data_provider=iter(())
+    )
+
+
+def language_model_trainer(runner: Any) -> SAETrainer[Any, Any]:
+    """The same for a runner on a language model, which does more around it."""
+    runner._set_sae_metadata()
+    trainer = trainer_of(runner)
+    runner._compile_sae_if_needed()
+    return trainer
+
+
+def wrap_evaluator(runner: Any, wrap: Callable[[Any], Any]) -> None:
+    """Have a runner evaluate by what `wrap` makes of its evaluator."""
+    create = runner._create_evaluator
+    runner._create_evaluator = lambda: wrap(create())
+
+
+def call_when_saved(runner: Any, then: Callable[[Path], None]) -> None:
+    """Call `then` with the folder when a runner has saved its SAE."""
+    save = runner._save_outputs
+
+    def save_and_tell(path: Path, *outputs: Any) -> None:
+        save(path, *outputs)
+        then(path)
+
+    runner._save_outputs = save_and_tell
+
+
+def save_synthetic(runner: Any, path: Path, sae: TrainingSAE[Any], sparsity: Tensor | None) -> None:
+    """Save a trained SAE as a runner would, without an evaluation."""
+    runner._save_outputs(path, sae, sparsity, None)
+
+
+# -- activation stores -----------------------------------------------------------------------------
+
+
+def hook_widths(store: ActivationsStore) -> dict[str, int]:
+    """The d_in of each hook of a store in multi-hook mode, in its order."""
+    d_ins = store._hook_d_ins or {}
+    return {hook: d_ins[hook] for hook in store._hook_names or ()}
+
+
+def hook_heads(store: ActivationsStore) -> dict[str, int | None]:
+    """The attention head that is read at each hook, in multi-hook mode."""
+    return store._hook_head_indices
+
+
+def activations(store: ActivationsStore) -> Iterator[Tensor]:
+    """A store's activations [n, d_in], in the order of its text."""
+    return store._iterate_filtered_activations()
+
+
+def activations_by_hook(store: ActivationsStore) -> Iterator[dict[str, Tensor]]:
+    """A store's activations [n, d_in] of several hooks, in the order of its text."""
+    return store._iterate_filtered_multi_hook_activations()
+
+
+def begin_reading(store: ActivationsStore) -> None:
+    """Make the loader that a store would make at its first batch."""
+    store._dataloader = store.get_data_loader()
+
+
+def replace_text(
+    store: ActivationsStore, epoch: Callable[[], Generator[Tensor, None, None]]
+) -> Callable[[], Generator[Tensor, None, None]]:
+    """Have a store start each later epoch of its text by `epoch`.
+
+    Returns:
+        The store's own way to start one.
+    """
+    own = store._iterate_tokenized_sequences
+    # on the instance, where SAELens looks the name up
+    store._iterate_tokenized_sequences = epoch  # type: ignore[method-assign]
+    return own

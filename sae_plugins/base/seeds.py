@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,3 +62,13 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state, device)
     if states["mps"] is not None and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
+
+
+@contextmanager
+def isolated_random_state() -> Iterator[None]:
+    """Restore python's, numpy's and torch's global random states afterwards."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)

@@ -102,7 +102,7 @@ def import_class(entry: Installed, what: str, bases: Sequence[type]) -> type[Any
 
 
 def _public_name(base: type) -> str:
-    module = base.__module__.removesuffix(".plugin")  # whose classes `sae_plugins` shows
+    module = base.__module__.removesuffix(".framework.plugin")  # whose classes `sae_plugins` shows
     return f"{module}.{base.__name__}"
 
 

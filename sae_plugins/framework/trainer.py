@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -47,6 +48,8 @@ COUNTERS = (
     *("started_fine_tuning", "checkpoint_thresholds"),
 )
 """What SAELens' trainer counts."""
+_NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
+"""Fields of SAELens' trainer config that do not change what is trained."""
 
 
 class PluginTrainer(SAETrainer[Any, Any]):
@@ -190,6 +193,33 @@ class PluginTrainer(SAETrainer[Any, Any]):
             "features": self.run.features.state_dict() if self.host.plugins else None,
             "plugins": {plugin.name: plugin.state_dict() for plugin in self.host.plugins},
         }
+
+    def state_of_plugins(self) -> dict[str, Any]:
+        """The part of the state that others have written, and that may be anything."""
+        plugins = {plugin.name: plugin.state_dict() for plugin in self.host.plugins}
+        return {"run": {"summary": self.run.summary}, "plugins": plugins}
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a run to go on, by name."""
+        config, sae = dataclasses.asdict(self.cfg), self.sae.cfg.to_dict()
+        return {
+            "plugins": {
+                plugin.name: {
+                    "place": place,
+                    "state_version": plugin.state_version,
+                    **options.model_dump(mode="json"),
+                }
+                for place, (plugin, options) in enumerate(self.plan.plugins)
+            },
+            "training": self.plan.training.model_dump(mode="json"),
+            "seed": self.seed,
+            "sae": {name: value for name, value in sae.items() if name != "metadata"},
+            "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},
+        }
+
+    def versions(self) -> dict[str, str]:
+        """The plugins' versions, by plugin."""
+        return {plugin["name"]: plugin["version"] for plugin in self.plan.provenance()["plugins"]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put a trainer that was built in the same way where another one was.

@@ -8,21 +8,21 @@ It is taken between two steps, when nothing is under way.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, StateError
 from sae_plugins.base.files import lock, versions
 from sae_plugins.base.saelens import (
+    begin_reading,
     continued_multi_training,
     data_loader,
     interrupted_runs_unsaved,
@@ -30,81 +30,58 @@ from sae_plugins.base.saelens import (
     prefetched,
 )
 from sae_plugins.base.seeds import random_states, set_random_states
+from sae_plugins.resume.files import CURE, FORMAT, checkpoint, files, interval, newest, step_of
 from sae_plugins.resume.signals import Signals
-from sae_plugins.resume.state import changes, check_state, read_state, write_state
+from sae_plugins.resume.state import changes, check_state, write_state
 
 if TYPE_CHECKING:
-    from sae_plugins.framework.trainer import PluginTrainer
     from sae_plugins.resume.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-_CONTENTS = {
-    *("facts", "versions", "notes", "random", "stream", "stream_facts", "provider", "trainers"),
-}
-_CURE = "go on with the versions of sae-plugins, SAELens and torch that wrote it"
-_NAME = "step-{:09d}.safetensors"
 _VERSIONS = ("sae-plugins", "sae-lens", "torch", "numpy")
-_NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
-"""Fields of SAELens' trainer config that do not change what is trained."""
 _ONE_TRAINING = (
     "one `sae_plugins.plugins(checkpoints=...)` context serves one training, and a second one has "
     "begun in it: open another, with another folder"
 )
 
 
-def interval(every: str) -> tuple[int | None, float | None]:
-    """Steps and seconds between checkpoints, one of them None: "500" steps, "10min", "0" for none.
+class Resumable(Protocol):
+    """A trainer, as its checkpoints see it.
 
-    Raises:
-        PluginError: it is neither.
+    Attributes:
+        sae: the SAE in training.
+        data_provider: where its batches come from.
+        n_training_steps: completed training steps.
     """
-    match = re.fullmatch(r"(\d+)( ?steps?)?|(\d+(?:\.\d+)?) ?min(?:utes?)?", every.strip())
-    if match is None:
-        raise PluginError(
-            f"{every!r} is no interval between checkpoints: give steps (500), or minutes (10min)"
-        )
-    steps, _, minutes = match.groups()
-    return (int(steps), None) if steps else (None, 60 * float(minutes))
 
+    sae: Any
+    data_provider: Any
+    n_training_steps: int
 
-def files(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the newest first."""
-    return sorted(folder.glob("step-*.safetensors"), key=_step, reverse=True)
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        ...
 
+    def versions(self) -> dict[str, str]:
+        """The versions of what takes part, by name; others may change the last digit."""
+        ...
 
-def _step(path: Path) -> int:
-    number = re.sub(r"\D", "", path.stem)
-    return int(number) if number else -1
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on, between two steps."""
+        ...
 
+    def state_of_plugins(self) -> dict[str, Any]:
+        """The part of the state that others have written, and that may be anything."""
+        ...
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint that is whole; a damaged one is skipped with a warning.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put a trainer that was built in the same way where another one was."""
+        ...
 
-    Raises:
-        StateError: there is none; says what is wrong with each.
-    """
-    broken = []
-    for path in files(folder):
-        try:
-            tree = read_state(path)
-            if tree.get("format") != FORMAT:
-                raise StateError(
-                    f"{path} has format {tree.get('format')!r}, and this version of sae-plugins "
-                    f"reads format {FORMAT}: go on with the version that wrote it"
-                )
-        except StateError as error:
-            broken.append(str(error))
-            continue
-        if not tree.keys() >= _CONTENTS:
-            missing = ", ".join(sorted(_CONTENTS - tree.keys()))
-            raise StateError(f"{path} lacks {missing}: {_CURE}")
-        for reason in broken:
-            logger.warning("%s; going on from the one before it, %s", reason, path.name)
-        return path, tree
-    reasons = "; ".join(broken) or f"there is no checkpoint in {folder}"
-    raise StateError(f"{reasons}. Nothing can be resumed: start the run anew")
+    def is_finite(self) -> bool:
+        """Whether no weight and no gradient that is held is NaN or infinite."""
+        ...
 
 
 class Checkpoints:
@@ -157,7 +134,7 @@ class Checkpoints:
             self.path, self.saved = newest(self.folder)
         self.notes: dict[str, Any] = self.saved["notes"] if self.saved else {}
         """JSON values that are kept with each checkpoint."""
-        self._trainers: list[PluginTrainer] = []
+        self._trainers: list[Resumable] = []
         self._facts: list[Any] = []
         self._began = self._ended = False
         self._stream: Stream | None = None
@@ -169,7 +146,7 @@ class Checkpoints:
     @property
     def step(self) -> int | None:
         """Completed training steps in the newest checkpoint."""
-        return None if self.path is None else _step(self.path)
+        return None if self.path is None else step_of(self.path)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -196,7 +173,7 @@ class Checkpoints:
 
     # -- what the trainer calls ----------------------------------------------------------------
 
-    def check(self, trainer: PluginTrainer) -> None:
+    def check(self, trainer: Resumable) -> None:
         """Refuse a trainer that is not the one that was saved, before anything of it is used.
 
         Raises:
@@ -219,14 +196,14 @@ class Checkpoints:
         if changed and number == 0:
             logger.warning("the resumed run may differ in the last digit: %s", "; ".join(changed))
 
-    def joined(self, trainer: PluginTrainer) -> None:
+    def joined(self, trainer: Resumable) -> None:
         """A trainer is ready: put it where it was."""
         if self.saved is not None:
             with self._fitting():
                 trainer.load_state_dict(self.saved["trainers"][len(self._trainers)])
         self._trainers.append(trainer)
 
-    def step_begins(self, trainer: PluginTrainer) -> None:
+    def step_begins(self, trainer: Resumable) -> None:
         """Between two steps: resume the random state, write a checkpoint, obey a signal."""
         if trainer is not self._trainers[0]:
             if trainer.n_training_steps != self._trainers[0].n_training_steps:
@@ -246,7 +223,7 @@ class Checkpoints:
     def read_by_sae_lens(self, provider: Any) -> None:
         """SAELens is about to look for its place in a store's text: count what it reads."""
         if hasattr(provider, "get_data_loader"):
-            provider._dataloader = provider.get_data_loader()
+            begin_reading(provider)
 
     def taken(self, batch: Tensor | dict[str, Tensor]) -> None:
         """A batch has left the queue of prefetched ones, or reached a trainer."""
@@ -269,7 +246,7 @@ class Checkpoints:
     def write(self) -> None:
         """Write a checkpoint; if it cannot be, the one before it stays and training goes on."""
         step = self._trainers[0].n_training_steps
-        path = self.folder / _NAME.format(step)
+        path = checkpoint(self.folder, step)
         self._written = time.monotonic()
         if not all(trainer.is_finite() for trainer in self._trainers):
             logger.error("no checkpoint at step %d: NaN or infinite weights%s", step, self._kept())
@@ -283,19 +260,19 @@ class Checkpoints:
             return
         self.path = path
         # those of later steps were found to be damaged, and what is partial was killed
-        stale = [old for old in files(self.folder) if _step(old) > step]
-        kept = [old for old in files(self.folder) if _step(old) <= step]
+        stale = [old for old in files(self.folder) if step_of(old) > step]
+        kept = [old for old in files(self.folder) if step_of(old) <= step]
         for old in [*stale, *kept[self.keep :], *self.folder.glob("step-*.partial")]:
             with suppress(OSError):
                 old.unlink()
 
-    def _begin(self, trainer: PluginTrainer) -> None:
+    def _begin(self, trainer: Resumable) -> None:
         """The first step begins: everything that takes part is known, and nothing has moved."""
         self._began = True
         if self.saved is not None:
             self._resumed(self.saved)
         with _savable():
-            check_state({"trainers": [_of_plugins(trainer) for trainer in self._trainers]})
+            check_state({"trainers": [trainer.state_of_plugins() for trainer in self._trainers]})
         reads_ahead = hasattr(trainer.data_provider, "paused")
         if self.rows and reads_ahead and "training_forward_pass" in vars(trainer.sae):
             raise PluginError(
@@ -348,9 +325,8 @@ class Checkpoints:
             "trainers": [trainer.state_dict() for trainer in self._trainers],
         }
 
-    def _versions(self, trainer: PluginTrainer) -> dict[str, Any]:
-        plugins = trainer.plan.provenance()["plugins"]
-        return versions(_VERSIONS) | {plugin["name"]: plugin["version"] for plugin in plugins}
+    def _versions(self, trainer: Resumable) -> dict[str, Any]:
+        return versions(_VERSIONS) | trainer.versions()
 
     # -- going on ------------------------------------------------------------------------------
 
@@ -370,7 +346,7 @@ class Checkpoints:
         except PluginError as error:
             raise StateError(f"{self.path}: {error}") from error
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise StateError(f"{self.path} does not fit this run ({error!r}): {_CURE}") from error
+            raise StateError(f"{self.path} does not fit this run ({error!r}): {CURE}") from error
 
     def _resumed(self, saved: dict[str, Any]) -> None:
         if len(self._trainers) < len(saved["facts"]):
@@ -411,33 +387,10 @@ class Checkpoints:
         return stream
 
 
-def _facts(trainer: PluginTrainer) -> Any:
+def _facts(trainer: Resumable) -> Any:
     """What must be the same for a run to go on, as JSON has it."""
-    plan = trainer.plan
-    config = dataclasses.asdict(trainer.cfg)
-    sae = trainer.sae.cfg.to_dict()
-    facts = {
-        "plugins": {
-            plugin.name: {
-                "place": place,
-                "state_version": plugin.state_version,
-                **options.model_dump(mode="json"),
-            }
-            for place, (plugin, options) in enumerate(plan.plugins)
-        },
-        "training": plan.training.model_dump(mode="json"),
-        "seed": trainer.seed,
-        "sae": {name: value for name, value in sae.items() if name != "metadata"},
-        "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},
-        "data": _synthetic(trainer.data_provider),
-    }
+    facts = {**trainer.facts(), "data": _synthetic(trainer.data_provider)}
     return json.loads(json.dumps(facts, default=str))
-
-
-def _of_plugins(trainer: PluginTrainer) -> dict[str, Any]:
-    """The part of a trainer's state that others have written, and that may be anything."""
-    plugins = {plugin.name: plugin.state_dict() for plugin in trainer.host.plugins}
-    return {"run": {"summary": trainer.run.summary}, "plugins": plugins}
 
 
 def _synthetic(provider: Any) -> str | None:

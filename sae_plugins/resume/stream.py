@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 from tqdm.auto import tqdm
 
+from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         self.lock = threading.RLock()
         self._widths: dict[str, int] | None = None  # d_in by hook, in multi-hook mode
         if multi_hook:
-            d_ins = store._hook_d_ins or {}
-            self._widths = {hook: d_ins[hook] for hook in store._hook_names or ()}
+            self._widths = saelens.hook_widths(store)
         self._text = _Text(store)
         # without the decorator, whose wrapper hides the local variables; `__next__` does its work
         self._mixer: Generator[Tensor, None, None] = inspect.unwrap(mixing_buffer)(
@@ -117,7 +117,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
     def _activations(self) -> Iterator[Tensor]:
         """What fills the mixing buffer; first together with what an earlier one had kept."""
         new = (
-            self.store._iterate_filtered_activations()
+            saelens.activations(self.store)
             if self._widths is None
             else self._hooks_side_by_side(self._widths)
         )
@@ -132,7 +132,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
 
     def _hooks_side_by_side(self, hooks: Iterable[str]) -> Iterator[Tensor]:
         """One row per token, as SAELens packs it, so that hooks are shuffled alike."""
-        for by_hook in self.store._iterate_filtered_multi_hook_activations():
+        for by_hook in saelens.activations_by_hook(self.store):
             yield torch.cat([by_hook[hook] for hook in hooks], dim=1)
 
     # -- the state -----------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         if self._widths is None:
             heads, widths = {store.hook_name: store.hook_head_index}, {store.hook_name: store.d_in}
         else:
-            heads, widths = store._hook_head_indices, self._widths
+            heads, widths = saelens.hook_heads(store), self._widths
         excluded = store.exclude_special_tokens
         return {
             "hooks": [[hook, heads.get(hook), d_in] for hook, d_in in widths.items()],
@@ -259,9 +259,7 @@ class _Text:
                 "the runner (or the ActivationsStore) inside the `sae_plugins.plugins` context, "
                 "and read nothing from its store before it trains"
             )
-        self._read = store._iterate_tokenized_sequences
-        # on the instance: by this name SAELens starts every later epoch
-        store._iterate_tokenized_sequences = self._epoch  # type: ignore[method-assign]
+        self._read = saelens.replace_text(store, self._epoch)
         store.iterable_sequences = self._epoch()
 
     def _epoch(self) -> Generator[Tensor, None, None]:

@@ -1,4 +1,4 @@
-"""What the two kinds of runs, on a language model and on a synthetic one, have in common."""
+"""What runs on a language model and runs on a synthetic one have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,15 +19,14 @@ from sae_lens import SAE
 from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
-from sae_lens.util import str_to_dtype
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import write
-from sae_plugins.base.seeds import random_states, set_random_states
+from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.runs.folder import CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
-from sae_plugins.runs.synthetic import SYNTHETIC
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
+from sae_plugins.world.synthetic_models import SYNTHETIC
 
 D_SAE_PER_D_IN = 4
 _EXPECTED_WARNINGS = (
@@ -118,21 +116,6 @@ class Job(Protocol):
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved; empty if none were asked for."""
         ...
-
-
-def load_job(settings: JobSettings) -> Job:
-    """The run, ready to start; this loads the model.
-
-    Raises:
-        PluginError: something of the settings is wrong.
-    """
-    if settings.is_synthetic:
-        from sae_plugins.runs.synthetic import SyntheticJob
-
-        return SyntheticJob(settings)
-    from sae_plugins.runs.language_model import LanguageModelJob
-
-    return LanguageModelJob(settings)
 
 
 def sae_config(settings: JobSettings, d_in: int) -> Any:
@@ -239,69 +222,6 @@ def _as_flags(reason: str) -> str:
     return re.sub(rf"\bcfg\.(?=\w)|(?<![\w.-])(?=(?:{names})\b)", "--", reason)
 
 
-def check_devices(settings: JobSettings) -> None:
-    """Refuse devices that are not there."""
-    given = {name: settings.runner.get(name) for name in ("llm_device", "act_store_device")}
-    for name, device in {"device": settings.device, **given}.items():
-        if device is None or (name, device) == ("act_store_device", "with_model"):
-            continue
-        if device.startswith("cpu:"):
-            raise PluginError(f"--{name} {device}: there is one cpu; give --{name} cpu")
-        try:
-            torch.zeros(1, device=device).item()  # a "meta" device holds no numbers
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise PluginError(
-                f"--{name} {device} cannot be used: {reason}; try --{name} cpu"
-            ) from error
-
-
-def check_memory(settings: JobSettings, sae: Any, buffers: Mapping[str, int]) -> None:
-    """Refuse what can never fit into memory, by the first flag that asks for more than there is.
-
-    Args:
-        settings: the run's.
-        sae: the SAE's config.
-        buffers: numbers in memory on account of other flags, by flag.
-    """
-    batch = settings.runner.get("train_batch_size_tokens", 4096)
-    numbers = {
-        "d_sae": numbers_in_training(sae),
-        "train_batch_size_tokens": batch * (3 * sae.d_sae + sae.d_in),
-        **buffers,
-    }
-    there = memory_of(settings.device) / 1e9
-    for flag, count in numbers.items():
-        needed = count * str_to_dtype(sae.dtype).itemsize / 1e9
-        if needed > there:
-            raise PluginError(
-                f"--{flag} needs {needed:,.0f} GB of memory, and {settings.device} has "
-                f"{there:,.0f}: lower it (--d_sae is {sae.d_sae}, the batch {batch} tokens)"
-            )
-
-
-def numbers_in_training(sae: Any) -> int:
-    """Numbers that an SAE in training holds between steps, by its config."""
-    return int(4 * sae.d_sae * (2 * sae.d_in + 1))  # weights, gradients, Adam's two moments
-
-
-def memory_of(device: str) -> float:
-    """Bytes of memory that a device has, at most; infinite where that is not known."""
-    if torch.device(device).type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError):  # Windows
-        return float("inf")
-
-
-def trainer_of(runner: Any) -> SAETrainer[Any, Any]:
-    """The trainer that a runner of SAELens would build, for a caller who gives it the batches."""
-    return SAETrainer(
-        cfg=runner.cfg.to_sae_trainer_config(), sae=runner.sae, data_provider=iter(())
-    )
-
-
 def write_summary(
     folder: Path, heldout: Mapping[str, float], found: Mapping[str, float], seconds: float
 ) -> dict[str, Any]:
@@ -324,16 +244,6 @@ def write_summary(
     write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     recorded.unlink(missing_ok=True)
     return summary
-
-
-@contextmanager
-def isolated_random_state() -> Iterator[None]:
-    """Restore python's, numpy's and torch's global random states afterwards."""
-    states = random_states()
-    try:
-        yield
-    finally:
-        set_random_states(states)
 
 
 def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

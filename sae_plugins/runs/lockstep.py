@@ -30,19 +30,11 @@ from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import interruption, no_bars
-from sae_plugins.base.seeds import seed_data
+from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Selected
-from sae_plugins.runs.job import (
-    Job,
-    JobSettings,
-    defaults_of,
-    isolated_random_state,
-    memory_of,
-    numbers_in_training,
-    quiet,
-    write_summary,
-)
+from sae_plugins.runs.checks import memory_of, numbers_in_training
+from sae_plugins.runs.job import Job, JobSettings, defaults_of, quiet, write_summary
 
 logger = logging.getLogger(__name__)
 

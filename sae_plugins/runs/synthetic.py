@@ -2,108 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError, did_you_mean
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.folder import CONFIG, SPARSITY, WEIGHTS
+from sae_plugins.world.synthetic_models import PRESETS, synthetic_model
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from sae_lens.synthetic import LowRankCorrelationMatrix, SyntheticModel, SyntheticModelConfig
     from sae_lens.training.sae_trainer import SAETrainer
     from torch import Tensor
 
     from sae_plugins.runs.job import JobSettings, Save
 
-SYNTHETIC = "synthetic:"
-"""How the names of synthetic models begin."""
 HELDOUT_SEED = 1_000_003
 """Of the held-out samples, which are the same for every seed of training."""
-
-
-def toy(device: str = "cpu") -> SyntheticModel:
-    """96 features in 48 dimensions: 16 parents with 3 children each, and 32 that stand alone.
-
-    A child fires only where its parent does, and never together with a sibling: the bait for
-    absorption. Parents fire on 17 to 20% of samples, a third of the times with a child; those that
-    stand alone on 2 to 8%. The first 16 of these are 8 pairs: where one fires, the other one does
-    in six of ten cases. It is the toy of the project's studies.
-    """
-    import torch
-    from sae_lens.synthetic import (
-        HierarchyConfig,
-        LinearFiringProbabilityConfig,
-        LowRankCorrelationMatrix,
-        OrthogonalizationConfig,
-        SyntheticModelConfig,
-    )
-
-    config = SyntheticModelConfig(
-        num_features=96,
-        hidden_dim=48,
-        # parents first, then children, whose probabilities are those given their parent
-        firing_probability=LinearFiringProbabilityConfig(max_prob=0.2, min_prob=0.02),
-        hierarchy=HierarchyConfig(
-            total_root_nodes=16, branching_factor=3, max_depth=1, mutually_exclusive_portion=1.0
-        ),
-        orthogonalization=OrthogonalizationConfig(num_steps=100),
-        mean_firing_magnitudes=1.0,
-        std_firing_magnitudes=0.3,
-        bias=False,
-        seed=0,
-    )
-    # SAELens' config has random correlations of all features only; its model takes a matrix
-    factor = torch.zeros(96, 8, device=device)
-    pair = torch.arange(8)
-    factor[64 + 2 * pair, pair] = factor[65 + 2 * pair, pair] = 0.9**0.5
-    return _build(config, device, LowRankCorrelationMatrix(factor, 1 - factor.square().sum(dim=1)))
-
-
-def small(device: str = "cpu") -> SyntheticModel:
-    """256 independent features in 64 dimensions, whose frequencies follow Zipf's law."""
-    from sae_lens.synthetic import (
-        OrthogonalizationConfig,
-        SyntheticModelConfig,
-        ZipfianFiringProbabilityConfig,
-    )
-
-    config = SyntheticModelConfig(
-        num_features=256,
-        hidden_dim=64,
-        firing_probability=ZipfianFiringProbabilityConfig(max_prob=0.3, min_prob=0.005),
-        orthogonalization=OrthogonalizationConfig(num_steps=100),
-        mean_firing_magnitudes=1.0,
-        std_firing_magnitudes=0.2,
-        bias=False,
-        seed=0,
-    )
-    return _build(config, device)
-
-
-def _build(
-    config: SyntheticModelConfig, device: str, correlation: LowRankCorrelationMatrix | None = None
-) -> SyntheticModel:
-    """SAELens' model, without the progress bar that it draws for every one."""
-    from sae_lens.synthetic import SyntheticModel
-
-    with contextlib.redirect_stderr(io.StringIO()):
-        return SyntheticModel(config, correlation_matrix=correlation, device=device)
-
-
-PRESETS: dict[str, Callable[[str], SyntheticModel]] = {"toy": toy, "small": small}
-"""Synthetic models by name. Their own seed is fixed; `--seed` is the training's."""
-
-
-@functools.cache
-def synthetic_model(preset: str, device: str) -> SyntheticModel:
-    """The model of a preset, made once, which takes seconds."""
-    return PRESETS[preset](device)
 
 
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -147,7 +64,8 @@ class SyntheticJob:
 
     def __init__(self, settings: JobSettings) -> None:
         """Make the synthetic model and check the settings."""
-        from sae_plugins.runs.job import check_devices, check_memory, sae_config
+        from sae_plugins.runs.checks import check_devices, check_memory
+        from sae_plugins.runs.job import sae_config
 
         if settings.logger.get("log_to_wandb"):
             weights_and_biases.check()
@@ -197,18 +115,15 @@ class SyntheticJob:
         from sae_plugins.runs.job import isolated, quiet
 
         runner = self._runner(folder)
-        create = runner._create_evaluator
         # it draws samples from the global random state, as the training does
-        runner._create_evaluator = lambda: isolated(create())
+        saelens.wrap_evaluator(runner, isolated)
         if runner.cfg.logger.log_to_wandb:
-            save = runner._save_outputs
 
-            def save_and_log(path: Path, *outputs: Any) -> None:
-                save(path, *outputs)
+            def log(path: Path) -> None:
                 files = [path / name for name in (WEIGHTS, CONFIG, SPARSITY)]
                 weights_and_biases.log_sae(files, runner.sae.get_name())
 
-            runner._save_outputs = save_and_log
+            saelens.call_when_saved(runner, log)
         seed_data(self.settings.seed)
 
         def run() -> dict[str, float]:
@@ -232,13 +147,11 @@ class SyntheticJob:
 
     def trainer(self, folder: Path) -> tuple[SAETrainer[Any, Any], Save]:
         """Build SAELens' runner, and its trainer in its stead."""
-        from sae_plugins.runs.job import trainer_of
-
         runner = self._runner(folder)
-        trainer = trainer_of(runner)
+        trainer = saelens.trainer_of(runner)
 
         def save(path: Path, sparsity: Tensor | None) -> None:
-            runner._save_outputs(path, trainer.sae, sparsity, None)
+            saelens.save_synthetic(runner, path, trainer.sae, sparsity)
 
         return trainer, save
 
@@ -258,8 +171,8 @@ class SyntheticJob:
         """Held-out metrics of SAEs as they were saved, on the same fresh samples."""
         import torch
 
+        from sae_plugins.base.seeds import isolated_random_state
         from sae_plugins.runs.heldout import heldout_metrics
-        from sae_plugins.runs.job import isolated_random_state
 
         if not self.settings.heldout_tokens:
             return [{} for _ in saes]

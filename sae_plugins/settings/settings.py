@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.runs.synthetic import SYNTHETIC
 from sae_plugins.settings import choice
 from sae_plugins.settings.flags import (
     SYNTHETIC_NAMES,
@@ -18,6 +17,7 @@ from sae_plugins.settings.flags import (
     convert,
     unknown_flag,
 )
+from sae_plugins.world.synthetic_models import SYNTHETIC
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -457,7 +457,7 @@ def _check_interval(settings: Settings) -> None:
     if "checkpoint_every" not in settings.values:
         return
     from sae_plugins.base.errors import PluginError
-    from sae_plugins.resume.checkpoints import interval
+    from sae_plugins.resume.files import interval
 
     try:
         interval(settings.get("checkpoint_every"))

@@ -33,9 +33,8 @@ from sae_plugins.eval_suites.evaluation import tables
 from sae_plugins.eval_suites.evaluation.evaluate import KEYED_VERSIONS
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, UNRELIABLE, described
 from sae_plugins.eval_suites.suite import Metric
-from sae_plugins.runs.synthetic import SYNTHETIC
 from sae_plugins.share.facts import Entry, Evaluation, entry
-from sae_plugins.share.repository import loading_lines
+from sae_plugins.world.synthetic_models import SYNTHETIC
 
 __all__ = ["Entry", "card", "entry"]
 
@@ -297,3 +296,16 @@ def _described(name: str) -> Metric:
     group, _, metric = name.partition("/")
     found = described("ground-truth" if group == "truth" else HELDOUT, metric)
     return found or Metric(metric, re.sub("[_/]", " ", metric), "", "neither")
+
+
+def loading_lines(repo: str, sae_id: str, branch: str) -> list[str]:
+    """The Python that loads an SAE; SAELens itself knows the main branch only."""
+    if branch == MAIN:
+        return ["from sae_lens import SAE", "", f'sae = SAE.from_pretrained("{repo}", "{sae_id}")']
+    return [
+        "from huggingface_hub import snapshot_download",
+        "from sae_lens import SAE",
+        "",
+        f'folder = snapshot_download("{repo}", revision="{branch}")',
+        f'sae = SAE.load_from_disk(f"{{folder}}/{sae_id}")',
+    ]

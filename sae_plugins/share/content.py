@@ -20,12 +20,15 @@ from sae_plugins.runs.folder import (
     TRAINING_SUMMARY,
     WEIGHTS,
 )
-from sae_plugins.share.repository import RESULTS, Content, size_of
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.evaluation.manifest import Row
     from sae_plugins.eval_suites.evaluation.results import Result
 
+Content = Path | bytes
+"""A file to upload, or the bytes of one."""
+RESULTS = "results"
+"""Folder of the evaluations, beside an SAE's weights."""
 _FILES = (
     *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS),
     f"{Path(TRAINING_SUMMARY).stem}*.json",
@@ -176,3 +179,8 @@ def _without_home(text: str) -> str:
     if len(Path(home).parts) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     return re.sub(r"\bhf_\w{20,}", "...", text)
+
+
+def size_of(content: Content) -> int:
+    """Bytes of a file."""
+    return content.stat().st_size if isinstance(content, Path) else len(content)

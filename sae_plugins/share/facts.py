@@ -22,7 +22,7 @@ from sae_plugins.eval_suites.evaluation.tables import headline_names
 from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.framework import registry
 from sae_plugins.runs import folder as runs
-from sae_plugins.runs.synthetic import SYNTHETIC
+from sae_plugins.world.synthetic_models import SYNTHETIC
 
 _TRAINING = ("lr", "lr_scheduler_name", "train_batch_size_tokens", "train_batch_size_samples")
 _TOKENS = ("training/tokens", "training_tokens", "training_samples")

@@ -16,17 +16,13 @@ from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import HubError, PluginError
 from sae_plugins.base.hub import CARD, MAIN, TRIES, T, _status, api, retried, why
+from sae_plugins.share.content import RESULTS, Content, size_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
     from sae_plugins.eval_suites.evaluation.results import Result
     from sae_plugins.share.content import Upload
-
-Content = Path | bytes
-
-RESULTS = "results"
-"""Folder of the evaluations, beside an SAE's weights."""
 
 
 # -- the Hub ---------------------------------------------------------------------------------------
@@ -255,11 +251,6 @@ class Repository:
         )
 
 
-def size_of(content: Content) -> int:
-    """Bytes of a file."""
-    return content.stat().st_size if isinstance(content, Path) else len(content)
-
-
 def _same(content: Content, there: RepoFile) -> bool:
     """Whether a file is that at the Hub, by its hash there."""
     count = size_of(content)
@@ -276,16 +267,3 @@ def _same(content: Content, there: RepoFile) -> bool:
 
 
 # -- what goes wrong -------------------------------------------------------------------------------
-
-
-def loading_lines(repo: str, sae_id: str, branch: str) -> list[str]:
-    """The Python that loads an SAE; SAELens itself knows the main branch only."""
-    if branch == MAIN:
-        return ["from sae_lens import SAE", "", f'sae = SAE.from_pretrained("{repo}", "{sae_id}")']
-    return [
-        "from huggingface_hub import snapshot_download",
-        "from sae_lens import SAE",
-        "",
-        f'folder = snapshot_download("{repo}", revision="{branch}")',
-        f'sae = SAE.load_from_disk(f"{{folder}}/{sae_id}")',
-    ]

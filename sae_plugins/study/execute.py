@@ -12,25 +12,20 @@ does only what is missing. A key in a folder's name stands for all that its SAE 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty
-from typing import Any, Protocol
+from typing import Any
 
 from sae_plugins.base.errors import PluginError, did_you_mean
 from sae_plugins.base.files import lock, write
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.study.cells import L0, SAES, Cell, Plan, grouped, plan
 from sae_plugins.study.metrics import check_compared
+from sae_plugins.study.processes import Overall, Progress, Task, default_jobs, run_tasks
 from sae_plugins.study.spec import Study, StudyError, as_yaml
 
 STUDY = "as_run.yaml"
@@ -39,46 +34,6 @@ HASHES = "saes.json"
 """In an evaluation's folder: the SAEs' hashes, by the names of their folders."""
 FAILED = ".failed"
 """Ending of the file, beside a run's folder that is not there, that says why."""
-
-
-class Progress(Protocol):
-    """What hears of a study while it runs."""
-
-    def stage(self, text: str) -> None:
-        """This is being done now."""
-
-    def advance(self, share: float) -> None:
-        """So much was done of what `Overall.expect` counts."""
-
-
-class Overall(Progress, Protocol):
-    """What hears of all of a study."""
-
-    def expect(self, shares: int) -> None:
-        """There is so much more to do: one for each SAE to train, and one for each to evaluate."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one process does: a model and a seed.
-
-    Attributes:
-        study: the study, as JSON.
-        folder: the study's.
-        model: the study's name of the model.
-        seed: the training's.
-        pilots: train the pilots, and evaluate nothing.
-        processes: how many there may be at once, this one included.
-        threads: of torch; None for as many as it likes.
-    """
-
-    study: str
-    folder: Path
-    model: str
-    seed: int
-    pilots: bool
-    processes: int
-    threads: int | None
 
 
 def plan_of(study: Study, folder: Path) -> Plan:
@@ -111,16 +66,16 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
     """
     folder = folder.absolute()
     pilots = plan_of(study, folder).pilots
-    jobs = jobs or _default_jobs(len(study.models) * len(study.seeds))
+    jobs = jobs or default_jobs(len(study.models) * len(study.seeds))
     with _locked(folder):
         write(folder / STUDY, as_yaml(study))  # as it was run last
         waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
         pilots = [cell for cell in pilots if cell.model in waiting]
         progress.expect(len(pilots))
-        _run_tasks(_tasks(study, folder, pilots, jobs), jobs, progress)
+        run_tasks(work, _tasks(study, folder, pilots, jobs), jobs, progress)
         known = plan_of(study, folder)
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
-        _run_tasks(_tasks(study, folder, known.cells, jobs), jobs, progress)
+        run_tasks(work, _tasks(study, folder, known.cells, jobs), jobs, progress)
 
 
 def check_suites(study: Study) -> None:
@@ -187,107 +142,6 @@ def _tasks(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Tas
     ]
 
 
-# -- processes -----------------------------------------------------------------------------------
-
-
-def _run_tasks(tasks: list[Task], jobs: int, progress: Progress) -> None:
-    count = min(jobs, len(tasks))
-    if count <= 1:
-        for task in tasks:
-            work(task, progress)
-        return
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    with (
-        # one bar is drawn, here
-        _environment(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"),
-        ProcessPoolExecutor(count, context, _begin, (queue,)) as pool,
-    ):
-        futures = [pool.submit(_work_elsewhere, task) for task in tasks]
-        try:
-            _listen(futures, queue, progress)
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-
-
-def _default_jobs(tasks: int) -> int:
-    import torch
-
-    return 1 if torch.cuda.is_available() else min(tasks, os.cpu_count() or 1)
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables for processes that are started inside."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-_queue: Any = None
-"""In a process that was started: where what it says goes."""
-
-
-def _begin(queue: Any) -> None:
-    """Say what is done into `queue`, and end when the process that started this one has ended."""
-    global _queue
-    _queue = queue
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class _Elsewhere:
-    """A `Progress` in another process."""
-
-    def stage(self, text: str) -> None:
-        _queue.put(text)
-
-    def advance(self, share: float) -> None:
-        _queue.put(share)
-
-
-def _work_elsewhere(task: Task) -> None:
-    work(task, _Elsewhere())
-
-
-def _listen(futures: list[Future[None]], queue: Any, progress: Progress) -> None:
-    """Hand on what the processes say, until all have ended; raises what one of them raised."""
-    while True:
-        try:
-            said = queue.get(timeout=0.5)
-        except Empty:
-            if all(future.done() for future in futures):
-                break
-            continue
-        if isinstance(said, str):
-            progress.stage(said)
-        else:
-            progress.advance(said)
-    try:
-        for future in futures:
-            future.result()
-    except BrokenProcessPool as error:
-        raise StudyError(
-            "a process of the study ended without a word, perhaps for want of memory: try a lower "
-            "--jobs; what is done is kept"
-        ) from error
-
-
 # -- one process ---------------------------------------------------------------------------------
 
 
@@ -316,7 +170,8 @@ def work(task: Task, progress: Progress) -> None:
 
 def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
     """In lockstep, as many as see the same batches; a failure is written beside its folder."""
-    from sae_plugins.runs.job import Job, load_job
+    from sae_plugins.runs.job import Job
+    from sae_plugins.runs.load import load_job
     from sae_plugins.runs.lockstep import SHARE_OF_MEMORY, Arm, stream_key, train, without_frames
 
     shared: Job | None = None

@@ -18,7 +18,7 @@ import pytest
 from tqdm import tqdm
 
 from sae_plugins.entrypoints.main import main
-from sae_plugins.resume.checkpoints import files as checkpoints_in
+from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.runs.folder import RESUME, UNFINISHED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)

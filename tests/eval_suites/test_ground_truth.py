@@ -14,7 +14,7 @@ from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.ground_truth import GroundTruth
 from sae_plugins.eval_suites.inputs.subjects import Subject, load_subject
-from sae_plugins.runs.synthetic import PRESETS
+from sae_plugins.world.synthetic_models import PRESETS
 
 SUITE = GroundTruth()
 FEW = SUITE.settings("quick", {"samples": 3000})

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_plugins import Checkpoints, Plugin, PluginError, hookimpl, plugins
-from sae_plugins.resume.checkpoints import files
+from sae_plugins.resume.files import files
 from sae_plugins.resume.state import read_state, write_state
 from sae_plugins.testing import equal_values, tiny_batches, tiny_sae
 

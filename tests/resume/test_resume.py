@@ -41,7 +41,9 @@ from sae_plugins.base.seeds import random_states
 from sae_plugins.framework.architectures import architecture as architecture_named
 from sae_plugins.mechanisms.input_norm_l1 import InputNormL1
 from sae_plugins.resume import checkpoints
-from sae_plugins.resume.checkpoints import Checkpoints, files, interval
+from sae_plugins.resume import files as checkpoint_files
+from sae_plugins.resume.checkpoints import Checkpoints
+from sae_plugins.resume.files import files, interval
 from sae_plugins.resume.state import StateError, read_state
 from sae_plugins.runs import figures
 from sae_plugins.runs.recorder import Recorder, read_rows
@@ -644,7 +646,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, caplog: Any) -> None:
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train([], tmp_path, 3)
-    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint_files, "FORMAT", 2)
     with pytest.raises(StateError, match=r"has format 1.* reads format 2"):
         Checkpoints(tmp_path, resume=True)
 

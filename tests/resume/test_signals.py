@@ -32,7 +32,8 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from sae_plugins import Plugin, hookimpl, plugins
 from sae_plugins.base.saelens import interruption
 from sae_plugins.resume import checkpoints
-from sae_plugins.resume.checkpoints import Checkpoints, files
+from sae_plugins.resume.checkpoints import Checkpoints
+from sae_plugins.resume.files import files
 from sae_plugins.resume.signals import Signals
 from sae_plugins.testing import (
     D_IN,

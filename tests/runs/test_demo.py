@@ -21,7 +21,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from sae_plugins import recipes
 from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs import language_model
+from sae_plugins.runs import language_model, texts
 
 DEMOS = [name for name in recipes.names() if name.endswith("-demo")]
 QUICK = "adaptive-threshold-demo"
@@ -82,7 +82,7 @@ def test_a_demo_is_the_same_at_any_scale_of_the_activations(
     demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = []
-    monkeypatch.setattr(language_model, "load_dataset", lambda _: text())
+    monkeypatch.setattr(texts, "load_dataset", lambda _: text())
     for scale in (1.0, 64.0):  # a power of 2, so that no float is rounded otherwise
         monkeypatch.setattr(language_model, "load_model", lambda _, scale=scale: model(scale))
         summary = train(demo, folder := tmp_path / str(scale), ELSEWHERE)

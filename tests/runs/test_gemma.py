@@ -26,7 +26,7 @@ from sae_plugins import recipes, world
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.resolve import TrainingSettings
 from sae_plugins.framework.trainer import PluginTrainer
-from sae_plugins.runs import language_model
+from sae_plugins.runs import language_model, texts
 from sae_plugins.runs.job import JobSettings
 
 CONTEXT, STEPS = 128, 4882
@@ -199,7 +199,7 @@ def begin(recipe: str, model: HookedTransformer, flags: str, folder: Path, steps
     command = f"train --recipe {recipe} --device cpu {flags} --output_path {folder}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "load_model", load_model)
-        patch.setattr(language_model, "load_dataset", lambda _: text(model.cfg.d_vocab))
+        patch.setattr(texts, "load_dataset", lambda _: text(model.cfg.d_vocab))
         patch.setattr(PluginTrainer, "step", limited)
         with pytest.raises(Enough):
             main(command.split())

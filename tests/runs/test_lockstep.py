@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from sae_plugins import Plugin, PluginError, hookimpl, plugins
 from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs import job as jobs
-from sae_plugins.runs import lockstep
-from sae_plugins.runs.job import Job, load_job
+from sae_plugins.runs import checks, lockstep
+from sae_plugins.runs.job import Job
+from sae_plugins.runs.load import load_job
 from sae_plugins.runs.lockstep import Arm, stream_key, train
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.settings.flags import parse
@@ -347,7 +347,7 @@ def test_what_does_not_fit_into_memory_trains_afterwards(monkeypatch: pytest.Mon
         replace(one, job=spy if one.job is spy.job else one.job, folder=Path("apart") / one.name)
         for one in together
     ]
-    needed = 4 * jobs.numbers_in_training(together[0].job.sae_config)
+    needed = 4 * checks.numbers_in_training(together[0].job.sae_config)
     monkeypatch.setattr(lockstep, "memory_of", lambda device: 2.5 * needed / 0.5)
     told: list[tuple[int, int]] = []
     steps = lambda done, total: told.append((done, total))  # noqa: E731

@@ -11,7 +11,8 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs.synthetic import PRESETS, settings_of
+from sae_plugins.runs.synthetic import settings_of
+from sae_plugins.world.synthetic_models import PRESETS
 
 RUN = (
     "--training_tokens 2000 --train_batch_size_tokens 100 --heldout_tokens 2000 --eval_samples 500"

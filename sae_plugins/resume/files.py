@@ -1,0 +1,80 @@
+"""Checkpoint files: their names, their contents, and the newest that is whole."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from sae_plugins.base.errors import PluginError, StateError
+from sae_plugins.resume.state import read_state
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""The version of what a checkpoint holds."""
+_CONTENTS = {
+    *("facts", "versions", "notes", "random", "stream", "stream_facts", "provider", "trainers"),
+}
+"""What every checkpoint has."""
+CURE = "go on with the versions of sae-plugins, SAELens and torch that wrote it"
+
+
+def interval(every: str) -> tuple[int | None, float | None]:
+    """Steps and seconds between checkpoints, one of them None: "500" steps, "10min", "0" for none.
+
+    Raises:
+        PluginError: it is neither.
+    """
+    match = re.fullmatch(r"(\d+)( ?steps?)?|(\d+(?:\.\d+)?) ?min(?:utes?)?", every.strip())
+    if match is None:
+        raise PluginError(
+            f"{every!r} is no interval between checkpoints: give steps (500), or minutes (10min)"
+        )
+    steps, _, minutes = match.groups()
+    return (int(steps), None) if steps else (None, 60 * float(minutes))
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """The file of the checkpoint after so many steps."""
+    return folder / f"step-{step:09d}.safetensors"
+
+
+def files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    return sorted(folder.glob("step-*.safetensors"), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Completed training steps in a checkpoint, by its name; -1 where that has no number."""
+    number = re.sub(r"\D", "", path.stem)
+    return int(number) if number else -1
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that is whole; a damaged one is skipped with a warning.
+
+    Raises:
+        StateError: there is none; says what is wrong with each.
+    """
+    broken = []
+    for path in files(folder):
+        try:
+            tree = read_state(path)
+            if tree.get("format") != FORMAT:
+                raise StateError(
+                    f"{path} has format {tree.get('format')!r}, and this version of sae-plugins "
+                    f"reads format {FORMAT}: go on with the version that wrote it"
+                )
+        except StateError as error:
+            broken.append(str(error))
+            continue
+        if not tree.keys() >= _CONTENTS:
+            missing = ", ".join(sorted(_CONTENTS - tree.keys()))
+            raise StateError(f"{path} lacks {missing}: {CURE}")
+        for reason in broken:
+            logger.warning("%s; going on from the one before it, %s", reason, path.name)
+        return path, tree
+    reasons = "; ".join(broken) or f"there is no checkpoint in {folder}"
+    raise StateError(f"{reasons}. Nothing can be resumed: start the run anew")

@@ -1,0 +1,121 @@
+"""The text of a run: what it trains on, and what is held out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from sae_plugins import world
+from sae_plugins.base.errors import PluginError
+from sae_plugins.runs.job import JobSettings
+from sae_plugins.runs.models import model_facts
+
+SHUFFLE_BUFFER = 10_000
+"""Documents among which a streamed dataset is shuffled."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the model reads: documents to train on, and disjoint ones to score the SAE on."""
+
+    train: Any
+    heldout: Any
+
+
+def load_text(settings: JobSettings, model: Any) -> Text:
+    """The training text, in the seed's order, and held-out text, which no seed changes.
+
+    The first documents of a dataset are held out, as many as the held-out tokens need.
+
+    Raises:
+        PluginError: the dataset cannot be loaded or is too small.
+    """
+    if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
+        train = world.load_text("train").shuffle(seed=settings.seed)
+        heldout = world.load_text("heldout") if settings.heldout_tokens else None
+        return Text(_plain(train), _plain(heldout))
+    rows = load_dataset(settings)
+    held = _first_documents(rows, settings, model)
+    if isinstance(rows, datasets.Dataset):
+        if 2 * len(held) > len(rows):
+            raise PluginError(
+                f"--dataset_path {settings.runner['dataset_path']} is too small: scoring the "
+                f"SAE on {settings.heldout_tokens} tokens takes {len(held)} of its {len(rows)} "
+                "documents; lower --heldout_tokens"
+            )
+        train = rows.select(range(len(held), len(rows))).shuffle(seed=settings.seed)
+    else:
+        train = rows.skip(len(held)).shuffle(seed=settings.seed, buffer_size=SHUFFLE_BUFFER)
+    return Text(_plain(train), _plain(datasets.Dataset.from_list(held) if held else None))
+
+
+def text_facts(settings: JobSettings) -> list[Any]:
+    """What the text depends on."""
+    names = ("dataset_path", "streaming", "store_batch_size_prompts", "context_size")
+    of_runner = [settings.runner.get(name) for name in names]
+    return [settings.seed, settings.heldout_tokens, *of_runner, *model_facts(settings)]
+
+
+def _plain(rows: Any) -> Any:
+    """The rows such that SAELens reads tokens as plain lists.
+
+    It has a `Dataset` with tokens give tensors, for which datasets 3 imports a part of torchvision
+    that newer ones lack; an `IterableDataset` it leaves alone.
+    """
+    if isinstance(rows, datasets.Dataset) and {"tokens", "input_ids"} & set(rows.column_names):
+        return rows.to_iterable_dataset()
+    return rows
+
+
+def load_dataset(settings: JobSettings) -> Any:
+    """The dataset at `dataset_path`, a folder or a name on the Hub; its code is never run."""
+    path = os.path.expanduser(str(settings.runner["dataset_path"]))
+    try:
+        if (Path(path) / "dataset_info.json").is_file():
+            return datasets.load_from_disk(path)
+        return datasets.load_dataset(
+            path,
+            split="train",
+            streaming=bool(settings.runner.get("streaming", True)),
+            trust_remote_code=False,
+        )
+    except Exception as error:  # network, hub and file errors of many kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(
+            f"--dataset_path {path} cannot be loaded: neither a folder with a dataset nor a split "
+            f"'train' on the Hugging Face Hub ({reason[:300]})"
+        ) from error
+
+
+def _first_documents(rows: Any, settings: JobSettings, model: Any) -> list[dict[str, Any]]:
+    """As many documents as `heldout_tokens` tokens and one batch of the model need."""
+    if not settings.heldout_tokens:
+        return []
+    prompts = settings.runner.get("store_batch_size_prompts", 32)
+    wanted = settings.heldout_tokens + prompts * settings.runner.get("context_size", 128)
+    held: list[dict[str, Any]] = []
+    for row in rows:
+        if wanted <= 0:
+            break
+        column = next(
+            (name for name in ("tokens", "input_ids", "text", "problem") if name in row), None
+        )
+        if column is None:
+            raise PluginError(
+                f"--dataset_path {settings.runner['dataset_path']} has the columns "
+                f"{', '.join(row)}: one must be called text, tokens or input_ids"
+            )
+        held.append({column: row[column]})
+        wanted -= _length(row[column], model)
+    return held
+
+
+def _length(document: Any, model: Any) -> int:
+    """Tokens of a text or of a tokenised document."""
+    if isinstance(document, str):
+        return int(model.to_tokens(document, truncate=False, prepend_bos=False).shape[1])
+    return len(document)

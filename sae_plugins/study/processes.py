@@ -1,0 +1,171 @@
+"""Work that is shared out among processes, with progress that they all report."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any, Protocol
+
+from sae_plugins.study.spec import StudyError
+
+
+class Progress(Protocol):
+    """What hears of a study while it runs."""
+
+    def stage(self, text: str) -> None:
+        """This is being done now."""
+
+    def advance(self, share: float) -> None:
+        """So much was done of what `Overall.expect` counts."""
+
+
+class Overall(Progress, Protocol):
+    """What hears of all of a study."""
+
+    def expect(self, shares: int) -> None:
+        """There is so much more to do: one for each SAE to train, and one for each to evaluate."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does: a model and a seed.
+
+    Attributes:
+        study: the study, as JSON.
+        folder: the study's.
+        model: the study's name of the model.
+        seed: the training's.
+        pilots: train the pilots, and evaluate nothing.
+        processes: how many there may be at once, this one included.
+        threads: of torch; None for as many as it likes.
+    """
+
+    study: str
+    folder: Path
+    model: str
+    seed: int
+    pilots: bool
+    processes: int
+    threads: int | None
+
+
+Work = Callable[[Task, Progress], None]
+
+
+def run_tasks(work: Work, tasks: list[Task], jobs: int, progress: Progress) -> None:
+    """Do the tasks, each in a process of its own where `jobs` are more than one.
+
+    Args:
+        work: a function of a module, which a process that is started can import.
+        tasks: what is to be done.
+        jobs: how many processes there may be at once.
+        progress: hears what all of them tell.
+
+    Raises:
+        StudyError: a process was killed. What `work` raises is raised here, too.
+    """
+    count = min(jobs, len(tasks))
+    if count <= 1:
+        for task in tasks:
+            work(task, progress)
+        return
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with (
+        # one bar is drawn, here
+        _environment(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"),
+        ProcessPoolExecutor(count, context, _begin, (queue,)) as pool,
+    ):
+        futures = [pool.submit(_work_elsewhere, work, task) for task in tasks]
+        try:
+            _listen(futures, queue, progress)
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def default_jobs(tasks: int) -> int:
+    """Processes where nothing is said: one per core on a CPU, and one where there is a GPU."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(tasks, os.cpu_count() or 1)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables for processes that are started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_queue: Any = None
+"""In a process that was started: where what it says goes."""
+
+
+def _begin(queue: Any) -> None:
+    """Say what is done into `queue`, and end when the process that started this one has ended."""
+    global _queue
+    _queue = queue
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _Elsewhere:
+    """A `Progress` in another process."""
+
+    def stage(self, text: str) -> None:
+        _queue.put(text)
+
+    def advance(self, share: float) -> None:
+        _queue.put(share)
+
+
+def _work_elsewhere(work: Work, task: Task) -> None:
+    work(task, _Elsewhere())
+
+
+def _listen(futures: list[Future[None]], queue: Any, progress: Progress) -> None:
+    """Hand on what the processes say, until all have ended; raises what one of them raised."""
+    while True:
+        try:
+            said = queue.get(timeout=0.5)
+        except Empty:
+            if all(future.done() for future in futures):
+                break
+            continue
+        if isinstance(said, str):
+            progress.stage(said)
+        else:
+            progress.advance(said)
+    try:
+        for future in futures:
+            future.result()
+    except BrokenProcessPool as error:
+        raise StudyError(
+            "a process of the study ended without a word, perhaps for want of memory: try a lower "
+            "--jobs; what is done is kept"
+        ) from error
