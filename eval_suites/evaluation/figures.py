@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from sae_plugins.base.plots import COLOURS, GREY, INK, plain, save
 from sae_plugins.eval_suites.evaluation.results import Result
-from sae_plugins.runs.figures import COLOURS, GREY, INK, plain, save
 
 Labelled = Mapping[str, Sequence[Result]]
 """The results of one suite by the SAE's label, one per seed."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,15 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from sae_plugins.base.plots import BLUE, COLOURS, GREY, INK, plain
+
 CHANGES = "changes/"
 """Prefix of the columns that say which feature changes a step made."""
 
-INK, GREY = "#222222", "#8a8a8a"
-# Okabe and Ito's colours, which stay apart for the colour-blind; yellow left out: too pale here
-BLUE, COLOURS = "#0072b2", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LOG_FROM_RATIO = 20.0
 """Positive data that spans more than this factor is drawn on a log axis."""
-DPI = 120
 
 
 @dataclass(frozen=True)
@@ -40,13 +36,6 @@ class Snapshot:
     step: int
     tokens: int
     frequency: NDArray[np.float64]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG that is either whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=DPI)
-    os.replace(partial, path)
 
 
 def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -212,15 +201,3 @@ def _scale(panel: Axes, values: NDArray[np.float64]) -> bool:
     elif values.size and not (values < 0).any():
         panel.set_ylim(bottom=0)
     return log
-
-
-def plain(panel: Axes, grid: Literal["x", "y", "both"]) -> None:
-    """A light grid, no box, and sizes that do not depend on the user's settings."""
-    panel.grid(True, axis=grid, color="#e6e6e6", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.tick_params(labelsize=10, colors=INK, which="both", length=3)
-    panel.tick_params(which="minor", labelleft=False)
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
-    for label in (panel.xaxis.label, panel.yaxis.label):
-        label.set(fontsize=11, color=INK)

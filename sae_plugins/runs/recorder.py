@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from sae_plugins.base import plots
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import read_rows
 from sae_plugins.framework.features import FeatureChange, Permuted, Reset
@@ -144,7 +145,7 @@ class Recorder(Plugin):
             ),
         }
         for path, figure in drawn.items():
-            figures.save(figure, path)
+            plots.save(figure, path)
         if run.logs_to_wandb:
             sae: Any = run.sae
             weights_and_biases.log_figures([*drawn], sae.get_name())

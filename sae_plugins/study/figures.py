@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from sae_plugins.runs.figures import COLOURS, GREY, INK, plain
+from sae_plugins.base.plots import COLOURS, GREY, INK, plain
 
 _STYLES: tuple[tuple[tuple[int, ...], str, str], ...] = (
     ((), "circle", "o"),

@@ -4,7 +4,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from sae_plugins.runs.figures import Snapshot, firing_by_position, loss_and_l0, save
+from sae_plugins.base.plots import save
+from sae_plugins.runs.figures import Snapshot, firing_by_position, loss_and_l0
 
 
 def row(step, **values):

@@ -13,6 +13,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 import sae_plugins
 from sae_plugins import Plugin, hookimpl
+from sae_plugins.base import plots
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.text import format_value, print_summary
 from sae_plugins.runs import figures
@@ -20,7 +21,7 @@ from sae_plugins.runs.recorder import Recorder, read_rows
 
 D_IN, D_SAE, BATCH = 8, 16, 32
 PNG = b"\x89PNG"
-save_figure = figures.save
+save_figure = plots.save
 
 
 @pytest.fixture(autouse=True)
