@@ -29,7 +29,7 @@ _HOME = {
     "Checkpoints": "sae_plugins.resume.checkpoints",
     "Method": "sae_plugins.framework.plugin",
     "Plugin": "sae_plugins.framework.plugin",
-    "PluginError": "sae_plugins.framework.plugin",
+    "PluginError": "sae_plugins.base.errors",
     "hookimpl": "sae_plugins.framework.hookspecs",
     "plugins": "sae_plugins.framework.attach",
 }

@@ -20,6 +20,7 @@ from sae_plugins.base.files import versions
 from sae_plugins.runs.folder import RECIPE, SUMMARY
 from sae_plugins.settings.flags import UsageError
 from sae_plugins.settings.settings import Settings, applies, converted, settle
+from sae_plugins.study.moved import FORMER
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study, StudyError
 
 K = TypeVar("K", bound=Hashable)
@@ -98,7 +99,10 @@ class Cell:
 @cache
 def _text(file: str | None) -> str:
     """A hash of a plugin's module, which its author may edit without a new version."""
-    return "" if file is None else xxhash.xxh3_64_hexdigest(Path(file).read_bytes())
+    if file is None:
+        return ""
+    digest = xxhash.xxh3_64_hexdigest(Path(file).read_bytes())
+    return FORMER.get(digest, digest)
 
 
 @dataclass(frozen=True)
