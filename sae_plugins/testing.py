@@ -34,8 +34,8 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import TRAINER_COUNTERS
 from sae_plugins.base.seeds import random_states
 from sae_plugins.framework import registry
+from sae_plugins.framework.architectures import ARCHITECTURES, prefix_groups
 from sae_plugins.framework.architectures import architecture as architecture_named
-from sae_plugins.framework.architectures import prefix_groups
 from sae_plugins.framework.attach import plugins
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Method, Plugin
@@ -46,16 +46,7 @@ from sae_plugins.resume.state import read_state, write_state
 D_IN, D_SAE = 8, 24
 STEPS, TOKENS = 12, 32
 
-CASES: dict[str, dict[str, Any]] = {
-    "standard": {"l1_coefficient": 0.1},
-    "gated": {"l1_coefficient": 0.1},
-    "jumprelu": {"l0_coefficient": 0.02, "jumprelu_init_threshold": 0.1},
-    "topk": {"k": 4},
-    "abstopk": {"k": 4},
-    "batchtopk": {"k": 4},
-    "matryoshka_batchtopk": {"k": 4, "matryoshka_widths": [6, 14, D_SAE]},
-    "matching_pursuit": {"decoder_init_norm": 1.0, "max_iterations": 4},
-}
+CASES = {name: dict(row.tiny) for name, row in ARCHITECTURES.items()}
 """SAELens' training architectures, each with the configuration of its tiny SAE."""
 
 

@@ -7,7 +7,7 @@ b_enc [d_sae] look alike when d_in equals d_sae.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, did_you_mean
 
@@ -35,9 +35,15 @@ class Architecture:
             which SAELens counts in micro-batches. (A JumpReLU SAE's does if it has a
             `pre_act_loss_coefficient`, which is not the default.)
         ordered: the position of a feature has a meaning (prefixes are trained to reconstruct).
+        k_per_token: k features are active on each token, so k is a whole number.
+        rescaled: activations are divided by the norm of the feature's decoder row.
+        straight_through: activations of 0 have a gradient, too.
+        keeps_thresholds: an SAE that is saved can hold a threshold per feature.
+        tiny: the configuration of the SAE of 24 features that tests train.
     """
 
     name: str
+    tiny: Mapping[str, Any]
     biases: Mapping[str, float | str] = field(default_factory=lambda: {"b_enc": 0.0})
     log_scales: frozenset[str] = frozenset()
     tied: bool = False
@@ -47,6 +53,10 @@ class Architecture:
     signed: bool = False
     batch_coupled: str | None = None
     ordered: bool = False
+    k_per_token: bool = False
+    rescaled: bool = False
+    straight_through: bool = False
+    keeps_thresholds: bool = True
 
     @property
     def feature_axes(self) -> dict[str, int]:
@@ -74,33 +84,63 @@ _BATCH_TOPK = (
 ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
     for row in (
-        Architecture("standard", sparsity_coefficient="l1", weighs_tokens=True),
+        Architecture(
+            "standard", {"l1_coefficient": 0.1}, sparsity_coefficient="l1", weighs_tokens=True
+        ),
         Architecture(
             "gated",
+            {"l1_coefficient": 0.1},
             biases={"b_gate": 0.0, "b_mag": 0.0, "r_mag": 0.0},
             log_scales=frozenset({"r_mag"}),
             sparsity_coefficient="l1",
         ),
         Architecture(
             "jumprelu",
+            {"l0_coefficient": 0.02, "jumprelu_init_threshold": 0.1},
             biases={"b_enc": 0.0, "threshold": "jumprelu_init_threshold"},
             sparsity_coefficient="l0",
             weighs_tokens=True,
+            straight_through=True,
         ),
-        Architecture("topk", batch_coupled=_DEAD),
-        Architecture("abstopk", signed=True, batch_coupled=_DEAD),
+        Architecture(
+            "topk",
+            {"k": 4},
+            batch_coupled=_DEAD,
+            k_per_token=True,
+            rescaled=True,
+            keeps_thresholds=False,
+        ),
+        Architecture(
+            "abstopk",
+            {"k": 4},
+            signed=True,
+            batch_coupled=_DEAD,
+            k_per_token=True,
+            rescaled=True,
+            keeps_thresholds=False,
+        ),
         Architecture(
             "batchtopk",
+            {"k": 4},
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
+            rescaled=True,
         ),
         Architecture(
             "matryoshka_batchtopk",
+            {"k": 4, "matryoshka_widths": [6, 14, 24]},
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
             ordered=True,
+            rescaled=True,
         ),
-        Architecture("matching_pursuit", biases={}, tied=True),
+        Architecture(
+            "matching_pursuit",
+            {"decoder_init_norm": 1.0, "max_iterations": 4},
+            biases={},
+            tied=True,
+            keeps_thresholds=False,
+        ),
     )
 }
 

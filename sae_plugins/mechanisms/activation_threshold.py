@@ -71,7 +71,7 @@ def _where_open(values: Tensor, acts: Tensor, tau: Tensor) -> Tensor:
 
 def inexpressible(architecture: Architecture) -> str | None:
     """Why no SAELens inference SAE of this kind can hold a threshold per feature, if none can."""
-    if architecture.name in ("topk", "abstopk", "matching_pursuit"):
+    if not architecture.keeps_thresholds:
         return (
             "their inference SAE has no thresholds, so what is saved would not be what was "
             "trained; choose batchtopk, which is saved with thresholds"
@@ -106,14 +106,14 @@ def raise_thresholds(weights: dict[str, Tensor], config: dict[str, Any], tau: Te
     where its gate's pre-activation pi exceeds a number; the gate's bias sees to that, in bfloat16
     up to its rounding.
     """
-    if config["architecture"] == "gated":
+    if "r_mag" in weights:
         mag = weights["b_mag"].double()
         bias = (mag - tau.to(mag)) * torch.exp(-weights["r_mag"].double())
         gate_bias = weights["b_gate"]
         weights["b_gate"] = torch.minimum(gate_bias, bias.to(gate_bias))
         return
     tau = tau.to(weights["b_enc"])
-    if config["architecture"] == "standard":
+    if "threshold" not in weights:
         config["architecture"], weights["threshold"] = "jumprelu", tau
     else:
         own = weights["threshold"]

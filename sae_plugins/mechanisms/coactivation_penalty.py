@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 Normalisation = Literal["batch", "cosine", "correlation", "raw"]
 
-STRAIGHT_THROUGH = frozenset({"jumprelu"})
-"""Architectures with a gradient at activations of 0, which the closed form does not give."""
 DECAY = 0.9
 """Per step, of the average of the reconstruction loss that becomes L_target."""
 LEAST_STEPS = 10
@@ -149,9 +147,9 @@ class CoactivationPenalty(Plugin):
         penalty = co_activation(
             normalised(acts, self.options.normalisation),
             self.k,
+            # which gives activations of 0 no gradient
             closed_form=self.options.normalisation != "correlation"
-            and not row.signed
-            and row.name not in STRAIGHT_THROUGH,
+            and not (row.signed or row.straight_through),
         )
         if self.options.reduce == "mean":
             penalty = penalty / self.k

@@ -162,7 +162,7 @@ class Merge(Plugin):
     @classmethod
     def unsupported(cls, architecture: Architecture, options: Any) -> str | None:
         """A silenced feature has a decoder row of zeros, which the TopK family divides by."""
-        if options.other == "silence" and architecture.name.endswith("topk"):
+        if options.other == "silence" and architecture.rescaled:
             return (
                 "they divide activations by the norm of the decoder row, which is 0 for a feature "
                 "that is silenced; choose --merge.other resample"

@@ -24,6 +24,7 @@ from torch import Tensor
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import write
 from sae_plugins.base.seeds import isolated_random_state
+from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs.folder import CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
@@ -133,7 +134,8 @@ def sae_config(settings: JobSettings, d_in: int) -> Any:
             f"--d_in {given} is wrong: {where} has {d_in} dimensions; leave --d_in out"
         )
     d_sae = fields.pop("d_sae", None) or D_SAE_PER_D_IN * d_in
-    if settings.architecture == "matryoshka_batchtopk" and not fields.get("matryoshka_widths"):
+    row = architecture(settings.architecture)
+    if row.ordered and not fields.get("matryoshka_widths"):
         fields["matryoshka_widths"] = [d_sae // 8, d_sae // 4, d_sae // 2, d_sae]
     reshape, hook = fields.get("reshape_activations"), settings.runner.get("hook_name", "")
     if reshape == "hook_z" and not hook.endswith("_z"):
@@ -143,15 +145,15 @@ def sae_config(settings: JobSettings, d_in: int) -> Any:
     mode = fields.get("jumprelu_sparsity_loss_mode")
     if mode == "quadratic" and fields.get("target_l0") is None:
         raise PluginError("--jumprelu_sparsity_loss_mode quadratic needs --target_l0, a number")
-    sparse = settings.architecture == "topk" and fields.get("use_sparse_activations")
+    sparse = fields.get("use_sparse_activations")
     if sparse and settings.device == "cpu" and fields.get("rescale_acts_by_decoder_norm", True):
         raise PluginError(
             "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
             "out, or add --rescale_acts_by_decoder_norm false"
         )
     k = fields.get("k")
-    if settings.architecture in ("topk", "abstopk") and isinstance(k, float):
-        raise PluginError(f"--k {k}: {settings.architecture} SAEs need a whole number")
+    if row.k_per_token and isinstance(k, float):
+        raise PluginError(f"--k {k}: {row.name} SAEs need a whole number")
     _, config_class = get_sae_training_class(settings.architecture)
     with settings_accepted():
         config: Any = config_class(

@@ -76,7 +76,7 @@ class SyntheticJob:
         self.config(None)
         check_memory(settings, self.sae_config, {})
         scored = settings.runner.get("run_final_eval", True) and settings.runner.get("eval_samples")
-        sparse = settings.architecture == "topk" and self.sae_config.use_sparse_activations
+        sparse = getattr(self.sae_config, "use_sparse_activations", False)
         if scored and (sparse or self.sae_config.dtype != "float32"):
             what = "--use_sparse_activations" if sparse else f"--dtype {self.sae_config.dtype}"
             raise PluginError(

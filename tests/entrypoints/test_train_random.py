@@ -288,7 +288,7 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from datasets import Dataset
 
     from sae_plugins import world
-    from sae_plugins.runs import figures
+    from sae_plugins.base import plots
 
     load_text = functools.cache(world.load_text)
     model = functools.cache(world.load_hooked_transformer)
@@ -302,7 +302,7 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world, "load_text", few)
         patch.setattr(world, "load_hooked_transformer", model)
-        patch.setattr(figures, "save", save)
+        patch.setattr(plots, "save", save)
         patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.chdir(tmp_path_factory.mktemp("runs"))

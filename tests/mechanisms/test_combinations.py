@@ -41,10 +41,7 @@ STEPS, STOP = 20, 11
 BATCHES = tiny_batches(steps=STEPS)
 (PROBE,) = tiny_batches(1, steps=1, dtype=torch.float64)
 
-ARCHITECTURES = (
-    *("standard", "gated", "jumprelu"),
-    *("topk", "abstopk", "batchtopk", "matryoshka_batchtopk", "matching_pursuit"),
-)
+ARCHITECTURES = tuple(CASES)
 NO_COEFFICIENT = dict.fromkeys(ARCHITECTURES[3:], "no sparsity coefficient")
 NO_THRESHOLDS = dict.fromkeys(("topk", "abstopk", "matching_pursuit"), "has no thresholds")
 

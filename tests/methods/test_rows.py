@@ -111,14 +111,14 @@ Train = Callable[[str, str], Trained]
 @pytest.fixture(scope="module", autouse=True)
 def fast() -> Iterator[None]:
     """The language model and some of its text are made once, and no figure is drawn."""
-    from sae_plugins.runs import figures
+    from sae_plugins.base import plots
 
     load_text = functools.cache(world.load_text)
     with pytest.MonkeyPatch.context() as patch:
         model = functools.cache(world.load_hooked_transformer)
         patch.setattr(world, "load_hooked_transformer", model)
         patch.setattr(world, "load_text", lambda split: load_text(split, documents=300))
-        patch.setattr(figures, "save", lambda _, path: path.write_bytes(b""))
+        patch.setattr(plots, "save", lambda _, path: path.write_bytes(b""))
         yield
 
 

@@ -16,7 +16,6 @@ from sae_plugins import Plugin, hookimpl
 from sae_plugins.base import plots
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.text import format_value, print_summary
-from sae_plugins.runs import figures
 from sae_plugins.runs.recorder import Recorder, read_rows
 
 D_IN, D_SAE, BATCH = 8, 16, 32
@@ -27,7 +26,7 @@ save_figure = plots.save
 @pytest.fixture(autouse=True)
 def undrawn_figures(monkeypatch):
     """Building figures is quick; drawing them takes most of a second."""
-    monkeypatch.setattr(figures, "save", lambda figure, path: path.write_bytes(b"undrawn"))
+    monkeypatch.setattr(plots, "save", lambda figure, path: path.write_bytes(b"undrawn"))
 
 
 class Chatty(Plugin):
@@ -132,7 +131,7 @@ def test_the_last_batch_is_recorded_when_it_is_a_remainder(tmp_path):
 
 
 def test_figures_and_summary_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "save", save_figure)
+    monkeypatch.setattr(plots, "save", save_figure)
     train(tmp_path)
     assert all(path.read_bytes().startswith(PNG) for path in tmp_path.glob("figures/*.png"))
     assert {path.name for path in tmp_path.rglob("*.*")} == {
