@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.errors import PluginError
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.folder import CONFIG, SPARSITY, WEIGHTS
 
@@ -104,42 +104,6 @@ PRESETS: dict[str, Callable[[str], SyntheticModel]] = {"toy": toy, "small": smal
 def synthetic_model(preset: str, device: str) -> SyntheticModel:
     """The model of a preset, made once, which takes seconds."""
     return PRESETS[preset](device)
-
-
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "toy": {"d_sae": 128, "training_tokens": 576_000, "train_batch_size_tokens": 384, "lr": 3e-3},
-    "small": {
-        "d_sae": 256,
-        "training_tokens": 1_000_000,
-        "train_batch_size_tokens": 1024,
-        "lr": 3e-3,
-    },
-}
-_COMMON_SETTINGS: dict[str, Any] = {
-    "normalize_activations": "expected_average_only_in",
-    "n_batches_for_norm_estimate": 50,
-    "l1_coefficient": 0.6,
-    "l0_coefficient": 0.6,
-    "k": 6,
-    "dead_feature_window": 200,
-    "feature_sampling_window": 500,
-    "eval_samples": 50_000,
-    "device": "cpu",
-}
-
-
-def settings_of(name: str) -> dict[str, Any]:
-    """The settings, by flag, with which a preset is meant to be trained on.
-
-    Raises:
-        PluginError: there is no such preset.
-    """
-    if name not in PRESETS:
-        raise PluginError(
-            f"--model_name synthetic:{name}: no synthetic model {name!r}: "
-            f"{did_you_mean(name, PRESETS)}"
-        )
-    return _COMMON_SETTINGS | _SETTINGS[name]
 
 
 class SyntheticJob:

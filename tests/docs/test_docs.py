@@ -13,14 +13,15 @@ import yaml
 from snippets import DOCS, README, ROOT, block, blocks, check, commands, package, passes
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.entrypoints import evaluate, upload
+from sae_plugins.entrypoints import evaluate_flags, upload
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry as suite_registry
 from sae_plugins.eval_suites.evaluation.tables import DETAIL_COLUMNS, RESULT_COLUMNS
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, Plugin
-from sae_plugins.settings.flags import UsageError, all_flags
-from sae_plugins.settings.settings import settle
+from sae_plugins.settings.errors import UsageError
+from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.settle import settle
 from sae_plugins.study import spec as studies
 from sae_plugins.study.cells import plan
 from sae_plugins.testing import tiny_sae
@@ -198,7 +199,7 @@ def test_the_flags_that_it_names_exist(file: Path) -> None:
         flag, *_ = said.removeprefix("--").split()
         plugin, dot, option = flag.partition(".")
         if not dot:
-            known = plugin in all_flags() or plugin in evaluate.FLAGS or plugin in OTHER_FLAGS
+            known = plugin in all_flags() or plugin in evaluate_flags.FLAGS or plugin in OTHER_FLAGS
         elif plugin in suite_registry.names():
             known = option in suite_registry.load(plugin).Settings.model_fields
         elif plugin in INSTALLED:

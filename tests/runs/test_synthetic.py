@@ -11,7 +11,8 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs.synthetic import PRESETS, settings_of
+from sae_plugins.runs.synthetic import PRESETS
+from sae_plugins.settings.defaults import model_defaults
 
 RUN = (
     "--training_tokens 2000 --train_batch_size_tokens 100 --heldout_tokens 2000 --eval_samples 500"
@@ -38,7 +39,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_are_the_same_world_every_time(name: str):
-    settings = settings_of(name)
+    settings = model_defaults(f"synthetic:{name}")
     torch.manual_seed(1)
     first = PRESETS[name]("cpu")
     torch.manual_seed(2)
