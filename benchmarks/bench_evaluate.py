@@ -39,7 +39,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_plugins import world
-from sae_plugins.entrypoints.evaluate import shortcuts_off
+from sae_plugins.entrypoints.evaluate_suites import shortcuts_off
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
 from sae_plugins.eval_suites.evaluation.manifest import Row

@@ -27,8 +27,8 @@ from sae_plugins import world
 from sae_plugins.entrypoints.main import main as sae_plugins
 from sae_plugins.runs import lockstep
 from sae_plugins.runs.load import load_job
-from sae_plugins.settings.flags import parse
-from sae_plugins.settings.settings import options_of, settle
+from sae_plugins.settings.command_line import parse
+from sae_plugins.settings.settle import options_of, settle
 
 LAYERS = 4
 ARMS = {

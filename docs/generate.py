@@ -27,10 +27,10 @@ from unittest import mock
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
 from sae_plugins import recipes
+from sae_plugins.entrypoints import fields as shown
 from sae_plugins.entrypoints import main as command_line
-from sae_plugins.entrypoints import plugins as shown
-from sae_plugins.entrypoints import study
-from sae_plugins.entrypoints.evaluate import shortcuts_off
+from sae_plugins.entrypoints import plugins, study
+from sae_plugins.entrypoints.evaluate_suites import shortcuts_off
 from sae_plugins.eval_suites import registry as suite_registry
 from sae_plugins.eval_suites.suite import PRESETS, Suite
 from sae_plugins.framework import features, hookspecs, registry
@@ -145,7 +145,7 @@ def tables(name: str) -> Iterator[str]:
                 [
                     row.label,
                     *([row.paper] if paper else []),
-                    code(shown.command(name, row.flags)),
+                    code(plugins.command(name, row.flags)),
                 ]
                 for row in rows
             ],

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sae_plugins.settings.flags import UsageError
+from sae_plugins.base.errors import UsageError
 
 _DESCRIPTION = "Train sparse autoencoders with plugins, on SAELens, and evaluate them."
 _EXAMPLES = """\

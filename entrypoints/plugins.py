@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import shutil
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.settings.flags import UsageError
+from sae_plugins.base.errors import UsageError
+from sae_plugins.entrypoints.fields import bounds, rounded, type_name
+from sae_plugins.entrypoints.terminal import width
 
 if TYPE_CHECKING:
     from sae_plugins.framework.plugin import Method, Plugin
@@ -24,7 +25,7 @@ def list_all() -> int:
     for entry in entries:
         owner = f"{entry.distribution} {entry.version}"
         left = f"{entry.name:<{names}}  {entry.kind:<9}  {owner:<{owners}}  "
-        room = max(_width() - len(left), 30)
+        room = max(width() - len(left), 30)
         first, *more = textwrap.wrap(entry.summary or "(no description)", room)
         print(left + first)
         print("".join(f"{' ' * len(left)}{line}\n" for line in more), end="")
@@ -54,17 +55,13 @@ def show(name: str) -> int:
     return 0
 
 
-def _width() -> int:
-    return min(shutil.get_terminal_size((100, 24)).columns, 120)
-
-
 def _documentation(loaded: type[Any]) -> str:
     return textwrap.indent(inspect.cleandoc(loaded.__doc__ or "(no description)"), "  ")
 
 
 def _wrap(text: str, indent: int) -> str:
     blank = " " * indent
-    return textwrap.fill(text, _width(), initial_indent=blank, subsequent_indent=blank)
+    return textwrap.fill(text, width(), initial_indent=blank, subsequent_indent=blank)
 
 
 # -- mechanisms --------------------------------------------------------------------------------
@@ -94,35 +91,6 @@ def _plugin(plugin: type[Plugin]) -> Iterator[str]:
         yield from refused
 
 
-def type_name(annotation: Any) -> str:
-    import types
-    import typing
-
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return "|".join(str(part) for part in parts)
-    if origin in (typing.Union, types.UnionType):
-        return "|".join(type_name(part) for part in parts)
-    if annotation is type(None):
-        return "none"
-    if annotation is bool:
-        return "true|false"
-    return str(getattr(annotation, "__name__", annotation)).lower()
-
-
-def bounds(field: Any) -> str:
-    """The default and the bounds of an option."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "a multiple of"}
-    said = ["required" if field.is_required() else f"default {_shown(field.get_default())}"]
-    for bound in field.metadata:
-        said += [f"{sign} {getattr(bound, n)}" for n, sign in signs.items() if hasattr(bound, n)]
-    return ", ".join(said)
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
 def _refused(plugin: type[Plugin]) -> Iterator[str]:
     from pydantic import ValidationError
 
@@ -150,9 +118,9 @@ def _method(method: type[Method]) -> Iterator[str]:
 
     summaries = {entry.name: entry.summary for entry in listing()}
     yield "\nmechanisms (leave one out with --without NAME; `plugins show NAME` has its options):"
-    width = max(map(len, method.mechanisms))
+    column = max(map(len, method.mechanisms))
     for name in method.mechanisms:
-        yield f"  {name:<{width}}  {summaries.get(name, '')}"
+        yield f"  {name:<{column}}  {summaries.get(name, '')}"
     options = {f"{m}.{n}": v for m, given in method.options.items() for n, v in given.items()}
     settings = {**options, **method.training, **method.sae_lens}
     yield "\nsettings (any flag overrides them):"
@@ -178,7 +146,3 @@ def command(method: str, row_flags: str) -> str:
     known = [recipe for recipe in (method, f"{method}-demo") if recipe in names()]
     chosen = f"--recipe {known[0]}" if known else f"--plugin {method}"
     return f"sae-plugins train {chosen} {row_flags}".strip()
-
-
-def rounded(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _shown(value)

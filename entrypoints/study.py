@@ -8,10 +8,12 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.settings.flags import UsageError
+from sae_plugins.base.errors import UsageError
+from sae_plugins.entrypoints.progress import StudyProgress
 
 if TYPE_CHECKING:
     from sae_plugins.study.cells import Plan
@@ -143,7 +145,7 @@ def _run(parsed: argparse.Namespace) -> int:
     _print_plan(study, known, folder)
     _print_stale(known, folder)
     began = time.perf_counter()
-    with _Progress() as progress:
+    with closing(StudyProgress()) as progress:
         try:
             run(study, folder, parsed.jobs, progress)
         except (StudyError, PluginError) as error:
@@ -288,45 +290,3 @@ def _print_verdicts(findings: Findings) -> None:
         Console().print(table)
     for warning in findings.warnings:
         print(f"warning: {warning}")
-
-
-class _Progress:
-    """A bar over all SAEs and evaluations on a terminal, else a line per stage; on stderr."""
-
-    def __init__(self) -> None:
-        from tqdm import tqdm
-
-        self._stream = sys.stderr
-        self._total, self._done, self._began = 0, 0.0, time.perf_counter()
-        self._bar = tqdm(
-            total=0,
-            file=self._stream,
-            disable=not self._stream.isatty(),
-            dynamic_ncols=True,
-            bar_format="{percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {desc}",
-        )
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def expect(self, shares: int) -> None:
-        """Lengthen the bar."""
-        self._total += shares
-        self._bar.total = self._total
-        self._bar.refresh()
-
-    def stage(self, text: str) -> None:
-        """Show what is being done now."""
-        self._bar.set_description_str(text)
-        if self._bar.disable:
-            seconds = time.perf_counter() - self._began
-            share = 100 * self._done / max(1, self._total)
-            print(f"{share:3.0f}% {text} ({seconds:.0f} s)", file=self._stream, flush=True)
-
-    def advance(self, share: float) -> None:
-        """Count what was done."""
-        self._done += share
-        self._bar.update(share)

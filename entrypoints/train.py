@@ -9,8 +9,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.settings import flags as flag_table
-from sae_plugins.settings.flags import UsageError
+from sae_plugins.base.errors import UsageError
+from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk
+from sae_plugins.entrypoints.train_help import help_text
+from sae_plugins.entrypoints.train_output import print_plan, print_summary
+from sae_plugins.settings.command_line import parse
 
 if TYPE_CHECKING:
     from sae_plugins.resume.checkpoints import Checkpoints
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from sae_plugins.runs.job import Job
     from sae_plugins.settings.settings import Settings
 
-_FLOAT32_BYTES = 4
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """The errors of a disk that takes nothing more; others come from data that cannot be read."""
 _OF_TORCH_SAVE = "inline_container"
@@ -38,9 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         UsageError: the user should change something.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(flag_table.help_text())
+        print(help_text())
         return 0
-    given = flag_table.parse(arguments, _options_of)
+    given = parse(arguments, _options_of)
     with _plugin_errors(UsageError):
         settings, folder = _resumed(given) if given.get("resume") else _new(given)
     try:
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 def _new(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
     """The settings and the folder, locked, of a run that starts."""
     from sae_plugins.runs.folder import RunFolder, default_path
-    from sae_plugins.settings.settings import settle  # imports pydantic and the plugins
+    from sae_plugins.settings.settle import settle  # imports pydantic and the plugins
 
     settings = settle(given)
     default = default_path(
@@ -68,7 +70,8 @@ def _new(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
 def _resumed(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
     """The settings and the folder, locked, of a run that goes on."""
     from sae_plugins.runs.folder import RunFolder
-    from sae_plugins.settings.settings import of_resumed, settle
+    from sae_plugins.settings.run_yaml import of_resumed
+    from sae_plugins.settings.settle import settle
 
     for name in ("recipe", "output_path", "overwrite"):
         if name in given:
@@ -101,7 +104,7 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
 
 
 def _options_of(given: Mapping[str, Any]) -> list[str]:
-    from sae_plugins.settings.settings import options_of
+    from sae_plugins.settings.settle import options_of
 
     return options_of(given)
 
@@ -120,7 +123,7 @@ def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
 
 def _train(settings: Settings, folder: RunFolder) -> None:
     from sae_plugins.runs.load import load_job
-    from sae_plugins.settings.settings import recipe_of
+    from sae_plugins.settings.run_yaml import recipe_of
 
     started = time.perf_counter()
     resumed = bool(settings.get("resume"))
@@ -129,17 +132,17 @@ def _train(settings: Settings, folder: RunFolder) -> None:
             checkpoints = _checkpoints(settings, folder) if resumed else None
             print(f"loading {settings.model_name} ...", flush=True)
             job = load_job(settings.job())
-            each = _bytes_of_checkpoint(settings, job)
+            each = bytes_of_checkpoint(settings, job)
             # one more than stay is there while it is written
-            kept = settings.get("keep_checkpoints") + 1 if _is_saved_regularly(settings) else 1
-            folder.check_space(_bytes_on_disk(settings, job), kept * each)
+            kept = settings.get("keep_checkpoints") + 1 if settings.is_saved_regularly else 1
+            folder.check_space(bytes_on_disk(settings, job), kept * each)
             recipe = recipe_of(settings, job)
         with _disk_errors(folder):
             if not resumed:
                 folder.start(recipe)
         with _plugin_errors(UsageError):
             checkpoints = checkpoints or _checkpoints(settings, folder)
-            _print_plan(settings, job, folder, checkpoints, each)
+            print_plan(settings, job, folder, checkpoints, each)
         found = _fit(settings, job, folder, checkpoints)
         with _plugin_errors(TrainingFailed):
             folder.finish()
@@ -149,8 +152,6 @@ def _train(settings: Settings, folder: RunFolder) -> None:
             print(left)
         raise
     summary = _summary(job, folder, found, time.perf_counter() - started)
-    from sae_plugins.base.text import print_summary
-
     print_summary(str(folder.path), summary)
     print(f'load it with: SAE.load_from_disk("{folder.path}")')
 
@@ -257,87 +258,6 @@ def _reason(error: Exception) -> str:
     if _OF_TORCH_SAVE in text:
         return "the disk may be full"  # torch does not say why
     return "no space left on the disk" if "space left" in text.lower() else text
-
-
-def _bytes_on_disk(settings: Settings, job: Job) -> int:
-    """What the SAE takes, twice over, and its checkpoints: a plugin's export edits a copy."""
-    config = job.sae_config
-    checkpoints = 0
-    if not settings.get("checkpoint_path"):  # which may be another disk
-        checkpoints = settings.get("n_checkpoints") + bool(settings.get("save_final_checkpoint"))
-    copies = 2 + 3 * checkpoints  # Adam has two moments of every weight
-    return int(copies * _FLOAT32_BYTES * config.d_sae * (2 * config.d_in + 3))
-
-
-def _bytes_of_checkpoint(settings: Settings, job: Job) -> int:
-    """What a checkpoint takes: weights, two moments, a gradient that is held, and the buffer."""
-    config = job.sae_config
-    copies = 4 if settings.plan.training.accumulate > 1 else 3
-    return int(copies * _FLOAT32_BYTES * config.d_sae * (2 * config.d_in + 3)) + _bytes_of_buffer(
-        settings, job
-    )
-
-
-def _bytes_of_buffer(settings: Settings, job: Job) -> int:
-    if settings.is_synthetic or settings.get("resume_buffer") != "exact":
-        return 0
-    contexts, tokens = settings.get("n_batches_in_buffer"), settings.get("context_size")
-    return int(_FLOAT32_BYTES * contexts * tokens * job.sae_config.d_in)
-
-
-def _is_saved_regularly(settings: Settings) -> bool:
-    from sae_plugins.resume.files import interval
-
-    return any(interval(settings.get("checkpoint_every")))
-
-
-# -- what is printed ---------------------------------------------------------------------------
-
-
-def _print_plan(
-    settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints, each: int
-) -> None:
-    from sae_plugins.base.files import size
-
-    config, batch = job.sae_config, settings.get("train_batch_size_tokens")
-    steps = -(-settings.get("training_tokens") // batch)
-    waiting = _bytes_of_buffer(settings, job)
-    where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
-    rows = {
-        "model": f"{settings.model_name}{where}",
-        "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
-        "plugins": " -> ".join(_described(settings)),
-        "training": f"{steps} steps of {batch} tokens, seed {settings.get('seed')}, on "
-        f"{config.device}",
-        "folder": str(folder.path),
-        "checkpoints": f"{_when(settings)}, {size(each)} each"
-        + (f", {size(waiting)} of it waiting activations" if waiting else ""),
-    }
-    if checkpoints.step is not None:
-        rows["resumed"] = f"after step {checkpoints.step}"
-    for name, value in rows.items():
-        print(f"{name:<12}{value}")
-    for note in settings.notes:
-        print(f"note: {note}")
-    print(flush=True)
-
-
-def _when(settings: Settings) -> str:
-    if not _is_saved_regularly(settings):
-        return "only when interrupted"
-    every, keep = settings.get("checkpoint_every"), settings.get("keep_checkpoints")
-    return f"every {every}{' steps' if every.isdigit() else ''}, the newest {keep} stay"
-
-
-def _described(settings: Settings) -> Iterator[str]:
-    """Each plugin with the options that are not its defaults."""
-    for plugin, options in settings.plan.plugins:
-        if plugin.name == "recorder":
-            continue
-        fields = plugin.Options.model_fields
-        values = {name: getattr(options, name) for name in fields}
-        changed = [f"{n} {v}" for n, v in values.items() if v != fields[n].get_default()]
-        yield f"{plugin.name} ({', '.join(changed)})" if changed else plugin.name
 
 
 def _summary(

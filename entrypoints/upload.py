@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_plugins.settings.flags import UsageError
+from sae_plugins.base.errors import UsageError
 
 if TYPE_CHECKING:
     from sae_plugins.share.content import Upload
@@ -155,7 +155,7 @@ def _prepared(sources: Sequence[str], repo: str, given: Sequence[str] | None) ->
 
 
 def _evaluations(given: Sequence[str] | None) -> list[Path]:
-    from sae_plugins.entrypoints.evaluate import FLAGS
+    from sae_plugins.entrypoints.evaluate_flags import FLAGS
     from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
 
     usual = Path(str(FLAGS["output_path"].default))

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from sae_plugins.entrypoints import evaluate, study, upload
+from sae_plugins.base.errors import UsageError
+from sae_plugins.entrypoints import evaluate_flags, evaluate_suites, study, upload
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework import registry
-from sae_plugins.settings import flags
-from sae_plugins.settings.flags import UsageError
-from sae_plugins.settings.settings import settle
+from sae_plugins.settings.command_line import parse
+from sae_plugins.settings.settle import settle
 from sae_plugins.study import spec as studies
 
 ROOT = Path(__file__).parents[1]
@@ -61,15 +61,15 @@ def check(words: list[str]) -> None:
         case ["sae-plugins", "plugins", "list"]:
             pass
         case ["sae-plugins", "train", *arguments]:
-            given = flags.parse(arguments)
+            given = parse(arguments)
             if "resume" not in given:  # which needs the run's folder
                 settle(given)
         case ["sae-plugins", "evaluate", *arguments]:
             if arguments:
-                sources, given, settings = evaluate.parse(arguments)
+                sources, given, settings = evaluate_flags.parse(arguments)
                 assert sources or given.get("list"), "it names no SAE"
-                names = evaluate.chosen_suites(given, settings)
-                evaluate._suites(
+                names = evaluate_suites.chosen_suites(given, settings)
+                evaluate_suites.with_settings(
                     names, given.get("preset") or "quick", bool(given.get("exact")), settings
                 )
         case ["sae-plugins", "plugins", "show", plugin]:

@@ -35,3 +35,9 @@ class SuiteError(Exception):
 def without_secrets(text: str) -> str:
     """A message without tokens, and without what signs an address."""
     return re.sub(r"hf_\w+|\?\S+=\S+", "...", text)
+
+
+class UsageError(Exception):
+    """The user asked for something that cannot be done; the message says what to do instead."""
+
+    exit_code = 2

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base import saelens
-from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.errors import PluginError
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.folder import CONFIG, SPARSITY, WEIGHTS
-from sae_plugins.world.synthetic_models import PRESETS, synthetic_model
+from sae_plugins.world.synthetic_models import synthetic_model
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -21,42 +21,6 @@ if TYPE_CHECKING:
 
 HELDOUT_SEED = 1_000_003
 """Of the held-out samples, which are the same for every seed of training."""
-
-
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "toy": {"d_sae": 128, "training_tokens": 576_000, "train_batch_size_tokens": 384, "lr": 3e-3},
-    "small": {
-        "d_sae": 256,
-        "training_tokens": 1_000_000,
-        "train_batch_size_tokens": 1024,
-        "lr": 3e-3,
-    },
-}
-_COMMON_SETTINGS: dict[str, Any] = {
-    "normalize_activations": "expected_average_only_in",
-    "n_batches_for_norm_estimate": 50,
-    "l1_coefficient": 0.6,
-    "l0_coefficient": 0.6,
-    "k": 6,
-    "dead_feature_window": 200,
-    "feature_sampling_window": 500,
-    "eval_samples": 50_000,
-    "device": "cpu",
-}
-
-
-def settings_of(name: str) -> dict[str, Any]:
-    """The settings, by flag, with which a preset is meant to be trained on.
-
-    Raises:
-        PluginError: there is no such preset.
-    """
-    if name not in PRESETS:
-        raise PluginError(
-            f"--model_name synthetic:{name}: no synthetic model {name!r}: "
-            f"{did_you_mean(name, PRESETS)}"
-        )
-    return _COMMON_SETTINGS | _SETTINGS[name]
 
 
 class SyntheticJob:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from sae_plugins.settings.flags import UsageError
+from sae_plugins.base.errors import UsageError
 
 if TYPE_CHECKING:
     from sae_plugins.framework.plugin import Plugin

@@ -1,8 +1,14 @@
-"""SAELens' flags, read from its dataclasses: what `sae_lens_flags.json` holds."""
+"""SAELens' flags, read from its dataclasses: writes `sae_lens_flags.json`.
+
+After an upgrade of SAELens::
+
+    python -m sae_plugins.settings.introspection
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import textwrap
 import types
@@ -11,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sae_plugins.settings.flags import REFUSED, SYNTHETIC_NAMES, TUPLES, Flag
+from sae_plugins.settings.flags import FLAGS_FILE, REFUSED, SYNTHETIC_NAMES, TUPLES, Flag
 
 _OWN_HELP = {
     "model_name": "A TransformerLens model, synthetic:PRESET, or sae-plugins-world, the default.",
@@ -180,3 +186,14 @@ def _argument_docs(config: Any) -> dict[str, str]:
             else:
                 name = ""
     return docs
+
+
+def main() -> None:
+    """Write `sae_lens_flags.json` anew."""
+    contents = introspect()
+    FLAGS_FILE.write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
+    print(f"{FLAGS_FILE.name}: {len(contents['flags'])} flags of SAELens {contents['sae_lens']}")
+
+
+if __name__ == "__main__":
+    main()

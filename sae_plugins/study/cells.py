@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from sae_plugins.base.errors import PluginError
+from sae_plugins.base.errors import PluginError, UsageError
 from sae_plugins.base.files import versions
 from sae_plugins.runs.folder import RECIPE, SUMMARY
-from sae_plugins.settings.flags import UsageError
-from sae_plugins.settings.settings import Settings, applies, converted, settle
+from sae_plugins.settings.recipe import converted
+from sae_plugins.settings.settings import Settings, applies
+from sae_plugins.settings.settle import settle
 from sae_plugins.study.moved import FORMER
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study, StudyError
 

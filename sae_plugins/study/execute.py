@@ -238,7 +238,7 @@ def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
 def _note(cell: Cell, job: Any, folder: Path) -> None:
     """Write how to train this SAE by itself."""
     from sae_plugins.runs.folder import as_yaml
-    from sae_plugins.settings.settings import recipe_of
+    from sae_plugins.settings.run_yaml import recipe_of
 
     write(folder / cell.folder / RECIPE, as_yaml(recipe_of(cell.settings, job)))
     _failed(cell, folder).unlink(missing_ok=True)

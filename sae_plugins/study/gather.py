@@ -20,7 +20,7 @@ from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result
 from sae_plugins.eval_suites.inputs.cache import fingerprint
 from sae_plugins.runs.folder import RECIPE
-from sae_plugins.settings.flags import as_text
+from sae_plugins.settings.values import as_text
 from sae_plugins.study import ENOUGH_SEEDS
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of

@@ -240,9 +240,9 @@ def _over(row: Arm, arm: Arm) -> Arm:
 
 def flags_of(row: Row) -> Flags:
     """The flags of a table's row, by name."""
-    from sae_plugins.settings import flags
+    from sae_plugins.settings.command_line import parse
 
-    return dict(flags.parse(shlex.split(row.flags), lambda _: []))
+    return dict(parse(shlex.split(row.flags)))
 
 
 def _slug(label: str, taken: Container[str]) -> str:

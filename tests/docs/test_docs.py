@@ -12,15 +12,15 @@ import pytest
 import yaml
 from snippets import DOCS, README, ROOT, block, blocks, check, commands, package, passes
 
-from sae_plugins.base.errors import PluginError
-from sae_plugins.entrypoints import evaluate, upload
+from sae_plugins.base.errors import PluginError, UsageError
+from sae_plugins.entrypoints import evaluate_flags, upload
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry as suite_registry
 from sae_plugins.eval_suites.evaluation.tables import DETAIL_COLUMNS, RESULT_COLUMNS
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, Plugin
-from sae_plugins.settings.flags import UsageError, all_flags
-from sae_plugins.settings.settings import settle
+from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.settle import settle
 from sae_plugins.study import spec as studies
 from sae_plugins.study.cells import plan
 from sae_plugins.testing import tiny_sae
@@ -93,7 +93,7 @@ def test_every_suite_and_every_column_is_on_the_page_about_evaluations() -> None
 
 def test_every_hazard_of_saebench_has_a_section_and_a_test() -> None:
     text = (DOCS / "saebench-hazards.md").read_text("utf-8")
-    tests = (ROOT / "tests" / "eval_suites" / "test_hazards.py").read_text("utf-8")
+    tests = (ROOT / "tests" / "eval_suites" / "saebench" / "test_hazards.py").read_text("utf-8")
     sections = re.findall(r"^### (\d+)\. [^\n]+\n\n(.*?)(?=^#)", text, re.M | re.S)
     assert [int(number) for number, _ in sections] == list(range(1, 24))
     assert {int(n) for n in re.findall(r"^def test_hazard_(\d+)", tests, re.M)} == set(range(1, 24))
@@ -198,7 +198,7 @@ def test_the_flags_that_it_names_exist(file: Path) -> None:
         flag, *_ = said.removeprefix("--").split()
         plugin, dot, option = flag.partition(".")
         if not dot:
-            known = plugin in all_flags() or plugin in evaluate.FLAGS or plugin in OTHER_FLAGS
+            known = plugin in all_flags() or plugin in evaluate_flags.FLAGS or plugin in OTHER_FLAGS
         elif plugin in suite_registry.names():
             known = option in suite_registry.load(plugin).Settings.model_fields
         elif plugin in INSTALLED:

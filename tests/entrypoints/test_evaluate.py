@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.entrypoints import evaluate as cli
+from sae_plugins.entrypoints import evaluate_flags, evaluate_forecast, evaluate_suites
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation.results import Value
@@ -93,7 +93,7 @@ def run(monkeypatch, tmp_path, capsys):
     }.items():
         fake = SimpleNamespace(**functions)
         monkeypatch.setitem(sys.modules, f"sae_plugins.eval_suites.{name}", fake)
-    monkeypatch.setattr(cli, "_parameters", lambda _: 10**6)
+    monkeypatch.setattr(evaluate_forecast, "_parameters", lambda _: 10**6)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Dummy, "seen", [])
 
@@ -205,7 +205,7 @@ def test_one_error_of_the_folder_ends_it_all(run):
 
 
 def test_the_presets_are_those_of_the_suites():
-    assert cli.PRESETS == PRESETS
+    assert evaluate_flags.PRESETS == PRESETS
 
 
 @pytest.mark.parametrize("line", ["--help", "runs/a --suite cor", "runs/a --lis"])
@@ -233,10 +233,10 @@ def test_help_and_misspelt_names_are_cheap(line):
 def test_the_examples_of_the_help_are_valid():
     lines = [
         line.strip().split("   ")[0].split()
-        for line in cli.help_text(100).splitlines()
+        for line in evaluate_flags.help_text(100).splitlines()
         if line.startswith("  sae-plugins evaluate ")
     ]
     assert len(lines) >= 5
     for line in lines:
-        _, given, settings = cli.parse(line[2:])
-        cli.chosen_suites(given, settings)
+        _, given, settings = evaluate_flags.parse(line[2:])
+        evaluate_suites.chosen_suites(given, settings)

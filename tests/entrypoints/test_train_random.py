@@ -27,22 +27,17 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError, create_model
 
+from sae_plugins.base.errors import UsageError
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import choose
 from sae_plugins.runs.recorder import Recorder
+from sae_plugins.settings.checks import BOUNDS, check_bounds
 from sae_plugins.settings.choice import option_value
-from sae_plugins.settings.flags import (
-    BOUNDS,
-    Flag,
-    UsageError,
-    all_flags,
-    architectures,
-    check_bounds,
-    convert,
-)
-from sae_plugins.settings.settings import _does_not_apply
+from sae_plugins.settings.flags import Flag, all_flags, architectures
+from sae_plugins.settings.settings import does_not_apply
+from sae_plugins.settings.values import convert
 
 STEPS = 5
 BASE = {
@@ -259,7 +254,7 @@ def command_lines(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Line:
         for name, flag in all_flags().items()
         if name not in NOT_DRAWN
         # flags of other models and architectures would only be refused
-        and (_does_not_apply(flag, model, architecture) is None or draw(rarely))
+        and (does_not_apply(flag, model, architecture) is None or draw(rarely))
     }
     applying = [name for name in options() if name.split(".")[0] in (*brought, "nan-guard")]
     count = draw(st.sampled_from([0, 1, 1, 2, 2, 3, 4, 6]))
@@ -351,7 +346,7 @@ def check_run(run: Path, context: str) -> None:
     """A run's folder is whole: a SAE that loads, a summary, and a recipe that is understood."""
     from sae_lens import SAE
 
-    from sae_plugins.settings.settings import settle
+    from sae_plugins.settings.settle import settle
 
     SAE.load_from_disk(str(run))
     summary = json.loads((run / "summary.json").read_text("utf-8"))

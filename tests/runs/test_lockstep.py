@@ -22,8 +22,8 @@ from sae_plugins.runs.job import Job
 from sae_plugins.runs.load import load_job
 from sae_plugins.runs.lockstep import Arm, stream_key, train
 from sae_plugins.runs.recorder import Recorder
-from sae_plugins.settings.flags import parse
-from sae_plugins.settings.settings import options_of, settle
+from sae_plugins.settings.command_line import parse
+from sae_plugins.settings.settle import options_of, settle
 
 WORLD = (
     "--training_tokens 1000 --train_batch_size_tokens 64 --context_size 16 --d_sae 32 --lr 3e-3 "

@@ -1,12 +1,10 @@
-"""What a training run leaves behind: rows, figures, summary; and the table printed of it."""
+"""What a training run leaves behind: rows, figures, summary."""
 
-import io
 import json
 import math
 
 import pytest
 import torch
-from rich.console import Console
 from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
@@ -15,7 +13,7 @@ import sae_plugins
 from sae_plugins import Plugin, hookimpl
 from sae_plugins.base import plots
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.text import format_value, print_summary
+from sae_plugins.base.text import format_value
 from sae_plugins.runs.recorder import Recorder, read_rows
 
 D_IN, D_SAE, BATCH = 8, 16, 32
@@ -255,16 +253,6 @@ def test_an_unfinished_last_line_is_left_out(tmp_path):
 )  # fmt: skip
 def test_values_are_formatted_for_people(value, text):
     assert format_value(value) == text
-
-
-def test_summary_table_is_grouped_by_prefix():
-    console = Console(file=io.StringIO(), width=60)
-    rows = {"SAE": "[d]", "training/loss": 2.5, "reorder/events": 3, "training/l0": None}
-    print_summary("A run", rows, console)
-    words = console.file.getvalue().split()
-    kept = [word for word in words if word.strip("│┃┏┓└┘├┤─┌┐┼┴┬")]
-    assert kept == ["A", "run", "SAE", "[d]", "training", "loss", "2.500", "l0", "n/a", "reorder",
-                    "events", "3"]  # fmt: skip
 
 
 def test_what_only_observes_is_no_part_of_the_provenance(tmp_path):

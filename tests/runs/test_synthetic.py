@@ -11,7 +11,7 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs.synthetic import settings_of
+from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.world.synthetic_models import PRESETS
 
 RUN = (
@@ -39,7 +39,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_are_the_same_world_every_time(name: str):
-    settings = settings_of(name)
+    settings = model_defaults(f"synthetic:{name}")
     torch.manual_seed(1)
     first = PRESETS[name]("cpu")
     torch.manual_seed(2)

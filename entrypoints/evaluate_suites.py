@@ -1,0 +1,130 @@
+"""The suites that a command line of `sae-plugins evaluate` chooses, with their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from sae_plugins.base.errors import UsageError
+
+if TYPE_CHECKING:
+    from sae_plugins.eval_suites.suite import Suite
+
+
+def chosen_suites(given: Mapping[str, Any], settings: Iterable[str]) -> list[str]:
+    """The names of the suites to run; none is imported.
+
+    Raises:
+        UsageError: there is no such suite, or a setting belongs to one that is not chosen.
+    """
+    from sae_plugins.base.errors import PluginError, did_you_mean
+    from sae_plugins.eval_suites import registry
+
+    names = list(dict.fromkeys(given.get("suite") or registry.built_in()))
+    for name in names:
+        try:
+            registry.find(name)
+        except PluginError as error:
+            hint = "" if "/" not in name else "; SAEs are named before the flags"
+            raise UsageError(f"{error}{hint}") from error
+    for key in settings:
+        suite = key.partition(".")[0]
+        if suite not in registry.names():
+            raise UsageError(
+                f"--{key}: no suite {suite!r} is installed: {did_you_mean(suite, names)}"
+            )
+        if suite not in names:
+            raise UsageError(
+                f"--{key}: the suite {suite!r} is not chosen; add --suite {suite}, or leave the "
+                "setting out"
+            )
+    return names
+
+
+def load(name: str) -> Suite:
+    """A suite by name.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
+    from sae_plugins.base.errors import PluginError
+    from sae_plugins.eval_suites import registry
+
+    try:
+        return registry.load(name)
+    except PluginError as error:
+        raise UsageError(str(error)) from error
+
+
+def with_settings(
+    names: Iterable[str], preset: str, exact: bool, settings: Mapping[str, list[str]]
+) -> dict[str, tuple[Suite, Any]]:
+    """Each suite with its settings: the preset's, without shortcuts if so wished, then the flags'.
+
+    Raises:
+        UsageError: a suite cannot be imported, or a setting is unknown or unfit.
+    """
+    suites = {}
+    for name in names:
+        suite = load(name)
+        values = shortcuts_off(suite) if exact else {}
+        for key, texts in settings.items():
+            whose, _, field = key.partition(".")
+            if whose == name:
+                values[field] = _setting_value(suite, field, texts)
+        suites[name] = (suite, _validated(suite, preset, values))
+    return suites
+
+
+def shortcuts_off(suite: Suite) -> dict[str, Any]:
+    """The settings that a suite marks as shortcuts, switched off."""
+    fields = suite.Settings.model_fields.items()
+    return {
+        name: False
+        for name, field in fields
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("shortcut")
+    }
+
+
+def _setting_value(suite: Suite, name: str, texts: Sequence[str]) -> Any:
+    """Texts as the setting's type has them: none, one value, or a list; wrong ones stay texts.
+
+    Raises:
+        UsageError: the suite has no such setting.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from sae_plugins.base.errors import did_you_mean
+
+    fields = suite.Settings.model_fields
+    if name not in fields:
+        raise UsageError(
+            f"--{suite.name}.{name}: the suite {suite.name!r} has no setting {name!r}: "
+            f"{did_you_mean(name, fields)}"
+        )
+    adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, fields[name].annotation))
+    words = [word for text in texts for word in text.split(",") if word]
+    readings: list[Any] = [words]
+    if len(texts) == 1:
+        none = [None] if texts[0].lower() in ("none", "null") else []
+        readings = [*none, texts[0], words]
+    for reading in readings:
+        try:
+            return adapter.validate_python(reading)
+        except ValidationError:
+            continue
+    return " ".join(texts)
+
+
+def _validated(suite: Suite, preset: str, values: Mapping[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        return suite.settings(preset, values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        whose = f"--{suite.name}.{key} {problem['input']!r}" if key else f"suite {suite.name}"
+        raise UsageError(f"{whose}: {message}") from error

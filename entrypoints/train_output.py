@@ -1,0 +1,93 @@
+"""What `sae-plugins train` prints: what is about to be trained, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.entrypoints.train_disk import bytes_of_buffer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sae_plugins.resume.checkpoints import Checkpoints
+    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.job import Job
+    from sae_plugins.settings.settings import Settings
+
+
+def print_plan(
+    settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints, each: int
+) -> None:
+    """What is about to be trained, and what the user should know; a checkpoint has `each` bytes."""
+    from sae_plugins.base.files import size
+
+    config, batch = job.sae_config, settings.get("train_batch_size_tokens")
+    steps = -(-settings.get("training_tokens") // batch)
+    waiting = bytes_of_buffer(settings, job)
+    where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
+    rows = {
+        "model": f"{settings.model_name}{where}",
+        "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
+        "plugins": " -> ".join(_described(settings)),
+        "training": f"{steps} steps of {batch} tokens, seed {settings.get('seed')}, on "
+        f"{config.device}",
+        "folder": str(folder.path),
+        "checkpoints": f"{_when(settings)}, {size(each)} each"
+        + (f", {size(waiting)} of it waiting activations" if waiting else ""),
+    }
+    if checkpoints.step is not None:
+        rows["resumed"] = f"after step {checkpoints.step}"
+    for name, value in rows.items():
+        print(f"{name:<12}{value}")
+    for note in settings.notes:
+        print(f"note: {note}")
+    print(flush=True)
+
+
+def _when(settings: Settings) -> str:
+    if not settings.is_saved_regularly:
+        return "only when interrupted"
+    every, keep = settings.get("checkpoint_every"), settings.get("keep_checkpoints")
+    return f"every {every}{' steps' if every.isdigit() else ''}, the newest {keep} stay"
+
+
+def _described(settings: Settings) -> Iterator[str]:
+    """Each plugin with the options that are not its defaults."""
+    for plugin, options in settings.plan.plugins:
+        if plugin.name == "recorder":
+            continue
+        fields = plugin.Options.model_fields
+        values = {name: getattr(options, name) for name in fields}
+        changed = [f"{n} {v}" for n, v in values.items() if v != fields[n].get_default()]
+        yield f"{plugin.name} ({', '.join(changed)})" if changed else plugin.name
+
+
+def print_summary(title: str, rows: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a table of names and values, grouped by what precedes the first "/" of a name.
+
+    Args:
+        title: above the table.
+        rows: numbers, text or None by name; groups come in the order of their first row.
+        console: where to print; standard output if None.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sae_plugins.base.text import format_value
+
+    groups: dict[str, list[tuple[str, Any]]] = {}
+    for name, value in rows.items():
+        group, slash, rest = name.partition("/")
+        groups.setdefault(group if slash else "", []).append((rest if slash else name, value))
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for group, members in groups.items():
+        if group:
+            table.add_row(Text(group, style="bold"))
+        for name, value in members:
+            table.add_row(Text(f"  {name}" if group else name), Text(format_value(value)))
+        table.add_section()
+    (console or Console()).print(table)

@@ -1,0 +1,76 @@
+"""A run's own recipe: what its `run.yaml` says, and what a resumed run takes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.base.errors import UsageError
+from sae_plugins.settings.settings import NOT_IN_RUN_YAML, RESUMING, Settings
+from sae_plugins.settings.values import as_text
+
+if TYPE_CHECKING:
+    from sae_plugins.runs.job import Job
+
+
+def recipe_of(settings: Settings, job: Job) -> dict[str, Any]:
+    """The recipe of a run, with what the model decided and SAELens made of other settings."""
+    from sae_plugins.base.files import VERSIONS, versions
+    from sae_plugins.runs.job import defaults_of
+
+    sae, runner = job.sae_config, job.config(None)
+    known = {name: getattr(sae, name) for name in ("d_in", "d_sae", "device")}
+    known["log_to_wandb"] = runner.logger.log_to_wandb
+    if hasattr(sae, "matryoshka_widths"):
+        known["matryoshka_widths"] = list(sae.matryoshka_widths)
+    plugins = [plugin.name for plugin, _ in settings.plan.plugins]
+    return {
+        "description": f"The run of {' + '.join(settings.names) or 'no plugin'}.",
+        "versions": versions([*VERSIONS, *_distributions(plugins)]),
+        **settings.as_recipe({**defaults_of(sae, runner, runner.logger), **known}),
+    }
+
+
+def _distributions(plugins: Sequence[str]) -> list[str]:
+    from sae_plugins.framework.registry import installed
+
+    found = installed()
+    names = {entry.distribution for name in plugins for entry in found.get(name, [])}
+    return sorted(names - {"sae-plugins", "?"})
+
+
+def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The flags of a run that goes on, from its `run.yaml`; others given must be the same.
+
+    Raises:
+        UsageError: lists what differs.
+    """
+    from sae_plugins.recipes import load
+    from sae_plugins.runs.folder import RECIPE, UNFINISHED
+
+    recipe = folder / UNFINISHED / RECIPE
+    began = load(str(recipe))
+    free = {name: flags[name] for name in (*RESUMING, *NOT_IN_RUN_YAML) if name in flags}
+    changed = [
+        f"--{name} {as_text(value)}, it began with {as_text(began.get(name)) or 'none'}"
+        for name, value in flags.items()
+        if name != "resume" and name not in free and not _same(value, began.get(name))
+    ]
+    if changed:
+        raise UsageError(
+            f"--resume {folder} goes on with the run as it began; leave these out, or start "
+            "another run:\n  " + "\n  ".join(changed)
+        )
+    run = {"recipe": str(recipe), "output_path": str(folder), "resume": str(folder)}
+    if began.get("resume_from_checkpoint"):  # where it began is behind it
+        free["resume_from_checkpoint"] = None
+    return run | free
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values say the same, as texts or as numbers."""
+    try:
+        return as_text(one) == as_text(other) or float(one) == float(other)
+    except (TypeError, ValueError):
+        return False

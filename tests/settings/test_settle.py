@@ -1,0 +1,81 @@
+"""A run's settings: packaged recipes are valid, and a layer overrides those below it."""
+
+from pathlib import Path
+
+import pytest
+
+from sae_plugins import recipes
+from sae_plugins.settings.settle import settle
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_packaged_recipes_are_valid(name: str):
+    settings = settle({"recipe": name})
+    method = name.removesuffix("-demo")
+    of_sae_lens = name.startswith("baseline-") or name == "gemma-2-2b"
+    assert settings.names == ([] if of_sae_lens else [method])
+    assert not settings.notes
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name.endswith("-demo")])
+def test_demos_say_all_that_another_model_s_defaults_would_change(name: str):
+    flags = {"recipe": name, "model_name": "gpt2", "hook_name": "x", "dataset_path": "x"}
+    here, there = settle({"recipe": name}), settle(flags)
+    assert not there.notes
+    assert there.options == here.options
+    about_the_model = {*flags, "is_dataset_tokenized", "streaming", "device"}
+    about_the_model |= {"context_size", "store_batch_size_prompts", "n_batches_in_buffer"}
+    of_other_architectures = {"l0_coefficient", "k"}
+    for flag in here.values.keys() - about_the_model - of_other_architectures:
+        assert there.get(flag) == here.get(flag), flag
+
+
+def test_defaults_then_method_then_recipe_then_flags(tmp_path: Path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("plugin: [hybrid-order]\naccumulate: 2\nlr: 5e-4\nreorder.interval: 7\n")
+    method = settle({"plugin": ["hybrid-order"]})
+    assert method.get("lr_scheduler_name") == "cosineannealing"
+    assert method.plan.training.accumulate == 4
+    assert method.get("training_tokens") == 1_000_000
+    assert method.get("lr_warm_up_steps") == round(3000 / 4882 * 976)
+    assert method.get("adam_beta1") == 0.9
+    from_recipe = settle({"recipe": str(recipe)})
+    assert (from_recipe.plan.training.accumulate, from_recipe.get("lr")) == (2, 5e-4)
+    assert from_recipe.plan.plugins[0][1].interval == 7
+    flagged = settle(
+        {"recipe": str(recipe), "accumulate": 3, "reorder.interval": "9", "lr_warm_up_steps": 5}
+    )
+    assert flagged.plan.training.accumulate == 3
+    assert flagged.plan.plugins[0][1].interval == 9
+    assert flagged.get("lr_warm_up_steps") == 5
+
+
+def test_a_flag_that_leaves_a_plugin_out_takes_the_recipe_s_options_with_it(tmp_path: Path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("plugin: [hybrid-order]\nreorder.interval: 7\n")
+    settings = settle({"recipe": str(recipe), "without": ["reorder"]})
+    assert "reorder" not in [plugin.name for plugin, _ in settings.plan.plugins]
+
+
+def test_another_architecture_drops_what_it_lacks_and_says_so(tmp_path: Path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("plugin: [reorder]\nl1_coefficient: 3\n")
+    settings = settle({"recipe": str(recipe), "architecture": "topk"})
+    assert "l1_coefficient" not in settings.values
+    assert any("l1_coefficient" in note for note in settings.notes)
+
+
+def test_recipes_extend_recipes(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("plugin: [reorder]\nlr: 1.0\nk: 4\n")
+    (tmp_path / "more.yaml").write_text("extends: base.yaml\nlr: 2.0\n")
+    assert recipes.load(str(tmp_path / "more.yaml")) == {"plugin": ["reorder"], "lr": 2.0, "k": 4}
+    (tmp_path / "demo.yaml").write_text("extends: hybrid-order-demo\nlr: 2.0\n")
+    assert recipes.load(str(tmp_path / "demo.yaml"))["plugin"] == ["hybrid-order"]
+
+
+def test_other_versions_are_a_note(tmp_path: Path):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("versions: {torch: '1.0', python: '2.7', gone: '3'}\nplugin: reorder\n")
+    (note,) = settle({"recipe": str(recipe)}).notes
+    assert "torch 1.0 (now" in note
+    assert "gone 3 (now None)" in note
