@@ -54,7 +54,7 @@ browser: env ## look at a study's report and the documentation in headless Chrom
 lint: env ## check style, formatting, and that no file imports upwards
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: env ## repair what `make lint` finds, where a tool can
 	$(BIN)/ruff check --fix .
