@@ -43,7 +43,7 @@ from sae_plugins.entrypoints.evaluate import shortcuts_off
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
 from sae_plugins.eval_suites.evaluation.manifest import Row
-from sae_plugins.eval_suites.inputs import data
+from sae_plugins.eval_suites.inputs import world_data
 from sae_plugins.eval_suites.inputs.models import load_language_model
 from sae_plugins.eval_suites.inputs.subjects import load_subject
 
@@ -145,8 +145,8 @@ def timed(work: Callable[[], Any]) -> Spent:
 
 def forget_texts() -> None:
     """Have the embedded world's texts generated anew."""
-    data._world_rows.cache_clear()
-    data._world_splits.cache_clear()
+    world_data._world_rows.cache_clear()
+    world_data._world_splits.cache_clear()
 
 
 def ours(suite: Any, folders: list[Path], cache: Path, out: Path, exact: bool = False) -> None:
@@ -165,7 +165,7 @@ def theirs(suite: Any, folders: list[Path], out: Path) -> None:
     subjects = [load_subject(str(folder), DEVICE) for folder in folders]
     saes = [(subject.name, subject.copy(DEVICE, model.dtype)) for subject in subjects]
     results = saebench_alone.run(
-        suite, saes, model, data.WorldData(), suite.settings("quick", {}), SEED, out
+        suite, saes, model, world_data.WorldData(), suite.settings("quick", {}), SEED, out
     )
     assert len(results) == len(folders)
 

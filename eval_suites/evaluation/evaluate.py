@@ -234,7 +234,7 @@ class Evaluation:
 
     def forecast(self) -> Forecast:
         """What `run` would do; the language models' hashes are taken from earlier runs."""
-        from sae_plugins.eval_suites.inputs.data import data_source
+        from sae_plugins.eval_suites.inputs.data_source import data_source
 
         done, costs = sum(row.status == "failed" for row in self.rows), []
         shared: set[Any] = set()
@@ -338,7 +338,7 @@ class Evaluation:
         gc.collect()  # before the next model is loaded
 
     def _load(self, name: str) -> _Tools:
-        from sae_plugins.eval_suites.inputs.data import data_source
+        from sae_plugins.eval_suites.inputs.data_source import data_source
         from sae_plugins.eval_suites.inputs.models import load_language_model
 
         data = data_source(self.request.data, name, self.manifest.revisions)

@@ -88,7 +88,7 @@ def run(monkeypatch, tmp_path, capsys):
             "check_hook": lambda *_: None,
             "check_d_in": lambda *_: None,
         },
-        "inputs.data": {"data_source": data_source},
+        "inputs.data_source": {"data_source": data_source},
         "saebench.isolation": {"undisturbed": nullcontext},
     }.items():
         fake = SimpleNamespace(**functions)

@@ -58,8 +58,8 @@ class Lab:
         from sae_bench.evals.absorption.vocab import get_alpha_tokens
 
         from sae_plugins import world
-        from sae_plugins.eval_suites.inputs.data import WorldData
         from sae_plugins.eval_suites.inputs.models import load_language_model
+        from sae_plugins.eval_suites.inputs.world_data import WorldData
 
         self.folder, self.began = folder, time.time()
         self.model, self.data = load_language_model(world.NAME, "cpu"), WorldData()

@@ -143,7 +143,7 @@ def loaders(monkeypatch):
             "check_hook": lambda *_: None,
             "check_d_in": lambda *_: None,
         },
-        "inputs.data": {"data_source": data_source},
+        "inputs.data_source": {"data_source": data_source},
         "saebench.isolation": {"undisturbed": nullcontext},
     }
     for name, functions in fakes.items():
