@@ -28,7 +28,8 @@ from sae_plugins.base.files import lock, versions, write
 from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, EvaluationError, Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import ModelInfo, Result, SAEInfo
 from sae_plugins.eval_suites.evaluation.tables import details_table, results_table
-from sae_plugins.eval_suites.suite import Bench, Cost, Scores, Suite
+from sae_plugins.eval_suites.inputs.bench import Bench
+from sae_plugins.eval_suites.suite import Cost, Scores, Suite
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.data import Data
@@ -146,8 +147,8 @@ class Evaluation:
         self._plan()
 
     def _plan(self) -> None:
+        from sae_plugins.eval_suites.evaluation.loading import load_subject
         from sae_plugins.eval_suites.inputs.cache import fingerprint
-        from sae_plugins.eval_suites.inputs.subjects import load_subject
 
         seen: dict[str, str] = {}
         hashes = {
@@ -340,9 +341,10 @@ class Evaluation:
     def _load(self, name: str) -> _Tools:
         from sae_plugins.eval_suites.inputs.data_source import data_source
         from sae_plugins.eval_suites.inputs.models import load_language_model
+        from sae_plugins.eval_suites.saebench.facts import default_dtype
 
         data = data_source(self.request.data, name, self.manifest.revisions)
-        model = load_language_model(name, self.request.device)
+        model = load_language_model(name, self.request.device, default_dtype(name))
         self.manifest.models[name] = model.hash
         return _Tools(model, data)
 
