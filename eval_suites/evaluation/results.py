@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from sae_plugins.eval_suites.suite import Value
 
+KEYED_VERSIONS = ("sae-bench", "sae-lens")
+"""Other versions than these do not make a result another one."""
+NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")

@@ -3,8 +3,9 @@
 SAEBench's own entry points run, each with one SAE, and what they compute and write is theirs. While
 they run, some names in their modules are replaced (and put back): to hand them the model and the
 data that we have, to keep them from computing again what no SAE changes, and from writing where
-they should not. `tests/eval_suites/saebench/test_seams.py` has a test per seam that fails when
-SAEBench moves it:
+they should not. Only this folder does so: `isolation.py` around every run, `core.py`,
+`probing.py` and `absorption.py` for their evaluations, `dictionary_learning.py` for SAEs of others.
+`tests/eval_suites/saebench/test_seams.py` has a test per seam that fails when SAEBench moves it:
 
 - `core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval` and
   `absorption.main.run_eval` evaluate `[(name, sae)]` and write one JSON file into the folder that

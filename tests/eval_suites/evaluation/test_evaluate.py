@@ -15,7 +15,7 @@ from pydantic import Field
 
 from sae_plugins.base.errors import PluginError, SuiteError
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.evaluation import evaluate as module
+from sae_plugins.eval_suites.evaluation import folder as module
 from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
 from sae_plugins.eval_suites.evaluation.manifest import EvaluationError, Manifest
 from sae_plugins.eval_suites.evaluation.results import Result
