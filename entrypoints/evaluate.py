@@ -131,7 +131,7 @@ def _default_device() -> str:
 
 def _draw(evaluation: Evaluation) -> None:
     """Draw the figures of all results with these settings, and say where everything is."""
-    from sae_plugins.eval_suites.evaluation.evaluate import DETAILS, FIGURES, RESULTS
+    from sae_plugins.eval_suites.evaluation.folder import DETAILS, FIGURES, RESULTS
     from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
     from sae_plugins.eval_suites.evaluation.tables import labels
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.eval_suites.evaluation.results import Value
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
+from sae_plugins.eval_suites.inputs.bench import Bench
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Settings, Suite, Value
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject

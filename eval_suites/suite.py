@@ -9,21 +9,18 @@ depends on the language model and the data alone, once for many SAEs; `evaluate`
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.bench import Bench
 
 if TYPE_CHECKING:
-    from sae_plugins.eval_suites.inputs.cache import Cache
-    from sae_plugins.eval_suites.inputs.data import Data
-    from sae_plugins.eval_suites.inputs.models import LanguageModel
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
 PRESETS = ("canonical", "quick", "paper")
@@ -54,6 +51,23 @@ class Metric:
         return None if match is None else match.groupdict()
 
 
+class Value(BaseModel):
+    """A metric: null where it is not defined, never NaN."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    value: float | None
+    n: int | None = None
+    """Over how many items (tokens, letters, pairs, datasets) it is a mean."""
+    std: float | None = None
+    """Sample standard deviation over these items, where they are few enough to be kept."""
+
+    @field_validator("value", "std")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else value
+
+
 @dataclass
 class Scores:
     """What a suite found out about one SAE."""
@@ -78,23 +92,6 @@ class Cost:
     """Tokens that each SAE encodes."""
     disk: int
     """Bytes that are kept in the cache, shared by all SAEs."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What SAEs at one hook of one language model are evaluated with.
-
-    `model` and `data` are there for suites that need a model only.
-    """
-
-    model: LanguageModel
-    hook_name: str
-    data: Data
-    cache: Cache
-    folder: Path
-    """An empty scratch folder, removed afterwards."""
-    stage: Callable[[str], None]
-    """Called with what is being done now, for the progress bar."""
 
 
 class Suite(ABC):

@@ -30,8 +30,8 @@ from sae_plugins.base.hub import MAIN
 from sae_plugins.base.text import arrow, format_value, plain
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation import tables
-from sae_plugins.eval_suites.evaluation.evaluate import KEYED_VERSIONS
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, UNRELIABLE, described
+from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS
 from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.share.facts import Entry, Evaluation, entry
 from sae_plugins.world.synthetic_models import SYNTHETIC

@@ -72,8 +72,8 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
     folder = local(source)
     sae_id = checked_id(folder)
     from sae_plugins.base.errors import SuiteError
-    from sae_plugins.eval_suites.evaluation.manifest import EvaluationError  # which import torch
-    from sae_plugins.eval_suites.inputs.subjects import load_subject
+    from sae_plugins.eval_suites.evaluation.loading import load_subject  # which imports torch
+    from sae_plugins.eval_suites.evaluation.manifest import EvaluationError
 
     if not (folder / CONFIG).is_file() and (folder / "ae.pt").is_file():
         raise HubError(f"{folder} holds an SAE of dictionary_learning; SAELens cannot load it")

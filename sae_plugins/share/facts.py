@@ -15,9 +15,8 @@ import yaml
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.eval_suites import registry as suites
-from sae_plugins.eval_suites.evaluation.evaluate import KEYED_VERSIONS
 from sae_plugins.eval_suites.evaluation.metrics import described
-from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, Result
 from sae_plugins.eval_suites.evaluation.tables import headline_names
 from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.framework import registry

@@ -14,8 +14,7 @@ from sae_plugins.base.errors import SuiteError
 from sae_plugins.entrypoints import evaluate_flags, evaluate_forecast, evaluate_suites
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.evaluation.results import Value
-from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite
+from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite, Value
 from sae_plugins.eval_suites.suite import Settings as SuiteSettings
 from sae_plugins.framework.registry import Installed
 
@@ -82,13 +81,14 @@ def run(monkeypatch, tmp_path, capsys):
 
     model = SimpleNamespace(name="gpt2", hash="m1", dtype="float32", hooked=None)
     for name, functions in {
-        "inputs.subjects": {"load_subject": load_subject, "SYNTHETIC": "synthetic:"},
+        "evaluation.loading": {"load_subject": load_subject},
         "inputs.models": {
             "load_language_model": lambda *_: model,
             "check_hook": lambda *_: None,
             "check_d_in": lambda *_: None,
         },
-        "inputs.data": {"data_source": data_source},
+        "inputs.data_source": {"data_source": data_source},
+        "saebench.facts": {"default_dtype": lambda _: "float32"},
         "saebench.isolation": {"undisturbed": nullcontext},
     }.items():
         fake = SimpleNamespace(**functions)

@@ -23,9 +23,10 @@ from sae_plugins import world
 from sae_plugins.base import errors
 from sae_plugins.base import hub as base_hub
 from sae_plugins.entrypoints.main import main
+from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
-from sae_plugins.eval_suites.evaluation.results import Result, SAEInfo, Value
-from sae_plugins.eval_suites.inputs.subjects import load_subject
+from sae_plugins.eval_suites.evaluation.results import Result, SAEInfo
+from sae_plugins.eval_suites.suite import Value
 from sae_plugins.share import repository as hub
 
 REPO = "me/saes"

@@ -12,8 +12,9 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
 
 from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.ground_truth import GroundTruth
-from sae_plugins.eval_suites.inputs.subjects import Subject, load_subject
+from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.world.synthetic_models import PRESETS
 
 SUITE = GroundTruth()

@@ -12,7 +12,8 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from markdown import markdown
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.eval_suites.evaluation.results import ModelInfo, Result, SAEInfo, Value
+from sae_plugins.eval_suites.evaluation.results import ModelInfo, Result, SAEInfo
+from sae_plugins.eval_suites.suite import Value
 from sae_plugins.share.card import card, entry
 from sae_plugins.testing import train
 

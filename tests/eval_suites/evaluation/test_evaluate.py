@@ -15,11 +15,11 @@ from pydantic import Field
 
 from sae_plugins.base.errors import PluginError, SuiteError
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.evaluation import evaluate as module
+from sae_plugins.eval_suites.evaluation import folder as module
 from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
 from sae_plugins.eval_suites.evaluation.manifest import EvaluationError, Manifest
-from sae_plugins.eval_suites.evaluation.results import Result, Value
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite
+from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, Value
 from sae_plugins.eval_suites.suite import Settings as SuiteSettings
 
 HOOK = "blocks.1.hook_resid_post"
@@ -126,7 +126,7 @@ def loaders(monkeypatch):
             warnings=("decoder norms",), dataset=None, training_tokens=None,
         )  # fmt: skip
 
-    def load_language_model(name, device):
+    def load_language_model(name, device, dtype):
         state.models.append(name)
         if state.model_error:
             raise state.model_error
@@ -137,13 +137,14 @@ def loaders(monkeypatch):
         return state.data(revisions)
 
     fakes = {
-        "inputs.subjects": {"load_subject": load_subject, "SYNTHETIC": "synthetic:"},
+        "evaluation.loading": {"load_subject": load_subject},
         "inputs.models": {
             "load_language_model": load_language_model,
             "check_hook": lambda *_: None,
             "check_d_in": lambda *_: None,
         },
-        "inputs.data": {"data_source": data_source},
+        "inputs.data_source": {"data_source": data_source},
+        "saebench.facts": {"default_dtype": lambda _: "float32"},
         "saebench.isolation": {"undisturbed": nullcontext},
     }
     for name, functions in fakes.items():

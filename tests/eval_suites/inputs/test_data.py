@@ -15,14 +15,11 @@ import pytest
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs import data as data_module
-from sae_plugins.eval_suites.inputs.data import (
-    Data,
-    FolderData,
-    HubData,
-    Need,
-    WorldData,
-    data_source,
-)
+from sae_plugins.eval_suites.inputs import file_data
+from sae_plugins.eval_suites.inputs.data import Data, Need
+from sae_plugins.eval_suites.inputs.data_source import data_source
+from sae_plugins.eval_suites.inputs.file_data import FolderData, HubData
+from sae_plugins.eval_suites.inputs.world_data import WorldData
 from sae_plugins.world import text as world_text
 
 BIOS = "LabHC/bias_in_bios"
@@ -173,7 +170,8 @@ def test_saebench_removes_correlations_of_the_world(saebench: Any) -> None:
 def test_world_is_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
     code = (
         "import hashlib; from itertools import islice\n"
-        "from sae_plugins.eval_suites.inputs.data import *\n"
+        "from sae_plugins.eval_suites.inputs.data import Need\n"
+        "from sae_plugins.eval_suites.inputs.world_data import WorldData\n"
         f"rows = WorldData().load({BIOS!r}, None, Need(5, 3, (2, 25)))['train'].to_list()\n"
         f"rows += WorldData().load({EUROPARL!r}, 'nl-pt', Need(5, 3, ('nl',)))\n"
         "rows += islice(WorldData().text('any', 1000, 3), 40)\n"
@@ -324,7 +322,7 @@ def test_folder_without_a_dataset_or_column_says_what_is_expected(tmp_path: Path
 def test_folder_open_text_is_skipped_then_shuffled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_module, "SHUFFLED_TOGETHER", 20)
+    monkeypatch.setattr(file_data, "SHUFFLED_TOGETHER", 20)
     name = "my/text"
     write_rows(tmp_path / name / "train.jsonl", [{"text": f"{i}", "n": i} for i in range(50)])
 
@@ -367,8 +365,9 @@ def test_data_source(tmp_path: Path) -> None:
 CLIENT = """
 import json
 from itertools import islice
-from sae_plugins.eval_suites.inputs.data import HubData, Need
-from sae_plugins.eval_suites.suite import SuiteError
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.inputs.data import Need
+from sae_plugins.eval_suites.inputs.file_data import HubData
 def attempt(work):
     try:
         return work()
