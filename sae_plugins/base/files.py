@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,15 +61,29 @@ def _nothing() -> None:
     pass
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there."""
-    partial = path.with_name(path.name + ".partial")
+@contextmanager
+def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
+    """Give a file to write, which takes the place of `path` at the end, or goes if anything fails.
+
+    So `path` is either as it was or new and whole. A process that is killed leaves a file whose
+    name ends in ".partial".
+
+    Args:
+        path: the file.
+        writer: tells apart processes that may write the same file at once.
+    """
+    partial = path.with_name(f"{path.name}{writer}.partial")
     try:
-        partial.write_text(text, "utf-8")
+        yield partial
         os.replace(partial, path)
-    except OSError:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file that is either whole or as it was."""
+    with whole(path) as partial:
+        partial.write_text(text, "utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

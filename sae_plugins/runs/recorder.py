@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from sae_plugins.base import plots
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.files import read_rows
+from sae_plugins.base.files import read_rows, write
 from sae_plugins.framework.features import FeatureChange, Permuted, Reset
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
@@ -229,9 +228,7 @@ class Recorder(Plugin):
             "training/tokens_per_second": run.samples / seconds,
             **_numbers(run.summary),
         }
-        partial = self.path(SUMMARY + ".partial")
-        partial.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        os.replace(partial, self.path(SUMMARY))
+        write(self.path(SUMMARY), json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def _counted(change: FeatureChange) -> tuple[str, int]:

@@ -249,14 +249,14 @@ def test_hooked_transformer_is_the_same_model(model: Any, tokenizer: Any) -> Non
 
 
 def test_model_spells_words_it_never_spelt_in_training(model: Any, tokenizer: Any) -> None:
-    from sae_plugins.world.measure import spelling_accuracy
+    from sae_plugins.world.build.measure import spelling_accuracy
 
     words = [space + word for word in text.spelling_words("heldout") for space in ("", " ")]
     assert spelling_accuracy(model, tokenizer, words) > 0.95
 
 
 def test_model_predicts_heldout_text_better_than_bigrams(model: Any, tokenizer: Any) -> None:
-    from sae_plugins.world.measure import Bigrams, cross_entropies
+    from sae_plugins.world.build.measure import Bigrams, cross_entropies
 
     baselines = Bigrams(len(tokenizer))
     baselines.fit(tokenizer([document for _, document in text.mix("train", 6_000)])["input_ids"])

@@ -1,0 +1,1 @@
+"""What made `data/`: a checkout has it, and the wheel has not."""
