@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let no collection of garbage look through what imports have left: that takes half a second."""
+    """No collection of garbage looks through what imports have left: that takes half a second."""
     gc.collect()
     gc.freeze()
 
@@ -76,6 +76,16 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures say what these show: to draw them takes most of a short run's time."""
+    from sketches import save_sketch
+
+    from sae_plugins.base import plots
+
+    monkeypatch.setattr(plots, "save", save_sketch)
 
 
 @pytest.fixture
