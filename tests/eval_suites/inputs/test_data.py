@@ -367,8 +367,8 @@ def test_data_source(tmp_path: Path) -> None:
 CLIENT = """
 import json
 from itertools import islice
+from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.data import HubData, Need
-from sae_plugins.eval_suites.suite import SuiteError
 def attempt(work):
     try:
         return work()
