@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import sys
@@ -37,6 +38,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.combinations)
 
 
+def pytest_collection_finish() -> None:
+    """No collection of garbage looks through what imports have left: that takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
+
 @pytest.fixture
 def loopback_hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     """A Hub on this machine, empty."""
@@ -65,6 +76,16 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures say what these show: to draw them takes most of a short run's time."""
+    from sketches import save_sketch
+
+    from sae_plugins.base import plots
+
+    monkeypatch.setattr(plots, "save", save_sketch)
 
 
 @pytest.fixture

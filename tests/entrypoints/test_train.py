@@ -15,6 +15,7 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_plugins import world
+from sae_plugins.base import plots
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.plugin import Plugin
 
@@ -31,8 +32,13 @@ FILES = {
 }
 
 
+save_picture = plots.save
+
+
 @pytest.fixture(autouse=True)
-def folder(tiny_world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def folder(
+    tiny_world: Any, sketched: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Path:
     """An empty working directory, and a tiny model for the embedded world."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -66,11 +72,13 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def test_a_run_leaves_a_folder_that_sae_lens_loads(
-    tiny_world: Any, capsys: pytest.CaptureFixture[str]
+    tiny_world: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(plots, "save", save_picture)
     run = train("run", "--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval=8")
     said = capsys.readouterr().out
     assert files(run) == FILES
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in run.glob("figures/*"))
     sae = SAE.load_from_disk(str(run))
     assert (sae.cfg.d_in, sae.cfg.d_sae) == (tiny_world.d_model, 32)
     assert sae.cfg.metadata.sae_plugins["methods"] == ["hybrid-order"]

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sae_plugins.world import text
+
+mix = functools.lru_cache(maxsize=32)(text.mix)
+
+
+@pytest.fixture(autouse=True)
+def _texts_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same arguments give the same documents, and nobody changes them."""
+    monkeypatch.setattr(text, "mix", mix)
 
 
 class Lab:
