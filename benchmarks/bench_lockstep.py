@@ -88,7 +88,7 @@ def together(folder: Path, args: argparse.Namespace) -> None:
         settings = settle(parse(flags_of(name, args), options_of))
         job = job.sharing(settings.job()) if job else load_job(settings)
         arms.append(
-            lockstep.Arm(
+            lockstep.LockstepRun(
                 name,
                 job,
                 folder / name,

@@ -131,7 +131,7 @@ def _default_device() -> str:
 
 def _draw(evaluation: Evaluation) -> None:
     """Draw the figures of all results with these settings, and say where everything is."""
-    from sae_plugins.eval_suites.evaluation.folder import DETAILS, FIGURES, RESULTS
+    from sae_plugins.eval_suites.evaluation.folder import DETAILS_TABLE, FIGURES, RESULTS_TABLE
     from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
     from sae_plugins.eval_suites.evaluation.tables import labels
 
@@ -156,4 +156,6 @@ def _draw(evaluation: Evaluation) -> None:
             f"{folder}"
         ) from error
     figures = f", {FIGURES}/" if drawn else ""
-    print(f"in {folder}: {RESULTS}, {DETAILS}, {MANIFEST}{figures}, and a folder per SAE")
+    print(
+        f"in {folder}: {RESULTS_TABLE}, {DETAILS_TABLE}, {MANIFEST}{figures}, and a folder per SAE"
+    )

@@ -16,7 +16,7 @@ from sae_plugins.base.errors import UsageError
 from sae_plugins.entrypoints.progress import StudyProgress
 
 if TYPE_CHECKING:
-    from sae_plugins.study.cells import Plan
+    from sae_plugins.study.cells import StudyPlan
     from sae_plugins.study.findings import Findings
     from sae_plugins.study.spec import Study
 
@@ -222,7 +222,7 @@ def _name(study: str) -> str:
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def _print_plan(study: Study, known: Plan, folder: Path) -> None:
+def _print_plan(study: Study, known: StudyPlan, folder: Path) -> None:
     """A table of the arms: how many SAEs there are to be, and how many there are."""
     from rich.console import Console
     from rich.table import Table
@@ -260,7 +260,7 @@ def _print_plan(study: Study, known: Plan, folder: Path) -> None:
         print(f"warning: {warning}")
 
 
-def _print_stale(known: Plan, folder: Path) -> None:
+def _print_stale(known: StudyPlan, folder: Path) -> None:
     from sae_plugins.study.execute import stale
 
     if old := stale(known, folder):

@@ -160,11 +160,11 @@ def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
     """Where the run is saved to go on from, and, of one that is resumed, where it is."""
     from sae_plugins.base.errors import StateError
     from sae_plugins.resume.checkpoints import Checkpoints
-    from sae_plugins.runs.folder import RECIPE, RESUME
+    from sae_plugins.runs.folder import OUR_CHECKPOINTS, RECIPE
 
     try:
         checkpoints = Checkpoints(
-            folder.unfinished / RESUME,
+            folder.unfinished / OUR_CHECKPOINTS,
             every=settings.get("checkpoint_every"),
             keep=settings.get("keep_checkpoints"),
             rows=settings.get("resume_buffer") == "exact",

@@ -16,7 +16,7 @@ from sae_plugins.eval_suites.saebench.facts import (
     dtype_of_first_letters,
 )
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Settings, Suite, Value
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 PROMPT_TOKENS = 90
 """About, with ten examples before the word."""
@@ -25,7 +25,7 @@ POSITION = -6
 """Of the word's token in the template."""
 
 
-class AbsorptionSettings(Settings):
+class AbsorptionSettings(SuiteSettings):
     """Settings of absorption; the defaults are SAEBench's."""
 
     max_k_value: int = Field(10, ge=1, description="latents that a letter may be split into")

@@ -12,14 +12,14 @@ from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.saebench.core import run_core
 from sae_plugins.eval_suites.saebench.facts import bytes_of_activation
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Settings, Suite, Value
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 from sae_plugins.runs.heldout import Sums
 
 TOKENS_PER_DOCUMENT = 400
 """Fewer than documents of open text have on average: bounds how many were trained on."""
 
 
-class CoreSettings(Settings):
+class CoreSettings(SuiteSettings):
     """Settings of core; the defaults are those of SAEBench's scripts."""
 
     dataset: str = Field("Skylion007/openwebtext", description="the open text to evaluate on")

@@ -22,7 +22,7 @@ from sae_plugins.eval_suites.probing import (
 )
 from sae_plugins.eval_suites.saebench.facts import default_batch_size, numbers_of, refuse_heads
 from sae_plugins.eval_suites.saebench.probing import run_scr
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Settings, Suite, Value
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 BIOS, REVIEWS = "LabHC/bias_in_bios_class_set1", "canrager/amazon_reviews_mcauley_1and5"
 PAIRS = {
@@ -40,7 +40,7 @@ _CLASSES = 6
 """Sets of texts for a pair: three balanced ones and their opposites."""
 
 
-class SCRSettings(Settings):
+class SCRSettings(SuiteSettings):
     """Settings of SCR; the defaults are SAEBench's."""
 
     pairs: tuple[str, ...] = Field(tuple(PAIRS), description="pairs of classes, FIRST/SECOND")

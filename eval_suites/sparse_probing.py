@@ -23,7 +23,7 @@ from sae_plugins.eval_suites.saebench.facts import (
     refuse_heads,
 )
 from sae_plugins.eval_suites.saebench.probing import run_sparse_probing
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Settings, Suite, Value
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 DATASETS = (
     "LabHC/bias_in_bios_class_set1",
@@ -39,7 +39,7 @@ _CLASSES = 5
 """Of a dataset, at most."""
 
 
-class SparseProbingSettings(Settings):
+class SparseProbingSettings(SuiteSettings):
     """Settings of sparse probing; the defaults are SAEBench's."""
 
     dataset_names: tuple[str, ...] = Field(DATASETS, description="the datasets to probe on")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PRESETS = ("canonical", "quick", "paper")
 
 
-class Settings(BaseModel):
+class SuiteSettings(BaseModel):
     """A suite's settings: a subclass has a field, with a description, for each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,7 +103,7 @@ class Suite(ABC):
     """What `Scores.details` has a row for."""
     version: ClassVar[int] = 1
     """To be raised with every change that can move a number: results of others are not reused."""
-    Settings: ClassVar[type[BaseModel]] = Settings
+    Settings: ClassVar[type[BaseModel]] = SuiteSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """The settings of a preset that are not the defaults, which are those of `canonical`."""
     needs_model: ClassVar[bool] = True

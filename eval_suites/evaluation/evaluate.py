@@ -29,7 +29,7 @@ from sae_plugins.eval_suites.evaluation.results import (
     Result,
     SAEInfo,
 )
-from sae_plugins.eval_suites.evaluation.watched import Watched, fingerprint
+from sae_plugins.eval_suites.evaluation.watched import Watched, version_of
 from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.suite import Cost, Scores, Suite
 
@@ -147,7 +147,7 @@ class Evaluation:
             return True
         try:
             known = result.datasets.items()
-            return all(fingerprint(data, name) == old for name, old in known)
+            return all(version_of(data, name) == old for name, old in known)
         except Exception:  # a commit of the Hub stays what it is while that cannot be reached
             return bool(data.name == "hub")
 
@@ -199,9 +199,11 @@ class Evaluation:
                     self._close(task)
             for name in dict.fromkeys(task.subject.model_name for task in self._tasks):
                 tasks = [task for task in self._tasks if task.subject.model_name == name]
-                self._of_model(name, [task for task in tasks if task.row.status == "planned"])
+                self._evaluate_on_model(
+                    name, [task for task in tasks if task.row.status == "planned"]
+                )
 
-    def _of_model(self, name: str, tasks: Sequence[Task]) -> None:
+    def _evaluate_on_model(self, name: str, tasks: Sequence[Task]) -> None:
         """All rows of one language model, which is loaded once, if at all."""
         tools = _Tools(None, None)
         with_model = [task for task in tasks if task.suite.needs_model]
@@ -222,7 +224,7 @@ class Evaluation:
                 groups.setdefault(task.group, []).append(task)
         self._folder.save()
         for group in groups.values():
-            self._of_group(group, tools)
+            self._evaluate_group(group, tools)
         del tools
         gc.collect()  # before the next model is loaded
 
@@ -236,7 +238,7 @@ class Evaluation:
         self.manifest.models[name] = model.hash
         return _Tools(model, data)
 
-    def _of_group(self, tasks: Sequence[Task], tools: _Tools) -> None:
+    def _evaluate_group(self, tasks: Sequence[Task], tools: _Tools) -> None:
         """Prepare once, then evaluate each SAE."""
         from sae_plugins.eval_suites.inputs.cache import Cache
         from sae_plugins.eval_suites.inputs.models import check_d_in, check_hook

@@ -13,7 +13,7 @@ from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, EvaluationErro
 from sae_plugins.eval_suites.evaluation.results import Result
 from sae_plugins.eval_suites.evaluation.tables import details_table, results_table
 
-RESULTS, DETAILS, FIGURES = "results.csv", "details.csv", "figures"
+RESULTS_TABLE, DETAILS_TABLE, FIGURES = "results.csv", "details.csv", "figures"
 
 
 class Folder:
@@ -99,8 +99,8 @@ class Folder:
         """Write the manifest, and the tables of all its rows."""
         self.save_manifest()
         results = self.results(self.manifest.rows)
-        self.write(Path(RESULTS), results_table(results))
-        self.write(Path(DETAILS), details_table(results))
+        self.write(Path(RESULTS_TABLE), results_table(results))
+        self.write(Path(DETAILS_TABLE), details_table(results))
 
     def save_manifest(self) -> None:
         """Write the manifest alone."""

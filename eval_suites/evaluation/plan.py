@@ -84,7 +84,7 @@ class Task:
 
 
 @dataclass
-class Plan:
+class EvaluationPlan:
     """What is to be evaluated."""
 
     subjects: list[Subject] = field(default_factory=list)
@@ -104,12 +104,12 @@ class Plan:
 
 def plan(
     sources: Sequence[str], suites: Mapping[str, tuple[Suite, Any]], seeds: Sequence[int]
-) -> Plan:
+) -> EvaluationPlan:
     """Load the SAEs, and make a row of each with every suite and seed."""
     from sae_plugins.eval_suites.evaluation.loading import load_subject
     from sae_plugins.eval_suites.inputs.cache import fingerprint
 
-    made = Plan()
+    made = EvaluationPlan()
     seen: dict[str, str] = {}
     hashes = {
         name: fingerprint(settings.model_dump(mode="json"))[:8]

@@ -12,9 +12,9 @@ class Watched:
         self._data = data
         self.used: dict[str, str] = {}
 
-    def fingerprint(self, dataset: str, config: str | None = None) -> str:
+    def version_of(self, dataset: str, config: str | None = None) -> str:
         name = f"{dataset}#{config}" if config else dataset
-        self.used[name] = fingerprint(self._data, name)
+        self.used[name] = version_of(self._data, name)
         return self.used[name]
 
     def load(self, dataset: str, config: str | None, need: Any) -> Any:
@@ -31,7 +31,7 @@ class Watched:
         return getattr(self._data, name)
 
 
-def fingerprint(data: Any, name: str) -> str:
+def version_of(data: Any, name: str) -> str:
     """Which version of a dataset this is, by the name that `Watched.used` has for it."""
     dataset, _, config = name.partition("#")
     return str(data.fingerprint(dataset, config or None))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sae_plugins.base.files import versions, whole
 
-Entry = tuple[dict[str, Tensor], dict[str, str]]
+Cached = tuple[dict[str, Tensor], dict[str, str]]
 """Tensors by name, and texts by name."""
 
 DEFAULT_LIMIT = 100_000_000_000
@@ -69,7 +69,7 @@ class Cache:
         self.folder = folder
         self.limit = limit
 
-    def get(self, kind: str, key: str, compute: Callable[[], Entry]) -> Entry:
+    def get(self, kind: str, key: str, compute: Callable[[], Cached]) -> Cached:
         """The entry, from disk or else computed; a full disk only means that it is not kept.
 
         Args:
@@ -88,7 +88,7 @@ class Cache:
         """The file of an entry."""
         return self.folder / kind / (fingerprint(key, versions(VERSIONS)) + _SUFFIX)
 
-    def _write(self, path: Path, entry: Entry) -> None:
+    def _write(self, path: Path, entry: Cached) -> None:
         tensors, texts = entry
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with suppress(OSError, SafetensorError):
@@ -120,7 +120,7 @@ class Cache:
             total -= freed
 
 
-def _read(path: Path) -> Entry | None:
+def _read(path: Path) -> Cached | None:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -31,8 +31,8 @@ from sae_plugins.base.errors import SuiteError
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-Row = Mapping[str, Any]
-Cell = tuple[Any, ...]
+Record = Mapping[str, Any]
+Stratum = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ class Schema:
         """The columns that must be there."""
         return tuple(c for c in (self.text, self.label, self.attribute) if c is not None)
 
-    def cells(self, classes: Iterable[Any]) -> list[Cell]:
+    def cells(self, classes: Iterable[Any]) -> list[Stratum]:
         """All cells of these classes."""
         return list(product(classes, self.values) if self.attribute else product(classes))
 
-    def cell_of(self, row: Row, config: str | None) -> Cell:
+    def cell_of(self, row: Record, config: str | None) -> Stratum:
         """The cell of a row."""
         if self.label is None:
             return (_language(config),)
         return tuple(row[column] for column in self.columns[1:])
 
-    def text_of(self, row: Row, config: str | None) -> Any:
+    def text_of(self, row: Record, config: str | None) -> Any:
         """The text of a row, in the first language of the configuration; None if there is none."""
         value = row[self.text]
         if self.label is None:
@@ -169,7 +169,7 @@ class Data(ABC):
         """The splits `train` and `test`, of at least the needed classes."""
 
     @abstractmethod
-    def _rows(self, dataset: str, config: str | None, need: Need) -> list[Row]:
+    def _rows(self, dataset: str, config: str | None, need: Need) -> list[Record]:
         """The rows of a streamed dataset, as `collect` chooses them."""
 
     def _place(self, dataset: str, split: str, config: str | None = None) -> str:
@@ -189,8 +189,8 @@ class Data(ABC):
         self,
         dataset: str,
         split: str,
-        have: Mapping[Cell, int],
-        cells: Iterable[Cell],
+        have: Mapping[Stratum, int],
+        cells: Iterable[Stratum],
         least: int,
         config: str | None = None,
     ) -> None:
@@ -203,8 +203,8 @@ class Data(ABC):
                 )
 
     def collect(
-        self, dataset: str, config: str | None, need: Need, rows: Iterable[Row]
-    ) -> list[Row]:
+        self, dataset: str, config: str | None, need: Need, rows: Iterable[Record]
+    ) -> list[Record]:
         """The rows that are needed, in their order, with whatever else comes between them."""
         schema = SCHEMAS[dataset]
         cells = schema.cells(need.classes if schema.label else (_language(config),))
@@ -233,7 +233,7 @@ class Data(ABC):
         return kept
 
 
-def _words(dataset: str, cell: Cell) -> str:
+def _words(dataset: str, cell: Stratum) -> str:
     """`(25, 1)` -> `"profession 'surgeon', gender 'female'"`."""
     from sae_bench.sae_bench_utils.dataset_info import dataset_metadata
 

@@ -13,7 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SuiteError, without_secrets
-from sae_plugins.eval_suites.inputs.data import SCHEMAS, Data, Need, Row, digest, iterable
+from sae_plugins.eval_suites.inputs.data import SCHEMAS, Data, Need, Record, digest, iterable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -89,7 +89,7 @@ class FileData(Data):
     def _splits(self, dataset: str, need: Need) -> Mapping[str, Dataset]:
         return {split: self._open(dataset, None, split, False) for split in ("train", "test")}
 
-    def _rows(self, dataset: str, config: str | None, need: Need) -> list[Row]:
+    def _rows(self, dataset: str, config: str | None, need: Need) -> list[Record]:
         with self._reading(dataset):
             rows = iter(self._open(dataset, config, "train", True))
             if dataset == "codeparrot/github-code":
@@ -99,7 +99,7 @@ class FileData(Data):
     def text(self, dataset: str, skip_documents: int, seed: int) -> IterableDataset:
         """The documents in their order, shuffled within `SHUFFLED_TOGETHER` of them."""
         with self._reading(dataset):
-            row: Row = next(iter(self._open(dataset, None, "train", True)), {})
+            row: Record = next(iter(self._open(dataset, None, "train", True)), {})
         if not isinstance(row.get("text"), str):
             raise SuiteError(
                 f"{self._place(dataset, 'train')}: no text in a column 'text'; "
@@ -107,7 +107,7 @@ class FileData(Data):
             )
         return iterable(self._documents, dataset=dataset, skip=skip_documents, seed=seed)
 
-    def _documents(self, dataset: str, skip: int, seed: int) -> Iterator[Row]:
+    def _documents(self, dataset: str, skip: int, seed: int) -> Iterator[Record]:
         rng = Random(seed)
         with self._reading(dataset):
             rows = islice(self._open(dataset, None, "train", True), skip, None)
@@ -128,7 +128,7 @@ def _choose(paths: Iterable[str], config: str | None, split: str) -> tuple[str, 
     return next(((b, found[b]) for b in BUILDERS.values() if b in found), ("", []))
 
 
-def _as_its_script_would(row: Row) -> Row:
+def _as_its_script_would(row: Record) -> Record:
     """The columns of codeparrot/github-code, whose files have others."""
     if "content" not in row:
         return row

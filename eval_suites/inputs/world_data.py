@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.eval_suites.inputs.data import (
     SCHEMAS,
-    Cell,
     Data,
     Need,
-    Row,
+    Record,
     Schema,
+    Stratum,
     digest,
     iterable,
 )
@@ -42,7 +42,7 @@ class WorldData(Data):
     def _splits(self, dataset: str, need: Need) -> Mapping[str, Dataset]:
         return _world_splits(dataset, need)
 
-    def _rows(self, dataset: str, config: str | None, need: Need) -> list[Row]:
+    def _rows(self, dataset: str, config: str | None, need: Need) -> list[Record]:
         return list(_world_rows(dataset, config, need))
 
     def text(self, dataset: str, skip_documents: int, seed: int) -> IterableDataset:
@@ -55,7 +55,7 @@ class WorldData(Data):
 
 
 @lru_cache(maxsize=16)
-def _world_rows(dataset: str, config: str | None, need: Need) -> list[Row]:
+def _world_rows(dataset: str, config: str | None, need: Need) -> list[Record]:
     schema = SCHEMAS[dataset]
     n_cells = len(schema.cells(need.classes if schema.label else (None,)))
     draws = DRAWS_PER_ROW * (1 + need.train + need.test) * n_cells
@@ -63,7 +63,7 @@ def _world_rows(dataset: str, config: str | None, need: Need) -> list[Row]:
     return WorldData().collect(dataset, config, need, _unique(drawn, schema, config))
 
 
-def _unique(rows: Iterable[Row], schema: Schema, config: str | None) -> Iterator[Row]:
+def _unique(rows: Iterable[Record], schema: Schema, config: str | None) -> Iterator[Record]:
     seen = set()
     for row in rows:
         text = schema.text_of(row, config)
@@ -76,8 +76,8 @@ def _unique(rows: Iterable[Row], schema: Schema, config: str | None) -> Iterator
 def _world_splits(dataset: str, need: Need) -> Mapping[str, Dataset]:
     from datasets import Dataset
 
-    splits: dict[str, list[Row]] = {"train": [], "test": []}
-    seen: Counter[Cell] = Counter()
+    splits: dict[str, list[Record]] = {"train": [], "test": []}
+    seen: Counter[Stratum] = Counter()
     for row in _world_rows(dataset, None, need):
         cell = SCHEMAS[dataset].cell_of(row, None)
         seen[cell] += 1
@@ -86,7 +86,9 @@ def _world_splits(dataset: str, need: Need) -> Mapping[str, Dataset]:
     return {split: Dataset.from_list(rows) for split, rows in splits.items()}
 
 
-def _world_generator(dataset: str, config: str | None, classes: tuple[Any, ...]) -> Iterator[Row]:
+def _world_generator(
+    dataset: str, config: str | None, classes: tuple[Any, ...]
+) -> Iterator[Record]:
     """The held-out stand-in of a dataset; classes that the world lacks are left out."""
     from sae_plugins.world import text
 
@@ -103,10 +105,10 @@ def _world_generator(dataset: str, config: str | None, classes: tuple[Any, ...])
     return text.europarl(config or "", "heldout", ENDLESS)
 
 
-def _world_documents(skip: int, seed: int) -> Iterator[Row]:
+def _world_documents(skip: int, seed: int) -> Iterator[Record]:
     from sae_plugins.world import text
 
-    def mixes() -> Iterator[Row]:
+    def mixes() -> Iterator[Record]:
         rng = Random(seed)
         while True:
             for _, document in text.mix("heldout", sum(text.GENRES.values()), rng.getrandbits(48)):

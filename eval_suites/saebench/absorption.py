@@ -17,7 +17,7 @@ from sae_plugins.base.errors import SuiteError
 from sae_plugins.base.saelens import replaced
 from sae_plugins.base.seeds import random_states, seed_everything
 from sae_plugins.eval_suites.inputs.bench import Bench
-from sae_plugins.eval_suites.inputs.cache import Entry, fingerprint
+from sae_plugins.eval_suites.inputs.cache import Cached, fingerprint
 from sae_plugins.eval_suites.saebench.isolation import only, only_json, running, undisturbed
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
 
@@ -44,7 +44,7 @@ def first_letter_probe(
 
     own_run = bench.model.hooked.run_with_cache
 
-    def compute() -> Entry:
+    def compute() -> Cached:
         with (
             running(bench, main) as folder,
             sorted_vocabulary(),

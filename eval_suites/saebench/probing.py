@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_plugins.base.saelens import replaced
 from sae_plugins.eval_suites.inputs.bench import Bench
-from sae_plugins.eval_suites.inputs.cache import Cache, Entry, fingerprint
+from sae_plugins.eval_suites.inputs.cache import Cache, Cached, fingerprint
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.saebench.isolation import only, only_json, running
 
@@ -118,7 +118,7 @@ def _probing(
     def get_dataset_activations(name: str, config: Any, *args: Any, **kwargs: Any) -> Any:
         bench.stage(f"activations of {name}")
 
-        def compute() -> Entry:
+        def compute() -> Cached:
             parts = own_activations(name, config, *args, **kwargs)
             splits = dict(zip(("train", "test"), parts, strict=True))
             tensors = {f"{s}/{c}": t for s, classes in splits.items() for c, t in classes.items()}
@@ -198,7 +198,7 @@ def _kept_probes(
     """
     before = torch.get_rng_state()
 
-    def compute() -> Entry:
+    def compute() -> Cached:
         if own_seed is not None:
             torch.manual_seed(int(key[:15], 16))
         probes, accuracies = train()

@@ -22,7 +22,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(partial, format="png", dpi=DPI)
 
 
-def plain(panel: Axes, grid: Literal["x", "y", "both"]) -> None:
+def style(panel: Axes, grid: Literal["x", "y", "both"]) -> None:
     """A light grid, no box, and sizes that do not depend on the user's settings."""
     panel.grid(True, axis=grid, color="#e6e6e6", linewidth=0.8)
     panel.set_axisbelow(True)

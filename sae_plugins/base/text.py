@@ -35,7 +35,7 @@ def arrow(better: str) -> str:
     return {"higher": "↑", "lower": "↓"}.get(better, "")
 
 
-def plain(value: Any) -> Any:
+def as_markdown(value: Any) -> Any:
     """Text that Markdown shows as it is, also in a table's cell."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value

@@ -397,13 +397,13 @@ def _synthetic(provider: Any) -> str | None:
     """What tells SAELens' synthetic models apart; None for other data."""
     from sae_lens.synthetic.training import SyntheticActivationIterator
 
-    from sae_plugins.resume.stream import fingerprint
+    from sae_plugins.resume.stream import parameters_fingerprint
 
     if not isinstance(provider, SyntheticActivationIterator):
         return None
     generator = vars(provider.activations_generator).items()
     tensors = [(name, value) for name, value in generator if isinstance(value, Tensor)]
-    return fingerprint([*provider.feature_dict.named_parameters(), *tensors])
+    return parameters_fingerprint([*provider.feature_dict.named_parameters(), *tensors])
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import write
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
-from sae_plugins.runs.folder import CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
+from sae_plugins.runs.folder import SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
@@ -186,7 +186,7 @@ def runner_fields(settings: JobSettings, folder: Path | None) -> dict[str, Any]:
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
     checkpoints = None
     if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):
-        checkpoints = settings.runner.get("checkpoint_path") or str(folder / CHECKPOINTS)
+        checkpoints = settings.runner.get("checkpoint_path") or str(folder / SAELENS_CHECKPOINTS)
     return {
         **fields,
         "device": settings.device,

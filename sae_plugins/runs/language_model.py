@@ -35,7 +35,7 @@ from sae_plugins.runs.models import (
     load_model,
     model_facts,
 )
-from sae_plugins.runs.texts import Text, load_text, text_facts
+from sae_plugins.runs.texts import TextSplits, load_text, text_facts
 
 
 class LanguageModelJob:
@@ -66,7 +66,7 @@ class LanguageModelJob:
         self.sae_config = sae_config(settings, activation_size(self.model, settings))
         check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
         if other is not None and text_facts(other.settings) == text_facts(settings):
-            self.text: Text = other.text
+            self.text: TextSplits = other.text
         else:
             self.text = load_text(settings, self.model)
         self.check_heldout()

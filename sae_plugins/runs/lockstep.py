@@ -53,7 +53,7 @@ _ALONE = ("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint")
 
 
 @dataclass(frozen=True)
-class Arm:
+class LockstepRun:
     """One SAE to train.
 
     Attributes:
@@ -98,9 +98,9 @@ def stream_key(settings: JobSettings) -> str:
 
 
 def train(
-    arms: Sequence[Arm],
+    arms: Sequence[LockstepRun],
     progress: Callable[[int, int], None] = lambda done, total: None,
-    finished: Callable[[Arm], None] = lambda arm: None,
+    finished: Callable[[LockstepRun], None] = lambda arm: None,
     share_of_memory: float = SHARE_OF_MEMORY,
 ) -> dict[str, Exception]:
     """Train arms that see the same batches, and score them on the same held-out text.
@@ -142,7 +142,7 @@ def train(
     return failures
 
 
-def _check(arms: Sequence[Arm]) -> None:
+def _check(arms: Sequence[LockstepRun]) -> None:
     for what in ("name", "folder"):
         taken, times = Counter(getattr(arm, what) for arm in arms).most_common(1)[0]
         if times > 1:
@@ -167,10 +167,10 @@ def _check(arms: Sequence[Arm]) -> None:
             )
 
 
-def _passes(arms: Sequence[Arm], share_of_memory: float) -> Iterator[list[Arm]]:
+def _passes(arms: Sequence[LockstepRun], share_of_memory: float) -> Iterator[list[LockstepRun]]:
     """The arms in groups that fit into memory, each with one arm at least."""
     room = share_of_memory * memory_of(arms[0].job.settings.device)
-    together: list[Arm] = []
+    together: list[LockstepRun] = []
     taken = 0
     for arm in arms:
         config = arm.job.sae_config
@@ -183,14 +183,14 @@ def _passes(arms: Sequence[Arm], share_of_memory: float) -> Iterator[list[Arm]]:
     yield together
 
 
-def _steps(arm: Arm) -> int:
+def _steps(arm: LockstepRun) -> int:
     if arm.untrained:
         return 0
     config = arm.job.config(None).to_sae_trainer_config()
     return int(-(-config.total_training_samples // config.train_batch_size_samples))
 
 
-def _train(arms: Sequence[Arm], advanced: Callable[[int], None]) -> dict[str, Exception]:
+def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict[str, Exception]:
     """`train`, for arms that fit into memory."""
     started = time.perf_counter()
     failures: dict[str, Exception] = {}
@@ -215,7 +215,7 @@ def _train(arms: Sequence[Arm], advanced: Callable[[int], None]) -> dict[str, Ex
 class _Training:
     """An arm's trainer."""
 
-    def __init__(self, arm: Arm) -> None:
+    def __init__(self, arm: LockstepRun) -> None:
         """Draw the SAE's weights and attach the plugins."""
         self.arm = arm
         own = {**arm.options.get("recorder", {}), "output_path": str(arm.unfinished)}
@@ -258,7 +258,7 @@ class _Training:
 
 
 @contextmanager
-def _ends_alone(arm: Arm, failures: dict[str, Exception]) -> Iterator[None]:
+def _ends_alone(arm: LockstepRun, failures: dict[str, Exception]) -> Iterator[None]:
     """Let an exception end this arm only."""
     try:
         yield
@@ -290,7 +290,7 @@ def _scaler(trainer: SAETrainer[Any, Any], stream: Iterator[Tensor]) -> Activati
     return scaler
 
 
-def _drawn(arms: Sequence[Arm], failures: dict[str, Exception]) -> list[_Training]:
+def _drawn(arms: Sequence[LockstepRun], failures: dict[str, Exception]) -> list[_Training]:
     drawn = []
     for arm in arms:
         with _ends_alone(arm, failures):
@@ -325,9 +325,9 @@ def _each(
     return [t for t in running if not t.is_over and t.arm.name not in failures]
 
 
-def _score(arms: Sequence[Arm], failures: dict[str, Exception], started: float) -> None:
+def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started: float) -> None:
     """Score the saved SAEs on the same text, and move them to their places."""
-    scored: list[tuple[Arm, SAE[Any]]] = []
+    scored: list[tuple[LockstepRun, SAE[Any]]] = []
     for arm in arms:
         with _ends_alone(arm, failures):
             device = arm.job.sae_config.device

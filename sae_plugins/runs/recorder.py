@@ -22,7 +22,7 @@ from sae_plugins.framework.features import FeatureChange, Permuted, Reset
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.runs import figures, weights_and_biases
-from sae_plugins.runs.folder import METRICS
+from sae_plugins.runs.folder import METRICS, TRAINING_SUMMARY
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = "training_summary.json"
+
 SNAPSHOT_STEPS = 50
 """Steps over which firing frequencies are counted for one snapshot; fewer in short runs."""
 
@@ -228,7 +228,7 @@ class Recorder(Plugin):
             "training/tokens_per_second": run.samples / seconds,
             **_numbers(run.summary),
         }
-        write(self.path(SUMMARY), json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write(self.path(TRAINING_SUMMARY), json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def _counted(change: FeatureChange) -> tuple[str, int]:

@@ -19,14 +19,14 @@ SHUFFLE_BUFFER = 10_000
 
 
 @dataclass(frozen=True)
-class Text:
+class TextSplits:
     """What the model reads: documents to train on, and disjoint ones to score the SAE on."""
 
     train: Any
     heldout: Any
 
 
-def load_text(settings: JobSettings, model: Any) -> Text:
+def load_text(settings: JobSettings, model: Any) -> TextSplits:
     """The training text, in the seed's order, and held-out text, which no seed changes.
 
     The first documents of a dataset are held out, as many as the held-out tokens need.
@@ -37,7 +37,7 @@ def load_text(settings: JobSettings, model: Any) -> Text:
     if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
         train = world.load_text("train").shuffle(seed=settings.seed)
         heldout = world.load_text("heldout") if settings.heldout_tokens else None
-        return Text(_plain(train), _plain(heldout))
+        return TextSplits(_with_plain_lists(train), _with_plain_lists(heldout))
     rows = load_dataset(settings)
     held = _first_documents(rows, settings, model)
     if isinstance(rows, datasets.Dataset):
@@ -50,7 +50,10 @@ def load_text(settings: JobSettings, model: Any) -> Text:
         train = rows.select(range(len(held), len(rows))).shuffle(seed=settings.seed)
     else:
         train = rows.skip(len(held)).shuffle(seed=settings.seed, buffer_size=SHUFFLE_BUFFER)
-    return Text(_plain(train), _plain(datasets.Dataset.from_list(held) if held else None))
+    return TextSplits(
+        _with_plain_lists(train),
+        _with_plain_lists(datasets.Dataset.from_list(held) if held else None),
+    )
 
 
 def text_facts(settings: JobSettings) -> list[Any]:
@@ -60,7 +63,7 @@ def text_facts(settings: JobSettings) -> list[Any]:
     return [settings.seed, settings.heldout_tokens, *of_runner, *model_facts(settings)]
 
 
-def _plain(rows: Any) -> Any:
+def _with_plain_lists(rows: Any) -> Any:
     """The rows such that SAELens reads tokens as plain lists.
 
     It has a `Dataset` with tokens give tensors, for which datasets 3 imports a part of torchvision

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Content = Path | bytes
 """A file to upload, or the bytes of one."""
-RESULTS = "results"
+HUB_RESULTS = "results"
 """Folder of the evaluations, beside an SAE's weights."""
 _FILES = (
     *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS),
@@ -96,10 +96,10 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
         whose = result.sae.model_copy(update={"name": sae_id, "source": f"{repo}:{sae_id}"})
         results.append(result.model_copy(update={"sae": whose}))
         text = results[-1].model_dump_json(indent=1) + "\n"
-        files[f"{RESULTS}/{name}"] = _without_home(text).encode()
+        files[f"{HUB_RESULTS}/{name}"] = _without_home(text).encode()
         raw = file.parent / Path(result.raw or "").name
         if raw.is_file():
-            files[f"{RESULTS}/{raw.name}"] = _public(raw)
+            files[f"{HUB_RESULTS}/{raw.name}"] = _public(raw)
     return Upload(sae_id, folder, files, results, failed, subject.hash)
 
 
@@ -142,7 +142,7 @@ def _results(
     folder: Path, rows: Iterable[tuple[Path, Row]], sae_hash: str
 ) -> Iterator[tuple[Path, Result]]:
     """Of this SAE, with their files: those beside it, as downloaded, and those of `evaluate`."""
-    for file in sorted((folder / RESULTS).glob("*.json")):
+    for file in sorted((folder / HUB_RESULTS).glob("*.json")):
         result = _read(file)
         if result is not None and result.sae.hash == sae_hash:
             yield file, result

@@ -23,9 +23,9 @@ from typing import Any
 from sae_plugins.base.errors import PluginError, did_you_mean
 from sae_plugins.base.files import lock, write
 from sae_plugins.runs.folder import RECIPE
-from sae_plugins.study.cells import L0, SAES, Cell, Plan, grouped, plan
+from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
 from sae_plugins.study.metrics import check_compared
-from sae_plugins.study.processes import Overall, Progress, Task, default_jobs, run_tasks
+from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
 from sae_plugins.study.spec import Study, StudyError, as_yaml
 
 STUDY = "as_run.yaml"
@@ -36,7 +36,7 @@ FAILED = ".failed"
 """Ending of the file, beside a run's folder that is not there, that says why."""
 
 
-def plan_of(study: Study, folder: Path) -> Plan:
+def plan_of(study: Study, folder: Path) -> StudyPlan:
     """The plan, as far as the pilots in the folder say it.
 
     Raises:
@@ -72,10 +72,10 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
         waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
         pilots = [cell for cell in pilots if cell.model in waiting]
         progress.expect(len(pilots))
-        run_tasks(work, _tasks(study, folder, pilots, jobs), jobs, progress)
+        run_passes(work, _passes(study, folder, pilots, jobs), jobs, progress)
         known = plan_of(study, folder)
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
-        run_tasks(work, _tasks(study, folder, known.cells, jobs), jobs, progress)
+        run_passes(work, _passes(study, folder, known.cells, jobs), jobs, progress)
 
 
 def check_suites(study: Study) -> None:
@@ -131,13 +131,13 @@ def _locked(folder: Path) -> Iterator[None]:
         unlock()
 
 
-def _tasks(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Task]:
+def _passes(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Pass]:
     """A task for each model and seed, for `jobs` processes."""
     text = study.model_dump_json()
     # sums round by the number of threads, so it does not follow how much there is left to do
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     return [
-        Task(text, folder, model, seed, members[0].pilot, jobs, threads)
+        Pass(text, folder, model, seed, members[0].pilot, jobs, threads)
         for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
     ]
 
@@ -145,7 +145,7 @@ def _tasks(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Tas
 # -- one process ---------------------------------------------------------------------------------
 
 
-def work(task: Task, progress: Progress) -> None:
+def work(task: Pass, progress: Progress) -> None:
     """Train the missing SAEs of one model and seed, and evaluate them."""
     if task.threads is not None:
         import torch
@@ -168,11 +168,17 @@ def work(task: Task, progress: Progress) -> None:
         _evaluate(study, trained, task, progress)
 
 
-def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
+def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
     """In lockstep, as many as see the same batches; a failure is written beside its folder."""
     from sae_plugins.runs.job import Job
     from sae_plugins.runs.load import load_job
-    from sae_plugins.runs.lockstep import SHARE_OF_MEMORY, Arm, stream_key, train, without_frames
+    from sae_plugins.runs.lockstep import (
+        SHARE_OF_MEMORY,
+        LockstepRun,
+        stream_key,
+        train,
+        without_frames,
+    )
 
     shared: Job | None = None
     for members in grouped(cells, lambda cell: stream_key(cell.settings.job())).values():
@@ -190,7 +196,7 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
             shared = job
             shutil.rmtree(folder, ignore_errors=True)  # without a summary: not whole
             folder.parent.mkdir(parents=True, exist_ok=True)
-            arms[cell] = Arm(
+            arms[cell] = LockstepRun(
                 name=cell.folder.name,
                 job=job,
                 folder=folder,
@@ -206,7 +212,7 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
             )
         cells_of = {arm.name: cell for cell, arm in arms.items()}
 
-        def note(arm: Arm, cells_of: Mapping[str, Cell] = cells_of) -> None:
+        def note(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
             _note(cells_of[arm.name], arm.job, task.folder)
 
         try:
@@ -275,7 +281,7 @@ def evaluations(folder: Path, model: str, seed: int) -> Path:
     return folder / EVALUATIONS / model / f"seed{seed}"
 
 
-def _evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progress) -> None:
+def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
     from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
     from sae_plugins.eval_suites.evaluation.manifest import EvaluationError
     from sae_plugins.eval_suites.inputs.cache import default_folder
@@ -301,7 +307,7 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progres
         hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
-        evaluation.run(_Rows(name, progress))
+        evaluation.run(_EvaluationProgress(name, progress))
     except EvaluationError as error:
         raise StudyError(str(error)) from error
     # two SAEs that are the same have one row
@@ -309,7 +315,7 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progres
 
 
 @dataclass
-class _Rows:
+class _EvaluationProgress:
     """What an evaluation tells, told as a study's progress."""
 
     name: str
@@ -322,7 +328,7 @@ class _Rows:
         self.progress.advance(1)
 
 
-def stale(known: Plan, folder: Path) -> list[Path]:
+def stale(known: StudyPlan, folder: Path) -> list[Path]:
     """Runs in the folder that are no part of the study any more, after something was changed."""
     names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
     found = [recipe.parent for recipe in folder.glob(f"{SAES}/*/*/{RECIPE}")]

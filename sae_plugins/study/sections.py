@@ -20,7 +20,7 @@ from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import figures, traces
 from sae_plugins.study.facts import Facts, mean_l0
 from sae_plugins.study.figures import Heatmap, Line, Panel
-from sae_plugins.study.findings import Metric
+from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.statistics import Point, frontier, within_seed_interval
 from sae_plugins.study.words import Table, number, span
 
@@ -98,7 +98,7 @@ def frontiers(facts: Facts, model: str) -> Section:
     return Section(model, compared, others, image)
 
 
-def _frontier(facts: Facts, model: str, arm: str, metric: Metric) -> Line | None:
+def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Line | None:
     l0 = {
         (run.sparsity, run.seed): run.l0
         for runs in facts.runs.get((model, arm), {}).values()

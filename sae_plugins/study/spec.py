@@ -38,9 +38,9 @@ from pydantic import (
     model_validator,
 )
 
-from sae_plugins.base import packaged
+from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import PluginError, did_you_mean
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.study import ENOUGH_SEEDS
 
 FOLDER = Path(__file__).parent.parent / "studies"
@@ -123,7 +123,7 @@ class Arm(Override):
         return {**self.train, **there.train}, there.sparsity or self.sparsity or model.sparsity
 
 
-class Rows(_Model):
+class PaperRows(_Model):
     """The rows of a paper's tables as arms, as `sae-plugins plugins show METHOD` lists them."""
 
     method: str = Field(description="the method whose rows they are")
@@ -138,7 +138,7 @@ class Study(_Model):
     reference: str = Field(description="the arm that every other one is compared with")
     models: dict[str, Model] = Field(min_length=1, description="by a name of your choice")
     arms: dict[str, Arm] = Field(min_length=1, description="by a name of your choice")
-    rows: Rows | None = Field(None, description="the rows of a paper's tables, as more arms")
+    rows: PaperRows | None = Field(None, description="the rows of a paper's tables, as more arms")
     seeds: list[int] = Field(
         list(range(ENOUGH_SEEDS)),
         min_length=1,
@@ -238,7 +238,7 @@ def _over(row: Arm, arm: Arm) -> Arm:
     return row.model_copy(update=given | both)
 
 
-def flags_of(row: Row) -> Flags:
+def flags_of(row: PaperRow) -> Flags:
     """The flags of a table's row, by name."""
     from sae_plugins.settings.command_line import parse
 
@@ -266,7 +266,7 @@ def as_yaml(study: Study) -> str:
 
 def names() -> list[str]:
     """The packaged studies."""
-    return packaged.names(FOLDER)
+    return yaml_files.names(FOLDER)
 
 
 def load(name_or_file: str) -> Study:
@@ -282,7 +282,7 @@ def load(name_or_file: str) -> Study:
         StudyError: there is none, or it is wrong; says where and how.
     """
     try:
-        layers = packaged.layers("study", name_or_file, FOLDER)
+        layers = yaml_files.layers("study", name_or_file, FOLDER)
     except PluginError as error:
         raise StudyError(str(error)) from error
     merged: dict[str, Any] = {}
@@ -310,7 +310,7 @@ def _first(error: ValidationError) -> str:
 
 
 def _fields_at(place: Sequence[Any]) -> list[str]:
-    kinds: Mapping[str, type[BaseModel]] = {"models": Model, "arms": Arm, "rows": Rows}
+    kinds: Mapping[str, type[BaseModel]] = {"models": Model, "arms": Arm, "rows": PaperRows}
     if len(place) == 1:
         return list(Study.model_fields)
     kind = Override if "models" in place[1:] else kinds.get(str(place[0]), Study)

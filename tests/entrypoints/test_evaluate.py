@@ -14,8 +14,7 @@ from sae_plugins.base.errors import SuiteError
 from sae_plugins.entrypoints import evaluate_flags, evaluate_forecast, evaluate_suites
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite, Value
-from sae_plugins.eval_suites.suite import Settings as SuiteSettings
+from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite, SuiteSettings, Value
 from sae_plugins.framework.registry import Installed
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sae_plugins.base import plots
 from sae_plugins.entrypoints.main import main
 from sae_plugins.resume.files import files as checkpoints_in
-from sae_plugins.runs.folder import RESUME, UNFINISHED
+from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED
 from sae_plugins.runs.recorder import Recorder
 
 FORK = multiprocessing.get_context("fork")
@@ -174,7 +174,7 @@ def check(
         if code == 0:
             break
         assert code == (-9 if number == signal.SIGKILL else 130), Path("log.txt").read_text()
-        can_go_on = bool(checkpoints_in(run / UNFINISHED / RESUME))
+        can_go_on = bool(checkpoints_in(run / UNFINISHED / OUR_CHECKPOINTS))
         if number != signal.SIGKILL and can_go_on:
             said = Path("log.txt").read_text()
             assert "go on with it: sae-plugins train --resume run" in said
@@ -282,7 +282,7 @@ def test_a_folder_with_an_unfinished_run_is_not_overwritten(
 def test_a_damaged_checkpoint_is_skipped_and_named(
     unfinished: Path, whole: Path, caplog: pytest.LogCaptureFixture
 ):
-    newest, *_ = found = checkpoints_in(unfinished / UNFINISHED / RESUME)
+    newest, *_ = found = checkpoints_in(unfinished / UNFINISHED / OUR_CHECKPOINTS)
     assert len(found) == 2
     newest.write_bytes(newest.read_bytes()[:-100])
     train("--resume", "run")
@@ -293,7 +293,7 @@ def test_a_damaged_checkpoint_is_skipped_and_named(
 def test_only_damaged_checkpoints_are_an_error_that_names_them(
     unfinished: Path, capsys: pytest.CaptureFixture[str]
 ):
-    for path in checkpoints_in(unfinished / UNFINISHED / RESUME):
+    for path in checkpoints_in(unfinished / UNFINISHED / OUR_CHECKPOINTS):
         path.write_bytes(b"nothing")
     said = refusal(capsys, "--resume", "run")
     assert path.name in said
@@ -310,7 +310,7 @@ def test_an_interval_that_is_none_is_refused(every: str, capsys: pytest.CaptureF
 def test_the_newest_are_kept_and_gone_at_the_end():
     arguments = ("--keep_checkpoints", "3", "--output_path", "run")
     stopped(signal.SIGTERM, 15, *SHORT, *arguments)
-    assert len(checkpoints_in(Path("run", UNFINISHED, RESUME))) == 3
+    assert len(checkpoints_in(Path("run", UNFINISHED, OUR_CHECKPOINTS))) == 3
     train("--resume", "run")
     assert not list(Path("run").rglob("step-*"))
     assert not Path("run", UNFINISHED).exists()
@@ -319,7 +319,7 @@ def test_the_newest_are_kept_and_gone_at_the_end():
 def test_a_checkpoint_is_written_when_it_is_asked_for_only_at_interruptions():
     run = Path("run")
     stopped(signal.SIGINT, 15, *SHORT, "--checkpoint_every", "0", "--output_path", "run")
-    assert len(checkpoints_in(run / UNFINISHED / RESUME)) == 1
+    assert len(checkpoints_in(run / UNFINISHED / OUR_CHECKPOINTS)) == 1
     train("--resume", "run")
     train(*SHORT, "--checkpoint_every", "0", "--output_path", "whole")
     assert contents(run) == contents(Path("whole"))
@@ -330,7 +330,7 @@ def test_a_buffer_that_is_refilled_makes_small_checkpoints_and_another_run():
     for buffer in ("exact", "refill"):
         command = [*SHORT, "--resume_buffer", buffer, "--output_path", buffer]
         stopped(signal.SIGTERM, 10, *command)
-        newest, *_ = checkpoints_in(Path(buffer, UNFINISHED, RESUME))
+        newest, *_ = checkpoints_in(Path(buffer, UNFINISHED, OUR_CHECKPOINTS))
         sizes[buffer] = newest.stat().st_size
         train("--resume", buffer)
     assert sizes["refill"] < sizes["exact"] - 15_000
@@ -415,7 +415,7 @@ def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
     with monkeypatch.context() as patched:
         patched.setattr(runs.shutil, "rmtree", interrupted)
         train("--resume", "run", code=130)
-    assert list((unfinished / UNFINISHED / RESUME).iterdir())
+    assert list((unfinished / UNFINISHED / OUR_CHECKPOINTS).iterdir())
     train(*SHORT, "--output_path", "run", code=2)  # an SAE is there
     train(*SHORT, "--output_path", "run", "--overwrite")
     assert not list(unfinished.glob("unfinished*"))

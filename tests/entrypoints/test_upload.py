@@ -412,7 +412,7 @@ def test_an_edit_of_the_card_meanwhile_survives(
     edits: list[str] = []
 
     class Meddler(hub.Repository):
-        def _plan(self, *arguments: Any) -> hub.Plan:
+        def _plan(self, *arguments: Any) -> hub.Commit:
             plan = super()._plan(*arguments)
             if edits and len(edits) < 3:
                 files = loopback_hub.files(REPO)

@@ -22,7 +22,7 @@ from sae_plugins import world
 from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.plugins import command
 from sae_plugins.framework import registry
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.runs.recorder import read_rows
 from sae_plugins.settings.command_line import parse
 
@@ -77,7 +77,7 @@ ONLY_MOVES = {"Periodic reordering only", "Adaptive reordering only", "No reorde
 class Trained:
     """What the run of a row left behind."""
 
-    def __init__(self, folder: Path, row: Row) -> None:
+    def __init__(self, folder: Path, row: PaperRow) -> None:
         self.given = parse(shlex.split(row.flags))
         self.without: list[str] = self.given.pop("without", [])
         self.added: list[str] = self.given.pop("plugin", [])

@@ -20,7 +20,7 @@ from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import checks, lockstep
 from sae_plugins.runs.job import Job
 from sae_plugins.runs.load import load_job
-from sae_plugins.runs.lockstep import Arm, stream_key, train
+from sae_plugins.runs.lockstep import LockstepRun, stream_key, train
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.settings.command_line import parse
 from sae_plugins.settings.settle import options_of, settle
@@ -60,9 +60,9 @@ def line(flags: str) -> list[str]:
     return [*(WORLD if "synthetic:" not in flags else "").split(), *flags.split()]
 
 
-def arm(name: str, flags: str | None = None, like: Job | None = None, **fields: Any) -> Arm:
+def arm(name: str, flags: str | None = None, like: Job | None = None, **fields: Any) -> LockstepRun:
     settings = settle(parse(line(ARMS[name] if flags is None else flags), options_of))
-    return Arm(
+    return LockstepRun(
         name,
         like.sharing(settings.job()) if like else load_job(settings.job()),
         Path("lockstep") / name,
@@ -76,7 +76,7 @@ def arm(name: str, flags: str | None = None, like: Job | None = None, **fields: 
     )
 
 
-def arms(flags: dict[str, str]) -> list[Arm]:
+def arms(flags: dict[str, str]) -> list[LockstepRun]:
     """Arms on one loaded model."""
     first, *others = flags
     one = arm(first, flags[first])
@@ -175,7 +175,7 @@ class Interrupts(AtStepThree):
         raise KeyboardInterrupt
 
 
-def with_plugin(one: Arm, plugin: type[Plugin]) -> Arm:
+def with_plugin(one: LockstepRun, plugin: type[Plugin]) -> LockstepRun:
     return replace(one, plugins=[plugin, *one.plugins])
 
 
@@ -284,7 +284,7 @@ def test_an_arm_that_fails_is_reported_and_its_memory_freed(
     alive: list[tuple[str, weakref.ref[Any]]] = []
     draw = lockstep._Training.__init__
 
-    def drawn(self: Any, one: Arm) -> None:
+    def drawn(self: Any, one: LockstepRun) -> None:
         draw(self, one)
         alive.append((one.name, weakref.ref(self.trainer.sae)))
 
@@ -399,7 +399,7 @@ def test_what_the_batches_depend_on(flags: str, equal: bool) -> None:
     ],
 )
 def test_arms_that_would_write_over_something(
-    change: Callable[[Arm], dict[str, Any]], message: str
+    change: Callable[[LockstepRun], dict[str, Any]], message: str
 ) -> None:
     one, other = arms({"one": "", "other": ""})
     with pytest.raises(PluginError, match=message):

@@ -20,7 +20,7 @@ from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
 from sae_plugins.eval_suites.evaluation.manifest import EvaluationError, Manifest
 from sae_plugins.eval_suites.evaluation.results import Result
 from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, Value
-from sae_plugins.eval_suites.suite import Settings as SuiteSettings
+from sae_plugins.eval_suites.suite import SuiteSettings as SuiteSettings
 
 HOOK = "blocks.1.hook_resid_post"
 
