@@ -12,7 +12,7 @@ class Watched:
         self._data = data
         self.used: dict[str, str] = {}
 
-    def version_of(self, dataset: str, config: str | None = None) -> str:
+    def fingerprint(self, dataset: str, config: str | None = None) -> str:
         name = f"{dataset}#{config}" if config else dataset
         self.used[name] = version_of(self._data, name)
         return self.used[name]
