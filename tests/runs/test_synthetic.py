@@ -10,6 +10,7 @@ import torch
 from sae_lens import SAE
 from safetensors.torch import load_file
 
+from sae_plugins.base import plots
 from sae_plugins.entrypoints.main import main
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.world.synthetic_models import PRESETS
@@ -30,8 +31,11 @@ def same(left: Path, right: Path) -> bool:
     return all(tensor.equal(second[name]) for name, tensor in first.items())
 
 
+save_picture = plots.save
+
+
 @pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def folder(sketched: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -78,13 +82,8 @@ def test_a_run_knows_the_truth_and_is_reproducible():
     assert not same(run, train("other", "--plugin", "reorder", "--seed", "1"))
 
 
-def test_logging_to_wandb_changes_no_weight():
-    often = (
-        "--wandb_log_frequency",
-        "2",
-        "--eval_every_n_wandb_logs",
-        "2",
-        "--eval_frequency",
-        "1",
-    )
-    assert same(train("off"), train("on", "--log_to_wandb", *often))
+def test_logging_to_wandb_changes_no_weight(monkeypatch: pytest.MonkeyPatch):
+    off = train("off")
+    monkeypatch.setattr(plots, "save", save_picture)  # it logs them
+    often = "--wandb_log_frequency 2 --eval_every_n_wandb_logs 2 --eval_frequency 1"
+    assert same(off, train("on", "--log_to_wandb", *often.split()))
