@@ -10,7 +10,6 @@ import torch
 from sae_lens import SAE
 from safetensors.torch import load_file
 
-from sae_plugins.base import plots
 from sae_plugins.entrypoints.main import main
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.world.synthetic_models import PRESETS
@@ -29,9 +28,6 @@ def train(output: str, *arguments: str) -> Path:
 def same(left: Path, right: Path) -> bool:
     first, second = (load_file(run / "sae_weights.safetensors") for run in (left, right))
     return all(tensor.equal(second[name]) for name, tensor in first.items())
-
-
-save_picture = plots.save
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +78,8 @@ def test_a_run_knows_the_truth_and_is_reproducible():
     assert not same(run, train("other", "--plugin", "reorder", "--seed", "1"))
 
 
-def test_logging_to_wandb_changes_no_weight(monkeypatch: pytest.MonkeyPatch):
+def test_logging_to_wandb_changes_no_weight(request: pytest.FixtureRequest):
     off = train("off")
-    monkeypatch.setattr(plots, "save", save_picture)  # it logs them
+    request.getfixturevalue("drawn")  # it logs them
     often = "--wandb_log_frequency 2 --eval_every_n_wandb_logs 2 --eval_frequency 1"
     assert same(off, train("on", "--log_to_wandb", *often.split()))

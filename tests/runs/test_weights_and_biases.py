@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
-from sae_plugins.base import plots
 from sae_plugins.entrypoints.main import main
 
 SHORT = (
@@ -29,17 +28,16 @@ WORLD = (
 SYNTHETIC = ("--model_name", "synthetic:toy", "--eval_frequency", "16", "--eval_samples", "2000")
 LOG = ("--log_to_wandb", "--wandb_log_frequency", "2", "--eval_every_n_wandb_logs", "3")
 FIGURES = {"firing_by_position.png", "loss_and_l0.png"}
-save_picture = plots.save
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a figure shows, its file is the smallest picture that wandb takes."""
 
-    def save(_: Figure, path: Path) -> None:
-        Image.new("RGB", (8, 8)).save(path)
+    def save(_: Figure, path: Path, **__: Any) -> None:
+        Image.new("RGB", (8, 8)).save(path, format="png")
 
-    monkeypatch.setattr(plots, "save", save)
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +88,7 @@ def logged() -> tuple[set[str], dict[str, set[str]]]:
 
 
 @pytest.mark.parametrize("on", [WORLD, SYNTHETIC], ids=["language model", "synthetic"])
-def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(
-    on: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if on == WORLD:
-        monkeypatch.setattr(plots, "save", save_picture)
+def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(on: tuple[str, ...]) -> None:
     chosen = (*on, "--plugin", "reorder", "--plugin", "linear-l1", "--reorder.start", "5")
     weights = [
         load_file(train(name, *chosen, *log) / "sae_weights.safetensors")
@@ -110,6 +104,7 @@ def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(
     assert artifacts[f"{sae}_figures"] == FIGURES
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_without_a_login_the_log_is_kept_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,6 +118,7 @@ def test_without_a_login_the_log_is_kept_here(
     assert "losses/overall_loss" in logged()[0]
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize(
     ("on", "what"),
     [(WORLD, "Artifact.add_file"), (SYNTHETIC, "Artifact.add_file"), (SYNTHETIC, "Image.__init__")],
