@@ -80,12 +80,18 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture
 def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of figures say what these show: to draw them takes most of a short run's time."""
-    from sketches import save_sketch
+    """Files of figures say in words what these show: drawing takes most of a short run's time."""
+    import sketches
 
-    from sae_plugins.base import plots
+    monkeypatch.setattr(sketches.Figure, "savefig", sketches.write)
 
-    monkeypatch.setattr(plots, "save", save_sketch)
+
+@pytest.fixture
+def drawn(sketched: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn in this test of a file that sketches them."""
+    import sketches
+
+    monkeypatch.setattr(sketches.Figure, "savefig", sketches.draw)
 
 
 @pytest.fixture

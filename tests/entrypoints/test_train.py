@@ -15,7 +15,6 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_plugins import world
-from sae_plugins.base import plots
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.plugin import Plugin
 
@@ -30,9 +29,6 @@ FILES = {
     *("run.yaml", "metrics.jsonl", "summary.json"),
     *("figures/loss_and_l0.png", "figures/firing_by_position.png"),
 }
-
-
-save_picture = plots.save
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +68,8 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def test_a_run_leaves_a_folder_that_sae_lens_loads(
-    tiny_world: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_world: Any, drawn: None, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(plots, "save", save_picture)
     run = train("run", "--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval=8")
     said = capsys.readouterr().out
     assert files(run) == FILES

@@ -20,7 +20,6 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from sae_plugins.base import plots
 from sae_plugins.entrypoints.main import main
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED
@@ -45,15 +44,22 @@ RUNS = {
     ],
 }
 """100 steps each; hybrid-order accumulates 4 batches, so that most checkpoints are in a window."""
-
-
-save_picture = plots.save
+DRAWN = ("synthetic",)
+"""The kinds whose figures are drawn."""
 
 
 @pytest.fixture(autouse=True)
 def folder(tiny_world: Any, sketched: None, tmp_path: Path) -> Path:
     """An empty working directory, and a tiny model for the embedded world."""
     return tmp_path
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of run: its figures are drawn or not."""
+    if request.param in DRAWN:
+        request.getfixturevalue("drawn")
+    return str(request.param)
 
 
 def train(*arguments: str, code: int = 0) -> None:
@@ -158,12 +164,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return copy
 
 
-def check(
-    kind: str, number: signal.Signals, seed: int, made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def check(kind: str, number: signal.Signals, seed: int, made: Made) -> None:
     """Kill the run twice at random moments, let it end, and compare."""
-    if kind == "synthetic":  # one of them with its pictures
-        monkeypatch.setattr(plots, "save", save_picture)
     whole = f"whole {kind}"
     made(whole, lambda: train(*RUNS[kind], "--output_path", whole))
     random.seed(seed)
@@ -185,22 +187,24 @@ def check(
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"), [("language model", n) for n in SIGNALS] + [("synthetic", signal.SIGKILL)]
+    ("kind", "number"),
+    [("language model", n) for n in SIGNALS] + [("synthetic", signal.SIGKILL)],
+    indirect=["kind"],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    kind: str, number: signal.Signals, made: Made, monkeypatch: pytest.MonkeyPatch
+    kind: str, number: signal.Signals, made: Made
 ):
-    check(kind, number, 1, made, monkeypatch)
+    check(kind, number, 1, made)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", RUNS, indirect=True)
 def test_a_run_may_be_killed_at_any_moment(
-    kind: str, number: signal.Signals, seed: int, made: Made, monkeypatch: pytest.MonkeyPatch
+    kind: str, number: signal.Signals, seed: int, made: Made
 ):
-    check(kind, number, 1000 + seed, made, monkeypatch)
+    check(kind, number, 1000 + seed, made)
 
 
 # -- what is refused, and what is said ---------------------------------------------------------

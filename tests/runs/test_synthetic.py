@@ -31,7 +31,7 @@ def same(left: Path, right: Path) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def folder(sketched: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -78,13 +78,8 @@ def test_a_run_knows_the_truth_and_is_reproducible():
     assert not same(run, train("other", "--plugin", "reorder", "--seed", "1"))
 
 
-def test_logging_to_wandb_changes_no_weight():
-    often = (
-        "--wandb_log_frequency",
-        "2",
-        "--eval_every_n_wandb_logs",
-        "2",
-        "--eval_frequency",
-        "1",
-    )
-    assert same(train("off"), train("on", "--log_to_wandb", *often))
+def test_logging_to_wandb_changes_no_weight(request: pytest.FixtureRequest):
+    off = train("off")
+    request.getfixturevalue("drawn")  # it logs them
+    often = "--wandb_log_frequency 2 --eval_every_n_wandb_logs 2 --eval_frequency 1"
+    assert same(off, train("on", "--log_to_wandb", *often.split()))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import wandb
+from matplotlib.figure import Figure
+from PIL import Image
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
@@ -26,6 +28,16 @@ WORLD = (
 SYNTHETIC = ("--model_name", "synthetic:toy", "--eval_frequency", "16", "--eval_samples", "2000")
 LOG = ("--log_to_wandb", "--wandb_log_frequency", "2", "--eval_every_n_wandb_logs", "3")
 FIGURES = {"firing_by_position.png", "loss_and_l0.png"}
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a figure shows, its file is the smallest picture that wandb takes."""
+
+    def save(_: Figure, path: Path, **__: Any) -> None:
+        Image.new("RGB", (8, 8)).save(path, format="png")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +104,7 @@ def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(on: tuple[s
     assert artifacts[f"{sae}_figures"] == FIGURES
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_without_a_login_the_log_is_kept_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -105,6 +118,7 @@ def test_without_a_login_the_log_is_kept_here(
     assert "losses/overall_loss" in logged()[0]
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize(
     ("on", "what"),
     [(WORLD, "Artifact.add_file"), (SYNTHETIC, "Artifact.add_file"), (SYNTHETIC, "Image.__init__")],

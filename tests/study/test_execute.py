@@ -74,6 +74,9 @@ def changed(**contents: Any) -> Study:
     return Study.model_validate(STUDY | contents)
 
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
+
 def run(study: Study, folder: Path, **heard: float) -> tuple[Findings, Heard]:
     progress = Heard(**heard)
     study_run.run(study, folder, 1, progress)
@@ -345,7 +348,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine.yaml"
 
 
-def test_the_commands(file: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(
+    file: str, copy: Path, drawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["study", "status", file]) == 0
     assert "studies/mine" in (shown := capsys.readouterr().out)
     assert "l1 (reference)" in shown

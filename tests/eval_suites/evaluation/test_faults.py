@@ -25,6 +25,8 @@ QUICK = (
     " --core.batch_size_prompts 2 --core.context_size 16 --device cpu"
 )
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 
 @pytest.fixture
 def sae(tmp_path: Path) -> Callable[..., Path]:
