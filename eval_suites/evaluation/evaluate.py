@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import ValidationError
 
-from sae_plugins.base.errors import SuiteError, without_secrets
+from sae_plugins.base.errors import SaePluginsError, without_secrets
 from sae_plugins.base.files import lock, versions, write
-from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, EvaluationError, Manifest, Row
+from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import ModelInfo, Result, SAEInfo
 from sae_plugins.eval_suites.evaluation.tables import details_table, results_table
 from sae_plugins.eval_suites.suite import Bench, Cost, Scores, Suite
@@ -124,7 +124,7 @@ class Evaluation:
         """Load the SAEs and plan the rows; nothing is written.
 
         Raises:
-            EvaluationError: the output folder's manifest is damaged.
+            SaePluginsError: the output folder's manifest is damaged.
         """
         data = request.data
         # suites run in another working folder
@@ -266,7 +266,7 @@ class Evaluation:
         """Compute every row that is not there yet; `rows` have their status then.
 
         Raises:
-            EvaluationError: another evaluation writes into the folder, or it takes no more files.
+            SaePluginsError: another evaluation writes into the folder, or it takes no more files.
         """
         self._progress = progress
         with self._writing("the folder"):
@@ -274,7 +274,7 @@ class Evaluation:
         try:
             unlock = lock(self.folder)
         except BlockingIOError as error:
-            raise EvaluationError(
+            raise SaePluginsError(
                 f"{self.folder}: another evaluation is writing into it; wait, or choose another "
                 "folder"
             ) from error
@@ -391,7 +391,7 @@ class Evaluation:
                     self._fail([task], error)
                 except BaseException:  # interrupted
                     task.row.status = "planned"
-                    with contextlib.suppress(EvaluationError):
+                    with contextlib.suppress(SaePluginsError):
                         self._save_manifest()
                     raise
                 else:
@@ -412,7 +412,7 @@ class Evaluation:
             task.row.status, task.row.reason = "failed", _reason(error)
             task.stem = task.stem or self._stem(task, None, None)
             self._close(task)
-            if not isinstance(error, SuiteError):
+            if not isinstance(error, SaePluginsError):
                 text = without_secrets("".join(traceback.format_exception(error)))
                 self._write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
 
@@ -495,7 +495,7 @@ class Evaluation:
         except OSError as error:
             done = sum(row.status == "ok" and row.file is not None for row in self.rows)
             kept = f"the {done} finished rows are kept there, and " if done else ""
-            raise EvaluationError(
+            raise SaePluginsError(
                 f"{self.folder}: {what} could not be written: {error.strerror or error}; {kept}"
                 "the same command goes on when there is room"
             ) from error
@@ -582,7 +582,7 @@ def _json(stem: Path) -> str:
 def _reason(error: Exception) -> str:
     """One sentence."""
     text = str(error)
-    if type(error).__module__.startswith("sae_plugins."):
+    if isinstance(error, SaePluginsError):
         return text
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     first = without_secrets(first)[:300]

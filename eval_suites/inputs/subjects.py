@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sae_plugins.base.errors import HubError, SuiteError, did_you_mean
+from sae_plugins.base.errors import SuiteError, did_you_mean
 from sae_plugins.base.hub import local, why
 from sae_plugins.eval_suites.inputs.cache import fingerprint
 from sae_plugins.runs.folder import (
@@ -183,10 +183,7 @@ def _from_hub(source: str, device: str) -> tuple[Any, Mapping[str, Any]]:
                 + (", ..." if len(near) < len(known) else "")
             )
     elif "/" in release:
-        try:
-            folder = local(source)
-        except HubError as error:
-            raise SuiteError(str(error)) from error
+        folder = local(source)
         _check_folder(folder)
         return _from_folder(folder, device), _training_facts(folder)
     else:

@@ -65,12 +65,13 @@ class Plan:
     def check(self, architecture: Architecture) -> None:
         """Refuse plugins that cannot work on `architecture`, with the reasons."""
         reasons = [
-            f"plugin {plugin.name!r} does not work on {architecture.name} SAEs: {reason}"
+            f"plugin {plugin.name!r} does not work on {architecture.name} SAEs: {reason}; choose "
+            "another architecture, or leave the plugin out"
             for plugin, options in self.plugins
             if (reason := plugin.unsupported(architecture, options)) is not None
         ]
         if reasons:
-            raise PluginError("\n".join(reasons))
+            raise PluginError(*reasons)
 
 
 def resolve(
@@ -280,7 +281,7 @@ def _validated(model: type[BaseModel], values: Mapping[str, Any], whose: str) ->
         return model(**values)
     except ValidationError as error:
         problems = [_explain(model, problem, whose) for problem in error.errors()]
-        raise PluginError("\n".join(problems)) from error
+        raise PluginError(*problems) from error
 
 
 def _explain(model: type[BaseModel], problem: Any, whose: str) -> str:

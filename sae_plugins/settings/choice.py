@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 
 if TYPE_CHECKING:
     from sae_plugins.framework.plugin import Plugin
@@ -77,7 +77,7 @@ def merged_options(
             if name not in chosen:
                 if source is recipe and changed:
                     continue
-                raise UsageError(f"--{key}: {_not_chosen(name, chosen)}")
+                raise SaePluginsError(f"--{key}: {_not_chosen(name, chosen)}")
             options.setdefault(name, {})[option] = option_value(chosen[name], option, value)
     return options
 

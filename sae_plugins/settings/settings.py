@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings import choice
 from sae_plugins.settings.flags import SYNTHETIC_NAMES, Flag, all_flags, unknown_flag
 from sae_plugins.world.synthetic_models import SYNTHETIC
@@ -134,13 +134,13 @@ def applies(name: str, settings: Settings) -> bool:
     """Whether a flag, or an option of a plugin, belongs to a run with these settings.
 
     Raises:
-        UsageError: there is no such flag.
+        SaePluginsError: there is no such flag.
     """
     plugin, dot, _ = name.partition(".")
     if dot:
         return any(plugin == chosen.name for chosen, _ in settings.plan.plugins)
     if name not in all_flags():
-        raise UsageError(unknown_flag(name))
+        raise SaePluginsError(unknown_flag(name))
     flag = all_flags()[name]
     return does_not_apply(flag, settings.model_name, settings.architecture) is None
 

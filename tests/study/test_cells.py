@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.study.cells import Cell, _text, plan
-from sae_plugins.study.spec import Study, StudyError
+from sae_plugins.study.spec import Study
 
 TOY = {
     "train": {"model_name": "synthetic:toy", "training_tokens": 9600},
@@ -150,13 +151,13 @@ def test_an_l0_that_no_pilot_comes_near_is_not_guessed() -> None:
         ({"arms": {"l1": {"sparsity": {"l1_coeficient": [1]}}}},
          "there is no flag --l1_coeficient: did you mean"),
         ({"models": {"toy": TOY | {"train": {"recipe": "no-such"}}}},
-         "models.toy: there is no recipe 'no-such'"),
+         "models.toy.train: there is no recipe 'no-such'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_of_an_arm_and_a_model(
     contents: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(StudyError) as error:
+    with pytest.raises(SaePluginsError) as error:
         cells(**contents)
     assert message in str(error.value)
 
@@ -166,7 +167,9 @@ def test_two_flags_that_apply_are_refused() -> None:
         "train": {"plugin": ["reorder"]},
         "sparsity": {"l1_coefficient": [1], "reorder.interval": [5]},
     }
-    with pytest.raises(StudyError, match=r"l1_coefficient and reorder.interval apply: name one"):
+    with pytest.raises(
+        SaePluginsError, match=r"l1_coefficient and reorder.interval apply: name one"
+    ):
         cells(arms={"l1": arm})
 
 
