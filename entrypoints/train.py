@@ -165,25 +165,17 @@ def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
 def _fit(
     settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints
 ) -> dict[str, float]:
-    import sae_plugins
     from sae_plugins.base.saelens import interruption
+    from sae_plugins.framework.attach import plugins
+    from sae_plugins.runs.recorder import Recorder
 
-    unfinished = folder.unfinished
-    options = {name: dict(values) for name, values in settings.options.items()}
-    options.setdefault("recorder", {})["output_path"] = str(unfinished)
+    plan = settings.plan.observed_by(Recorder, output_path=str(folder.unfinished))
     try:
         with (
             _wandb(settings, checkpoints),
-            sae_plugins.plugins(
-                *settings.selected(),
-                without=settings.left_out(),
-                options=options,
-                training=settings.training(),
-                seed=settings.get("seed"),
-                checkpoints=checkpoints,
-            ),
+            plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints),
         ):
-            run = job.prepare(unfinished)
+            run = job.prepare(folder.unfinished)
             with _disk_errors(folder), _wandb_errors():
                 return run()
     except interruption() as error:

@@ -41,21 +41,14 @@ def settle(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) ->
             "--without recorder: it writes what every run leaves; it cannot be left out"
         )
     recorder = any(key.startswith("recorder.") for key in (*recipe, *flags))
-    chosen = choice.chosen_plugins(names, without, recorder=recorder)
-    options = choice.merged_options(recipe, flags, chosen)
-    if "output_path" in options.get("recorder", {}):
-        raise SaePluginsError(
-            "--recorder.output_path: here the recorder writes into the run's folder, which is "
-            "--output_path"
-        )
+    chosen = choice.choose(names, without, recorder=recorder)
+    options = choice.merged_options(recipe, flags, chosen.plugins)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TRAINING}
-    plan = choice.resolve_plan(
-        names, without, options, training, _flags_only(recipe) | _flags_only(flags)
-    )
+    plan = chosen.plan(options, training, _flags_only(recipe) | _flags_only(flags))
     with prefixed("a method"):
         method = converted(plan.sae_lens)
     values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
-    settings = Settings(values, names, without, options, plan, notes)
+    settings = Settings(values, names, without, plan, notes)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     check(settings)
     _settle_warm_up(settings)
@@ -67,9 +60,8 @@ def options_of(flags: Mapping[str, Any]) -> list[str]:
     """The options ("reorder.interval") of the plugins that flags choose; none if they are wrong."""
     try:
         recipe, _ = read_recipe(flags)
-        chosen = choice.chosen_plugins(
-            list(flags.get("plugin", recipe.get("plugin", []))), [], recorder=False
-        )
+        names = list(flags.get("plugin", recipe.get("plugin", [])))
+        chosen = choice.choose(names, [], recorder=False).plugins
     except SaePluginsError:
         return []
     return [f"{name}.{option}" for name, p in chosen.items() for option in p.Options.model_fields]

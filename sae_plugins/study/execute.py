@@ -193,14 +193,8 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
                 name=cell.folder.name,
                 job=job,
                 folder=folder,
-                plugins=settings.selected(),
-                without=settings.left_out(),
-                # pictures cost a second for each SAE; the report has those of all
-                options={
-                    **settings.options,
-                    "recorder": {**settings.options.get("recorder", {}), "figures": False},
-                },
-                training=settings.training(),
+                plan=settings.plan,
+                figures=False,  # the report has those of all
                 untrained=cell.untrained,
             )
         cells_of = {arm.name: cell for cell, arm in arms.items()}

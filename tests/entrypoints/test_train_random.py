@@ -197,7 +197,7 @@ def values_of_option(field: Any) -> list[str]:
 @functools.cache
 def installed() -> dict[str, tuple[str, ...]]:
     """The mechanisms that each installed plugin or method, by name, brings and requires."""
-    return {name: tuple(choose([name])[1]) for name in registry.installed()}
+    return {name: tuple(choose([name]).plugins) for name in registry.installed()}
 
 
 @functools.cache
