@@ -86,18 +86,8 @@ def together(folder: Path, args: argparse.Namespace) -> None:
     job, arms = None, []
     for name in ARMS:
         settings = settle(parse(flags_of(name, args), options_of))
-        job = job.sharing(settings.job()) if job else load_job(settings)
-        arms.append(
-            lockstep.LockstepRun(
-                name,
-                job,
-                folder / name,
-                settings.selected(),
-                settings.left_out(),
-                settings.options,
-                settings.training(),
-            )
-        )
+        job = job.sharing(settings.job()) if job else load_job(settings.job())
+        arms.append(lockstep.LockstepRun(name, job, folder / name, settings.plan))
     if failures := lockstep.train(arms):
         raise RuntimeError(f"arms failed: {failures}")
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError, begun
 from sae_plugins.entrypoints.evaluate_flags import FLAGS, help_text, parse
 from sae_plugins.entrypoints.evaluate_forecast import dry_run
 from sae_plugins.entrypoints.evaluate_output import (
@@ -25,17 +25,11 @@ if TYPE_CHECKING:
     from sae_plugins.eval_suites.suite import Suite
 
 
-class EvaluationFailed(UsageError):
-    """The evaluation began, and did not end; the message says what is kept."""
-
-    exit_code = 1
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run `sae-plugins evaluate`; the exit code: 1 if a row has failed.
 
     Raises:
-        UsageError: the user should change something.
+        SaePluginsError: the user should change something.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text())
@@ -45,30 +39,24 @@ def main(arguments: Sequence[str]) -> int:
     if given.get("list"):
         return list_suites(names)
     if not sources:
-        raise UsageError(
+        raise SaePluginsError(
             "name an SAE: the folder of a run, or RELEASE:SAE_ID, before the flags; see --help"
         )
     preset = given.get("preset") or default_preset(sources)
     suites = with_settings(names, preset, bool(given.get("exact")), settings)
     request = _request(sources, given, preset, suites)
     from sae_plugins.eval_suites.evaluation.evaluate import Evaluation
-    from sae_plugins.eval_suites.evaluation.manifest import EvaluationError
 
     print("loading the SAEs ...", flush=True)
-    try:
-        evaluation = Evaluation(request)
-    except EvaluationError as error:
-        raise UsageError(str(error)) from error
+    evaluation = Evaluation(request)
     if given.get("dry_run"):
         return dry_run(evaluation)
     print_plan(evaluation)
-    with closing(RowsProgress(len(evaluation.rows))) as progress:
-        try:
-            evaluation.run(progress)
-        except EvaluationError as error:
-            raise EvaluationFailed(str(error)) from error
+    with closing(RowsProgress(len(evaluation.rows))) as progress, begun():
+        evaluation.run(progress)
     print_results(evaluation)
-    _draw(evaluation)
+    with begun():
+        _draw(evaluation)
     return print_failures(evaluation)
 
 
@@ -105,7 +93,7 @@ def _request(
 ) -> Request:
     folder = Path(given.get("output_path", FLAGS["output_path"].default)).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output_path {folder} is a file; name a folder")
+        raise SaePluginsError(f"--output_path {folder} is a file; name a folder")
 
     from sae_plugins.eval_suites.evaluation.evaluate import Request
     from sae_plugins.eval_suites.inputs.cache import default_folder  # which imports torch
@@ -151,7 +139,7 @@ def _draw(evaluation: Evaluation) -> None:
     try:
         drawn = save_all(by_suite, folder / FIGURES)
     except OSError as error:
-        raise EvaluationFailed(
+        raise SaePluginsError(
             f"the figures could not be written: {error.strerror or error}; all results are in "
             f"{folder}"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints import terminal
 from sae_plugins.settings.command_line import take
 from sae_plugins.settings.flags import Flag
@@ -55,7 +55,7 @@ def parse(
     SAEs come first, or after the value of a flag that takes just one.
 
     Raises:
-        UsageError: an unknown flag, a missing or an unfit value.
+        SaePluginsError: an unknown flag, a missing or an unfit value.
     """
     sources: list[str] = []
     given: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def parse(
         if "." in name:
             settings[name] = values or ["true"]
         elif flag is None:
-            raise UsageError(_unknown_flag(name))
+            raise SaePluginsError(_unknown_flag(name))
         elif flag.is_list and values:
             words = [word for value in values for word in value.split(",") if word]
             more = words if name == "suite" else convert(flag, words)
@@ -79,7 +79,7 @@ def parse(
             given[name] = True
             sources += values
         elif not values:
-            raise UsageError(f"--{name} needs a value: --{name} VALUE")
+            raise SaePluginsError(f"--{name} needs a value: --{name} VALUE")
         else:
             given[name] = convert(flag, values[0])
             sources += values[1:]
@@ -90,9 +90,9 @@ def parse(
 def _check_seeds(seeds: Sequence[int]) -> None:
     for seed in seeds:
         if not 0 <= seed < SEEDS:
-            raise UsageError(f"--seed {seed}: it must be at least 0 and less than {SEEDS}")
+            raise SaePluginsError(f"--seed {seed}: it must be at least 0 and less than {SEEDS}")
         if seeds.count(seed) > 1:
-            raise UsageError(f"--seed {seed} is given twice: name each seed once")
+            raise SaePluginsError(f"--seed {seed} is given twice: name each seed once")
 
 
 def _unknown_flag(name: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.entrypoints import terminal
-from sae_plugins.entrypoints.evaluate_suites import load
 from sae_plugins.entrypoints.fields import bounds, type_name
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def list_suites(names: Iterable[str]) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from sae_plugins.eval_suites.registry import summaries
+    from sae_plugins.eval_suites.registry import load, summaries
 
     console, about = terminal.console(), summaries()
     arrows = _arrows(console)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.suite import Suite
@@ -15,45 +15,30 @@ def chosen_suites(given: Mapping[str, Any], settings: Iterable[str]) -> list[str
     """The names of the suites to run; none is imported.
 
     Raises:
-        UsageError: there is no such suite, or a setting belongs to one that is not chosen.
+        SaePluginsError: there is no such suite, or a setting belongs to one that is not chosen.
     """
-    from sae_plugins.base.errors import PluginError, did_you_mean
+    from sae_plugins.base.errors import did_you_mean
     from sae_plugins.eval_suites import registry
 
     names = list(dict.fromkeys(given.get("suite") or registry.built_in()))
     for name in names:
         try:
             registry.find(name)
-        except PluginError as error:
+        except SaePluginsError as error:
             hint = "" if "/" not in name else "; SAEs are named before the flags"
-            raise UsageError(f"{error}{hint}") from error
+            raise SaePluginsError(f"{error}{hint}") from error
     for key in settings:
         suite = key.partition(".")[0]
         if suite not in registry.names():
-            raise UsageError(
+            raise SaePluginsError(
                 f"--{key}: no suite {suite!r} is installed: {did_you_mean(suite, names)}"
             )
         if suite not in names:
-            raise UsageError(
+            raise SaePluginsError(
                 f"--{key}: the suite {suite!r} is not chosen; add --suite {suite}, or leave the "
                 "setting out"
             )
     return names
-
-
-def load(name: str) -> Suite:
-    """A suite by name.
-
-    Raises:
-        UsageError: it cannot be imported.
-    """
-    from sae_plugins.base.errors import PluginError
-    from sae_plugins.eval_suites import registry
-
-    try:
-        return registry.load(name)
-    except PluginError as error:
-        raise UsageError(str(error)) from error
 
 
 def with_settings(
@@ -62,11 +47,13 @@ def with_settings(
     """Each suite with its settings: the preset's, without shortcuts if so wished, then the flags'.
 
     Raises:
-        UsageError: a suite cannot be imported, or a setting is unknown or unfit.
+        SaePluginsError: a suite cannot be imported, or a setting is unknown or unfit.
     """
+    from sae_plugins.eval_suites import registry
+
     suites = {}
     for name in names:
-        suite = load(name)
+        suite = registry.load(name)
         values = shortcuts_off(suite) if exact else {}
         for key, texts in settings.items():
             whose, _, field = key.partition(".")
@@ -90,7 +77,7 @@ def _setting_value(suite: Suite, name: str, texts: Sequence[str]) -> Any:
     """Texts as the setting's type has them: none, one value, or a list; wrong ones stay texts.
 
     Raises:
-        UsageError: the suite has no such setting.
+        SaePluginsError: the suite has no such setting.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -98,7 +85,7 @@ def _setting_value(suite: Suite, name: str, texts: Sequence[str]) -> Any:
 
     fields = suite.Settings.model_fields
     if name not in fields:
-        raise UsageError(
+        raise SaePluginsError(
             f"--{suite.name}.{name}: the suite {suite.name!r} has no setting {name!r}: "
             f"{did_you_mean(name, fields)}"
         )
@@ -127,4 +114,4 @@ def _validated(suite: Suite, preset: str, values: Mapping[str, Any]) -> Any:
         message = problem["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         whose = f"--{suite.name}.{key} {problem['input']!r}" if key else f"suite {suite.name}"
-        raise UsageError(f"{whose}: {message}") from error
+        raise SaePluginsError(f"{whose}: {message}") from error

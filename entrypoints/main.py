@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 
 _DESCRIPTION = "Train sparse autoencoders with plugins, on SAELens, and evaluate them."
 _EXAMPLES = """\
@@ -54,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = " ".join(["sae-plugins", *arguments[:1]])
     try:
         return _run(arguments)
-    except UsageError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
+    except SaePluginsError as error:
+        for sentence in error.args:
+            print(f"{command}: error: {sentence}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)

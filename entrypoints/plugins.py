@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import UsageError
 from sae_plugins.entrypoints.fields import bounds, rounded, type_name
 from sae_plugins.entrypoints.terminal import width
 
@@ -36,18 +35,14 @@ def show(name: str) -> int:
     """Print everything about one plugin or method.
 
     Raises:
-        UsageError: there is none, or it cannot be imported.
+        PluginError: there is none, or it cannot be imported.
     """
-    from sae_plugins.base.errors import PluginError
     from sae_plugins.framework import registry
     from sae_plugins.framework.plugin import Plugin
 
-    try:
-        loaded = registry.load(name)
-        entry = registry.installed()[name][0]
-        lines = list(_plugin(loaded) if issubclass(loaded, Plugin) else _method(loaded))
-    except PluginError as error:
-        raise UsageError(str(error)) from error
+    loaded = registry.load(name)
+    entry = registry.installed()[name][0]
+    lines = list(_plugin(loaded) if issubclass(loaded, Plugin) else _method(loaded))
     kind = "mechanism" if issubclass(loaded, Plugin) else "method"
     print(f"{name}: a {kind} of {entry.distribution} {entry.version}\n")
     print(_documentation(loaded))

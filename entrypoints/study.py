@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError, begun
 from sae_plugins.entrypoints.progress import StudyProgress
 
 if TYPE_CHECKING:
@@ -51,29 +51,19 @@ examples:
 """
 
 
-class StudyFailed(UsageError):
-    """The study began, and did not end well; the message says what is kept."""
-
-    exit_code = 1
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run `sae-plugins study`; the exit code: 1 if something of the study has failed.
 
     Raises:
-        UsageError: the user should change something.
+        SaePluginsError: the user should change something.
     """
     parser = _parser()
     parsed = parser.parse_args(list(arguments))
     if parsed.action is None:
         parser.print_help()
         return 0 if not arguments else 2
-    from sae_plugins.study.spec import StudyError
 
-    try:
-        return int(parsed.function(parsed))
-    except StudyError as error:
-        raise UsageError(str(error)) from error
+    return int(parsed.function(parsed))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,31 +126,28 @@ def _show(parsed: argparse.Namespace) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     study, folder = _given(parsed)
     if parsed.jobs is not None and parsed.jobs < 1:
-        raise UsageError(f"--jobs {parsed.jobs}: give 1 or more")
-    from sae_plugins.base.errors import PluginError
+        raise SaePluginsError(f"--jobs {parsed.jobs}: give 1 or more")
     from sae_plugins.study.execute import plan_of, run
-    from sae_plugins.study.spec import StudyError
 
     known = plan_of(study, folder)
     _print_plan(study, known, folder)
     _print_stale(known, folder)
-    began = time.perf_counter()
-    with closing(StudyProgress()) as progress:
-        try:
-            run(study, folder, parsed.jobs, progress)
-        except (StudyError, PluginError) as error:
-            raise StudyFailed(str(error)) from error
-        except OSError as error:
-            raise StudyFailed(
-                f"{folder}: {error}; what is done is kept, and the same command goes on"
-            ) from error
-    print(f"done in {(time.perf_counter() - began) / 60:.1f} min")
-    findings = _reported(parsed)
-    if not findings.trained:
-        raise StudyFailed(
-            "only pilots were trained: none of the wanted L0s is within their reach; change the "
-            "values under sparsity as the warnings say"
-        )
+    started = time.perf_counter()
+    with begun():
+        with closing(StudyProgress()) as progress:
+            try:
+                run(study, folder, parsed.jobs, progress)
+            except OSError as error:
+                raise SaePluginsError(
+                    f"{folder}: {error}; what is done is kept, and the same command goes on"
+                ) from error
+        print(f"done in {(time.perf_counter() - started) / 60:.1f} min")
+        findings = _reported(parsed)
+        if not findings.trained:
+            raise SaePluginsError(
+                "only pilots were trained: none of the wanted L0s is within their reach; change "
+                "the values under sparsity as the warnings say"
+            )
     return int(bool(findings.failures))
 
 
@@ -182,7 +169,9 @@ def _reported(parsed: argparse.Namespace) -> Findings:
     """Write the report, and print what it comes to."""
     study, folder = _given(parsed)
     if not folder.is_dir():
-        raise UsageError(f"--output_path {folder}: there is no such folder; run the study first")
+        raise SaePluginsError(
+            f"--output_path {folder}: there is no such folder; run the study first"
+        )
     from sae_plugins.base.files import write
     from sae_plugins.study import report
     from sae_plugins.study.execute import plan_of
@@ -192,13 +181,16 @@ def _reported(parsed: argparse.Namespace) -> Findings:
     there = any(cell.summary(folder) for cell in (*known.cells, *known.pilots))
     if not there and (folder / FINDINGS).exists():
         _print_stale(known, folder)
-        raise UsageError(f"{folder} has no SAE of this study, but an earlier report, which stays")
+        raise SaePluginsError(
+            f"{folder} has no SAE of this study, but an earlier report, which stays"
+        )
     findings = gather(_name(parsed.study), study, folder)
-    try:
-        write(folder / FINDINGS, findings.model_dump_json(indent=1) + "\n")
-        page = report.write(findings, folder)
-    except OSError as error:
-        raise StudyFailed(f"{folder}: the report could not be written: {error}") from error
+    with begun():
+        try:
+            write(folder / FINDINGS, findings.model_dump_json(indent=1) + "\n")
+            page = report.write(findings, folder)
+        except OSError as error:
+            raise SaePluginsError(f"{folder}: the report could not be written: {error}") from error
     _print_verdicts(findings)
     print(f"the report: {page}")
     for text in findings.failures:
@@ -211,7 +203,7 @@ def _given(parsed: argparse.Namespace) -> tuple[Study, Path]:
 
     folder = Path(parsed.output_path or Path("studies") / _name(parsed.study)).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output_path {folder} is a file; name a folder")
+        raise SaePluginsError(f"--output_path {folder} is a file; name a folder")
     return load(parsed.study), folder
 
 

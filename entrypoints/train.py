@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError, StateError, begun
 from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk
 from sae_plugins.entrypoints.train_help import help_text
 from sae_plugins.entrypoints.train_output import print_plan, print_summary
@@ -27,24 +27,17 @@ _OF_TORCH_SAVE = "inline_container"
 """Part of what `torch.save` says when its file takes nothing more."""
 
 
-class TrainingFailed(UsageError):
-    """Training began, and did not end; the message says where what there is lies."""
-
-    exit_code = 1
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run `sae-plugins train`; the exit code.
 
     Raises:
-        UsageError: the user should change something.
+        SaePluginsError: the user should change something.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text())
         return 0
     given = parse(arguments, _options_of)
-    with _plugin_errors(UsageError):
-        settings, folder = _resumed(given) if given.get("resume") else _new(given)
+    settings, folder = _resumed(given) if given.get("resume") else _new(given)
     try:
         _train(settings, folder)
     finally:
@@ -75,7 +68,9 @@ def _resumed(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
 
     for name in ("recipe", "output_path", "overwrite"):
         if name in given:
-            raise UsageError(f"--{name} cannot be combined with --resume, which goes on as it was")
+            raise SaePluginsError(
+                f"--{name} cannot be combined with --resume, which goes on as it was"
+            )
     folder = RunFolder(Path(given["resume"]).expanduser())
     folder.reopen()
     try:
@@ -89,7 +84,7 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
     """Refuse to write over another run's checkpoints, or to move those to resume from."""
     resumed = settings.get("resume_from_checkpoint")
     if resumed and folder.unfinished.resolve() in Path(resumed).resolve().parents:
-        raise UsageError(
+        raise SaePluginsError(
             f"--resume_from_checkpoint {resumed} is in the folder that this run would write into: "
             "choose another --output_path"
         )
@@ -97,7 +92,7 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
     if not path or resumed or settings.get("overwrite") or not Path(path).exists():
         return
     if not Path(path).is_dir() or any(Path(path).iterdir()):
-        raise UsageError(
+        raise SaePluginsError(
             f"--checkpoint_path {path} is not empty: choose another folder, or --overwrite to "
             "replace the checkpoints in it"
         )
@@ -109,18 +104,6 @@ def _options_of(given: Mapping[str, Any]) -> list[str]:
     return options_of(given)
 
 
-@contextmanager
-def _plugin_errors(turn_into: Callable[[str], Exception]) -> Iterator[None]:
-    from sae_plugins.base.errors import PluginError, StateError
-
-    try:
-        yield
-    except StateError as error:  # before anything was trained
-        raise UsageError(str(error)) from error
-    except PluginError as error:
-        raise turn_into(str(error)) from error
-
-
 def _train(settings: Settings, folder: RunFolder) -> None:
     from sae_plugins.runs.load import load_job
     from sae_plugins.settings.run_yaml import recipe_of
@@ -128,27 +111,25 @@ def _train(settings: Settings, folder: RunFolder) -> None:
     started = time.perf_counter()
     resumed = bool(settings.get("resume"))
     try:
-        with _plugin_errors(UsageError):
-            checkpoints = _checkpoints(settings, folder) if resumed else None
-            print(f"loading {settings.model_name} ...", flush=True)
-            job = load_job(settings.job())
-            each = bytes_of_checkpoint(settings, job)
-            # one more than stay is there while it is written
-            kept = settings.get("keep_checkpoints") + 1 if settings.is_saved_regularly else 1
-            folder.check_space(bytes_on_disk(settings, job), kept * each)
-            recipe = recipe_of(settings, job)
+        checkpoints = _checkpoints(settings, folder) if resumed else None
+        print(f"loading {settings.model_name} ...", flush=True)
+        job = load_job(settings.job())
+        each = bytes_of_checkpoint(settings, job)
+        # one more than stay is there while it is written
+        kept = settings.get("keep_checkpoints") + 1 if settings.is_saved_regularly else 1
+        folder.check_space(bytes_on_disk(settings, job), kept * each)
+        recipe = recipe_of(settings, job)
         with _disk_errors(folder):
             if not resumed:
                 folder.start(recipe)
-        with _plugin_errors(UsageError):
-            checkpoints = checkpoints or _checkpoints(settings, folder)
-            print_plan(settings, job, folder, checkpoints, each)
+        checkpoints = checkpoints or _checkpoints(settings, folder)
+        print_plan(settings, job, folder, checkpoints, each)
         found = _fit(settings, job, folder, checkpoints)
-        with _plugin_errors(TrainingFailed):
+        with begun():
             folder.finish()
     except BaseException as error:
         left = folder.abandon()
-        if left and not (resumed and isinstance(error, UsageError) and error.exit_code == 2):
+        if left and not (resumed and isinstance(error, SaePluginsError) and error.exit_code == 2):
             print(left)
         raise
     summary = _summary(job, folder, found, time.perf_counter() - started)
@@ -158,7 +139,6 @@ def _train(settings: Settings, folder: RunFolder) -> None:
 
 def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
     """Where the run is saved to go on from, and, of one that is resumed, where it is."""
-    from sae_plugins.base.errors import StateError
     from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import OUR_CHECKPOINTS, RECIPE
 
@@ -185,27 +165,18 @@ def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
 def _fit(
     settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints
 ) -> dict[str, float]:
-    import sae_plugins
     from sae_plugins.base.saelens import interruption
+    from sae_plugins.framework.attach import plugins
+    from sae_plugins.runs.recorder import Recorder
 
-    unfinished = folder.unfinished
-    options = {name: dict(values) for name, values in settings.options.items()}
-    options.setdefault("recorder", {})["output_path"] = str(unfinished)
+    plan = settings.plan.observed_by(Recorder, output_path=str(folder.unfinished))
     try:
         with (
             _wandb(settings, checkpoints),
-            sae_plugins.plugins(
-                *settings.selected(),
-                without=settings.left_out(),
-                options=options,
-                training=settings.training(),
-                seed=settings.get("seed"),
-                checkpoints=checkpoints,
-            ),
+            plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints),
         ):
-            with _plugin_errors(UsageError):
-                run = job.prepare(unfinished)
-            with _plugin_errors(TrainingFailed), _disk_errors(folder), _wandb_errors():
+            run = job.prepare(folder.unfinished)
+            with _disk_errors(folder), _wandb_errors():
                 return run()
     except interruption() as error:
         raise KeyboardInterrupt from error
@@ -222,22 +193,27 @@ def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManag
 
 @contextmanager
 def _disk_errors(folder: RunFolder, state: str = "") -> Iterator[None]:
-    """Name the file that could not be written, and the state that the folder is in."""
+    """Training has begun: name a file that cannot be written, and the state of the folder."""
     from safetensors import SafetensorError
 
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and _OF_TORCH_SAVE not in str(error):
-            raise
-        if isinstance(error, OSError) and error.errno not in _OF_WRITING:
-            raise TrainingFailed(f"training stopped: {type(error).__name__}: {error}") from error
-        file = getattr(error, "filename", None) or folder.being_saved()
-        state = state or (
-            f"Nothing of an earlier run in {folder.path} was changed; make room, or choose another "
-            "--output_path, and train again"
-        )
-        raise TrainingFailed(f"{file} could not be written: {_reason(error)}. {state}") from error
+    with begun():
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and _OF_TORCH_SAVE not in str(error):
+                raise
+            if isinstance(error, OSError) and error.errno not in _OF_WRITING:
+                raise SaePluginsError(
+                    f"training stopped: {type(error).__name__}: {error}"
+                ) from error
+            file = getattr(error, "filename", None) or folder.being_saved()
+            state = state or (
+                f"Nothing of an earlier run in {folder.path} was changed; make room, or choose "
+                "another --output_path, and train again"
+            )
+            raise SaePluginsError(
+                f"{file} could not be written: {_reason(error)}. {state}"
+            ) from error
 
 
 @contextmanager
@@ -248,7 +224,7 @@ def _wandb_errors() -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "wandb":
             raise
-        raise TrainingFailed(
+        raise SaePluginsError(
             f"Weights & Biases failed: {error}. WANDB_MODE=offline logs into a local folder"
         ) from error
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 
 if TYPE_CHECKING:
     from sae_plugins.share.content import Upload
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run `sae-plugins upload`; the exit code: 1 if an SAE could not be uploaded.
 
     Raises:
-        UsageError: the user should change something; nothing was sent.
+        SaePluginsError: the user should change something; nothing was sent.
     """
     parser = parser_of_upload()
     if not arguments:
@@ -44,19 +44,15 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     parsed = parser.parse_intermixed_args(list(arguments))
     sources, repo = _names(parsed.names)
-    from sae_plugins.base.errors import HubError
     from sae_plugins.base.hub import TRIES, check_branch
     from sae_plugins.share.repository import Repository
 
-    try:
-        check_branch(parsed.revision)
-        _check_token(parsed.dry_run)
-        uploads = _prepared(sources, repo, parsed.results)
-        tries = 1 if parsed.dry_run else TRIES
-        repository = Repository(repo, parsed.revision, parsed.private, tries, _note)
-        _check(repository, uploads, parsed)
-    except HubError as error:
-        raise UsageError(str(error)) from error
+    check_branch(parsed.revision)
+    _check_token(parsed.dry_run)
+    uploads = _prepared(sources, repo, parsed.results)
+    tries = 1 if parsed.dry_run else TRIES
+    repository = Repository(repo, parsed.revision, parsed.private, tries, _note)
+    _check(repository, uploads, parsed)
     if parsed.dry_run:
         return 0
     return _send(repository, uploads, parsed.overwrite)
@@ -112,16 +108,12 @@ def parser_of_upload() -> argparse.ArgumentParser:
 
 
 def _names(names: Sequence[str]) -> tuple[list[str], str]:
-    from sae_plugins.base.errors import HubError
     from sae_plugins.base.hub import check_repo
 
     *sources, repo = names or [""]
     if not sources or (Path(repo) / "cfg.json").is_file():
-        raise UsageError("name the folders of runs, and last the repository: USER/REPO")
-    try:
-        check_repo(repo)
-    except HubError as error:
-        raise UsageError(str(error)) from error
+        raise SaePluginsError("name the folders of runs, and last the repository: USER/REPO")
+    check_repo(repo)
     return list(dict.fromkeys(sources)), repo
 
 
@@ -129,7 +121,7 @@ def _check_token(dry_run: bool) -> None:
     from huggingface_hub import get_token
 
     if get_token() is None and not dry_run:
-        raise UsageError(
+        raise SaePluginsError(
             "there is no token of the Hugging Face Hub: `hf auth login`, or set HF_TOKEN to one "
             "with the right to write"
         )
@@ -137,7 +129,6 @@ def _check_token(dry_run: bool) -> None:
 
 def _prepared(sources: Sequence[str], repo: str, given: Sequence[str] | None) -> list[Upload]:
     """All SAEs, each loaded once to see that it can be."""
-    from sae_plugins.base.errors import HubError
     from sae_plugins.share.content import prepare
 
     folders = _evaluations(given)
@@ -146,7 +137,7 @@ def _prepared(sources: Sequence[str], repo: str, given: Sequence[str] | None) ->
         _note(f"checking {source} ...")
         upload = prepare(source, folders, repo)
         if upload.sae_id in uploads:
-            raise HubError(
+            raise SaePluginsError(
                 f"{uploads[upload.sae_id].folder} and {upload.folder} would both be called "
                 f"{upload.sae_id}: rename one of the folders"
             )
@@ -167,7 +158,7 @@ def _evaluations(given: Sequence[str] | None) -> list[Path]:
     folders = [Path(name).expanduser() for name in given]
     for folder in folders:
         if not (folder / MANIFEST).is_file():
-            raise UsageError(
+            raise SaePluginsError(
                 f"--results {folder} is no folder of `sae-plugins evaluate`: it has no {MANIFEST}"
             )
     return folders
@@ -213,7 +204,6 @@ def _print_plan(upload: Upload, plan: Commit) -> None:
 
 def _send(repository: Repository, uploads: Sequence[Upload], overwrite: bool) -> int:
     """Commit one SAE after another; one that fails does not keep the others."""
-    from sae_plugins.base.errors import HubError
     from sae_plugins.base.files import size
     from sae_plugins.share.card import loading_lines
 
@@ -223,7 +213,7 @@ def _send(repository: Repository, uploads: Sequence[Upload], overwrite: bool) ->
         _note(f"{number}/{len(uploads)} {upload.sae_id}: {files} ...")
         try:
             sent = repository.send(upload, overwrite)
-        except HubError as error:
+        except SaePluginsError as error:
             print(f"FAILED: {upload.sae_id}: {error}")
             continue
         print(f"{upload.sae_id}: {'uploaded' if sent else 'there already'}")

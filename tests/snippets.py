@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints import evaluate_flags, evaluate_suites, study, upload
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework import registry
@@ -52,7 +52,7 @@ def check(words: list[str]) -> None:
 
     Raises:
         PluginError: what it names does not exist, or does not fit together.
-        UsageError: it is wrong, or not known here.
+        SaePluginsError: it is wrong, or not known here.
     """
     match words:
         case ["sae-plugins", *_, "--help"]:
@@ -86,13 +86,13 @@ def check(words: list[str]) -> None:
                 upload._names(upload.parser_of_upload().parse_intermixed_args(arguments).names)
         case ["make", target, *_]:
             if not re.search(rf"^{target}\b.*:", (ROOT / "Makefile").read_text("utf-8"), re.M):
-                raise UsageError(f"the Makefile has no target {target}")
+                raise SaePluginsError(f"the Makefile has no target {target}")
         case ["python", file, *_] if (ROOT / file).is_file():
             pass
         case [".", ".venv/bin/activate"] | ["pytest", *_] | ["pip", "install", *_]:
             pass
         case _:
-            raise UsageError(f"{' '.join(words)} is not known to this test")
+            raise SaePluginsError(f"{' '.join(words)} is not known to this test")
 
 
 def package(folder: Path, module: str, project: str, name: str) -> Path:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sae_plugins.base.errors import SuiteError, without_secrets
+from sae_plugins.base.errors import SaePluginsError, without_secrets
 from sae_plugins.base.files import versions
 from sae_plugins.eval_suites.evaluation.folder import Folder
-from sae_plugins.eval_suites.evaluation.manifest import EvaluationError, Manifest, Row
+from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.meter import Meter
 from sae_plugins.eval_suites.evaluation.plan import DATA, Task, plan, reason_of
 from sae_plugins.eval_suites.evaluation.results import (
@@ -104,7 +104,7 @@ class Evaluation:
         """Load the SAEs and plan the rows; nothing is written.
 
         Raises:
-            EvaluationError: the output folder's manifest is damaged.
+            SaePluginsError: the output folder's manifest is damaged.
         """
         data = request.data
         # suites run in another working folder
@@ -185,7 +185,7 @@ class Evaluation:
         """Compute every row that is not there yet; `rows` have their status then.
 
         Raises:
-            EvaluationError: another evaluation writes into the folder, or it takes no more files.
+            SaePluginsError: another evaluation writes into the folder, or it takes no more files.
         """
         self._progress = progress
         with self._folder.locked(self.rows):
@@ -283,7 +283,7 @@ class Evaluation:
                     self._fail([task], error)
                 except BaseException:  # interrupted
                     task.row.status = "planned"
-                    with contextlib.suppress(EvaluationError):
+                    with contextlib.suppress(SaePluginsError):
                         self._folder.save_manifest()
                     raise
                 else:
@@ -305,7 +305,7 @@ class Evaluation:
             if task.placed is None:
                 task.place(None, None)
             self._close(task)
-            if not isinstance(error, SuiteError):
+            if not isinstance(error, SaePluginsError):
                 text = without_secrets("".join(traceback.format_exception(error)))
                 self._folder.write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock, write
-from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, EvaluationError, Manifest, Row
+from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result
 from sae_plugins.eval_suites.evaluation.tables import details_table, results_table
 
@@ -23,7 +24,7 @@ class Folder:
         """Read the manifest; nothing is written.
 
         Raises:
-            EvaluationError: the manifest is damaged.
+            SaePluginsError: the manifest is damaged.
         """
         self.path = path
         self.manifest = Manifest.read(path)
@@ -53,7 +54,7 @@ class Folder:
         """Keep other evaluations out, and have the manifest list these rows.
 
         Raises:
-            EvaluationError: another evaluation writes into the folder, or it takes no more files.
+            SaePluginsError: another evaluation writes into the folder, or it takes no more files.
         """
         self._rows = rows
         with self._writing("the folder"):
@@ -61,7 +62,7 @@ class Folder:
         try:
             unlock = lock(self.path)
         except BlockingIOError as error:
-            raise EvaluationError(
+            raise SaePluginsError(
                 f"{self.path}: another evaluation is writing into it; wait, or choose another "
                 "folder"
             ) from error
@@ -110,7 +111,7 @@ class Folder:
         """Write a file, by its path in the folder.
 
         Raises:
-            EvaluationError: that fails; it says what is kept.
+            SaePluginsError: that fails; it says what is kept.
         """
         path = self.path / file
         with self._writing(str(file)):
@@ -124,7 +125,7 @@ class Folder:
         except OSError as error:
             done = sum(row.status == "ok" and row.file is not None for row in self._rows)
             kept = f"the {done} finished rows are kept there, and " if done else ""
-            raise EvaluationError(
+            raise SaePluginsError(
                 f"{self.path}: {what} could not be written: {error.strerror or error}; {kept}"
                 "the same command goes on when there is room"
             ) from error

@@ -8,11 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sae_plugins.base.errors import SaePluginsError
+
 MANIFEST = "manifest.json"
-
-
-class EvaluationError(Exception):
-    """The evaluation as a whole cannot start or go on; the message says what is kept."""
 
 
 class Row(BaseModel):
@@ -59,14 +57,14 @@ class Manifest(BaseModel):
         """The manifest in a folder; an empty one where there is none.
 
         Raises:
-            EvaluationError: the file is damaged.
+            SaePluginsError: the file is damaged.
         """
         try:
             return cls.model_validate_json((folder / MANIFEST).read_text("utf-8"))
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError) as error:
-            raise EvaluationError(
+            raise SaePluginsError(
                 f"{folder / MANIFEST} cannot be read: remove it (results that are there are found "
                 f"again), or choose another folder: {type(error).__name__}"
             ) from error

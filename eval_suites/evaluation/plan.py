@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import without_secrets
+from sae_plugins.base.errors import SaePluginsError, without_secrets
 from sae_plugins.base.files import versions
 from sae_plugins.eval_suites.evaluation.manifest import Row
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, NOT_APPLICABLE
@@ -146,7 +146,7 @@ def plan(
 def reason_of(error: Exception) -> str:
     """What an error says, in one sentence."""
     text = str(error)
-    if type(error).__module__.startswith("sae_plugins."):
+    if isinstance(error, SaePluginsError):
         return text
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     first = without_secrets(first)[:300]

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sae_plugins.base.errors import HubError, SuiteError, did_you_mean
+from sae_plugins.base.errors import SuiteError, did_you_mean
 from sae_plugins.base.hub import local, why
 from sae_plugins.eval_suites.inputs.subjects import first_line
 from sae_plugins.runs.folder import (
@@ -53,11 +53,7 @@ def from_hub(source: str, device: str) -> tuple[Any, Mapping[str, Any]]:
                 + (", ..." if len(near) < len(known) else "")
             )
     elif "/" in release:
-        try:
-            folder = local(source)
-        except HubError as error:
-            raise SuiteError(str(error)) from error
-        return from_folder(folder, device)
+        return from_folder(local(source), device)
     else:
         near = difflib.get_close_matches(release, releases, n=3, cutoff=0.5)
         raise SuiteError(

@@ -1,13 +1,28 @@
-"""What can go wrong; every message says what to do."""
+"""What can go wrong and is answered with sentences: each says what is wrong, and what helps."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
-class PluginError(Exception):
+class SaePluginsError(Exception):
+    """Something that a user did or met; its arguments are sentences that name culprit and cure.
+
+    Attributes:
+        exit_code: of a command that it ends: 2, or 1 if what it was to do had begun.
+    """
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        """The sentences, one a line."""
+        return "\n".join(map(str, self.args))
+
+
+class PluginError(SaePluginsError):
     """Something is wrong with a plugin or the way it is used; the message says what to do."""
 
 
@@ -15,29 +30,76 @@ class StateError(PluginError):
     """A checkpoint is damaged, or of another run; the message names it and says what is wrong."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the nearest known names, or lists them when none is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
-    return f"known: {', '.join(names)}" if names else "none are known"
-
-
-class HubError(Exception):
+class HubError(SaePluginsError):
     """An SAE cannot be uploaded or downloaded; the message says why, and what helps."""
 
 
-class SuiteError(Exception):
+class SuiteError(SaePluginsError):
     """An evaluation cannot be done, or its result cannot be trusted; the message says why."""
+
+
+@contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """Begin every sentence of an error inside with the place where it is wrong."""
+    try:
+        yield
+    except SaePluginsError as error:
+        error.args = tuple(f"{where}: {sentence}" for sentence in error.args)
+        raise
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """What a command is to do has begun: an error inside ends it with exit code 1."""
+    try:
+        yield
+    except SaePluginsError as error:
+        error.exit_code = 1
+        raise
+
+
+class Problems:
+    """Gathers what is wrong, so that all of it is said at once."""
+
+    def __init__(self) -> None:
+        """Nothing is wrong so far."""
+        self.sentences: list[str] = []
+
+    def __bool__(self) -> bool:
+        """Whether anything is wrong."""
+        return bool(self.sentences)
+
+    def add(self, *sentences: str) -> None:
+        """Note what is wrong, once."""
+        self.sentences += [text for text in sentences if text not in self.sentences]
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Note the errors inside, and go on after the block."""
+        try:
+            yield
+        except SaePluginsError as error:
+            self.add(*error.args)
+
+    def stop(self, kind: type[SaePluginsError] = SaePluginsError) -> None:
+        """Raise one error with all sentences, if there are any."""
+        if self.sentences:
+            raise kind(*self.sentences)
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Known names that `name` may be a misspelling of, the nearest first."""
+    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that suggests the nearest known names, or lists them when none is near."""
+    names = sorted(known)
+    if near := nearest(name, names):
+        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
+    return f"known: {', '.join(names)}" if names else "none are known"
 
 
 def without_secrets(text: str) -> str:
     """A message without tokens, and without what signs an address."""
     return re.sub(r"hf_\w+|\?\S+=\S+", "...", text)
-
-
-class UsageError(Exception):
-    """The user asked for something that cannot be done; the message says what to do instead."""
-
-    exit_code = 2

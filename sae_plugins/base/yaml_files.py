@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.errors import PluginError, did_you_mean, prefixed
 
 _MOST_ANCESTORS = 20
 
@@ -33,10 +33,8 @@ def layers(kind: str, name_or_file: str, folder: Path) -> list[dict[str, Any]]:
         under = str(found[-1].pop("extends"))
         if len(found) > _MOST_ANCESTORS:
             raise PluginError(f"{kind} {path} extends itself, through {under!r}")
-        try:
+        with prefixed(f"{kind} {path} extends {under}"):
             path = _find(kind, under, folder, path.parent)
-        except PluginError as error:
-            raise PluginError(f"{kind} {path} extends {under}: {error}") from error
         found.append(_read(kind, path))
     return found
 

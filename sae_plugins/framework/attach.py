@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.errors import PluginError
 from sae_plugins.framework.resolve import Plan, Selected, resolve
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def plugins(
-    *names: Selected,
+    *names: Selected | Plan,
     without: Collection[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
@@ -28,7 +29,8 @@ def plugins(
     """Make every `SAETrainer` that is built inside, by any SAELens runner, use these plugins.
 
     Args:
-        names: plugins and methods by name, or plugin classes; none of them is plain SAELens.
+        names: plugins and methods by name, or plugin classes; none of them is plain SAELens. A
+            resolved `Plan` stands alone, without `without`, `options` and `training`.
         without: mechanisms to leave out of what `names` expands to (an ablation).
         options: options by plugin name, `{"reorder": {"interval": 250}}`.
         training: settings that SAELens lacks: `accumulate`, `loss_form`, `weight_decay`, `clip`.
@@ -47,7 +49,7 @@ def plugins(
             not work on the SAE's architecture; before any training.
         RuntimeError: another `plugins` context is open.
     """
-    plan = resolve(names, without=without, options=options, training=training)
+    plan = _plan(names, without=without, options=options, training=training)
     from sae_plugins.base.saelens import trainer_class
     from sae_plugins.base.seeds import seed_everything  # after resolve: errors need no torch
     from sae_plugins.framework.trainer import PluginTrainer
@@ -76,3 +78,12 @@ def plugins(
             "it: call the runner's run(), or SAETrainer(), inside the with block",
             ", ".join(plugin.name for plugin, _ in plan.plugins),
         )
+
+
+def _plan(names: Sequence[Selected | Plan], **settings: Any) -> Plan:
+    plans = [name for name in names if isinstance(name, Plan)]
+    if not plans:
+        return resolve([name for name in names if not isinstance(name, Plan)], **settings)
+    if len(names) > 1 or any(settings.values()):
+        raise PluginError("a plan has its plugins, options and training settings: give it alone")
+    return plans[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import graphlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,15 +62,26 @@ class Plan:
             "training": self.training.model_dump(mode="json"),
         }
 
+    def observed_by(self, plugin: type[Plugin], **options: Any) -> Plan:
+        """The plan with a plugin, at its end, that only observes; `options` are over its own."""
+        names = [known.name for known, _ in self.plugins]
+        if plugin.name not in names:
+            return replace(self, plugins=(*self.plugins, (plugin, plugin.Options(**options))))
+        plugins = list(self.plugins)
+        place = names.index(plugin.name)
+        plugins[place] = (plugin, plugins[place][1].model_copy(update=options))
+        return replace(self, plugins=tuple(plugins))
+
     def check(self, architecture: Architecture) -> None:
         """Refuse plugins that cannot work on `architecture`, with the reasons."""
         reasons = [
-            f"plugin {plugin.name!r} does not work on {architecture.name} SAEs: {reason}"
+            f"plugin {plugin.name!r} does not work on {architecture.name} SAEs: {reason}; choose "
+            "another architecture, or leave the plugin out"
             for plugin, options in self.plugins
             if (reason := plugin.unsupported(architecture, options)) is not None
         ]
         if reasons:
-            raise PluginError("\n".join(reasons))
+            raise PluginError(*reasons)
 
 
 def resolve(
@@ -93,29 +104,47 @@ def resolve(
     Raises:
         PluginError: anything that is wrong with them, naming the culprit and the cure.
     """
-    methods, chosen = choose(names, without)
-    ordered = _order(chosen)
-    _check_conflicts(ordered)
-    settings = _merge("", methods, lambda m: m.training, training)
-    plan_training = _validated(TrainingSettings, settings, "training settings")
-    _check_claims(ordered, plan_training)
-    given = _merged_options(methods, chosen, options or {})
-    flags = _merge("", methods, lambda m: m.sae_lens, sae_lens)
-    return Plan(
-        plugins=tuple(
-            (plugin, _validated(plugin.Options, given[plugin.name], f"plugin {plugin.name!r}"))
-            for plugin in ordered
-        ),
-        training=plan_training,
-        methods=tuple(method.name for method in methods),
-        sae_lens={k: v for k, v in flags.items() if any(k in m.sae_lens for m in methods)},
-    )
+    return choose(names, without).plan(options, training, sae_lens)
 
 
-def choose(
-    names: Sequence[Selected], without: Collection[str] = ()
-) -> tuple[list[type[Method]], dict[str, type[Plugin]]]:
-    """The methods among `names`, and the plugins by name that they come down to, unordered.
+@dataclass(frozen=True)
+class Choice:
+    """The methods that a user names, and all plugins by name, unordered and without options."""
+
+    methods: list[type[Method]]
+    plugins: dict[str, type[Plugin]]
+
+    def plan(
+        self,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        training: Mapping[str, Any] | None = None,
+        sae_lens: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """The plugins in order and with all options; the arguments are those of `resolve`.
+
+        Raises:
+            PluginError: plugins cannot be combined, or options are wrong.
+        """
+        methods, ordered = self.methods, _order(self.plugins)
+        _check_conflicts(ordered)
+        settings = _merge("", methods, lambda m: m.training, training)
+        plan_training = _validated(TrainingSettings, settings, "training settings")
+        _check_claims(ordered, plan_training)
+        given = _merged_options(methods, self.plugins, options or {})
+        flags = _merge("", methods, lambda m: m.sae_lens, sae_lens)
+        return Plan(
+            plugins=tuple(
+                (plugin, _validated(plugin.Options, given[plugin.name], f"plugin {plugin.name!r}"))
+                for plugin in ordered
+            ),
+            training=plan_training,
+            methods=tuple(method.name for method in methods),
+            sae_lens={k: v for k, v in flags.items() if any(k in m.sae_lens for m in methods)},
+        )
+
+
+def choose(names: Sequence[Selected], without: Collection[str] = ()) -> Choice:
+    """What a user's names come down to.
 
     Raises:
         PluginError: an unknown name, one chosen twice, or a plugin left out that another requires.
@@ -131,7 +160,7 @@ def choose(
     for name in without:
         if name not in chosen:
             raise PluginError(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
-    return methods, left
+    return Choice(methods, left)
 
 
 def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:
@@ -280,7 +309,7 @@ def _validated(model: type[BaseModel], values: Mapping[str, Any], whose: str) ->
         return model(**values)
     except ValidationError as error:
         problems = [_explain(model, problem, whose) for problem in error.errors()]
-        raise PluginError("\n".join(problems)) from error
+        raise PluginError(*problems) from error
 
 
 def _explain(model: type[BaseModel], problem: Any, whose: str) -> str:

@@ -12,7 +12,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_plugins.base.errors import HubError, PluginError
+from sae_plugins.base.errors import PluginError, prefixed
 from sae_plugins.base.saelens import language_model_trainer
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
@@ -189,7 +189,5 @@ def _with_local_sae(settings: JobSettings) -> JobSettings:
     source = settings.runner.get(name) or ""
     if ":" not in source:
         return settings
-    try:
+    with prefixed(f"--{name}"):
         return replace(settings, runner={**settings.runner, name: str(hub.local(source))})
-    except HubError as error:
-        raise PluginError(f"--{name} {error}") from error

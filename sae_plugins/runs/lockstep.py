@@ -14,9 +14,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import interruption, no_bars
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
-from sae_plugins.framework.resolve import Selected
+from sae_plugins.framework.resolve import Plan
 from sae_plugins.runs.checks import memory_of, numbers_in_training
 from sae_plugins.runs.job import Job, JobSettings, defaults_of, quiet, write_summary
+from sae_plugins.runs.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -60,20 +61,16 @@ class LockstepRun:
         name: tells it from the other arms.
         job: what it is trained on, and with which settings of SAELens; its seed is the arm's.
         folder: where the SAE will lie. It must not be there, and is once all its files are.
-        plugins: as for `sae_plugins.plugins`, the recorder among them.
-        without: as for `sae_plugins.plugins`.
-        options: as for `sae_plugins.plugins`; where the recorder writes is added.
-        training: as for `sae_plugins.plugins`.
+        plan: the plugins; a recorder is added.
+        figures: whether the recorder draws some, which costs a second.
         untrained: save the SAE as it was drawn, a control.
     """
 
     name: str
     job: Job
     folder: Path
-    plugins: Sequence[Selected] = ()
-    without: Collection[str] = ()
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    plan: Plan
+    figures: bool = True
     untrained: bool = False
 
     @property
@@ -218,16 +215,9 @@ class _Training:
     def __init__(self, arm: LockstepRun) -> None:
         """Draw the SAE's weights and attach the plugins."""
         self.arm = arm
-        own = {**arm.options.get("recorder", {}), "output_path": str(arm.unfinished)}
-        options = {**arm.options, "recorder": own}
         shutil.rmtree(arm.unfinished, ignore_errors=True)
-        with attach.plugins(
-            *arm.plugins,
-            without=arm.without,
-            options=options,
-            training=arm.training,
-            seed=arm.job.settings.seed,
-        ):
+        own = {"output_path": str(arm.unfinished), **({} if arm.figures else {"figures": False})}
+        with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=arm.job.settings.seed):
             self.trainer, self.save = arm.job.trainer(arm.folder)
         if arm.untrained:
             self.trainer.cfg.total_training_samples = 0

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError, prefixed
 from sae_plugins.settings.settings import Settings
 
 BOUNDS = {
@@ -44,7 +44,7 @@ def check(settings: Settings) -> None:
     """Refuse what cannot be trained; the schedule apart, which `check_schedule` looks at.
 
     Raises:
-        UsageError: names the flag.
+        SaePluginsError: names the flag.
     """
     _check_architecture(settings)
     _check_code(settings)
@@ -56,11 +56,11 @@ def check_schedule(settings: Settings) -> None:
     """Refuse a schedule that does not fit into the run.
 
     Raises:
-        UsageError: names the flags.
+        SaePluginsError: names the flags.
     """
     total = settings.total_steps
     if total < 1:
-        raise UsageError(
+        raise SaePluginsError(
             f"--training_tokens {settings.get('training_tokens')} is less than one batch: raise "
             f"it, or lower --train_batch_size_tokens {settings.get('train_batch_size_tokens')}"
         )
@@ -68,24 +68,24 @@ def check_schedule(settings: Settings) -> None:
     scheduler, lr, lr_end = (settings.get(n) for n in ("lr_scheduler_name", "lr", "lr_end"))
     needed = {"constant": 0, "cosineannealing": 1}.get(scheduler, settings.get("n_restart_cycles"))
     if warm_up + decay + needed > total:
-        raise UsageError(
+        raise SaePluginsError(
             f"--lr_warm_up_steps {warm_up} and --lr_decay_steps {decay} do not fit into the run's "
             f"{total} steps{f', of which {scheduler} needs {needed}' if needed else ''}: lower "
             "them, or raise --training_tokens"
         )
     if settings.get("n_checkpoints") > total:
-        raise UsageError(
+        raise SaePluginsError(
             f"--n_checkpoints {settings.get('n_checkpoints')} is more than the run's {total} steps"
         )
     if decay and scheduler != "constant" and lr_end is not None and not 0 < lr_end <= lr:
-        raise UsageError(
+        raise SaePluginsError(
             f"--lr_decay_steps {decay} decays from --lr_end {lr_end}, which must be greater than 0 "
             f"and at most --lr {lr}"
         )
 
 
 def check_bounds(values: Mapping[str, Any]) -> None:
-    """Refuse values out of their bounds; a `UsageError` names the first."""
+    """Refuse values out of their bounds; a `SaePluginsError` names the first."""
     for bounds, names in BOUNDS.items():
         words = bounds.split()
         limits = [(*_COMPARISONS[sign], end) for sign, end in _pairs(words)]
@@ -93,11 +93,11 @@ def check_bounds(values: Mapping[str, Any]) -> None:
             value = values.get(name)
             if value is not None and not all(fits(value, float(end)) for _, fits, end in limits):
                 wanted = " and ".join(f"{word} {end}" for word, _, end in limits if end != "inf")
-                raise UsageError(f"--{name} {value}: it must be {wanted}")
+                raise SaePluginsError(f"--{name} {value}: it must be {wanted}")
     for name, value in values.items():
         limit = _GREATEST.get(type(value))
         if limit is not None and not abs(value) <= limit:
-            raise UsageError(f"--{name} {value}: it must be at most {limit:.2g}, and a number")
+            raise SaePluginsError(f"--{name} {value}: it must be at most {limit:.2g}, and a number")
 
 
 def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
@@ -105,35 +105,27 @@ def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
 
 
 def _check_architecture(settings: Settings) -> None:
-    from sae_plugins.base.errors import PluginError
     from sae_plugins.framework.architectures import architecture
 
     name = settings.architecture
-    try:
+    with prefixed(f"--architecture {name}"):  # the plugin may be one that a method brings
         settings.plan.check(architecture(name))
-    except PluginError as error:  # the plugin may be one that a method brings
-        raise UsageError(
-            f"--architecture {name}: {error}; choose another one, or leave the plugin out"
-        ) from error
 
 
 def _check_interval(settings: Settings) -> None:
     if "checkpoint_every" not in settings.values:
         return
-    from sae_plugins.base.errors import PluginError
     from sae_plugins.resume.files import interval
 
-    try:
+    with prefixed("--checkpoint_every"):
         interval(settings.get("checkpoint_every"))
-    except PluginError as error:
-        raise UsageError(f"--checkpoint_every {error}") from error
 
 
 def _check_code(settings: Settings) -> None:
     """Refuse to run code that comes with a model, whoever asks for it."""
     for name in ("model_from_pretrained_kwargs", "model_kwargs"):
         if "trust_remote_code" in str(settings.get(name)):
-            raise UsageError(
+            raise SaePluginsError(
                 f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
                 "comes with a model"
             )

@@ -6,15 +6,23 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 
 if TYPE_CHECKING:
     from sae_plugins.framework.plugin import Plugin
-    from sae_plugins.framework.resolve import Plan, Selected
+    from sae_plugins.framework.resolve import Choice, Selected
 
 
-def selected(names: list[str], without: list[str], *, recorder: bool) -> list[Selected]:
-    """The chosen names, the guard, and the recorder, whose import takes SAELens' ten seconds."""
+def choose(names: list[str], without: list[str], *, recorder: bool) -> Choice:
+    """The chosen plugins, and the guard.
+
+    Args:
+        names: plugins and methods.
+        without: what to leave out of them; the guard is not added if it is among these.
+        recorder: choose it, too, since it has options: its import takes SAELens' ten seconds.
+    """
+    from sae_plugins.framework import resolve
+
     everything: list[Selected] = [*names]
     if "nan-guard" not in (*names, *without):
         everything.append("nan-guard")
@@ -22,43 +30,9 @@ def selected(names: list[str], without: list[str], *, recorder: bool) -> list[Se
         from sae_plugins.runs.recorder import Recorder
 
         everything.append(Recorder)
-    return everything
-
-
-def resolve_plan(
-    names: list[str],
-    without: list[str],
-    options: dict[str, dict[str, Any]],
-    training: Mapping[str, Any],
-    sae_lens: Mapping[str, Any],
-) -> Plan:
-    """The plan of the chosen plugins, the recorder among them where it has options."""
-    from sae_plugins.framework.resolve import resolve
-
-    recorder = "recorder" in options
-    if recorder:
-        options = options | {"recorder": {"output_path": "", **options["recorder"]}}
-    return resolve(
-        selected(names, without, recorder=recorder),
-        without=left_out(names, without),
-        options=options,
-        training=training,
-        sae_lens=sae_lens,
-    )
-
-
-def chosen_plugins(
-    names: list[str], without: list[str], *, recorder: bool
-) -> dict[str, type[Plugin]]:
-    """The plugins that will run, by name, before their options are known."""
-    from sae_plugins.framework.resolve import choose
-
-    return choose(selected(names, without, recorder=recorder), left_out(names, without))[1]
-
-
-def left_out(names: list[str], without: list[str]) -> list[str]:
-    """What to leave out of `selected`, which does not add a guard that is not wanted."""
-    return [name for name in without if name != "nan-guard" or name in names]
+    # a guard that is not wanted was not added
+    left_out = [name for name in without if name != "nan-guard" or name in names]
+    return resolve.choose(everything, left_out)
 
 
 def merged_options(
@@ -77,8 +51,15 @@ def merged_options(
             if name not in chosen:
                 if source is recipe and changed:
                     continue
-                raise UsageError(f"--{key}: {_not_chosen(name, chosen)}")
+                raise SaePluginsError(f"--{key}: {_not_chosen(name, chosen)}")
             options.setdefault(name, {})[option] = option_value(chosen[name], option, value)
+    if "output_path" in options.get("recorder", {}):
+        raise SaePluginsError(
+            "--recorder.output_path: here the recorder writes into the run's folder, which is "
+            "--output_path"
+        )
+    if "recorder" in options:
+        options["recorder"]["output_path"] = ""  # which the run knows
     return options
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings.flags import all_flags, unknown_flag
 from sae_plugins.settings.values import convert
 
@@ -26,14 +26,16 @@ def parse(
             only if a flag is unknown, to suggest among them.
 
     Raises:
-        UsageError: an unknown flag, a missing or an unfit value.
+        SaePluginsError: an unknown flag, a missing or an unfit value.
     """
     settings: dict[str, Any] = {}
     unknown: list[str] = []
     rest = list(arguments)
     while rest:
         if not rest[0].startswith("--") or rest[0] == "--":
-            raise UsageError(f"{rest[0]!r} is no flag; flags look like --plugin NAME or --lr=0.001")
+            raise SaePluginsError(
+                f"{rest[0]!r} is no flag; flags look like --plugin NAME or --lr=0.001"
+            )
         name, values = take(rest)
         flag = all_flags().get(name)
         if flag is None and "." in name:
@@ -49,7 +51,7 @@ def parse(
         else:
             settings[name] = convert(flag, _one(name, values))
     if unknown:
-        raise UsageError(unknown_flag(unknown[0], options_of(settings)))
+        raise SaePluginsError(unknown_flag(unknown[0], options_of(settings)))
     return settings
 
 
@@ -64,9 +66,9 @@ def take(rest: list[str]) -> tuple[str, list[str]]:
 
 def _one(name: str, values: Sequence[str]) -> str:
     if not values:
-        raise UsageError(f"--{name} needs a value: --{name} VALUE")
+        raise SaePluginsError(f"--{name} needs a value: --{name} VALUE")
     if len(values) > 1:
-        raise UsageError(
+        raise SaePluginsError(
             f"--{name} takes one value, and {values[1]!r} follows it: every flag begins with --"
         )
     return values[0]

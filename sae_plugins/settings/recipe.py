@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError, prefixed
 from sae_plugins.settings.flags import all_flags, unknown_flag
 from sae_plugins.settings.values import convert
 
@@ -16,28 +16,28 @@ def read_recipe(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The values by flag of the recipe that flags name, none without one, and what to note of it.
 
     Raises:
-        UsageError: it has a key that is no flag, or a value that does not fit.
+        SaePluginsError: it has a key that is no flag, or a value that does not fit.
         PluginError: there is no such recipe, or it cannot be read.
     """
     if "recipe" not in flags:
         return {}, []
     from sae_plugins import recipes
 
-    where = f"recipe {flags['recipe']}: "
     contents = recipes.load(flags["recipe"])
     # of a resumed run, the checkpoint knows them
     versions = {} if "resume" in flags else contents.get("versions", {})
     notes = _version_notes(versions, str(flags["recipe"]))
     keys = {name: value for name, value in contents.items() if name not in _ABOUT_A_RECIPE}
-    for name in ("recipe", "overwrite", "resume"):
-        if name in keys:
-            raise UsageError(f"{where}{name!r} belongs on the command line, not in a recipe")
-    found = converted(keys, where)
-    _check_packages(found, versions, where)
+    with prefixed(f"recipe {flags['recipe']}"):
+        for name in ("recipe", "overwrite", "resume"):
+            if name in keys:
+                raise SaePluginsError(f"{name!r} belongs on the command line, not in a recipe")
+        found = converted(keys)
+        _check_packages(found, versions)
     return found, notes
 
 
-def _check_packages(recipe: Mapping[str, Any], versions: Mapping[str, str], where: str) -> None:
+def _check_packages(recipe: Mapping[str, Any], versions: Mapping[str, str]) -> None:
     """Name the package whose plugin a recipe needs, where it is not installed."""
     from sae_plugins.base.files import versions as installed
     from sae_plugins.framework import registry
@@ -46,8 +46,8 @@ def _check_packages(recipe: Mapping[str, Any], versions: Mapping[str, str], wher
     now = installed(versions)
     absent = [f"{n} {v}" for n, v in versions.items() if n not in now]
     if unknown and absent:
-        raise UsageError(
-            f"{where}no plugin {unknown[0]!r} is installed; the run was made with "
+        raise SaePluginsError(
+            f"no plugin {unknown[0]!r} is installed; the run was made with "
             f"{' and '.join(absent)}, which is missing here"
         )
 
@@ -56,7 +56,7 @@ def _version_notes(versions: Any, recipe: str) -> list[str]:
     from sae_plugins.base.files import versions as installed
 
     if not isinstance(versions, dict):
-        raise UsageError(f"recipe {recipe}: 'versions' must be a mapping of names to versions")
+        raise SaePluginsError(f"recipe {recipe}: 'versions' must be a mapping of names to versions")
     now = installed(versions)
     changed = [f"{n} {v} (now {now.get(n)})" for n, v in versions.items() if now.get(n) != str(v)]
     if not changed:
@@ -64,21 +64,21 @@ def _version_notes(versions: Any, recipe: str) -> list[str]:
     return [f"{recipe} was made with other versions, so the run may differ: {', '.join(changed)}"]
 
 
-def converted(contents: Mapping[str, Any], where: str) -> dict[str, Any]:
+def converted(contents: Mapping[str, Any]) -> dict[str, Any]:
     """Values as the flags of their names have them.
 
     Raises:
-        UsageError: there is no such flag, or the value does not fit; `where` begins the message.
+        SaePluginsError: there is no such flag, or the value does not fit.
     """
-    return {name: _converted(name, value, where) for name, value in contents.items()}
+    return {name: _converted(name, value) for name, value in contents.items()}
 
 
-def _converted(name: str, value: Any, where: str) -> Any:
+def _converted(name: str, value: Any) -> Any:
     if "." in name:
         return value
     flag = all_flags().get(name)
     if flag is None:
-        raise UsageError(where + unknown_flag(name))
+        raise SaePluginsError(unknown_flag(name))
     if flag.type == "list[str]":
         return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-    return convert(flag, value, where)
+    return convert(flag, value)

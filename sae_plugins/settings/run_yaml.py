@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings.settings import NOT_IN_RUN_YAML, RESUMING, Settings
 from sae_plugins.settings.values import as_text
 
@@ -44,7 +44,7 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The flags of a run that goes on, from its `run.yaml`; others given must be the same.
 
     Raises:
-        UsageError: lists what differs.
+        SaePluginsError: lists what differs.
     """
     from sae_plugins.recipes import load
     from sae_plugins.runs.folder import RECIPE, UNFINISHED
@@ -58,7 +58,7 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if name != "resume" and name not in free and not _same(value, began.get(name))
     ]
     if changed:
-        raise UsageError(
+        raise SaePluginsError(
             f"--resume {folder} goes on with the run as it began; leave these out, or start "
             "another run:\n  " + "\n  ".join(changed)
         )

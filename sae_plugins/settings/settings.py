@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import UsageError
-from sae_plugins.settings import choice
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings.flags import SYNTHETIC_NAMES, Flag, all_flags, unknown_flag
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 if TYPE_CHECKING:
-    from sae_plugins.framework.resolve import Plan, Selected
+    from sae_plugins.framework.resolve import Plan
     from sae_plugins.runs.job import JobSettings
 
 TRAINING = ("accumulate", "clip", "weight_decay", "loss_form")
@@ -36,7 +35,6 @@ class Settings:
         values: SAELens' flags and ours, where anybody set them; options are not among them.
         names: plugins and methods that were chosen, by name.
         without: mechanisms that are left out.
-        options: given options by plugin.
         plan: the resolved plugins, with all their options.
         notes: what the user should know, a sentence each.
     """
@@ -44,7 +42,6 @@ class Settings:
     values: dict[str, Any]
     names: list[str]
     without: list[str]
-    options: dict[str, dict[str, Any]]
     plan: Plan
     notes: list[str] = field(default_factory=list)
 
@@ -78,18 +75,6 @@ class Settings:
         from sae_plugins.resume.files import interval
 
         return any(interval(self.get("checkpoint_every")))
-
-    def selected(self) -> list[Selected]:
-        """What `sae_plugins.plugins` is given: the chosen ones, the guard and the recorder."""
-        return choice.selected(self.names, self.without, recorder=True)
-
-    def left_out(self) -> list[str]:
-        """What `sae_plugins.plugins` must leave out of `selected`."""
-        return choice.left_out(self.names, self.without)
-
-    def training(self) -> dict[str, Any]:
-        """Training settings that were given."""
-        return {name: self.values[name] for name in TRAINING if name in self.values}
 
     def job(self) -> JobSettings:
         """The settings that are SAELens' own."""
@@ -134,13 +119,13 @@ def applies(name: str, settings: Settings) -> bool:
     """Whether a flag, or an option of a plugin, belongs to a run with these settings.
 
     Raises:
-        UsageError: there is no such flag.
+        SaePluginsError: there is no such flag.
     """
     plugin, dot, _ = name.partition(".")
     if dot:
         return any(plugin == chosen.name for chosen, _ in settings.plan.plugins)
     if name not in all_flags():
-        raise UsageError(unknown_flag(name))
+        raise SaePluginsError(unknown_flag(name))
     flag = all_flags()[name]
     return does_not_apply(flag, settings.model_name, settings.architecture) is None
 

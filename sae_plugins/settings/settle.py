@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError, prefixed
 from sae_plugins.settings import choice
 from sae_plugins.settings.checks import check, check_schedule
 from sae_plugins.settings.defaults import model_defaults
@@ -25,7 +25,7 @@ def settle(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) ->
         recipe: the contents of one, in place of that.
 
     Raises:
-        UsageError: a flag or a recipe's key is wrong or does not apply.
+        SaePluginsError: a flag or a recipe's key is wrong or does not apply.
         PluginError: plugins, options or the architecture are wrong.
     """
     if recipe is None:
@@ -37,24 +37,18 @@ def settle(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) ->
     if dropped := [name for name in recipe.get("plugin", []) if name not in names]:
         notes.append(f"--plugin replaces the recipe's {', '.join(dropped)}")
     if "recorder" in without:
-        raise UsageError(
+        raise SaePluginsError(
             "--without recorder: it writes what every run leaves; it cannot be left out"
         )
     recorder = any(key.startswith("recorder.") for key in (*recipe, *flags))
-    chosen = choice.chosen_plugins(names, without, recorder=recorder)
-    options = choice.merged_options(recipe, flags, chosen)
-    if "output_path" in options.get("recorder", {}):
-        raise UsageError(
-            "--recorder.output_path: here the recorder writes into the run's folder, which is "
-            "--output_path"
-        )
+    chosen = choice.choose(names, without, recorder=recorder)
+    options = choice.merged_options(recipe, flags, chosen.plugins)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TRAINING}
-    plan = choice.resolve_plan(
-        names, without, options, training, _flags_only(recipe) | _flags_only(flags)
-    )
-    method = converted(plan.sae_lens, "a method's ")
+    plan = chosen.plan(options, training, _flags_only(recipe) | _flags_only(flags))
+    with prefixed("a method"):
+        method = converted(plan.sae_lens)
     values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
-    settings = Settings(values, names, without, options, plan, notes)
+    settings = Settings(values, names, without, plan, notes)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     check(settings)
     _settle_warm_up(settings)
@@ -64,14 +58,11 @@ def settle(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) ->
 
 def options_of(flags: Mapping[str, Any]) -> list[str]:
     """The options ("reorder.interval") of the plugins that flags choose; none if they are wrong."""
-    from sae_plugins.base.errors import PluginError
-
     try:
         recipe, _ = read_recipe(flags)
-        chosen = choice.chosen_plugins(
-            list(flags.get("plugin", recipe.get("plugin", []))), [], recorder=False
-        )
-    except (PluginError, UsageError):
+        names = list(flags.get("plugin", recipe.get("plugin", [])))
+        chosen = choice.choose(names, [], recorder=False).plugins
+    except SaePluginsError:
         return []
     return [f"{name}.{option}" for name, p in chosen.items() for option in p.Options.model_fields]
 
@@ -95,7 +86,7 @@ def _merged(
     layers = [model_defaults(model_name), dict(method), dict(recipe), dict(flags)]
     for layer in layers:
         if all(name in layer for name in _ONE_OF):
-            raise UsageError(f"give only one of --{_ONE_OF[0]} and --{_ONE_OF[1]}")
+            raise SaePluginsError(f"give only one of --{_ONE_OF[0]} and --{_ONE_OF[1]}")
         for name, value in layer.items():
             reason = does_not_apply(all_flags()[name], model_name, architecture)
             if reason is None:
@@ -103,7 +94,7 @@ def _merged(
                     merged.pop(other, None)
                 merged[name] = value
             elif name in flags:
-                raise UsageError(f"--{name}: {reason}")
+                raise SaePluginsError(f"--{name}: {reason}")
             elif layer is layers[2] and value != all_flags()[name].default:
                 notes.append(f"the recipe's {name} is left out: {reason}")
     return {**merged, "model_name": model_name, "architecture": architecture}

@@ -7,15 +7,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings.flags import Flag
 
 
-def convert(flag: Flag, value: Any, where: str = "") -> Any:
+def convert(flag: Flag, value: Any) -> Any:
     """A flag's value, from the text of a command line or from YAML.
 
     Raises:
-        UsageError: it does not have the flag's type.
+        SaePluginsError: it does not have the flag's type.
     """
     if isinstance(value, dict) and "dict" in flag.alternatives:
         return value
@@ -29,7 +29,7 @@ def convert(flag: Flag, value: Any, where: str = "") -> Any:
 
             also = [kind for kind in flag.alternatives if kind == "none"]
             wanted = did_you_mean(text, [*flag.choices, *also])
-        raise UsageError(f"{where}--{flag.name} {text!r}: {wanted}") from None
+        raise SaePluginsError(f"--{flag.name} {text!r}: {wanted}") from None
 
 
 def as_text(value: Any) -> str:

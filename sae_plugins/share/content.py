@@ -67,24 +67,19 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
         repo: where it is going.
 
     Raises:
-        HubError: there is no such SAE, it is damaged, or its name is none for a repository.
+        SaePluginsError: there is no such SAE, it is damaged, or its name is none for a repository.
     """
     folder = local(source)
     sae_id = checked_id(folder)
-    from sae_plugins.base.errors import SuiteError
     from sae_plugins.eval_suites.evaluation.loading import load_subject  # which imports torch
-    from sae_plugins.eval_suites.evaluation.manifest import EvaluationError
 
     if not (folder / CONFIG).is_file() and (folder / "ae.pt").is_file():
         raise HubError(f"{folder} holds an SAE of dictionary_learning; SAELens cannot load it")
-    try:
-        subject = load_subject(str(folder))
-        _check_sparsity(folder / SPARSITY)
-        rows = [row for row in _rows(evaluations) if row[1].sae_hash == subject.hash]
-        found = {file.name: (file, r) for file, r in _results(folder, rows, subject.hash)}
-        failed = sorted({row.suite for _, row in rows if row.status == "failed"})
-    except (SuiteError, EvaluationError) as error:
-        raise HubError(str(error)) from error
+    subject = load_subject(str(folder))
+    _check_sparsity(folder / SPARSITY)
+    rows = [row for row in _rows(evaluations) if row[1].sae_hash == subject.hash]
+    found = {file.name: (file, r) for file, r in _results(folder, rows, subject.hash)}
+    failed = sorted({row.suite for _, row in rows if row.status == "failed"})
     files: dict[str, Content] = {
         file.relative_to(folder).as_posix(): _public(file)
         for pattern in _FILES

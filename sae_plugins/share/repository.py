@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_plugins.base.errors import HubError, PluginError
+from sae_plugins.base.errors import HubError, SaePluginsError
 from sae_plugins.base.hub import CARD, MAIN, TRIES, T, _status, api, retried, why
 from sae_plugins.share.content import HUB_RESULTS, Content, size_of
 
@@ -219,10 +219,8 @@ class Repository:
     def _do(self, work: Callable[[], T]) -> T:
         try:
             return retried(work, self._say, self._tries)
-        except HubError:
+        except SaePluginsError:
             raise
-        except PluginError as error:  # the card cannot be written
-            raise HubError(f"{self.repo}: {error}") from error
         except Exception as error:  # of the network, the Hub and the disk
             raise HubError(f"{self.repo}: {self._no_right(error) or why(error)}") from error
 

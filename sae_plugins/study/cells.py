@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from sae_plugins.base.errors import PluginError, UsageError
+from sae_plugins.base.errors import SaePluginsError, prefixed
 from sae_plugins.base.files import versions
 from sae_plugins.runs.folder import RECIPE, SUMMARY
 from sae_plugins.settings.recipe import converted
 from sae_plugins.settings.settings import Settings, applies
 from sae_plugins.settings.settle import settle
 from sae_plugins.study.moved import FORMER
-from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study, StudyError
+from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -129,7 +128,7 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> StudyPlan:
         pilot_l0: L0 that a pilot has reached, 0 if it failed; None if it is not trained yet.
 
     Raises:
-        StudyError: a flag of the study is wrong; says of which arm and model.
+        SaePluginsError: a flag of the study is wrong; says of which arm and model.
     """
     cells: list[Cell] = []
     pilots: list[Cell] = []
@@ -149,7 +148,7 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> StudyPlan:
             elif model.target_l0 and flag:
                 values = model.target_l0
                 if flag == "k" and any(not float(value).is_integer() for value in values):
-                    raise StudyError(f"{make.where}: target_l0 must be whole numbers, as k is")
+                    raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
             for value in values if flag else [0.0]:
                 cells += make.cells(flag, value, study.seeds)
     return StudyPlan(cells, pilots, warnings)
@@ -161,20 +160,18 @@ def _shared(name: str, model: Model) -> Flags:
 
     train = dict(model.train)
     recipe = train.pop("recipe", None)
-    try:
+    with prefixed(f"models.{name}.train"):
         contents = recipes.load(str(recipe)) if recipe is not None else {}
         left_out = ("description", "versions", *_NOT_IN_A_STUDY)
         contents = {flag: value for flag, value in contents.items() if flag not in left_out}
-        return contents | _checked(train, f"models.{name}.train: ")
-    except (PluginError, UsageError) as error:
-        raise StudyError(f"models.{name}: {error}") from error
+        return contents | _checked(train)
 
 
-def _checked(flags: Mapping[str, Any], where: str) -> Flags:
+def _checked(flags: Mapping[str, Any]) -> Flags:
     for name in _NOT_IN_A_STUDY:
         if name in flags:
-            raise StudyError(f"{where}{name}: the study itself decides it; leave it out")
-    return converted(flags, where)
+            raise SaePluginsError(f"{name}: the study itself decides it; leave it out")
+    return converted(flags)
 
 
 @dataclass(frozen=True)
@@ -197,11 +194,11 @@ class _Maker:
         if not self.sparsities:
             return None, []
         settings = self._settings({})
-        with self._naming():
+        with prefixed(self.where):
             flags = [flag for flag in self.sparsities if applies(flag, settings)]
         if len(flags) != 1:
             what = f"{' and '.join(flags)} apply: name one" if flags else "does not apply"
-            raise StudyError(
+            raise SaePluginsError(
                 f"{self.where}: sparsity {', '.join(self.sparsities)} {what}; its architecture is "
                 f"{settings.architecture}"
             )
@@ -230,28 +227,20 @@ class _Maker:
     def _settings(self, sparsity: Flags) -> Settings:
         for name in ("recipe", *_ALIKE_FOR_ALL):
             if name in self.train:
-                raise StudyError(
+                raise SaePluginsError(
                     f"{self.where}: {name} belongs under models.{self.model}.train, where it is "
                     "the same for all arms"
                 )
-        with self._naming():
+        with prefixed(self.where):
             # named even where it is none, so that options of other arms' plugins do not matter
             plugins = {"plugin": self.shared.get("plugin", [])}
-            flags = plugins | _checked(self.train, "") | converted(sparsity, "")
+            flags = plugins | _checked(self.train) | converted(sparsity)
             settings = settle(flags, self.shared)
         if not settings.get("heldout_tokens"):
-            raise StudyError(
+            raise SaePluginsError(
                 f"{self.where}: heldout_tokens is 0; arms are compared at the L0 of held-out tokens"
             )
         return settings
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Say of which arm and model something is wrong."""
-        try:
-            yield
-        except (PluginError, UsageError, StudyError) as error:
-            raise StudyError(f"{self.where}: {error}") from error
 
 
 def _interpolated(

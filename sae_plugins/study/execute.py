@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.errors import SaePluginsError, did_you_mean, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
-from sae_plugins.study.spec import Study, StudyError, as_yaml
+from sae_plugins.study.spec import Study, as_yaml
 
 STUDY = "as_run.yaml"
 EVALUATIONS = "evaluations"
@@ -40,7 +40,7 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
     """The plan, as far as the pilots in the folder say it.
 
     Raises:
-        StudyError: a flag, a suite, a setting or a metric of the study is wrong.
+        SaePluginsError: a flag, a suite, a setting or a metric of the study is wrong.
     """
     check_suites(study)
 
@@ -62,7 +62,7 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
         progress: hears of it.
 
     Raises:
-        StudyError: the study is wrong, or the folder is in use or cannot be written to.
+        SaePluginsError: the study is wrong, or the folder is in use or cannot be written to.
     """
     folder = folder.absolute()
     pilots = plan_of(study, folder).pilots
@@ -90,7 +90,7 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
     """A suite with its settings on a model.
 
     Raises:
-        StudyError: there is none, or a setting is wrong.
+        SaePluginsError: there is none, or a setting is wrong.
     """
     from pydantic import ValidationError
 
@@ -98,18 +98,17 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
 
     where = f"models.{model}.suites.{name}"
     spec = study.models[model]
-    try:
+    with prefixed(where):
         suite = registry.load(name)
+    try:
         return suite, suite.settings(spec.preset, spec.suites[name])
-    except PluginError as error:
-        raise StudyError(f"{where}: {error}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         reason = problem["msg"]
         if problem["type"] == "extra_forbidden":
             reason = f"no such setting: {did_you_mean(key, suite.Settings.model_fields)}"
-        raise StudyError(f"{where}.{key}: {reason}") from error
+        raise SaePluginsError(f"{where}.{key}: {reason}") from error
 
 
 @contextmanager
@@ -118,11 +117,11 @@ def _locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         unlock = lock(folder)
     except BlockingIOError as error:
-        raise StudyError(
+        raise SaePluginsError(
             f"{folder}: this study is being run already; wait, or choose another --output_path"
         ) from error
     except OSError as error:
-        raise StudyError(
+        raise SaePluginsError(
             f"--output_path {folder} cannot be written to: {error.strerror}"
         ) from error
     try:
@@ -200,14 +199,8 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
                 name=cell.folder.name,
                 job=job,
                 folder=folder,
-                plugins=settings.selected(),
-                without=settings.left_out(),
-                # pictures cost a second for each SAE; the report has those of all
-                options={
-                    **settings.options,
-                    "recorder": {**settings.options.get("recorder", {}), "figures": False},
-                },
-                training=settings.training(),
+                plan=settings.plan,
+                figures=False,  # the report has those of all
                 untrained=cell.untrained,
             )
         cells_of = {arm.name: cell for cell, arm in arms.items()}
@@ -270,7 +263,7 @@ def _reason(error: Exception) -> str:
     from sae_plugins.base.errors import without_secrets
 
     text = without_secrets(" ".join(str(error).split()))
-    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text[:300]}"
+    return text if isinstance(error, SaePluginsError) else f"{type(error).__name__}: {text[:300]}"
 
 
 # -- evaluations ---------------------------------------------------------------------------------
@@ -283,7 +276,6 @@ def evaluations(folder: Path, model: str, seed: int) -> Path:
 
 def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
     from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
-    from sae_plugins.eval_suites.evaluation.manifest import EvaluationError
     from sae_plugins.eval_suites.inputs.cache import default_folder
 
     model = study.models[task.model]
@@ -302,14 +294,11 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progres
         data=model.data,
         device=cells[0].settings.job().device,
     )
-    try:
-        evaluation = Evaluation(request)
-        hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
-        evaluation.run(_EvaluationProgress(name, progress))
-    except EvaluationError as error:
-        raise StudyError(str(error)) from error
+    evaluation = Evaluation(request)
+    hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
+    evaluation.run(_EvaluationProgress(name, progress))
     # two SAEs that are the same have one row
     progress.advance(len(cells) * len(model.suites) - len(evaluation.rows))
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from sae_plugins.base.files import versions
-from sae_plugins.eval_suites.evaluation.manifest import EvaluationError, Manifest, Row
+from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result
 from sae_plugins.eval_suites.inputs.cache import fingerprint
@@ -34,7 +34,7 @@ from sae_plugins.study.findings import (
     Trained,
 )
 from sae_plugins.study.metrics import OF_PAPERS, shown
-from sae_plugins.study.spec import Study, StudyError
+from sae_plugins.study.spec import Study
 from sae_plugins.study.statistics import NEAR_L0, Point, compare
 
 FINDINGS = "findings.json"
@@ -49,7 +49,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         folder: where its SAEs and results are.
 
     Raises:
-        StudyError: something in the study is wrong, or the folder is damaged.
+        SaePluginsError: something in the study is wrong, or the folder is damaged.
     """
     known = plan_of(study, folder)
     trained, scores = _of_runs(known.cells, folder)
@@ -224,10 +224,7 @@ def _results(
         place = (cell.model, cell.seed)
         if place not in read:
             there = evaluations(folder, *place)
-            try:
-                read[place] = (there, _hashes(there), Manifest.read(there).rows)
-            except EvaluationError as error:
-                raise StudyError(str(error)) from error
+            read[place] = (there, _hashes(there), Manifest.read(there).rows)
         there, hashes, rows = read[place]
         model = study.models[cell.model]
         for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sae_plugins.base.errors import did_you_mean
+from sae_plugins.base.errors import SaePluginsError, did_you_mean
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation.metrics import (
     HELDOUT,
@@ -15,7 +15,7 @@ from sae_plugins.eval_suites.evaluation.metrics import (
     described,
 )
 from sae_plugins.study.findings import ReportedMetric
-from sae_plugins.study.spec import Study, StudyError
+from sae_plugins.study.spec import Study
 
 OF_PAPERS = {
     (TRAINING, "loss"): "training loss, last batch",
@@ -31,19 +31,21 @@ def check_compared(study: Study) -> None:
     Those of suites that the study does not run are left alone: it may extend one that does.
 
     Raises:
-        StudyError: names the metric.
+        SaePluginsError: names the metric.
     """
     suites = [*registry.names(), HELDOUT]
     for name in study.compare:
         suite, _, metric = name.partition("/")
         if suite not in suites:
-            raise StudyError(f"compare: no suite {suite!r}: {did_you_mean(suite, suites)}")
+            raise SaePluginsError(f"compare: no suite {suite!r}: {did_you_mean(suite, suites)}")
         found = described(suite, metric)
         if found is None:
             near = did_you_mean(metric, [row.name for row in _rows(suite)])
-            raise StudyError(f"compare: no metric {name!r}: {near}")
+            raise SaePluginsError(f"compare: no metric {name!r}: {near}")
         if found.better == "neither":
-            raise StudyError(f"compare: {name}: neither higher nor lower is better; leave it out")
+            raise SaePluginsError(
+                f"compare: {name}: neither higher nor lower is better; leave it out"
+            )
 
 
 def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[ReportedMetric]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any, Protocol
 
-from sae_plugins.study.spec import StudyError
+from sae_plugins.base.errors import SaePluginsError
 
 
 class Progress(Protocol):
@@ -71,7 +71,7 @@ def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> 
         progress: hears what all of them tell.
 
     Raises:
-        StudyError: a process was killed. What `work` raises is raised here, too.
+        SaePluginsError: a process was killed. What `work` raises is raised here, too.
     """
     count = min(jobs, len(tasks))
     if count <= 1:
@@ -165,7 +165,7 @@ def _listen(futures: list[Future[None]], queue: Any, progress: Progress) -> None
         for future in futures:
             future.result()
     except BrokenProcessPool as error:
-        raise StudyError(
+        raise SaePluginsError(
             "a process of the study ended without a word, perhaps for want of memory: try a lower "
             "--jobs; what is done is kept"
         ) from error

@@ -39,7 +39,7 @@ from pydantic import (
 )
 
 from sae_plugins.base import yaml_files
-from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.errors import SaePluginsError, did_you_mean, prefixed
 from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.study import ENOUGH_SEEDS
 
@@ -58,10 +58,6 @@ def _swept(sparsity: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 Sparsity = Annotated[dict[str, list[float]], AfterValidator(_swept)]
-
-
-class StudyError(Exception):
-    """The study cannot be run as it is; the message says what to change."""
 
 
 class _Model(BaseModel):
@@ -279,23 +275,19 @@ def load(name_or_file: str) -> Study:
         name_or_file: the name of a packaged study, or the path of a file that ends in .yaml.
 
     Raises:
-        StudyError: there is none, or it is wrong; says where and how.
+        SaePluginsError: there is none, or it is wrong; says where and how.
     """
-    try:
-        layers = yaml_files.layers("study", name_or_file, FOLDER)
-    except PluginError as error:
-        raise StudyError(str(error)) from error
+    layers = yaml_files.layers("study", name_or_file, FOLDER)
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer)
     gone = {name for layer in layers for name in _taken_away(layer)} - {*merged.get("models", {})}
     _forget(merged, gone)
-    try:
-        return Study.model_validate(merged)
-    except ValidationError as error:
-        raise StudyError(f"study {name_or_file}: {_first(error)}") from error
-    except PluginError as error:
-        raise StudyError(f"study {name_or_file}: {error}") from error
+    with prefixed(f"study {name_or_file}"):
+        try:
+            return Study.model_validate(merged)
+        except ValidationError as error:
+            raise SaePluginsError(_first(error)) from error
 
 
 def _first(error: ValidationError) -> str:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from snippets import DOCS, README, ROOT, block, blocks, check, commands, package, passes
 
-from sae_plugins.base.errors import PluginError, UsageError
+from sae_plugins.base.errors import PluginError, SaePluginsError
 from sae_plugins.entrypoints import evaluate_flags, upload
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry as suite_registry
@@ -171,7 +171,7 @@ def test_its_commands_are_valid(file: Path, reader: Path) -> None:
     for words in commands(file.read_text("utf-8")):
         try:
             check(words)
-        except (PluginError, UsageError) as error:
+        except (PluginError, SaePluginsError) as error:
             wrong.append(f"{' '.join(words)}\n  {error}")
     assert not wrong, "\n".join(wrong)
 

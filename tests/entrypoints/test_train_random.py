@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError, create_model
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Plugin
@@ -197,7 +197,7 @@ def values_of_option(field: Any) -> list[str]:
 @functools.cache
 def installed() -> dict[str, tuple[str, ...]]:
     """The mechanisms that each installed plugin or method, by name, brings and requires."""
-    return {name: tuple(choose([name])[1]) for name in registry.installed()}
+    return {name: tuple(choose([name]).plugins) for name in registry.installed()}
 
 
 @functools.cache
@@ -229,7 +229,7 @@ def fits(name: str, value: str) -> bool:
         return True
     try:
         check_bounds({name: convert(all_flags()[name], value)})
-    except UsageError:
+    except SaePluginsError:
         return False
     return True
 

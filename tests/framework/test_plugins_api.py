@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from sae_plugins import Method, Plugin, PluginError, hookimpl, plugins
 from sae_plugins.base.saelens import interruption
-from sae_plugins.framework import registry
+from sae_plugins.framework import attach, registry
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.framework.host import EVENTS, Host
 from sae_plugins.framework.resolve import TrainingSettings, resolve
@@ -759,6 +759,32 @@ def test_a_subclass_of_the_trainer_keeps_its_methods_and_gets_the_plugins() -> N
     assert isinstance(trainer, Mine)
     assert trainer.seen
     assert not trainer.sae.W_dec.any()
+
+
+def test_a_resolved_plan_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = resolve(["reorder"], options={"reorder": {"start": 9}}, training={"accumulate": 2})
+    monkeypatch.setattr(attach, "resolve", lambda *_, **__: pytest.fail("resolved again"))
+    with plugins(plan, seed=0) as taken:
+        trainer = tiny_trainer(tiny_sae("standard"), tiny_batches(1))
+    assert taken is plan
+    assert [type(plugin) for plugin in trainer.host.plugins] == [p for p, _ in plan.plugins]
+    assert trainer.host.plugins[-1].options.start == 9
+    for names, more in (((plan, "nan-guard"), {}), ((plan,), {"options": {"reorder": {}}})):
+        with pytest.raises(PluginError, match="give it alone"), plugins(*names, **more):
+            pass
+
+
+def test_an_observer_comes_last_and_keeps_the_options_that_it_has() -> None:
+    class Options(Plugin.Options):
+        every: int = 10
+        figures: bool = True
+
+    watch = define("watch", Options=Options)
+    plan = resolve(["reorder"]).observed_by(watch, every=3)
+    assert [plugin.name for plugin, _ in plan.plugins][-2:] == ["reorder", "watch"]
+    again = plan.observed_by(watch, figures=False)
+    assert len(again.plugins) == len(plan.plugins)
+    assert again.plugins[-1][1].model_dump() == {"every": 3, "figures": False}
 
 
 def test_a_context_in_which_nothing_was_trained_warns(caplog: pytest.LogCaptureFixture) -> None:

@@ -150,7 +150,7 @@ def built(names: Names, architecture: str) -> Any:
 
     On every other architecture it accumulates gradients.
     """
-    _, chosen = choose(names)
+    chosen = choose(names).plugins
     accumulate = 1 + 2 * (ARCHITECTURES.index(architecture) % 2)
     options = {n: {**TABLE[n].options, **TABLE[n].on.get(architecture, {})} for n in chosen}
     with plugins(*names, options=options, training={"accumulate": accumulate}):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sae_plugins import Plugin, PluginError, hookimpl, plugins
 from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
+from sae_plugins.framework.resolve import resolve
 from sae_plugins.runs import checks, lockstep
 from sae_plugins.runs.job import Job
 from sae_plugins.runs.load import load_job
@@ -66,13 +67,7 @@ def arm(name: str, flags: str | None = None, like: Job | None = None, **fields: 
         name,
         like.sharing(settings.job()) if like else load_job(settings.job()),
         Path("lockstep") / name,
-        **{
-            "plugins": settings.selected(),
-            "without": settings.left_out(),
-            "options": settings.options,
-            "training": settings.training(),
-            **fields,
-        },
+        **{"plan": settings.plan, **fields},
     )
 
 
@@ -176,7 +171,8 @@ class Interrupts(AtStepThree):
 
 
 def with_plugin(one: LockstepRun, plugin: type[Plugin]) -> LockstepRun:
-    return replace(one, plugins=[plugin, *one.plugins])
+    plugins = ((plugin, plugin.Options()), *one.plan.plugins)
+    return replace(one, plan=replace(one.plan, plugins=plugins))
 
 
 # -- what an arm ends up with ------------------------------------------------------------------
@@ -304,9 +300,10 @@ def test_an_arm_that_fails_is_reported_and_its_memory_freed(
 
 
 def test_an_arm_that_cannot_be_drawn_does_not_take_the_others_down() -> None:
-    fine, wrong = arms({"fine": "--training_tokens 256", "wrong": "--training_tokens 256"})
-    failures = train([replace(wrong, options={"reorder": {}}), fine])
-    assert "reorder" in str(failures["wrong"])
+    flags = "--training_tokens 256"
+    fine, wrong = arms({"fine": flags, "wrong": f"{flags} --architecture topk --k 4"})
+    failures = train([replace(wrong, plan=resolve(["input-norm-l1"])), fine])
+    assert "plugin 'input-norm-l1' does not work on topk SAEs" in str(failures["wrong"])
     assert fine.folder.exists()
 
 

@@ -22,7 +22,7 @@ def test_demos_say_all_that_another_model_s_defaults_would_change(name: str):
     flags = {"recipe": name, "model_name": "gpt2", "hook_name": "x", "dataset_path": "x"}
     here, there = settle({"recipe": name}), settle(flags)
     assert not there.notes
-    assert there.options == here.options
+    assert there.plan.plugins == here.plan.plugins
     about_the_model = {*flags, "is_dataset_tokenized", "streaming", "device"}
     about_the_model |= {"context_size", "store_batch_size_prompts", "n_batches_in_buffer"}
     of_other_architectures = {"l0_coefficient", "k"}

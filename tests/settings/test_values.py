@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_plugins.base.errors import UsageError
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.values import convert
 
@@ -37,5 +37,5 @@ def test_values_of_recipes(name: str, value: object, expected: object):
     ],
 )
 def test_values_that_do_not_fit(name: str, value: object):
-    with pytest.raises(UsageError, match=f"--{name}"):
+    with pytest.raises(SaePluginsError, match=f"--{name}"):
         convert(all_flags()[name], value)

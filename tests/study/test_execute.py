@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import lockstep
@@ -24,7 +25,7 @@ from sae_plugins.study.cells import plan
 from sae_plugins.study.findings import Findings, Trained
 from sae_plugins.study.gather import _missed as missed
 from sae_plugins.study.gather import gather
-from sae_plugins.study.spec import Study, StudyError
+from sae_plugins.study.spec import Study
 
 STUDY: dict[str, Any] = {
     "description": "Does reordering help?",
@@ -329,7 +330,7 @@ def test_pilots_that_fail_are_reported(tmp_path: Path) -> None:
 
 def test_a_damaged_manifest_is_named(copy: Path) -> None:
     (copy / "evaluations/toy/seed0/manifest.json").write_text('{"rows": [')
-    with pytest.raises(StudyError, match=r"seed0/manifest.json cannot be read"):
+    with pytest.raises(SaePluginsError, match=r"seed0/manifest.json cannot be read"):
         gather("try", changed(), copy)
 
 

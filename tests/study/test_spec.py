@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sae_plugins.study.spec import StudyError, as_yaml, load
+from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.study.spec import as_yaml, load
 
 SMALLEST: dict[str, Any] = {
     "reference": "l1",
@@ -95,7 +96,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "message"), WRONG)
 def test_a_study_that_there_is_not(name: str, message: str) -> None:
-    with pytest.raises(StudyError) as error:
+    with pytest.raises(SaePluginsError) as error:
         load(name)
     assert message in str(error.value)
 
@@ -144,7 +145,7 @@ def test_what_is_wrong_is_named(contents: Any, message: str) -> None:
     else:
         written(SMALLEST)
         name = written({"extends": "study.yaml", **contents}, "wrong.yaml")
-    with pytest.raises(StudyError) as error:
+    with pytest.raises(SaePluginsError) as error:
         load(name)
     assert message.lower() in str(error.value).lower()
     assert name in str(error.value)

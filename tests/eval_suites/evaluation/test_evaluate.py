@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 from pydantic import Field
 
-from sae_plugins.base.errors import PluginError, SuiteError
+from sae_plugins.base.errors import PluginError, SaePluginsError, SuiteError
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation import folder as module
 from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
-from sae_plugins.eval_suites.evaluation.manifest import EvaluationError, Manifest
+from sae_plugins.eval_suites.evaluation.manifest import Manifest
 from sae_plugins.eval_suites.evaluation.results import Result
 from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, Value
 from sae_plugins.eval_suites.suite import SuiteSettings as SuiteSettings
@@ -386,7 +386,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(evaluate, monkeypa
         own(path, text)
 
     monkeypatch.setattr(module, "write", full)
-    with pytest.raises(EvaluationError, match="No space left on device; the 1 finished rows"):
+    with pytest.raises(SaePluginsError, match="No space left on device; the 1 finished rows"):
         evaluate()
     assert len(table(tmp_path / "OUT", "results.csv")) == 2
     monkeypatch.setattr(module, "write", own)
@@ -406,7 +406,7 @@ def test_two_evaluations_do_not_share_a_folder(evaluate, tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as other:  # fmt: skip
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(EvaluationError, match="another evaluation is writing into it"):
+        with pytest.raises(SaePluginsError, match="another evaluation is writing into it"):
             evaluate()
         other.stdin.close()
     assert statuses(evaluate())["a", 42] == "ok"
@@ -415,7 +415,7 @@ def test_two_evaluations_do_not_share_a_folder(evaluate, tmp_path):
 def test_a_damaged_manifest_is_named_and_results_survive_its_removal(evaluate, tmp_path):
     evaluate()
     (tmp_path / "OUT" / "manifest.json").write_text("{")
-    with pytest.raises(EvaluationError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(SaePluginsError, match=r"manifest\.json cannot be read"):
         evaluate()
     (tmp_path / "OUT" / "manifest.json").unlink()
     suite = Dummy()

@@ -14,7 +14,7 @@ from sae_lens import SAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 
-from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.errors import HubError, SuiteError
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
@@ -291,7 +291,7 @@ def test_an_sae_on_the_hub(tmp_path, monkeypatch, loopback_hub):
     loopback_hub.add("someone/saes", tmp_path / "saes", "models")
     with pytest.raises(SuiteError, match="batchtopk SAE in training"):
         load_subject("someone/saes:layer-1/small")
-    with pytest.raises(SuiteError, match="the repository someone/saes has no SAE 'layer-2'"):
+    with pytest.raises(HubError, match="the repository someone/saes has no SAE 'layer-2'"):
         load_subject("someone/saes:layer-2")
 
 
@@ -317,7 +317,7 @@ def test_a_repository_while_offline(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SuiteError, match=r"cannot be downloaded: .* unset HF_HUB_OFFLINE"):
+    with pytest.raises(HubError, match=r"cannot be downloaded: .* unset HF_HUB_OFFLINE"):
         load_subject("nobody/nothing:sae")
 
 
