@@ -59,21 +59,13 @@ class Folder:
         self._rows = rows
         with self._writing("the folder"):
             self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            unlock = lock(self.path)
-        except BlockingIOError as error:
-            raise SaePluginsError(
-                f"{self.path}: another evaluation is writing into it; wait, or choose another "
-                "folder"
-            ) from error
-        try:
+        busy = f"{self.path}: another evaluation is writing into it; wait, or choose another folder"
+        with lock(self.path, SaePluginsError(busy)):
             self.manifest = Manifest.read(self.path)  # which may have changed before the lock
             self._previous = list(self.manifest.rows)
             self.manifest.add(rows)
             self.save()
             yield
-        finally:
-            unlock()
 
     def keep(self, row: Row, file: str, result: Result, raw: str | None) -> None:
         """Write a row's result to a file, SAEBench's own JSON beside it, and the tables."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from sae_plugins.base.errors import SaePluginsError
 
 VERSIONS = ("sae-plugins", "sae-lens", "torch", "transformer-lens", "numpy", "python")
 """Distributions whose versions `run.yaml` names; the plugins' own come on top."""
@@ -33,32 +36,26 @@ def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
 _version = cache(version)  # which parses a file each time
 
 
-def lock(folder: Path) -> Callable[[], None]:
-    """Lock a folder until the function that is returned is called, or the process ends.
+def lock(folder: Path, busy: SaePluginsError) -> ExitStack:
+    """Lock a folder until what is returned is closed, or the process ends.
 
-    Where that is impossible, as on Windows and some network disks, nothing is locked.
+    The folder itself is locked, so that no file is left in it. Where that is impossible, as on some
+    network disks, nothing is locked.
 
     Raises:
-        BlockingIOError: another process has locked it.
+        SaePluginsError: `busy`, if another process has locked it.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return _nothing
+    unlock = ExitStack()
     handle = os.open(folder, os.O_RDONLY)
+    unlock.callback(os.close, handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
-        raise
+        unlock.close()
+        raise busy from None
     except OSError:
-        os.close(handle)
-        return _nothing
-    return lambda: os.close(handle)
-
-
-def _nothing() -> None:
-    pass
+        unlock.close()
+    return unlock
 
 
 @contextmanager

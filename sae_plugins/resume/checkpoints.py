@@ -164,9 +164,8 @@ class Checkpoints:
         """Make the folder and lock it, so that no other run writes its checkpoints there."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            stack.callback(lock(self.folder))
-        except BlockingIOError as error:
-            raise PluginError(f"{self.folder}: another run writes its checkpoints there") from error
+            busy = PluginError(f"{self.folder}: another run writes its checkpoints there")
+            stack.enter_context(lock(self.folder, busy))
         except OSError as error:
             reason = error.strerror or error
             raise PluginError(f"{self.folder} cannot hold checkpoints: {reason}") from error

@@ -15,12 +15,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.files import _nothing, lock, size, write
+from sae_plugins.base.files import lock, size, write
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -71,7 +72,7 @@ class RunFolder:
         """Name the folder; nothing happens yet."""
         self.path = path
         self.unfinished = path / UNFINISHED
-        self._unlock: Callable[[], None] = _nothing
+        self._lock = ExitStack()
         self._started = self._moving = False
 
     def check(self, overwrite: bool) -> None:
@@ -149,17 +150,12 @@ class RunFolder:
         return PluginError(f"--output_path {self.path} cannot be written to: {_why(error)}")
 
     def _take_lock(self) -> None:
-        try:
-            self._unlock = lock(self.path)
-        except BlockingIOError as error:
-            raise PluginError(
-                f"--output_path {self.path}: another run is writing into it; choose another folder"
-            ) from error
+        busy = f"--output_path {self.path}: another run is writing into it; choose another folder"
+        self._lock = lock(self.path, PluginError(busy))
 
     def release(self) -> None:
         """Let other runs have the folder."""
-        self._unlock()
-        self._unlock = _nothing
+        self._lock.close()
 
     def _taken(self) -> list[str]:
         """Names in the folder, less those of failed runs that left no checkpoint and no SAE."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,23 +111,15 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
         raise SaePluginsError(f"{where}.{key}: {reason}") from error
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> ExitStack:
+    busy = f"{folder}: this study is being run already; wait, or choose another --output_path"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unlock = lock(folder)
-    except BlockingIOError as error:
-        raise SaePluginsError(
-            f"{folder}: this study is being run already; wait, or choose another --output_path"
-        ) from error
+        return lock(folder, SaePluginsError(busy))
     except OSError as error:
         raise SaePluginsError(
             f"--output_path {folder} cannot be written to: {error.strerror}"
         ) from error
-    try:
-        yield
-    finally:
-        unlock()
 
 
 def _passes(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Pass]:

@@ -456,11 +456,8 @@ def test_two_runs_of_one_study_are_not_at_once(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "studies/mine").mkdir(parents=True)
-    unlock = lock(tmp_path / "studies/mine")
-    try:
+    with lock(tmp_path / "studies/mine", SaePluginsError("busy")):
         assert main(["study", "run", file]) == 1
-    finally:
-        unlock()
     assert "this study is being run already" in capsys.readouterr().err
 
 

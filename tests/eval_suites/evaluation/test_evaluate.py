@@ -398,8 +398,8 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(evaluate, monkeypa
 def test_two_evaluations_do_not_share_a_folder(evaluate, tmp_path):
     (tmp_path / "OUT").mkdir()
     code = (
-        "import sys; from pathlib import Path; from sae_plugins.runs.folder import lock\n"
-        "unlock = lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from sae_plugins.base.files import lock\n"
+        "unlock = lock(Path(sys.argv[1]), None); print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "OUT")],
