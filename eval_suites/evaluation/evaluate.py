@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sae_plugins.base.errors import SaePluginsError, without_secrets
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import versions
+from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.evaluation.folder import Folder
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.meter import Meter

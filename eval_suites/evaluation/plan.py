@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError, without_secrets
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import versions
+from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Row
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, NOT_APPLICABLE
 from sae_plugins.eval_suites.suite import Suite

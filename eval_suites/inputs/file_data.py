@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SuiteError, without_secrets
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.inputs.data import SCHEMAS, Data, Need, Record, digest, iterable
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_plugins import world
-from sae_plugins.base.errors import PluginError, without_secrets
+from sae_plugins.base.errors import PluginError
 from sae_plugins.base.hub import MAIN
+from sae_plugins.base.secrets import without_secrets
 from sae_plugins.base.text import arrow, as_markdown, format_value
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation import tables

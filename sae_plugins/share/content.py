@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import HubError
 from sae_plugins.base.hub import CARD, local
+from sae_plugins.base.secrets import without_secrets
 from sae_plugins.runs.folder import (
     CONFIG,
     FIGURES,
@@ -173,7 +174,7 @@ def _without_home(text: str) -> str:
     home = str(Path.home())
     if len(Path(home).parts) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    return re.sub(r"\bhf_\w{20,}", "...", text)
+    return without_secrets(text)
 
 
 def size_of(content: Content) -> int:

@@ -252,7 +252,7 @@ def failure(cell: Cell, folder: Path) -> str | None:
 
 def _reason(error: Exception) -> str:
     """One line, without secrets."""
-    from sae_plugins.base.errors import without_secrets
+    from sae_plugins.base.secrets import without_secrets
 
     text = without_secrets(" ".join(str(error).split()))
     return text if isinstance(error, SaePluginsError) else f"{type(error).__name__}: {text[:300]}"
