@@ -39,6 +39,15 @@ def loopback_hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     hub.close()
 
 
+@pytest.fixture(params=["here", pytest.param("alone", marks=pytest.mark.ci)])
+def process(request: pytest.FixtureRequest) -> str:
+    """Whether code of others runs here, or alone in a process that has imported nothing of ours.
+
+    Importing SAELens there takes seconds.
+    """
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same global random state at the start of every test; torch only where it is imported."""
