@@ -6,7 +6,6 @@ import gc
 import logging
 import random
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,26 +15,10 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+from contracts import pytest_collection_modifyitems
 from hub import LoopbackHub
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By default a contract runs on two architectures a promise: standard, and one by its name.
-
-    `make combinations` runs all.
-    """
-    from sae_plugins.framework.architectures import ARCHITECTURES
-
-    architectures = list(ARCHITECTURES)
-    for item in items:
-        architecture = getattr(getattr(item, "callspec", None), "params", {}).get("architecture")
-        contract = getattr(item, "cls", None)
-        if architecture is None or not hasattr(contract, "plugin"):
-            continue
-        promise = item.nodeid.partition("[")[0]
-        chosen = architectures[zlib.crc32(promise.encode()) % len(architectures)]
-        if architecture not in ("standard", chosen):
-            item.add_marker(pytest.mark.combinations)
+__all__ = ["pytest_collection_modifyitems"]
 
 
 def pytest_collection_finish() -> None:
@@ -54,6 +37,15 @@ def loopback_hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     hub = LoopbackHub(tmp_path / "hub-cache")
     yield hub
     hub.close()
+
+
+@pytest.fixture(params=["here", pytest.param("alone", marks=pytest.mark.ci)])
+def process(request: pytest.FixtureRequest) -> str:
+    """Whether code of others runs here, or alone in a process that has imported nothing of ours.
+
+    Importing SAELens there takes seconds.
+    """
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -137,7 +137,11 @@ def written(loopback_hub: LoopbackHub) -> list[str]:
 
 
 def test_sae_lens_alone_loads_what_was_uploaded(
-    loopback_hub: LoopbackHub, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    process: str,
+    loopback_hub: LoopbackHub,
+    run: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = run()
     token = next(iter(loopback_hub.tokens))
@@ -148,10 +152,13 @@ def test_sae_lens_alone_loads_what_was_uploaded(
     lines = [line[4:] for line in said.out.splitlines() if line.startswith("    ")]
     lines.append("features = sae.encode(activations)")
     acts = "torch.linspace(-1, 1, 24).reshape(3, 8)"
-    loaded = loopback_hub.run(
-        "\n".join(["import sys, torch", f"activations = {acts}", *lines,
-                   "print(features.tolist())", "assert 'sae_plugins' not in sys.modules"])
-    )  # fmt: skip
+    code = "\n".join(
+        ["import sys, torch", f"activations = {acts}", *lines, "print(features.tolist())"]
+    )
+    if process == "here":
+        loaded = loopback_hub.run_here(code, monkeypatch)
+    else:
+        loaded = loopback_hub.run(f"{code}\nassert 'sae_plugins' not in sys.modules")
     sae = load_subject(str(folder)).sae
     here = sae.encode(torch.linspace(-1, 1, 24).reshape(3, 8))
     assert here.abs().sum() > 0
