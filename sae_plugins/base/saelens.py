@@ -99,6 +99,13 @@ if TYPE_CHECKING:
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
 
+SYNTHETIC_NAMES = {
+    "training_tokens": "training_samples",
+    "train_batch_size_tokens": "batch_size",
+    "autocast": "autocast_sae",
+}
+"""Settings that SAELens' runner on synthetic models spells differently."""
+
 _substitute: Callable[[], type[SAETrainer[Any, Any]]] | None = None
 
 

@@ -6,7 +6,7 @@ import graphlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,8 @@ from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.plugin import CLAIMS, Method, Plugin
 
 Selected = str | type[Plugin]
+LossForm = Literal["sum_of_squares", "l2_norm", "mean"]
+"""Names of `losses.LOSS_FORMS`, here so that nothing needs torch to check one."""
 
 
 class TrainingSettings(BaseModel):
@@ -23,9 +25,8 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     accumulate: int = Field(1, ge=1, description="batches whose mean gradient makes one update")
-    loss_form: str | None = Field(
+    loss_form: LossForm | None = Field(
         None,
-        pattern="^(sum_of_squares|l2_norm|mean)$",
         description="reconstruction loss of a token: sum_of_squares (SAELens' own), l2_norm, mean",
     )
     weight_decay: float = Field(

@@ -60,13 +60,9 @@ class SyntheticJob:
 
         from sae_plugins.runs.job import runner_fields, settings_accepted
 
-        renamed = {
-            "training_tokens": "training_samples",
-            "train_batch_size_tokens": "batch_size",
-            "autocast": "autocast_sae",
-        }
         fields = runner_fields(self.settings, folder)
-        fields = {renamed.get(name, name): value for name, value in fields.items()}
+        names = saelens.SYNTHETIC_NAMES
+        fields = {names.get(name, name): value for name, value in fields.items()}
         fields.pop("verbose", None)
         with settings_accepted():
             return SyntheticSAERunnerConfig(

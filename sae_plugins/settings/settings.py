@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.settings.flags import SYNTHETIC_NAMES, Flag, all_flags, unknown_flag
+from sae_plugins.base.saelens import SYNTHETIC_NAMES
+from sae_plugins.settings.flags import Flag, all_flags, unknown_flag
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 if TYPE_CHECKING:
