@@ -53,6 +53,8 @@ def begun() -> Iterator[None]:
     """What a command is to do has begun: an error inside ends it with exit code 1."""
     try:
         yield
+    except StateError:  # of what there is to go on from: nothing has begun
+        raise
     except SaePluginsError as error:
         error.exit_code = 1
         raise
