@@ -94,11 +94,17 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the nearest known names, or lists them when none is near."""
+def did_you_mean(name: str, known: Iterable[str], stem: str = "") -> str:
+    """A sentence that suggests the nearest known names, or lists them when none is near.
+
+    Args:
+        name: as it was given.
+        known: what it may have been.
+        stem: what precedes all of these, which a suggestion has, too.
+    """
     names = sorted(known)
     if near := nearest(name, names):
-        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
+        return "did you mean " + " or ".join(repr(stem + match) for match in near) + "?"
     return f"known: {', '.join(names)}" if names else "none are known"
 
 

@@ -6,13 +6,13 @@ sparsity coefficients compare only within one form: a coefficient is 2 ||r|| tim
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-LossForm = Literal["sum_of_squares", "l2_norm", "mean"]
+from sae_plugins.framework.resolve import LossForm
 
 
 def sum_of_squares(sae_out: Tensor, sae_in: Tensor) -> Tensor:

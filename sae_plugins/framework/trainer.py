@@ -29,7 +29,7 @@ from sae_plugins.framework.accumulate import GradientWindow
 from sae_plugins.framework.architectures import architecture_of
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host
-from sae_plugins.framework.losses import LOSS_FORMS, LossForm
+from sae_plugins.framework.losses import LOSS_FORMS
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.framework.run import Run
@@ -85,7 +85,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def _prepare(self, settings: TrainingSettings) -> None:
         self.sae.cfg.metadata.sae_plugins = self.plan.provenance()
         if settings.loss_form is not None:
-            self.sae.mse_loss_fn = LOSS_FORMS[cast(LossForm, settings.loss_form)]
+            self.sae.mse_loss_fn = LOSS_FORMS[settings.loss_form]
         if settings.accumulate > 1 or settings.clip != STOCK_SETTINGS.clip:
             self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
         self._ends_window = True
