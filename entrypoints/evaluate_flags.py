@@ -9,7 +9,6 @@ from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints import terminal
 from sae_plugins.settings.command_line import take
 from sae_plugins.settings.flags import Flag
-from sae_plugins.settings.values import convert
 
 PRESETS = ("canonical", "quick", "paper")
 """`suite.PRESETS`, without its imports; a test compares them."""
@@ -57,6 +56,8 @@ def parse(
     Raises:
         SaePluginsError: an unknown flag, a missing or an unfit value.
     """
+    from sae_plugins.settings.values import convert  # which imports pydantic
+
     sources: list[str] = []
     given: dict[str, Any] = {}
     settings: dict[str, list[str]] = {}

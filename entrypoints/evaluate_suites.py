@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.settings.choice import option_value
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.suite import Suite
@@ -58,8 +59,8 @@ def with_settings(
         for key, texts in settings.items():
             whose, _, field = key.partition(".")
             if whose == name:
-                values[field] = _setting_value(suite, field, texts)
-        suites[name] = (suite, _validated(suite, preset, values))
+                values[field] = option_value(suite.Settings, field, " ".join(texts))
+        suites[name] = (suite, suite.settings(preset, values))
     return suites
 
 
@@ -71,47 +72,3 @@ def shortcuts_off(suite: Suite) -> dict[str, Any]:
         for name, field in fields
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("shortcut")
     }
-
-
-def _setting_value(suite: Suite, name: str, texts: Sequence[str]) -> Any:
-    """Texts as the setting's type has them: none, one value, or a list; wrong ones stay texts.
-
-    Raises:
-        SaePluginsError: the suite has no such setting.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    from sae_plugins.base.errors import did_you_mean
-
-    fields = suite.Settings.model_fields
-    if name not in fields:
-        raise SaePluginsError(
-            f"--{suite.name}.{name}: the suite {suite.name!r} has no setting {name!r}: "
-            f"{did_you_mean(name, fields)}"
-        )
-    adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, fields[name].annotation))
-    words = [word for text in texts for word in text.split(",") if word]
-    readings: list[Any] = [words]
-    if len(texts) == 1:
-        none = [None] if texts[0].lower() in ("none", "null") else []
-        readings = [*none, texts[0], words]
-    for reading in readings:
-        try:
-            return adapter.validate_python(reading)
-        except ValidationError:
-            continue
-    return " ".join(texts)
-
-
-def _validated(suite: Suite, preset: str, values: Mapping[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    try:
-        return suite.settings(preset, values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        whose = f"--{suite.name}.{key} {problem['input']!r}" if key else f"suite {suite.name}"
-        raise SaePluginsError(f"{whose}: {message}") from error

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from sae_plugins.base.values import validated
 from sae_plugins.eval_suites.inputs.bench import Bench
 
 if TYPE_CHECKING:
@@ -109,8 +110,13 @@ class Suite(ABC):
     needs_model: ClassVar[bool] = True
 
     def settings(self, preset: str, overrides: Mapping[str, Any]) -> Any:
-        """The settings of a preset with some of them replaced; pydantic checks them."""
-        return self.Settings(**{**self.presets.get(preset, {}), **overrides})
+        """The settings of a preset with some of them replaced.
+
+        Raises:
+            SaePluginsError: names those that do not fit.
+        """
+        values = {**self.presets.get(preset, {}), **overrides}
+        return validated(self.Settings, values, f"--{self.name}.")
 
     def refusal(self, subject: Subject) -> str | None:
         """Why this suite does not apply to an SAE, or None if it does."""

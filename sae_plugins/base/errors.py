@@ -52,6 +52,8 @@ def begun() -> Iterator[None]:
     """What a command is to do has begun: an error inside ends it with exit code 1."""
     try:
         yield
+    except StateError:  # of what there is to go on from: nothing has begun
+        raise
     except SaePluginsError as error:
         error.exit_code = 1
         raise
@@ -91,9 +93,15 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the nearest known names, or lists them when none is near."""
+def did_you_mean(name: str, known: Iterable[str], stem: str = "") -> str:
+    """A sentence that suggests the nearest known names, or lists them when none is near.
+
+    Args:
+        name: as it was given.
+        known: what it may have been.
+        stem: what precedes all of these, which a suggestion has, too.
+    """
     names = sorted(known)
     if near := nearest(name, names):
-        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
+        return "did you mean " + " or ".join(repr(stem + match) for match in near) + "?"
     return f"known: {', '.join(names)}" if names else "none are known"

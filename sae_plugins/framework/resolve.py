@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import graphlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.errors import PluginError, Problems, did_you_mean
+from sae_plugins.base.values import validated
 from sae_plugins.framework import registry
 from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.plugin import CLAIMS, Method, Plugin
@@ -126,18 +128,28 @@ class Choice:
         Raises:
             PluginError: plugins cannot be combined, or options are wrong.
         """
-        methods, ordered = self.methods, _order(self.plugins)
-        _check_conflicts(ordered)
-        settings = _merge("", methods, lambda m: m.training, training)
-        plan_training = _validated(TrainingSettings, settings, "training settings")
-        _check_claims(ordered, plan_training)
-        given = _merged_options(methods, self.plugins, options or {})
-        flags = _merge("", methods, lambda m: m.sae_lens, sae_lens)
+        methods, ordered, problems = self.methods, _order(self.plugins), Problems()
+        problems.add(*_conflicts(ordered))
+        settings = _merge("--", methods, lambda m: m.training, training, problems)
+        plan_training = TrainingSettings()
+        with problems.gathered():
+            plan_training = validated(TrainingSettings, settings, "--")
+        problems.add(*_disputed(ordered, plan_training))
+        given = options or {}
+        for name in given.keys() - self.plugins.keys():
+            near = did_you_mean(name, self.plugins)
+            problems.add(f"options are given for {name!r}, which is not chosen; {near}")
+        plugins: list[tuple[type[Plugin], Any]] = []
+        for plugin in ordered:
+            stem, name = f"--{plugin.name}.", plugin.name
+            of_methods = partial(_options_of, name)
+            merged = _merge(stem, methods, of_methods, given.get(name), problems)
+            with problems.gathered():
+                plugins.append((plugin, validated(plugin.Options, merged, stem)))
+        flags = _merge("--", methods, lambda m: m.sae_lens, sae_lens, problems)
+        problems.stop(PluginError)
         return Plan(
-            plugins=tuple(
-                (plugin, _validated(plugin.Options, given[plugin.name], f"plugin {plugin.name!r}"))
-                for plugin in ordered
-            ),
+            plugins=tuple(plugins),
             training=plan_training,
             methods=tuple(method.name for method in methods),
             sae_lens={k: v for k, v in flags.items() if any(k in m.sae_lens for m in methods)},
@@ -239,34 +251,36 @@ def _order(chosen: Mapping[str, type[Plugin]]) -> list[type[Plugin]]:
     return ordered
 
 
-def _check_conflicts(ordered: Sequence[type[Plugin]]) -> None:
+def _conflicts(ordered: Sequence[type[Plugin]]) -> Iterator[str]:
     names = {plugin.name for plugin in ordered}
     for plugin in ordered:
         for other in plugin.conflicts:
             if other in names:
-                raise PluginError(f"plugins {plugin.name!r} and {other!r} cannot be combined")
+                yield f"plugins {plugin.name!r} and {other!r} cannot be combined; leave one out"
 
 
-def _check_claims(ordered: Sequence[type[Plugin]], training: TrainingSettings) -> None:
+def _disputed(ordered: Sequence[type[Plugin]], training: TrainingSettings) -> Iterator[str]:
+    """What is wrong with the plugins' claims."""
     owners = {} if training.loss_form is None else {"reconstruction_loss": "loss_form"}
     for plugin in ordered:
         for claim in plugin.claims:
             if claim not in CLAIMS:
-                raise PluginError(
-                    f"plugin {plugin.name!r} claims {claim!r}: {did_you_mean(claim, CLAIMS)}"
-                )
-            if claim in owners:
-                raise PluginError(
-                    f"{owners[claim]!r} and {plugin.name!r} both claim the {claim}; choose one"
-                )
+                yield f"plugin {plugin.name!r} claims {claim!r}: {did_you_mean(claim, CLAIMS)}"
+            elif claim in owners:
+                yield f"{owners[claim]!r} and {plugin.name!r} both claim the {claim}; choose one"
             owners[claim] = plugin.name
 
 
+def _options_of(mechanism: str, method: type[Method]) -> Mapping[str, Any]:
+    return method.options.get(mechanism, {})
+
+
 def _merge(
-    prefix: str,
+    stem: str,
     methods: Sequence[type[Method]],
     settings_of: Callable[[type[Method]], Mapping[str, Any]],
     override: Mapping[str, Any] | None,
+    problems: Problems,
 ) -> dict[str, Any]:
     """The methods' settings under the user's; two methods must agree or the user decide."""
     override = override or {}
@@ -275,47 +289,10 @@ def _merge(
     for method in methods:
         for key, value in settings_of(method).items():
             if key in merged and merged[key] != value and key not in override:
-                raise PluginError(
+                problems.add(
                     f"methods {owner[key]!r} and {method.name!r} want different values for "
-                    f"--{prefix}{key} ({merged[key]!r}, {value!r}): give it yourself"
+                    f"{stem}{key} ({merged[key]!r}, {value!r}): give it yourself"
                 )
             merged[key] = value
             owner[key] = method.name
     return {**merged, **override}
-
-
-def _merged_options(
-    methods: Sequence[type[Method]],
-    chosen: Mapping[str, type[Plugin]],
-    given: Mapping[str, Mapping[str, Any]],
-) -> dict[str, dict[str, Any]]:
-    for name in given:
-        if name not in chosen:
-            raise PluginError(
-                f"options are given for {name!r}, which is not chosen; {did_you_mean(name, chosen)}"
-            )
-    return {
-        name: _merge(
-            f"{name}.",
-            methods,
-            lambda method, name=name: method.options.get(name, {}),  # type: ignore[misc]
-            given.get(name),
-        )
-        for name in chosen
-    }
-
-
-def _validated(model: type[BaseModel], values: Mapping[str, Any], whose: str) -> Any:
-    try:
-        return model(**values)
-    except ValidationError as error:
-        problems = [_explain(model, problem, whose) for problem in error.errors()]
-        raise PluginError(*problems) from error
-
-
-def _explain(model: type[BaseModel], problem: Any, whose: str) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{whose} has no option {key!r}: {did_you_mean(key, model.model_fields)}"
-    message = problem["msg"].removeprefix("Value error, ").lower()
-    return f"{whose}, option {key!r} = {problem['input']!r}: {message}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from sae_plugins.framework.plugin import Plugin
     from sae_plugins.framework.resolve import Choice, Selected
 
@@ -52,7 +53,7 @@ def merged_options(
                 if source is recipe and changed:
                     continue
                 raise SaePluginsError(f"--{key}: {_not_chosen(name, chosen)}")
-            options.setdefault(name, {})[option] = option_value(chosen[name], option, value)
+            options.setdefault(name, {})[option] = option_value(chosen[name].Options, option, value)
     if "output_path" in options.get("recorder", {}):
         raise SaePluginsError(
             "--recorder.output_path: here the recorder writes into the run's folder, which is "
@@ -75,23 +76,9 @@ def _not_chosen(name: str, chosen: Iterable[str]) -> str:
     return f"no plugin {name!r} is chosen: {did_you_mean(name, chosen)}"
 
 
-def option_value(plugin: type[Plugin], option: str, value: Any) -> Any:
-    """A text as the option's type has it: as it is, none, or JSON; wrong ones stay as they are."""
-    from pydantic import TypeAdapter, ValidationError
+def option_value(options: type[BaseModel], name: str, value: Any) -> Any:
+    """A text as the option of this name has it; other values, and of unknown names, stay."""
+    from sae_plugins.base.values import read
 
-    known = plugin.Options.model_fields.get(option)
-    if known is None or not isinstance(value, str):
-        return value
-    adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, known.annotation))
-    readings: list[Any] = [None, value] if value.lower() in ("none", "null") else [value]
-    if value.startswith(("[", "{")):
-        try:
-            readings.append(json.loads(value))
-        except ValueError:
-            return value
-    for reading in readings:
-        try:
-            return adapter.validate_python(reading)
-        except ValidationError:
-            continue
-    return value
+    known = options.model_fields.get(name)
+    return read(known.annotation, value) if known and isinstance(value, str) else value

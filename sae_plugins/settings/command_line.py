@@ -7,7 +7,6 @@ from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings.flags import all_flags, unknown_flag
-from sae_plugins.settings.values import convert
 
 
 def parse(
@@ -28,6 +27,8 @@ def parse(
     Raises:
         SaePluginsError: an unknown flag, a missing or an unfit value.
     """
+    from sae_plugins.settings.values import convert  # which imports pydantic
+
     settings: dict[str, Any] = {}
     unknown: list[str] = []
     rest = list(arguments)

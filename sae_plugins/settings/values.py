@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, Union
 
-from sae_plugins.base.errors import SaePluginsError
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from sae_plugins.base.values import fitting, read
 from sae_plugins.settings.flags import Flag
 
 
@@ -19,17 +19,8 @@ def convert(flag: Flag, value: Any) -> Any:
     """
     if isinstance(value, dict) and "dict" in flag.alternatives:
         return value
-    text = as_text(value)
-    try:
-        return _read_as(flag.alternatives, flag.choices, text)
-    except ValueError:
-        wanted = f"it must be {' or '.join(_in_words(flag))}"
-        if "choice" in flag.alternatives:
-            from sae_plugins.base.errors import did_you_mean
-
-            also = [kind for kind in flag.alternatives if kind == "none"]
-            wanted = did_you_mean(text, [*flag.choices, *also])
-        raise SaePluginsError(f"--{flag.name} {text!r}: {wanted}") from None
+    annotation = _annotation(flag)
+    return fitting(annotation, read(annotation, as_text(value)), f"--{flag.name}")
 
 
 def as_text(value: Any) -> str:
@@ -41,57 +32,27 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def _boolean(text: str) -> bool:
-    return {"true": True, "yes": True, "false": False, "no": False}[text.lower()]
+def _boolean(text: Any) -> bool:
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    if str(text).lower() not in words:  # such as 1, which pydantic would take
+        raise PydanticCustomError("bool_parsing", "")
+    return words[str(text).lower()]
 
 
-def _mapping(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("not a mapping")
-    return value
+_TYPES: dict[str, Any] = {
+    "none": None,
+    "bool": Annotated[bool, BeforeValidator(_boolean)],
+    "int": int,
+    "float": float,
+    "str": str,
+    "dict": dict[str, Any],
+    "list[int]": list[int],
+    "list[int|none]": list[int | None],
+}
 
 
-def _none(text: str) -> None:
-    if text.lower() not in ("none", "null"):
-        raise ValueError("not none")
-
-
-def _list_of(kind: str, text: str) -> list[Any]:
-    items = [item for item in re.split(r"[\s,]+", text.strip("[]() ")) if item]
-    return [_read_as(kind.split("|"), (), item) for item in items]
-
-
-def _read_as(kinds: Iterable[str], choices: Sequence[str], text: str) -> Any:
-    """The text as the first of `kinds` that it fits; ValueError if it fits none."""
-    readers: dict[str, Callable[[str], Any]] = {
-        "none": _none,
-        "bool": _boolean,
-        "int": int,
-        "float": float,
-        "dict": _mapping,
-        "str": str,
-        "choice": lambda word: choices[choices.index(word)],
-    }
-    for kind in kinds:
-        try:
-            if kind.startswith("list["):
-                return _list_of(kind[5:-1], text)
-            return readers[kind](text)
-        except (ValueError, KeyError):
-            continue
-    raise ValueError(text)
-
-
-def _in_words(flag: Flag) -> list[str]:
-    words = {
-        "bool": "true or false",
-        "int": "a whole number",
-        "float": "a number",
-        "str": "a text",
-        "dict": "a JSON object",
-        "choice": ", ".join(flag.choices),
-        "list[int]": "whole numbers",
-        "list[int|none]": "whole numbers or none",
-    }
-    return [words.get(kind, kind) for kind in flag.alternatives]
+def _annotation(flag: Flag) -> Any:
+    """The type of a flag's values."""
+    kinds = flag.alternatives
+    types = (Literal[flag.choices] if kind == "choice" else _TYPES[kind] for kind in kinds)
+    return Union[tuple(types)]  # noqa: UP007

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base.errors import SaePluginsError, did_you_mean, prefixed
+from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
@@ -80,10 +80,14 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
 
 def check_suites(study: Study) -> None:
     """Refuse suites, settings and metrics that there are not."""
+    problems = Problems()
     for name, model in study.models.items():
         for suite in model.suites:
-            suite_of(study, name, suite)
-    check_compared(study)
+            with problems.gathered():
+                suite_of(study, name, suite)
+    with problems.gathered():
+        check_compared(study)
+    problems.stop()
 
 
 def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
@@ -92,23 +96,12 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
     Raises:
         SaePluginsError: there is none, or a setting is wrong.
     """
-    from pydantic import ValidationError
-
     from sae_plugins.eval_suites import registry
 
-    where = f"models.{model}.suites.{name}"
     spec = study.models[model]
-    with prefixed(where):
+    with prefixed(f"models.{model}.suites"):
         suite = registry.load(name)
-    try:
         return suite, suite.settings(spec.preset, spec.suites[name])
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        reason = problem["msg"]
-        if problem["type"] == "extra_forbidden":
-            reason = f"no such setting: {did_you_mean(key, suite.Settings.model_fields)}"
-        raise SaePluginsError(f"{where}.{key}: {reason}") from error
 
 
 def _locked(folder: Path) -> ExitStack:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +40,7 @@ from pydantic import (
 
 from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import SaePluginsError, did_you_mean, prefixed
+from sae_plugins.base.values import Place, sentences
 from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.study import ENOUGH_SEEDS
 
@@ -287,21 +288,15 @@ def load(name_or_file: str) -> Study:
         try:
             return Study.model_validate(merged)
         except ValidationError as error:
-            raise SaePluginsError(_first(error)) from error
+            raise SaePluginsError(*sentences(error, _place, _fields_at)) from error
 
 
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place in the file."""
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(problem["loc"])
-        message = f"there is no such key: {did_you_mean(str(problem['loc'][-1]), known)}"
-    return f"{place}: {message}" if place else message
+def _place(place: Place) -> str:
+    return ".".join(map(str, place))
 
 
-def _fields_at(place: Sequence[Any]) -> list[str]:
+def _fields_at(place: Place) -> list[str]:
+    """The keys that there may be where `place` is none."""
     kinds: Mapping[str, type[BaseModel]] = {"models": Model, "arms": Arm, "rows": PaperRows}
     if len(place) == 1:
         return list(Study.model_fields)

@@ -115,9 +115,9 @@ CASES = [
     ("runs/a --seed 1 2 1", "--seed 1 is given twice"),
     ("runs/a --output_path", "--output_path needs a value"),
     ("runs/a --output_path file", "is a file; name a folder"),
-    ("runs/a --dummy.sise 4", "--dummy.sise: the suite 'dummy' has no setting 'sise': did you"),
-    ("runs/a --dummy.size big", "--dummy.size 'big': input should be a valid integer"),
-    ("runs/a --dummy.size 0", "--dummy.size 0: input should be greater than or equal to 1"),
+    ("runs/a --dummy.sise 4", "there is no option --dummy.sise: did you mean '--dummy.size'"),
+    ("runs/a --dummy.size big", "--dummy.size 'big': it must be a whole number"),
+    ("runs/a --dummy.size 0", "--dummy.size 0: it must be at least 1"),
     ("runs/a --suite dummy --fussy.size 4", "the suite 'fussy' is not chosen; add --suite fussy"),
     ("runs/a --dumy.size 4", "--dumy.size: no suite 'dumy' is installed: did you mean 'dummy'"),
 ]

@@ -223,7 +223,7 @@ def fits(name: str, value: str) -> bool:
         field = loaded.Options.model_fields[option]
         alone = create_model("Alone", value=(field.annotation, field))
         try:
-            alone(value=option_value(loaded, option, value))
+            alone(value=option_value(loaded.Options, option, value))
         except ValidationError:
             return False
         return True
@@ -337,7 +337,6 @@ def names_a_flag(said: str, line: Line) -> bool:
     typed = [word[2:].partition("=")[0] for word in line if word.startswith("--")]
     plugins = [word.partition("=")[2] for word in line if word.startswith(("--plugin", "--with"))]
     named = [rf"--{re.escape(name)}\b" for name in typed]
-    named += [rf"option '{re.escape(name.rpartition('.')[2])}'" for name in typed]
     named += [rf"(plugin|methods) '{re.escape(name)}'" for name in plugins]
     return any(re.search(pattern, message) for pattern in named)
 
@@ -410,7 +409,10 @@ COMMON = settings(
         ),
         ("--model_name=synthetic:toy --dtype=float64", "--dtype float64: SAELens compares"),
         ("--model_name=synthetic:toy --reshape_activations=hook_z", "--reshape_activations"),
-        ("--plugin=reorder --reorder.window=1000000000000", "option 'window'"),
+        (
+            "--plugin=reorder --reorder.window=1000000000000",
+            "--reorder.window 1000000000000: it must be at most",
+        ),
     ],
 )
 def test_what_was_found(line: str, message: str, capsys: pytest.CaptureFixture[str]):

@@ -277,10 +277,13 @@ def test_training_minimises_the_chosen_form(form: str, architecture: str) -> Non
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"accumulate": 0}, "'accumulate' = 0: input should be greater than or equal to 1"),
-        ({"clip": 0.0}, "'clip' = 0.0: input should be greater than 0"),
-        ({"loss_form": "l3"}, "'loss_form' = 'l3'"),
-        ({"weight_decays": 1.0}, "no option 'weight_decays': did you mean 'weight_decay'?"),
+        ({"accumulate": 0}, "--accumulate 0: it must be at least 1"),
+        ({"clip": 0.0}, "--clip 0.0: it must be greater than 0"),
+        (
+            {"loss_form": "l3"},
+            "--loss_form 'l3': it must be 'sum_of_squares', 'l2_norm', 'mean' or none",
+        ),
+        ({"weight_decays": 1.0}, "no option --weight_decays: did you mean '--weight_decay'?"),
     ],
 )
 def test_bad_settings_are_refused(setting: Any, message: str) -> None:

@@ -186,11 +186,10 @@ def test_options_are_validated_and_explained() -> None:
         return str(caught.value)
 
     assert attempt(decai=0.5) == (
-        "plugin 'input-norm-l1' has no option 'decai': did you mean 'decay'?"
+        "there is no option --input-norm-l1.decai: did you mean '--input-norm-l1.decay'?"
     )
-    message = "plugin 'input-norm-l1', option 'decay' = 1.5: input should be less than 1"
-    assert attempt(decay=1.5) == message
-    assert "option 'per' = 'word': input should be 'token' or 'batch'" in attempt(per="word")
+    assert attempt(decay=1.5) == "--input-norm-l1.decay 1.5: it must be less than 1"
+    assert attempt(per="word") == "--input-norm-l1.per 'word': it must be 'token' or 'batch'"
     assert attempt(decay=1.5, decai=1).count("\n") == 1  # both problems are told
     with pytest.raises(PluginError, match="given for 'reorder', which is not chosen; known: nan-g"):
         resolve(["nan-guard"], options={"reorder": {}})

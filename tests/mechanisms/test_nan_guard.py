@@ -63,5 +63,5 @@ def test_a_finite_run_is_left_alone() -> None:
 
 
 def test_at_most_a_hundred_steps_may_pass_between_looks() -> None:
-    with pytest.raises(PluginError, match="'every' = 101: input should be less than or equal"):
+    with pytest.raises(PluginError, match=r"--nan-guard\.every 101: it must be at most 100"):
         train(NanGuard, options={"nan-guard": {"every": 101}})

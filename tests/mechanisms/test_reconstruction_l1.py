@@ -112,8 +112,8 @@ def test_the_first_multiplier_is_inside_its_bounds_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"greatest": 0.05}, r"option 'greatest' = 0\.05: .*below least = 0\.1"),
-        ({"least": 99}, r"option 'greatest' = 2\.0: .*below least = 99"),
+        ({"greatest": 0.05}, r"--reconstruction-l1\.greatest 0\.05: .*below least = 0\.1"),
+        ({"least": 99}, r"--reconstruction-l1\.greatest 2\.0: .*below least = 99"),
     ],
 )
 def test_bounds_in_the_wrong_order_are_refused(options: dict[str, float], message: str) -> None:

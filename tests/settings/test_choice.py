@@ -16,11 +16,11 @@ def test_options_are_read_as_their_types_have_them():
             text: str = Field("")
             many: list[int] = Field([])
 
-    assert option_value(Odd, "maybe", "none") is None
-    assert option_value(Odd, "maybe", "3") == 3
-    assert option_value(Odd, "text", "none") == "none"
-    assert option_value(Odd, "many", "[1, 2]") == [1, 2]
-    assert option_value(Odd, "nothing", "x") == "x"
+    assert option_value(Odd.Options, "maybe", "none") is None
+    assert option_value(Odd.Options, "maybe", "3") == 3
+    assert option_value(Odd.Options, "text", "none") == "none"
+    assert option_value(Odd.Options, "many", "[1, 2]") == [1, 2]
+    assert option_value(Odd.Options, "nothing", "x") == "x"
 
 
 def test_the_guard_is_there_once_and_can_be_left_out():
