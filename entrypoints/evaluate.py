@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError, begun
 from sae_plugins.entrypoints.evaluate_flags import FLAGS, help_text, parse
-from sae_plugins.entrypoints.evaluate_forecast import dry_run
 from sae_plugins.entrypoints.evaluate_output import (
+    dry_run,
     list_suites,
     print_failures,
     print_plan,
