@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError, StateError, begun
+from sae_plugins.entrypoints.progress import TrainProgress
 from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk
 from sae_plugins.entrypoints.train_help import help_text
 from sae_plugins.entrypoints.train_output import print_plan, print_summary
 from sae_plugins.settings.command_line import parse
 
 if TYPE_CHECKING:
+    from sae_plugins.framework.run import Run
     from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import RunFolder
     from sae_plugins.runs.job import Job
@@ -165,18 +167,25 @@ def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
 def _fit(
     settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints
 ) -> dict[str, float]:
-    from sae_plugins.base.saelens import interruption
+    from sae_plugins.base.saelens import interruption, no_bars
     from sae_plugins.framework.attach import plugins
     from sae_plugins.runs.recorder import Recorder
 
-    plan = settings.plan.observed_by(Recorder, output_path=str(folder.unfinished))
+    progress = TrainProgress(settings.batches)
+
+    class Shown(Recorder):
+        def show(self, run: Run) -> None:
+            progress.trained(run.step, run.samples, self.last)
+
+    plan = settings.plan.observed_by(Shown, output_path=str(folder.unfinished))
     try:
         with (
+            closing(progress),
             _wandb(settings, checkpoints),
             plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints),
         ):
             run = job.prepare(folder.unfinished)
-            with _disk_errors(folder), _wandb_errors():
+            with _disk_errors(folder), _wandb_errors(), no_bars():
                 return run()
     except interruption() as error:
         raise KeyboardInterrupt from error

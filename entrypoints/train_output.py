@@ -23,14 +23,13 @@ def print_plan(
     from sae_plugins.base.files import size
 
     config, batch = job.sae_config, settings.get("train_batch_size_tokens")
-    steps = -(-settings.get("training_tokens") // batch)
     waiting = bytes_of_buffer(settings, job)
     where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
     rows = {
         "model": f"{settings.model_name}{where}",
         "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
         "plugins": " -> ".join(_described(settings)),
-        "training": f"{steps} steps of {batch} tokens, seed {settings.get('seed')}, on "
+        "training": f"{settings.batches} steps of {batch} tokens, seed {settings.get('seed')}, on "
         f"{config.device}",
         "folder": str(folder.path),
         "checkpoints": f"{_when(settings)}, {size(each)} each"

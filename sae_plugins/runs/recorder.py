@@ -112,6 +112,10 @@ class Recorder(Plugin):
         if run.step % self.options.every == 0 or run.step >= run.total_steps:
             numbers = _numbers(run.metrics_of(output))  # a GPU sync: the clock is read after it
             self.row = self.last = {**self.heading(run), **numbers, **_numbers(run.metrics)}
+        self.show(run)
+
+    def show(self, run: Run) -> None:
+        """Show where the run is: nowhere here, and on the terminal in `sae-plugins train`."""
 
     @hookimpl
     def features_changed(self, run: Run, change: FeatureChange) -> None:

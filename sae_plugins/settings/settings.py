@@ -71,6 +71,11 @@ class Settings:
         return int(self.get("training_tokens")) // int(self.get("train_batch_size_tokens"))
 
     @property
+    def batches(self) -> int:
+        """Training steps in all, the last and smaller batch's included."""
+        return -(-int(self.get("training_tokens")) // int(self.get("train_batch_size_tokens")))
+
+    @property
     def is_saved_regularly(self) -> bool:
         """Whether checkpoints are written without an interruption, too."""
         from sae_plugins.resume.files import interval
