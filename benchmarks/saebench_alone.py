@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
 from sae_plugins.base.seeds import seed_everything
 from sae_plugins.eval_suites.absorption import POSITION, TEMPLATE
 from sae_plugins.eval_suites.saebench.absorption import sorted_vocabulary

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
 from sae_plugins.base.seeds import random_states, seed_everything
 from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.cache import Cached, fingerprint

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.saebench.isolation import only_json, running
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel

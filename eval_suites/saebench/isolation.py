@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
 from sae_plugins.base.seeds import random_states, set_random_states
 from sae_plugins.eval_suites.inputs.bench import Bench
 

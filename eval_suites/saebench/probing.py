@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.cache import Cache, Cached, fingerprint
 from sae_plugins.eval_suites.inputs.data import Need

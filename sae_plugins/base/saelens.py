@@ -23,6 +23,7 @@
   the number of tokens on which each feature fires.
 - `n_training_steps` counts completed steps and is advanced by the caller of `step`;
   `n_training_samples` is advanced inside it; `cfg.total_training_samples` bounds it.
+- `lr_scheduler.step()` runs once in each `SAETrainer.step`, whether or not weights moved.
 - `activation_scaler.scaling_factor` holds until `fit` folds it into the weights.
 - `SAETrainer.fit`, with nothing left to train on, takes no batch where the scale of activations is
   known, folds it into the weights and closes the training; the only bars that it draws, and those
@@ -88,6 +89,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.patches import replaced
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -150,22 +153,6 @@ def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Itera
         yield
     finally:
         _substitute = None
-
-
-@contextmanager
-def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Set attributes of a class, a module or an instance, and put back what it had of its own."""
-    own = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
-    try:
-        for name, value in attributes.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name in attributes:
-            if name in own:
-                setattr(owner, name, own[name])
-            else:
-                delattr(owner, name)
 
 
 def data_loader(

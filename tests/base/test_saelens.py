@@ -318,6 +318,17 @@ def test_who_counts_steps_and_samples() -> None:
     assert trainer.n_training_samples == trainer.cfg.total_training_samples == STEPS * TOKENS
 
 
+@seam("`lr_scheduler.step()` runs once in each `SAETrainer.step`")
+def test_the_schedule_counts_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = tiny_batches(steps=3)
+    trainer = tiny_trainer(tiny_sae("standard"), batches)
+    steps = watch(monkeypatch, type(trainer.lr_scheduler), "step")
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # no weight moves
+    for done, batch in enumerate(batches, start=1):
+        advance(trainer, [batch])
+        assert len(steps) == done
+
+
 @seam("`activation_scaler.scaling_factor` holds until `fit` folds it")
 def test_the_activation_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     sae = tiny_sae("standard", normalize_activations="expected_average_only_in")

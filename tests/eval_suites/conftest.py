@@ -158,7 +158,7 @@ class Lab:
 
         from sae_bench.evals.absorption import common, feature_absorption
 
-        from sae_plugins.base.saelens import replaced
+        from sae_plugins.base.patches import replaced
 
         stack = ExitStack()
         for module in (common, feature_absorption):

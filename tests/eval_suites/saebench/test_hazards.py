@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
 from sae_plugins.base.seeds import seed_everything
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.data import Need
