@@ -91,6 +91,18 @@ def drawn(sketched: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures are very small pictures, which Weights & Biases takes."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(_: Figure, path: Path, **__: Any) -> None:
+        Image.new("RGB", (8, 8)).save(path, format="png")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
+@pytest.fixture
 def tiny_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     """A tiny model and text in the embedded world's place, in an empty working directory."""
     import torch

@@ -349,9 +349,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine.yaml"
 
 
-def test_the_commands(
-    file: str, copy: Path, drawn: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands(file: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "status", file]) == 0
     assert "studies/mine" in (shown := capsys.readouterr().out)
     assert "l1 (reference)" in shown
