@@ -60,7 +60,10 @@ def _seeded() -> None:
     if "torch" in sys.modules:
         import torch
 
-        torch.manual_seed(0)
+        if torch.cuda.is_available():
+            torch.manual_seed(0)
+        else:  # the same, without a note for the devices that there are not, which takes longer
+            torch.default_generator.manual_seed(0)
         torch.set_num_threads(1)
 
 
