@@ -21,10 +21,14 @@ from hub import LoopbackHub
 __all__ = ["pytest_collection_modifyitems"]
 
 
+gc.disable()  # while tests are imported: looking for garbage is a quarter of that
+
+
 def pytest_collection_finish() -> None:
     """No collection of garbage looks through what imports have left: that takes half a second."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
@@ -56,7 +60,10 @@ def _seeded() -> None:
     if "torch" in sys.modules:
         import torch
 
-        torch.manual_seed(0)
+        if torch.cuda.is_available():
+            torch.manual_seed(0)
+        else:  # the same, without a note for the devices that there are not, which takes longer
+            torch.default_generator.manual_seed(0)
         torch.set_num_threads(1)
 
 
@@ -84,6 +91,18 @@ def drawn(sketched: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import sketches
 
     monkeypatch.setattr(sketches.Figure, "savefig", sketches.draw)
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures are very small pictures, which Weights & Biases takes."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(_: Figure, path: Path, **__: Any) -> None:
+        Image.new("RGB", (8, 8)).save(path, format="png")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

@@ -78,8 +78,8 @@ def test_a_run_knows_the_truth_and_is_reproducible():
     assert not same(run, train("other", "--plugin", "reorder", "--seed", "1"))
 
 
-def test_logging_to_wandb_changes_no_weight(request: pytest.FixtureRequest):
+@pytest.mark.usefixtures("small_pictures")
+def test_logging_to_wandb_changes_no_weight():
     off = train("off")
-    request.getfixturevalue("drawn")  # it logs them
     often = "--wandb_log_frequency 2 --eval_every_n_wandb_logs 2 --eval_frequency 1"
     assert same(off, train("on", "--log_to_wandb", *often.split()))

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import wandb
-from matplotlib.figure import Figure
-from PIL import Image
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
@@ -28,16 +26,6 @@ WORLD = (
 SYNTHETIC = ("--model_name", "synthetic:toy", "--eval_frequency", "16", "--eval_samples", "2000")
 LOG = ("--log_to_wandb", "--wandb_log_frequency", "2", "--eval_every_n_wandb_logs", "3")
 FIGURES = {"firing_by_position.png", "loss_and_l0.png"}
-
-
-@pytest.fixture
-def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a figure shows, its file is the smallest picture that wandb takes."""
-
-    def save(_: Figure, path: Path, **__: Any) -> None:
-        Image.new("RGB", (8, 8)).save(path, format="png")
-
-    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +76,11 @@ def logged() -> tuple[set[str], dict[str, set[str]]]:
 
 
 @pytest.mark.parametrize("on", [WORLD, SYNTHETIC], ids=["language model", "synthetic"])
-def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(on: tuple[str, ...]) -> None:
+def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(
+    on: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    if on == SYNTHETIC:
+        request.getfixturevalue("small_pictures")
     chosen = (*on, "--plugin", "reorder", "--plugin", "linear-l1", "--reorder.start", "5")
     weights = [
         load_file(train(name, *chosen, *log) / "sae_weights.safetensors")

@@ -34,7 +34,7 @@ STUDY: dict[str, Any] = {
         "toy": {
             "train": {
                 "model_name": "synthetic:toy",
-                "training_tokens": 9600,  # 25 steps
+                "training_tokens": 4608,  # 12 steps
                 "n_batches_for_norm_estimate": 4,
                 "heldout_tokens": 4096,
                 "d_sae": 32,
@@ -349,9 +349,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine.yaml"
 
 
-def test_the_commands(
-    file: str, copy: Path, drawn: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands(file: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "status", file]) == 0
     assert "studies/mine" in (shown := capsys.readouterr().out)
     assert "l1 (reference)" in shown
@@ -442,8 +440,8 @@ def test_a_report_of_saes_that_count_no_more_stays(
     assert main(["study", "report", file, *where]) == 0
     report = (copy / "report.html").read_bytes()
     text = Path(file).read_text()
-    assert "training_tokens: 9600" in text
-    Path(file).write_text(text.replace("training_tokens: 9600", "training_tokens: 9984"))
+    assert "training_tokens: 4608" in text
+    Path(file).write_text(text.replace("training_tokens: 4608", "training_tokens: 4992"))
     capsys.readouterr()
     assert main(["study", "report", file, *where]) == 2
     said = capsys.readouterr()
@@ -475,7 +473,7 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
     for when in ("saes/toy/*.unfinished", "evaluations/toy/seed*/*/*.json"):
         process = subprocess.Popen(command, start_new_session=True, env=environment)
         while process.poll() is None and not any(Path("here").glob(when)):
-            time.sleep(0.05)
+            time.sleep(0.01)
         process.send_signal(how)
         assert process.wait(timeout=60) != 0
         left = "?"
