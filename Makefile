@@ -70,7 +70,7 @@ docs: env ## write the generated parts of docs/ anew, and build the site into bu
 	@echo 'open build/site/index.html'
 
 world: env ## train the embedded world's language model anew
-	$(BIN)/python -m sae_plugins.world.build.train --work_path world-build
+	$(BIN)/python examples/embedded-world/train.py --work_path world-build
 
 bench: env ## time plugins against plain SAELens, and checkpoints against plain safetensors
 	$(BIN)/python benchmarks/bench_step.py

@@ -248,6 +248,13 @@ def test_hooked_transformer_is_the_same_model(model: Any, tokenizer: Any) -> Non
     assert padded_gap < 1e-3
 
 
+@pytest.fixture
+def _measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`measure`, beside the program that made the model, can be imported."""
+    folder = Path(__file__).parents[2] / "examples" / "embedded-world"
+    monkeypatch.syspath_prepend(str(folder))
+
+
 every_document = pytest.mark.parametrize(
     "every", [3, pytest.param(1, marks=pytest.mark.ci, id="all")]
 )
@@ -255,10 +262,11 @@ every_document = pytest.mark.parametrize(
 
 
 @every_document
+@pytest.mark.usefixtures("_measures")
 def test_model_spells_words_it_never_spelt_in_training(
     every: int, model: Any, tokenizer: Any
 ) -> None:
-    from sae_plugins.world.build.measure import spelling_accuracy
+    from measure import spelling_accuracy
 
     heldout = text.spelling_words("heldout")[::every]
     words = [space + word for word in heldout for space in ("", " ")]
@@ -266,10 +274,11 @@ def test_model_spells_words_it_never_spelt_in_training(
 
 
 @every_document
+@pytest.mark.usefixtures("_measures")
 def test_model_predicts_heldout_text_better_than_bigrams(
     every: int, model: Any, tokenizer: Any
 ) -> None:
-    from sae_plugins.world.build.measure import Bigrams, cross_entropies
+    from measure import Bigrams, cross_entropies
 
     baselines = Bigrams(len(tokenizer))
     known = [document for _, document in text.mix("train", 6_000)]

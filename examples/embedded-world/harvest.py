@@ -1,6 +1,6 @@
 """Freezes what the world takes from elsewhere: `prose.txt.gz` and `words.txt` in `data/`.
 
-    python -m sae_plugins.world.build.harvest
+    python examples/embedded-world/harvest.py
 
 Prose comes from the documentation that Python carries (PSF licence); it differs between Python
 versions, which is why it is frozen. Words are the most frequent lower-case words of the world's own

@@ -1,6 +1,6 @@
 """Builds the world's tokenizer and model from its text into `data/`.
 
-    python -m sae_plugins.world.build.train --minutes 45 --work_path world-build
+    python examples/embedded-world/train.py --minutes 45 --work_path world-build
 
 Half of each step's tokens are the mix of all genres; the other half are alphabetical lists and, at
 every fourth step, spelling prompts (loss on the answers alone). The halves run on one core each.
@@ -30,12 +30,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import measure
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from sae_plugins.world import model, path, text, tokenizer
-from sae_plugins.world.build import measure
 
 SEED = 0
 TEXT_BATCH, TEXT_TOKENS = 4, model.CONTEXT  # sequences x tokens

@@ -1,1 +1,0 @@
-"""What made `data/`: a checkout has it, and the wheel has not."""
