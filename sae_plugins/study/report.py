@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from sae_plugins.base import text as base_text
 from sae_plugins.base.files import write as write_file
-from sae_plugins.eval_suites.evaluation.tables import as_csv
+from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import sections, words
 from sae_plugins.study.facts import DECIDED, Facts

@@ -14,8 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sae_plugins.base.plots import save
-from sae_plugins.base.text import arrow
-from sae_plugins.eval_suites.evaluation.tables import natural
+from sae_plugins.base.text import arrow, natural
 from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import figures, traces
 from sae_plugins.study.facts import Facts, mean_l0
