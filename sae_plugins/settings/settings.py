@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.settings.flags import SYNTHETIC_NAMES, Flag, all_flags, unknown_flag
+from sae_plugins.settings.flags import SYNTHETIC_NAMES, Flag, all_flags
+from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def applies(name: str, settings: Settings) -> bool:
     if dot:
         return any(plugin == chosen.name for chosen, _ in settings.plan.plugins)
     if name not in all_flags():
-        raise SaePluginsError(unknown_flag(name))
+        raise SaePluginsError(unknown_flag(name, all_flags()))
     flag = all_flags()[name]
     return does_not_apply(flag, settings.model_name, settings.architecture) is None
 
