@@ -27,8 +27,8 @@ from sae_plugins import world
 from sae_plugins.entrypoints.main import main as sae_plugins
 from sae_plugins.runs import lockstep
 from sae_plugins.runs.load import load_job
-from sae_plugins.settings.command_line import parse
-from sae_plugins.settings.settle import options_of, settle
+from sae_plugins.settings.command_line import train_flags
+from sae_plugins.settings.settle import settle
 
 LAYERS = 4
 ARMS = {
@@ -85,7 +85,7 @@ def together(folder: Path, args: argparse.Namespace) -> None:
     """Eight arms in lockstep."""
     job, arms = None, []
     for name in ARMS:
-        settings = settle(parse(flags_of(name, args), options_of))
+        settings = settle(train_flags(flags_of(name, args)))
         job = job.sharing(settings.job()) if job else load_job(settings.job())
         arms.append(lockstep.LockstepRun(name, job, folder / name, settings.plan))
     if failures := lockstep.train(arms):

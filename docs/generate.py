@@ -6,28 +6,26 @@ names its method.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
-import io
-import os
 import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
 from sae_plugins import recipes
 from sae_plugins.entrypoints import main as command_line
-from sae_plugins.entrypoints import plugins, study
+from sae_plugins.entrypoints import plugins
+from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.evaluate_suites import shortcuts_off
+from sae_plugins.entrypoints.help import help_text
 from sae_plugins.eval_suites.suite import PRESETS, Suite
 from sae_plugins.framework import features, hookspecs, registry
 from sae_plugins.framework.architectures import ARCHITECTURES, Architecture
@@ -349,11 +347,10 @@ def recipe_list(_: str) -> Iterator[str]:
 
 def command_reference(_: str) -> Iterator[str]:
     """What every command says to `--help`."""
-    for words in ([], *subcommands(command_line._parser())):
-        command = " ".join(["sae-plugins", *words])
-        yield f"## {command}"
+    for command in commands(command_line.root()):
+        yield f"## {f'sae-plugins {command.name}'.strip()}"
         yield ""
-        yield from fenced("", help_of(words))
+        yield from fenced("", help_text(command, 96))
         yield ""
 
 
@@ -394,23 +391,11 @@ PARTS = {
 }
 
 
-def subcommands(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
-    """The words of every command below a parser."""
-    own_parsers = {"study": study._parser}
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, below in action.choices.items():
-                yield [name]
-                below = own_parsers[name]() if name in own_parsers else below
-                yield from ([name, *rest] for rest in subcommands(below))
-
-
-def help_of(words: list[str]) -> str:
-    """What a command prints for `--help`, 96 characters wide."""
-    said = io.StringIO()
-    with mock.patch.dict(os.environ, COLUMNS="96"), redirect_stdout(said), suppress(SystemExit):
-        command_line.main([*words, "--help"])
-    return "\n".join(line.rstrip() for line in said.getvalue().strip().splitlines())
+def commands(command: Command) -> Iterator[Command]:
+    """A command, and all below it."""
+    yield command
+    for below in command.actions:
+        yield from commands(below)
 
 
 def main() -> int:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError, begun
-from sae_plugins.entrypoints.evaluate_flags import FLAGS, help_text, parse
+from sae_plugins.base.errors import Problems, SaePluginsError, begun
+from sae_plugins.entrypoints.command import Command
+from sae_plugins.entrypoints.evaluate_flags import (
+    ABOUT,
+    EXAMPLES,
+    FLAGS,
+    GROUPS,
+    NOTES,
+    PRESETS,
+    suite_list,
+)
 from sae_plugins.entrypoints.evaluate_output import (
     dry_run,
     list_suites,
@@ -18,6 +27,7 @@ from sae_plugins.entrypoints.evaluate_output import (
 )
 from sae_plugins.entrypoints.evaluate_suites import chosen_suites, with_settings
 from sae_plugins.entrypoints.progress import RowsProgress
+from sae_plugins.settings.command_line import Line
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
@@ -25,26 +35,28 @@ if TYPE_CHECKING:
     from sae_plugins.eval_suites.suite import Suite
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `sae-plugins evaluate`; the exit code: 1 if a row has failed.
+SEEDS = 2**32
+"""numpy takes no seeds from here on."""
 
-    Raises:
-        SaePluginsError: the user should change something.
-    """
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_text())
-        return 0
-    sources, given, settings = parse(arguments)
-    names = chosen_suites(given, settings)
+
+def _run(line: Line, problems: Problems) -> int:
+    """Evaluate; 1 if a row has failed."""
+    names, given = chosen_suites(line, problems), line.given
     if given.get("list"):
+        problems.stop()
         return list_suites(names)
-    if not sources:
-        raise SaePluginsError(
+    if not line.operands:
+        problems.add(
             "name an SAE: the folder of a run, or RELEASE:SAE_ID, before the flags; see --help"
         )
-    preset = given.get("preset") or default_preset(sources)
-    suites = with_settings(names, preset, bool(given.get("exact")), settings)
-    request = _request(sources, given, preset, suites)
+    problems.add(*_wrong_seeds(given.get("seed", [])))
+    folder = Path(given.get("output_path", FLAGS["output_path"].default)).expanduser()
+    if folder.exists() and not folder.is_dir():
+        problems.add(f"--output_path {folder} is a file; name a folder")
+    preset = given.get("preset") or (PRESETS[0] if problems else default_preset(line.operands))
+    suites = with_settings(names, preset, bool(given.get("exact")), line.options, problems)
+    problems.stop()
+    request = _request(line, folder, preset, suites)
     from sae_plugins.eval_suites.evaluation.evaluate import Evaluation
 
     print("loading the SAEs ...", flush=True)
@@ -58,6 +70,29 @@ def main(arguments: Sequence[str]) -> int:
     with begun():
         _draw(evaluation)
     return print_failures(evaluation)
+
+
+COMMAND = Command(
+    "evaluate",
+    "evaluate SAEs",
+    _run,
+    "SAE...",
+    about=ABOUT,
+    examples=EXAMPLES,
+    notes=NOTES,
+    flags=lambda: FLAGS,
+    groups=GROUPS,
+    lists=suite_list,
+    owners="suite",
+)
+
+
+def _wrong_seeds(seeds: Sequence[int]) -> Iterator[str]:
+    for seed in dict.fromkeys(seeds):
+        if not 0 <= seed < SEEDS:
+            yield f"--seed {seed}: it must be at least 0 and less than {SEEDS}"
+        if seeds.count(seed) > 1:
+            yield f"--seed {seed} is given twice: name each seed once"
 
 
 def default_preset(sources: Iterable[str]) -> str:
@@ -86,23 +121,17 @@ def default_preset(sources: Iterable[str]) -> str:
 
 
 def _request(
-    sources: Sequence[str],
-    given: Mapping[str, Any],
-    preset: str,
-    suites: Mapping[str, tuple[Suite, Any]],
+    line: Line, folder: Path, preset: str, suites: Mapping[str, tuple[Suite, Any]]
 ) -> Request:
-    folder = Path(given.get("output_path", FLAGS["output_path"].default)).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise SaePluginsError(f"--output_path {folder} is a file; name a folder")
-
     from sae_plugins.eval_suites.evaluation.evaluate import Request
     from sae_plugins.eval_suites.inputs.cache import default_folder  # which imports torch
 
+    given = line.given
     cache = given.get("cache_path")
     return Request(
-        sources=[str(Path(s).expanduser()) if s.startswith("~") else s for s in sources],
+        sources=[str(Path(s).expanduser()) if s.startswith("~") else s for s in line.operands],
         suites=suites,
-        seeds=given.get("seed", [FLAGS["seed"].default]),
+        seeds=given.get("seed", FLAGS["seed"].default),
         preset=preset,
         output_path=folder,
         cache_path=Path(cache).expanduser() if cache else default_folder(),

@@ -5,62 +5,74 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.settings.choice import option_value
+from sae_plugins.base.errors import Problems, nearest
+from sae_plugins.entrypoints.evaluate_flags import FLAGS
+from sae_plugins.settings.command_line import Line
+from sae_plugins.settings.suggestions import Owners, unknown_flag, unknown_option
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.suite import Suite
 
 
-def chosen_suites(given: Mapping[str, Any], settings: Iterable[str]) -> list[str]:
+def chosen_suites(line: Line, problems: Problems) -> list[str]:
     """The names of the suites to run; none is imported.
 
-    Raises:
-        SaePluginsError: there is no such suite, or a setting belongs to one that is not chosen.
+    Args:
+        line: the command line.
+        problems: hears of suites that there are not, and of settings and flags that are none.
     """
-    from sae_plugins.base.errors import did_you_mean
     from sae_plugins.eval_suites import registry
 
-    names = list(dict.fromkeys(given.get("suite") or registry.built_in()))
-    for name in names:
-        try:
+    given = [name for words in line.given.get("suite", []) for name in words.split(",") if name]
+    names: list[str] = []
+    for name in dict.fromkeys(given or registry.built_in()):
+        if "/" in name:
+            problems.add(f"{name} is no suite: SAEs are named before the flags")
+            line.operands.append(name)
+            continue
+        names += [name] if name in registry.names() else nearest(name, registry.names())[:1]
+        with problems:
             registry.find(name)
-        except SaePluginsError as error:
-            hint = "" if "/" not in name else "; SAEs are named before the flags"
-            raise SaePluginsError(f"{error}{hint}") from error
-    for key in settings:
-        suite = key.partition(".")[0]
-        if suite not in registry.names():
-            raise SaePluginsError(
-                f"--{key}: no suite {suite!r} is installed: {did_you_mean(suite, names)}"
-            )
-        if suite not in names:
-            raise SaePluginsError(
-                f"--{key}: the suite {suite!r} is not chosen; add --suite {suite}, or leave the "
-                "setting out"
-            )
+    installed = registry.options()
+    chosen = {name: installed[name] for name in names}
+    owners = Owners("suite", chosen, installed)
+    problems.add(*(unknown_flag(name, FLAGS, owners, "evaluate") for name in line.unknown))
+    strangers = [key for key in line.options if key.partition(".")[0] not in chosen]
+    problems.add(*(unknown_option(key, owners) for key in strangers))
     return names
 
 
 def with_settings(
-    names: Iterable[str], preset: str, exact: bool, settings: Mapping[str, list[str]]
+    names: Iterable[str],
+    preset: str,
+    exact: bool,
+    options: Mapping[str, str],
+    problems: Problems,
 ) -> dict[str, tuple[Suite, Any]]:
     """Each suite with its settings: the preset's, without shortcuts if so wished, then the flags'.
 
-    Raises:
-        SaePluginsError: a suite cannot be imported, or a setting is unknown or unfit.
+    Args:
+        names: of the suites.
+        preset: of their settings.
+        exact: without shortcuts.
+        options: texts by setting.
+        problems: hears of suites that cannot be imported, and of settings that do not fit. If there
+            are some already, suites without settings are not imported.
     """
     from sae_plugins.eval_suites import registry
+    from sae_plugins.settings.choice import option_value  # which imports pydantic
 
     suites = {}
     for name in names:
-        suite = registry.load(name)
-        values = shortcuts_off(suite) if exact else {}
-        for key, texts in settings.items():
-            whose, _, field = key.partition(".")
-            if whose == name:
-                values[field] = option_value(suite.Settings, field, " ".join(texts))
-        suites[name] = (suite, suite.settings(preset, values))
+        stem = f"{name}."
+        own = {k.removeprefix(stem): text for k, text in options.items() if k.startswith(stem)}
+        if problems and not own:
+            continue
+        with problems:
+            suite = registry.load(name)
+            values = shortcuts_off(suite) if exact else {}
+            values |= {key: option_value(suite.Settings, key, text) for key, text in own.items()}
+            suites[name] = (suite, suite.settings(preset, values))
     return suites
 
 

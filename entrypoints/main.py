@@ -1,47 +1,30 @@
-"""The `sae-plugins` command; each subcommand is a module beside this one, imported when it runs."""
+"""The `sae-plugins` command; each command is a module beside this one, imported when it runs."""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
+from sae_plugins.entrypoints.command import Command
+from sae_plugins.entrypoints.help import help_text
+from sae_plugins.settings.command_line import Line, parse
+from sae_plugins.settings.flags import Flag
+from sae_plugins.settings.suggestions import unknown_flag
 
-_DESCRIPTION = "Train sparse autoencoders with plugins, on SAELens, and evaluate them."
+COMMANDS = ("train", "evaluate", "study", "upload", "plugins", "recipes", "completion")
 _EXAMPLES = """\
-examples:
-  sae-plugins train --recipe hybrid-order-demo train offline, on the embedded world
-  sae-plugins train --help                     all flags, SAELens' own included
-  sae-plugins evaluate runs/demo --preset quick   SAEBench's evaluations, tables and figures
-  sae-plugins evaluate --help                  suites, presets, seeds, and where data come from
-  sae-plugins study run quick                  does it help? verdicts with intervals, a report
-  sae-plugins upload runs/demo me/saes --dry_run  what would go to the Hugging Face Hub
-  sae-plugins plugins list                     the installed plugins and methods
-  sae-plugins plugins show hybrid-order        options, settings and the paper's tables
+  sae-plugins train --recipe hybrid-order-demo      train offline, on the embedded world
+  sae-plugins train --help                          all flags, SAELens' own included
+  sae-plugins evaluate runs/demo --preset quick     SAEBench's evaluations, tables and figures
+  sae-plugins evaluate --help                       suites, presets, seeds, and where data come from
+  sae-plugins study run quick                       does it help? verdicts with intervals, a report
+  sae-plugins upload runs/demo me/saes --dry_run    what would go to the Hugging Face Hub
+  sae-plugins plugins list                          the installed plugins and methods
+  sae-plugins plugins show hybrid-order             options, settings and the paper's tables
+  sae-plugins recipes list                          the packaged recipes
 """
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sae-plugins",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("train", add_help=False, help="train an SAE", allow_abbrev=False)
-    commands.add_parser("evaluate", add_help=False, help="evaluate SAEs", allow_abbrev=False)
-    commands.add_parser("study", add_help=False, help="compare methods", allow_abbrev=False)
-    commands.add_parser("upload", add_help=False, help="share SAEs", allow_abbrev=False)
-    plugins = commands.add_parser("plugins", help="list or show plugins", allow_abbrev=False)
-    actions = plugins.add_subparsers(dest="action", metavar="ACTION")
-    actions.add_parser("list", help="the installed plugins and methods, one a line")
-    show = actions.add_parser("show", help="options, requirements, and a method's tables")
-    show.add_argument("name", metavar="NAME")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,52 +33,94 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: training or an evaluation failed. 2: the user should change something. 130:
     interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = " ".join(["sae-plugins", *arguments[:1]])
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = " ".join(["sae-plugins", *(word for word in words[:1] if word in COMMANDS)])
     try:
-        return _run(arguments)
+        return _run(words)
     except SaePluginsError as error:
         for sentence in error.args:
-            print(f"{command}: error: {sentence}", file=sys.stderr)
+            print(f"{name}: error: {sentence}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `... | head` has seen enough
         sys.stderr.close()
         return 0
 
 
-def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["train"]:  # its flags are many, and not argparse's
-        from sae_plugins.entrypoints import train
+def _run(words: list[str]) -> int:
+    if words[:2] == ["completion", "words"]:  # which the shell asks for
+        from sae_plugins.entrypoints import completion
 
-        return train.main(arguments[1:])
-    if arguments[:1] == ["evaluate"]:  # some flags belong to the suites
-        from sae_plugins.entrypoints import evaluate
+        print(*completion.words(words[2:], found), sep="\n")
+        return 0
+    command, rest = found(words)
+    if any(word in ("-h", "--help") for word in rest):
+        print(help_text(command))
+        return 0
+    problems, flags = Problems(), command.flags()
+    line = parse(rest, flags, problems, operands=bool(command.operand))
+    if not command.owners:
+        for name in (*line.unknown, *line.options):
+            problems.add(unknown_flag(name, flags, command=command.name))
+    if command.operand and "..." not in command.operand and len(line.operands) != 1:
+        problems.add(f"give one {command.operand}: sae-plugins {command.name} {command.operand}")
+    if command.run is None:
+        problems.stop()
+        print(help_text(command))
+        return 0
+    return command.run(line, problems)
 
-        return evaluate.main(arguments[1:])
-    if arguments[:1] == ["study"]:
-        from sae_plugins.entrypoints import study
 
-        return study.main(arguments[1:])
-    if arguments[:1] == ["upload"]:
-        from sae_plugins.entrypoints import upload
+def found(words: Sequence[str]) -> tuple[Command, list[str]]:
+    """The command that these words begin with, and the words after it.
 
-        return upload.main(arguments[1:])
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
-    if parsed.version:
+    Raises:
+        SaePluginsError: there is none.
+    """
+    command, rest = (_command(words[0]) if words[:1] and words[0] in COMMANDS else root()), [*words]
+    if command.name:
+        rest.pop(0)
+    while command.actions and rest and not rest[0].startswith("-"):
+        below = command.below(rest[0])
+        if below is None:
+            known = [each.name.split()[-1] for each in command.actions]
+            near = did_you_mean(rest[0], known, f"{command.name} ".lstrip())
+            whole = f"{command.name} {rest[0]}".strip()
+            raise SaePluginsError(f"there is no command {whole!r}: {near}")
+        command, rest = below, rest[1:]
+    return command, rest
+
+
+def _command(name: str) -> Command:
+    module = importlib.import_module(f"sae_plugins.entrypoints.{name}")
+    command: Command = module.COMMAND
+    return command
+
+
+def root() -> Command:
+    """`sae-plugins` itself."""
+    version = Flag("version", "bool", "print the version, and nothing else", False)
+    return Command(
+        "",
+        "Train sparse autoencoders with plugins, on SAELens, and evaluate them",
+        _version_or_help,
+        examples=_EXAMPLES,
+        flags=lambda: {"version": version},
+        actions=tuple(map(_command, COMMANDS)),
+    )
+
+
+def _version_or_help(line: Line, problems: Problems) -> int:
+    problems.stop()
+    if line.given.get("version"):
         from importlib.metadata import version
 
         print(f"sae-plugins {version('sae-plugins')}")
-        return 0
-    if parsed.command == "plugins":
-        from sae_plugins.entrypoints import plugins
-
-        return plugins.show(parsed.name) if parsed.action == "show" else plugins.list_all()
-    parser.print_help()
-    return 0 if not arguments else 2
+    else:
+        print(help_text(root()))
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,39 +7,38 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.errors import Problems
+from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.fields import bounds, rounded, type_name
-from sae_plugins.entrypoints.terminal import width
+from sae_plugins.entrypoints.terminal import table, width
+from sae_plugins.settings.command_line import Line
 
 if TYPE_CHECKING:
     from sae_plugins.framework.plugin import Method, Plugin
 
 
-def list_all() -> int:
+def _list(_: Line, problems: Problems) -> int:
     """Print a line per installed plugin; none of them is imported."""
+    problems.stop()
     from sae_plugins.framework.registry import listing
 
     entries = sorted(listing(), key=lambda entry: (entry.kind != "method", entry.name))
     names = max(len(entry.name) for entry in entries)
-    owners = max(len(f"{entry.distribution} {entry.version}") for entry in entries)
+    rows = {}
     for entry in entries:
-        owner = f"{entry.distribution} {entry.version}"
-        left = f"{entry.name:<{names}}  {entry.kind:<9}  {owner:<{owners}}  "
-        room = max(width() - len(left), 30)
-        first, *more = textwrap.wrap(entry.summary or "(no description)", room)
-        print(left + first)
-        print("".join(f"{' ' * len(left)}{line}\n" for line in more), end="")
+        left = f"{entry.name:<{names}}  {entry.kind:<9}  {entry.distribution} {entry.version}"
+        rows[left] = entry.summary or "(no description)"
+    print(table(rows))
     return 0
 
 
-def show(name: str) -> int:
-    """Print everything about one plugin or method.
-
-    Raises:
-        PluginError: there is none, or it cannot be imported.
-    """
+def _show(line: Line, problems: Problems) -> int:
+    """Print everything about one plugin or method."""
+    problems.stop()
     from sae_plugins.framework import registry
     from sae_plugins.framework.plugin import Plugin
 
+    (name,) = line.operands
     loaded = registry.load(name)
     entry = registry.installed()[name][0]
     lines = list(_plugin(loaded) if issubclass(loaded, Plugin) else _method(loaded))
@@ -48,6 +47,17 @@ def show(name: str) -> int:
     print(_documentation(loaded))
     print("\n".join(lines))
     return 0
+
+
+COMMAND = Command(
+    "plugins",
+    "list or show plugins",
+    _list,
+    actions=(
+        Command("plugins list", "the installed plugins and methods, one a line", _list),
+        Command("plugins show", "options, requirements, and a method's tables", _show, "PLUGIN"),
+    ),
+)
 
 
 def _documentation(loaded: type[Any]) -> str:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-import textwrap
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sae_plugins.base.errors import SaePluginsError, begun
+from sae_plugins.base.errors import Problems, SaePluginsError, begun
+from sae_plugins.entrypoints import terminal
+from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import StudyProgress
+from sae_plugins.settings.command_line import Line
+from sae_plugins.settings.flags import Flag
 
 if TYPE_CHECKING:
     from sae_plugins.study.cells import StudyPlan
     from sae_plugins.study.findings import Findings
     from sae_plugins.study.spec import Study
 
-_DESCRIPTION = """\
+_ABOUT = """\
 Find out whether a method helps: train arms x sparsities x seeds in lockstep (one pass of the
 language model for all of them), evaluate every SAE, and compare each arm with the reference arm at
 equal L0. A verdict is "better" or "worse" only where the difference stands out from the seeds'
 noise, corrected for the number of comparisons; otherwise it is "not distinguishable".
 """
 _EXAMPLES = """\
+  sae-plugins study list                          the packaged studies
+  sae-plugins study show quick > mine.yaml        one of them, to change
+  sae-plugins study run mine.yaml                 train, evaluate, compare, report; goes on where
+                                                  it was, and does only what a change needs
+  sae-plugins study status mine.yaml              what is done, and what is to do
+  sae-plugins study report mine.yaml              the report of what there is so far
+"""
+_NOTES = """\
 STUDY is the name of a packaged study, or a file that ends in .yaml. The smallest file:
 
   reference: l1
@@ -40,93 +50,31 @@ STUDY is the name of a packaged study, or a file that ends in .yaml. The smalles
     reordered: {train: {plugin: [reorder]}}     # a method, mechanisms, options, an architecture
 
 or `extends: quick`, and then only what is to be otherwise. docs/studies.md explains every key.
-
-examples:
-  sae-plugins study list                          the packaged studies
-  sae-plugins study show quick > mine.yaml        one of them, to change
-  sae-plugins study run mine.yaml                 train, evaluate, compare, report; goes on where
-                                                  it was, and does only what a change needs
-  sae-plugins study status mine.yaml              what is done, and what is to do
-  sae-plugins study report mine.yaml              the report of what there is so far
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `sae-plugins study`; the exit code: 1 if something of the study has failed.
+def _list(_: Line, problems: Problems) -> int:
+    problems.stop()
+    from sae_plugins import studies
+    from sae_plugins.study.spec import load
 
-    Raises:
-        SaePluginsError: the user should change something.
-    """
-    parser = _parser()
-    parsed = parser.parse_args(list(arguments))
-    if parsed.action is None:
-        parser.print_help()
-        return 0 if not arguments else 2
-
-    return int(parsed.function(parsed))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sae-plugins study",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-
-    def action(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        added = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(function=function)
-        if name != "list":
-            added.add_argument(
-                "study", metavar="STUDY", help="a name, or a file that ends in .yaml"
-            )
-        if name not in ("list", "show"):
-            added.add_argument(
-                "--output_path", metavar="DIR", help="the study's folder (default: studies/NAME)"
-            )
-        return added
-
-    action("list", _list, "the packaged studies, and what they ask")
-    action("show", _show, "a study as YAML, with those that it extends")
-    run = action("run", _run, "train, evaluate and compare what is missing, and write the report")
-    run.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="processes, each with the language model in memory (default: one per core on a CPU, "
-        "one on a GPU)",
-    )
-    action("status", _status, "what is done, and what is to do")
-    action("report", _report, "write the report of what there is so far")
-    return parser
-
-
-# -- the actions -----------------------------------------------------------------------------------
-
-
-def _list(_: argparse.Namespace) -> int:
-    from sae_plugins.study import spec
-
-    for name in spec.names():
-        text = f"{name:<24}{spec.load(name).description}"
-        print(textwrap.fill(text, 98, subsequent_indent=24 * " "))
+    print(terminal.table({name: load(name).description for name in studies.names()}))
     return 0
 
 
-def _show(parsed: argparse.Namespace) -> int:
+def _show(line: Line, problems: Problems) -> int:
+    problems.stop()
     from sae_plugins.study.spec import as_yaml, load
 
-    print(as_yaml(load(parsed.study)), end="")
+    print(as_yaml(load(line.operands[0])), end="")
     return 0
 
 
-def _run(parsed: argparse.Namespace) -> int:
-    study, folder = _given(parsed)
-    if parsed.jobs is not None and parsed.jobs < 1:
-        raise SaePluginsError(f"--jobs {parsed.jobs}: give 1 or more")
+def _run(line: Line, problems: Problems) -> int:
+    jobs = line.given.get("jobs")
+    if jobs is not None and jobs < 1:
+        problems.add(f"--jobs {jobs}: give 1 or more")
+    study, folder = _given(line, problems)
     from sae_plugins.study.execute import plan_of, run
 
     known = plan_of(study, folder)
@@ -136,13 +84,13 @@ def _run(parsed: argparse.Namespace) -> int:
     with begun():
         with closing(StudyProgress()) as progress:
             try:
-                run(study, folder, parsed.jobs, progress)
+                run(study, folder, jobs, progress)
             except OSError as error:
                 raise SaePluginsError(
                     f"{folder}: {error}; what is done is kept, and the same command goes on"
                 ) from error
         print(f"done in {(time.perf_counter() - started) / 60:.1f} min")
-        findings = _reported(parsed)
+        findings = _reported(line, problems)
         if not findings.trained:
             raise SaePluginsError(
                 "only pilots were trained: none of the wanted L0s is within their reach; change "
@@ -151,8 +99,8 @@ def _run(parsed: argparse.Namespace) -> int:
     return int(bool(findings.failures))
 
 
-def _status(parsed: argparse.Namespace) -> int:
-    study, folder = _given(parsed)
+def _status(line: Line, problems: Problems) -> int:
+    study, folder = _given(line, problems)
     from sae_plugins.study.execute import plan_of
 
     known = plan_of(study, folder)
@@ -161,13 +109,13 @@ def _status(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _report(parsed: argparse.Namespace) -> int:
-    return int(bool(_reported(parsed).failures))
+def _report(line: Line, problems: Problems) -> int:
+    return int(bool(_reported(line, problems).failures))
 
 
-def _reported(parsed: argparse.Namespace) -> Findings:
+def _reported(line: Line, problems: Problems) -> Findings:
     """Write the report, and print what it comes to."""
-    study, folder = _given(parsed)
+    study, folder = _given(line, problems)
     if not folder.is_dir():
         raise SaePluginsError(
             f"--output_path {folder}: there is no such folder; run the study first"
@@ -184,7 +132,7 @@ def _reported(parsed: argparse.Namespace) -> Findings:
         raise SaePluginsError(
             f"{folder} has no SAE of this study, but an earlier report, which stays"
         )
-    findings = gather(_name(parsed.study), study, folder)
+    findings = gather(Path(line.operands[0]).stem, study, folder)
     with begun():
         try:
             write(folder / FINDINGS, findings.model_dump_json(indent=1) + "\n")
@@ -198,17 +146,67 @@ def _reported(parsed: argparse.Namespace) -> Findings:
     return findings
 
 
-def _given(parsed: argparse.Namespace) -> tuple[Study, Path]:
+def _given(line: Line, problems: Problems) -> tuple[Study, Path]:
+    """The study, and its folder."""
     from sae_plugins.study.spec import load
 
-    folder = Path(parsed.output_path or Path("studies") / _name(parsed.study)).expanduser()
+    study: Study | None = None
+    name = "".join(line.operands[:1])
+    folder = Path(line.given.get("output_path") or Path("studies") / Path(name).stem).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise SaePluginsError(f"--output_path {folder} is a file; name a folder")
-    return load(parsed.study), folder
+        problems.add(f"--output_path {folder} is a file; name a folder")
+    if name:
+        with problems:
+            study = load(name)
+    problems.stop()
+    assert study is not None
+    return study, folder
 
 
-def _name(study: str) -> str:
-    return Path(study).stem
+_FLAGS = {
+    flag.name: flag
+    for flag in (
+        Flag("output_path", "none | str", "the study's folder (default: studies/NAME)"),
+        Flag(
+            "jobs",
+            "int",
+            "processes, each with the language model in memory (default: one per core on a CPU, "
+            "one on a GPU)",
+        ),
+    )
+}
+
+
+def _action(
+    name: str,
+    summary: str,
+    run: Callable[[Line, Problems], int],
+    *flags: str,
+    operand: str = "STUDY",
+) -> Command:
+    own = {flag: _FLAGS[flag] for flag in flags}
+    return Command(f"study {name}", summary, run, operand, flags=lambda: own)
+
+
+COMMAND = Command(
+    "study",
+    "compare methods",
+    about=_ABOUT,
+    examples=_EXAMPLES,
+    notes=_NOTES,
+    actions=(
+        _action("list", "the packaged studies, and what they ask", _list, operand=""),
+        _action("show", "a study as YAML, with those that it extends", _show),
+        _action(
+            "run",
+            "train, evaluate and compare what is missing, and write the report",
+            _run,
+            *("output_path", "jobs"),
+        ),
+        _action("status", "what is done, and what is to do", _status, "output_path"),
+        _action("report", "write the report of what there is so far", _report, "output_path"),
+    ),
+)
 
 
 # -- what is printed -------------------------------------------------------------------------------

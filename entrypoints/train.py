@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError, StateError, begun
+from sae_plugins.base.errors import Problems, SaePluginsError, StateError, begun
+from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import TrainProgress
 from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk
-from sae_plugins.entrypoints.train_help import help_text
+from sae_plugins.entrypoints.train_help import ABOUT, EXAMPLES, GROUPS, NOTES
 from sae_plugins.entrypoints.train_output import print_plan, print_summary
-from sae_plugins.settings.command_line import parse
+from sae_plugins.settings.command_line import Line
+from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.suggestions import unknown_flag
 
 if TYPE_CHECKING:
     from sae_plugins.framework.run import Run
@@ -29,17 +32,8 @@ _OF_TORCH_SAVE = "inline_container"
 """Part of what `torch.save` says when its file takes nothing more."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `sae-plugins train`; the exit code.
-
-    Raises:
-        SaePluginsError: the user should change something.
-    """
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_text())
-        return 0
-    given = parse(arguments, _options_of)
-    settings, folder = _resumed(given) if given.get("resume") else _new(given)
+def _run(line: Line, problems: Problems) -> int:
+    settings, folder = (_resumed if line.given.get("resume") else _new)(line, problems)
     try:
         _train(settings, folder)
     finally:
@@ -47,12 +41,26 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _new(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
+COMMAND = Command(
+    "train",
+    "train an SAE",
+    _run,
+    about=ABOUT,
+    examples=EXAMPLES,
+    notes=NOTES,
+    flags=all_flags,
+    groups=GROUPS,
+    owners="plugin",
+)
+
+
+def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     """The settings and the folder, locked, of a run that starts."""
     from sae_plugins.runs.folder import RunFolder, default_path
     from sae_plugins.settings.settle import settle  # imports pydantic and the plugins
 
-    settings = settle(given)
+    flags = {**line.given, **line.options}
+    settings = settle(flags, unknown=line.unknown, problems=problems)
     default = default_path(
         settings.names, settings.model_name, settings.architecture, settings.get("seed")
     )
@@ -62,17 +70,18 @@ def _new(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
     return settings, folder
 
 
-def _resumed(given: Mapping[str, Any]) -> tuple[Settings, RunFolder]:
+def _resumed(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     """The settings and the folder, locked, of a run that goes on."""
     from sae_plugins.runs.folder import RunFolder
     from sae_plugins.settings.run_yaml import of_resumed
     from sae_plugins.settings.settle import settle
 
+    given = {**line.given, **line.options}
     for name in ("recipe", "output_path", "overwrite"):
         if name in given:
-            raise SaePluginsError(
-                f"--{name} cannot be combined with --resume, which goes on as it was"
-            )
+            problems.add(f"--{name} cannot be combined with --resume, which goes on as it was")
+    problems.add(*(unknown_flag(name, all_flags()) for name in line.unknown))
+    problems.stop()
     folder = RunFolder(Path(given["resume"]).expanduser())
     folder.reopen()
     try:
@@ -98,12 +107,6 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
             f"--checkpoint_path {path} is not empty: choose another folder, or --overwrite to "
             "replace the checkpoints in it"
         )
-
-
-def _options_of(given: Mapping[str, Any]) -> list[str]:
-    from sae_plugins.settings.settle import options_of
-
-    return options_of(given)
 
 
 def _train(settings: Settings, folder: RunFolder) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import Problems, SaePluginsError
+from sae_plugins.entrypoints.command import Command
+from sae_plugins.settings.command_line import Line
+from sae_plugins.settings.flags import Flag
 
 if TYPE_CHECKING:
     from sae_plugins.share.content import Upload
     from sae_plugins.share.repository import Commit, Repository
 
-_DESCRIPTION = """\
+_ABOUT = """\
 Upload SAEs to a repository on the Hugging Face Hub, in SAELens' layout: afterwards
 SAE.from_pretrained("USER/REPO", "SAE_ID") loads them, with nothing of sae-plugins installed. An SAE
 is called as its folder, and comes with run.yaml, metrics, figures, the results of evaluations and a
@@ -24,7 +26,6 @@ Each SAE is one commit: it is there whole or not at all. After an error the same
 You need a token with the right to write: `hf auth login`, or the variable HF_TOKEN.
 """
 _EXAMPLES = """\
-examples:
   sae-plugins upload runs/demo me/saes --dry_run      what would be sent, and the card
   sae-plugins upload runs/demo me/saes
   sae-plugins upload runs/demo-1 runs/demo-2 me/saes --private
@@ -32,88 +33,71 @@ examples:
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `sae-plugins upload`; the exit code: 1 if an SAE could not be uploaded.
+_NOTES = """\
+RUN is the folder of a run, or USER/REPO:SAE_ID of another SAE on the Hub. The repository comes
+last, and is made if there is none.
+"""
+_FLAGS = {
+    flag.name: flag
+    for flag in (
+        Flag("private", "bool", "make a repository that only its owner sees (default: public, or "
+             "what an organisation has chosen)", False),
+        Flag("revision", "str", "upload to this branch, which is made if there is none", "main"),
+        Flag("results", "list[str]", "folders of `sae-plugins evaluate`, whose results of these "
+             "SAEs go along (default: evaluations, if it is here)", adds=True),
+        Flag("overwrite", "bool", "replace SAEs of the same names, with all files in their folders "
+             "but other results of the very same SAE", False),
+        Flag("dry_run", "bool", "say what would be sent, and show the card; send nothing", False),
+    )
+}  # fmt: skip
 
-    Raises:
-        SaePluginsError: the user should change something; nothing was sent.
-    """
-    parser = parser_of_upload()
-    if not arguments:
-        parser.print_help()
-        return 2
-    parsed = parser.parse_intermixed_args(list(arguments))
-    sources, repo = _names(parsed.names)
+
+def _run(line: Line, problems: Problems) -> int:
+    """Upload; 1 if an SAE could not be uploaded."""
     from sae_plugins.base.hub import TRIES, check_branch
     from sae_plugins.share.repository import Repository
 
-    check_branch(parsed.revision)
-    _check_token(parsed.dry_run)
-    uploads = _prepared(sources, repo, parsed.results)
-    tries = 1 if parsed.dry_run else TRIES
-    repository = Repository(repo, parsed.revision, parsed.private, tries, _note)
-    _check(repository, uploads, parsed)
-    if parsed.dry_run:
-        return 0
-    return _send(repository, uploads, parsed.overwrite)
+    given = {name: line.given.get(name, flag.default) for name, flag in _FLAGS.items()}
+    sources, repo = _names(line.operands, problems)
+    with problems:
+        check_branch(given["revision"])
+    with problems:
+        _check_token(given["dry_run"])
+    with problems:
+        folders = _evaluations(given["results"])
+    problems.stop()
+    uploads = _prepared(sources, repo, folders)
+    tries = 1 if given["dry_run"] else TRIES
+    repository = Repository(repo, given["revision"], given["private"], tries, _note)
+    _check(repository, uploads, given["overwrite"], given["dry_run"])
+    return 0 if given["dry_run"] else _send(repository, uploads, given["overwrite"])
 
 
-def parser_of_upload() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="sae-plugins upload",
-        usage="sae-plugins upload RUN [RUN ...] USER/REPO [flags]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="RUN ... USER/REPO",
-        help="folders of runs, or USER/REPO:SAE_ID of other SAEs on the Hub; the repository is the "
-        "last, and is made if there is none",
-    )
-    parser.add_argument(
-        "--private",
-        action="store_true",
-        help="make a repository that only its owner sees (default: public, or what an organisation "
-        "has chosen)",
-    )
-    parser.add_argument(
-        "--revision", metavar="BRANCH", default="main",
-        help="upload to this branch, which is made if there is none (default: main)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--results", metavar="DIR", nargs="+", action="extend",
-        help="folders of `sae-plugins evaluate`, whose results of these SAEs go along (default: "
-        "evaluations, if it is here)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace SAEs of the same names, with all files in their folders but other results of "
-        "the very same SAE",
-    )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="say what would be sent, and show the card; send nothing",
-    )
-    return parser
+COMMAND = Command(
+    "upload",
+    "share SAEs",
+    _run,
+    "RUN... USER/REPO",
+    about=_ABOUT,
+    examples=_EXAMPLES,
+    notes=_NOTES,
+    flags=lambda: _FLAGS,
+)
 
 
 # -- before anything is sent -----------------------------------------------------------------------
 
 
-def _names(names: Sequence[str]) -> tuple[list[str], str]:
+def _names(names: Sequence[str], problems: Problems) -> tuple[list[str], str]:
+    """The SAEs, and the repository."""
     from sae_plugins.base.hub import check_repo
 
     *sources, repo = names or [""]
     if not sources or (Path(repo) / "cfg.json").is_file():
-        raise SaePluginsError("name the folders of runs, and last the repository: USER/REPO")
-    check_repo(repo)
+        problems.add("name the folders of runs, and last the repository: USER/REPO")
+    else:
+        with problems:
+            check_repo(repo)
     return list(dict.fromkeys(sources)), repo
 
 
@@ -127,11 +111,10 @@ def _check_token(dry_run: bool) -> None:
         )
 
 
-def _prepared(sources: Sequence[str], repo: str, given: Sequence[str] | None) -> list[Upload]:
+def _prepared(sources: Sequence[str], repo: str, folders: Sequence[Path]) -> list[Upload]:
     """All SAEs, each loaded once to see that it can be."""
     from sae_plugins.share.content import prepare
 
-    folders = _evaluations(given)
     uploads: dict[str, Upload] = {}
     for source in sources:
         _note(f"checking {source} ...")
@@ -164,22 +147,24 @@ def _evaluations(given: Sequence[str] | None) -> list[Path]:
     return folders
 
 
-def _check(repository: Repository, uploads: Sequence[Upload], parsed: argparse.Namespace) -> None:
+def _check(
+    repository: Repository, uploads: Sequence[Upload], overwrite: bool, dry_run: bool
+) -> None:
     """See, and in a dry run show, what each upload would change in the repository."""
     from sae_plugins.base.errors import HubError
 
     try:
         state = repository.read()
     except HubError as error:
-        if not parsed.dry_run:
+        if not dry_run:
             raise
         state = None
         print(f"note: what is in the repository is not known: {error}")
     for upload in uploads:
-        plan = repository.plan(upload, state, parsed.overwrite)
-        if parsed.dry_run:
+        plan = repository.plan(upload, state, overwrite)
+        if dry_run:
             _print_plan(upload, plan)
-    if parsed.dry_run:
+    if dry_run:
         print("\nnothing was sent")
 
 

@@ -30,6 +30,11 @@ def built_in() -> list[str]:
     ]
 
 
+def options() -> dict[str, list[str]]:
+    """The names of each suite's settings by suite, read without importing."""
+    return registry.options(GROUP, "Settings")
+
+
 def summaries() -> dict[str, str]:
     """The first line of each suite's docstring by name, read without importing."""
     found = registry.installed(GROUP)

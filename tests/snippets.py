@@ -14,9 +14,10 @@ from pathlib import Path
 import contracts
 import pytest
 
-from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.entrypoints import evaluate_flags, evaluate_suites, study, upload
-from sae_plugins.entrypoints.main import main
+from sae_plugins import recipes
+from sae_plugins.base.errors import Problems, SaePluginsError
+from sae_plugins.entrypoints import evaluate_suites, upload
+from sae_plugins.entrypoints.main import found, main
 from sae_plugins.framework import registry
 from sae_plugins.settings.command_line import parse
 from sae_plugins.settings.settle import settle
@@ -52,39 +53,16 @@ def check(words: list[str]) -> None:
     """Raise if a command is not one that works.
 
     Raises:
-        PluginError: what it names does not exist, or does not fit together.
         SaePluginsError: it is wrong, or not known here.
     """
     match words:
-        case ["sae-plugins", *_, "--help"]:
-            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
-                assert main(words[1:]) == 0
-        case ["sae-plugins", "plugins", "list"]:
+        case ["sae-plugins", "COMMAND", "--help"]:
             pass
-        case ["sae-plugins", "train", *arguments]:
-            given = parse(arguments)
-            if "resume" not in given:  # which needs the run's folder
-                settle(given)
-        case ["sae-plugins", "evaluate", *arguments]:
-            if arguments:
-                sources, given, settings = evaluate_flags.parse(arguments)
-                assert sources or given.get("list"), "it names no SAE"
-                names = evaluate_suites.chosen_suites(given, settings)
-                evaluate_suites.with_settings(
-                    names, given.get("preset") or "quick", bool(given.get("exact")), settings
-                )
-        case ["sae-plugins", "plugins", "show", plugin]:
-            if plugin != plugin.upper():  # NAME
-                registry.load(plugin)
-        case ["sae-plugins", "study", *arguments]:
-            words = " ".join(arguments).split(" > ")[0].split()
-            if words:
-                parsed = study._parser().parse_args(words)
-                if not getattr(parsed, "study", "X.yaml").endswith((".yaml", "STUDY", "NAME")):
-                    studies.load(parsed.study)
-        case ["sae-plugins", "upload", *arguments]:
-            if arguments:
-                upload._names(upload.parser_of_upload().parse_intermixed_args(arguments).names)
+        case ["sae-plugins", *_, "--help"]:
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert main(words[1:]) == 0
+        case ["sae-plugins", *arguments]:
+            check_line(" ".join(arguments).split(" > ")[0].split())
         case ["make", target, *_]:
             if not re.search(rf"^{target}\b.*:", (ROOT / "Makefile").read_text("utf-8"), re.M):
                 raise SaePluginsError(f"the Makefile has no target {target}")
@@ -94,6 +72,32 @@ def check(words: list[str]) -> None:
             pass
         case _:
             raise SaePluginsError(f"{' '.join(words)} is not known to this test")
+
+
+def check_line(words: list[str]) -> None:
+    """Raise if a line of `sae-plugins` is wrong, as far as that shows before anything runs."""
+    command, rest = found(words)
+    problems = Problems()
+    line = parse(rest, command.flags(), problems, operands=bool(command.operand))
+    if command.name == "train" and "resume" not in line.given:  # which needs the run's folder
+        settle({**line.given, **line.options}, unknown=line.unknown, problems=problems)
+    elif command.name == "evaluate" and rest:
+        assert line.operands or line.given.get("list"), "it names no SAE"
+        names = evaluate_suites.chosen_suites(line, problems)
+        preset, exact = line.given.get("preset") or "quick", bool(line.given.get("exact"))
+        evaluate_suites.with_settings(names, preset, exact, line.options, problems)
+    elif command.name == "upload" and rest:
+        upload._names(line.operands, problems)
+    elif command.name == "plugins show" and line.operands != ["NAME"]:
+        registry.load(*line.operands)
+    elif command.name == "recipes show":
+        recipes.load(*line.operands)
+    elif command.operand == "STUDY" and not line.operands[0].endswith((".yaml", "STUDY", "NAME")):
+        studies.load(*line.operands)
+    if not command.owners:
+        assert not line.unknown, f"there is no flag {line.unknown}"
+        assert not line.options
+    problems.stop()
 
 
 def package(folder: Path, module: str, project: str, name: str) -> Path:

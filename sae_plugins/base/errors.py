@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+CLEAR = 0.8
+"""How alike two names must be for the one to be a misspelling of the other beyond doubt."""
 
 
 class SaePluginsError(Exception):
@@ -74,13 +78,19 @@ class Problems:
         """Note what is wrong, once."""
         self.sentences += [text for text in sentences if text not in self.sentences]
 
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Note the errors inside, and go on after the block."""
-        try:
-            yield
-        except SaePluginsError as error:
+    def mention(self, *words: str) -> bool:
+        """Whether any sentence has one of these words, such as --lr."""
+        found = "|".join(map(re.escape, words))
+        return any(re.search(rf"({found})(?![\w.])", text) for text in self.sentences)
+
+    def __enter__(self) -> Problems:
+        """Gather the errors of a block, after which all goes on."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, SaePluginsError):
             self.add(*error.args)
+        return isinstance(error, SaePluginsError)
 
     def stop(self, kind: type[SaePluginsError] = SaePluginsError) -> None:
         """Raise one error with all sentences, if there are any."""
@@ -88,9 +98,15 @@ class Problems:
             raise kind(*self.sentences)
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Known names that `name` may be a misspelling of, the nearest first."""
-    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:
+    """Known names that `name` may be a misspelling of, the nearest first.
+
+    Beside one that it is a misspelling of beyond doubt, only those that are about as near.
+    """
+    names = difflib.get_close_matches(name, sorted(known), n=3, cutoff=alike)
+    ratios = [difflib.SequenceMatcher(None, near, name).ratio() for near in names]
+    least = ratios[0] - 0.1 if ratios and ratios[0] > CLEAR else alike
+    return [near for near, ratio in zip(names, ratios, strict=True) if ratio >= least]
 
 
 def did_you_mean(name: str, known: Iterable[str], stem: str = "") -> str:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, did_you_mean
-from sae_plugins.framework.plugin import Method, Plugin
+
+if TYPE_CHECKING:
+    from sae_plugins.framework.plugin import Method, Plugin
 
 GROUP = "sae_plugins"
 
@@ -112,6 +114,8 @@ def load(name: str) -> type[Plugin] | type[Method]:
     Raises:
         PluginError: there is none, or it is broken: see `find` and `import_class`.
     """
+    from sae_plugins.framework.plugin import Method, Plugin  # which import pydantic
+
     entry = find(name, GROUP, "plugin", "sae-plugins plugins list")
     return import_class(entry, "plugin", (Plugin, Method))
 
@@ -131,29 +135,50 @@ def listing() -> Iterator[Listing]:
     """What is installed, with the first sentence of each docstring, read without importing."""
     for entries in installed().values():
         for entry in entries:
-            node = _class_definition(entry.target)
+            node = _class_definition(entry.target)[0]
             bases = [ast.unparse(base) for base in node.bases] if node else []
             kind = "method" if any(base.endswith("Method") for base in bases) else "mechanism"
             yield Listing(entry.name, kind, summary(entry), entry.distribution, entry.version)
 
 
+def options(group: str = GROUP, attribute: str = "Options") -> dict[str, list[str]]:
+    """The fields of each class's model called `attribute`, by entry point; read without importing.
+
+    A class that inherits its model, or makes it, has none here.
+    """
+    return {name: _fields(entries[0], attribute) for name, entries in installed(group).items()}
+
+
+def _fields(entry: Installed, attribute: str) -> list[str]:
+    node, classes = _class_definition(entry.target)
+    model: ast.ClassDef | None = None
+    for each in node.body if node else []:
+        if isinstance(each, ast.ClassDef) and each.name == attribute:
+            model = each
+        elif isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == attribute:
+            model = classes.get(ast.unparse(each.value))
+    fields = (each for each in (model.body if model else []) if isinstance(each, ast.AnnAssign))
+    return [ast.unparse(each.target) for each in fields]
+
+
 def summary(entry: Installed) -> str:
     """The first line of the docstring of what an entry point names, read without importing."""
-    node = _class_definition(entry.target)
+    node, _ = _class_definition(entry.target)
     return (ast.get_docstring(node) or "").split("\n")[0] if node else ""
 
 
-def _class_definition(target: str) -> ast.ClassDef | None:
+def _class_definition(target: str) -> tuple[ast.ClassDef | None, dict[str, ast.ClassDef]]:
+    """The class that an entry point names, and all classes of its module, by name."""
     module, _, attribute = target.partition(":")
     source = _source_file(module)
     if source is None:
-        return None
+        return None, {}
     try:
         tree = ast.parse(source.read_text("utf-8"))
     except (OSError, SyntaxError, UnicodeDecodeError):
-        return None
-    definitions = (node for node in tree.body if isinstance(node, ast.ClassDef))
-    return next((node for node in definitions if node.name == attribute.strip()), None)
+        return None, {}
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return classes.get(attribute.strip()), classes
 
 
 def _source_file(module: str) -> Path | None:

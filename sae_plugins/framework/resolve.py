@@ -132,7 +132,7 @@ class Choice:
         problems.add(*_conflicts(ordered))
         settings = _merge("--", methods, lambda m: m.training, training, problems)
         plan_training = TrainingSettings()
-        with problems.gathered():
+        with problems:
             plan_training = validated(TrainingSettings, settings, "--")
         problems.add(*_disputed(ordered, plan_training))
         given = options or {}
@@ -144,7 +144,7 @@ class Choice:
             stem, name = f"--{plugin.name}.", plugin.name
             of_methods = partial(_options_of, name)
             merged = _merge(stem, methods, of_methods, given.get(name), problems)
-            with problems.gathered():
+            with problems:
                 plugins.append((plugin, validated(plugin.Options, merged, stem)))
         flags = _merge("--", methods, lambda m: m.sae_lens, sae_lens, problems)
         problems.stop(PluginError)

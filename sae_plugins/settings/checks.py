@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sae_plugins.base.errors import SaePluginsError, prefixed
+from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.settings.settings import Settings
 
 BOUNDS = {
@@ -40,16 +40,43 @@ _GREATEST = {int: 2**63 - 1, float: 3.4028234663852886e38}
 """What torch's whole numbers and its float32 hold."""
 
 
-def check(settings: Settings) -> None:
-    """Refuse what cannot be trained; the schedule apart, which `check_schedule` looks at.
+def wrong_values(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with values by flag, each looked at by itself."""
+    yield from out_of_bounds(values)
+    for name in ("model_from_pretrained_kwargs", "model_kwargs"):
+        if "trust_remote_code" in str(values.get(name)):
+            yield (
+                f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
+                "comes with a model"
+            )
+    if "checkpoint_every" in values:
+        from sae_plugins.resume.files import interval
+
+        problems = Problems()
+        with problems, prefixed("--checkpoint_every"):
+            interval(values["checkpoint_every"])
+        yield from problems.sentences
+
+
+def check_architecture(settings: Settings) -> None:
+    """Refuse plugins that do not work on the architecture.
 
     Raises:
-        SaePluginsError: names the flag.
+        PluginError: names them.
     """
-    _check_architecture(settings)
-    _check_code(settings)
-    check_bounds(settings.values)
-    _check_interval(settings)
+    from sae_plugins.framework.architectures import architecture
+
+    name = settings.architecture
+    with prefixed(f"--architecture {name}"):  # the plugin may be one that a method brings
+        settings.plan.check(architecture(name))
+
+
+SCHEDULE = (
+    *("training_tokens", "train_batch_size_tokens", "n_checkpoints", "n_restart_cycles"),
+    *("lr", "lr_end", "lr_scheduler_name"),
+    *("lr_warm_up_steps", "lr_warm_up_fraction", "lr_decay_steps"),
+)
+"""What `check_schedule` looks at."""
 
 
 def check_schedule(settings: Settings) -> None:
@@ -84,8 +111,8 @@ def check_schedule(settings: Settings) -> None:
         )
 
 
-def check_bounds(values: Mapping[str, Any]) -> None:
-    """Refuse values out of their bounds; a `SaePluginsError` names the first."""
+def out_of_bounds(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of values that are out of their bounds."""
     for bounds, names in BOUNDS.items():
         words = bounds.split()
         limits = [(*_COMPARISONS[sign], end) for sign, end in _pairs(words)]
@@ -93,39 +120,13 @@ def check_bounds(values: Mapping[str, Any]) -> None:
             value = values.get(name)
             if value is not None and not all(fits(value, float(end)) for _, fits, end in limits):
                 wanted = " and ".join(f"{word} {end}" for word, _, end in limits if end != "inf")
-                raise SaePluginsError(f"--{name} {value}: it must be {wanted}")
+                yield f"--{name} {value}: it must be {wanted}"
+                values = {key: other for key, other in values.items() if key != name}
     for name, value in values.items():
         limit = _GREATEST.get(type(value))
         if limit is not None and not abs(value) <= limit:
-            raise SaePluginsError(f"--{name} {value}: it must be at most {limit:.2g}, and a number")
+            yield f"--{name} {value}: it must be at most {limit:.2g}, and a number"
 
 
 def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
     return zip(words[::2], words[1::2], strict=True)
-
-
-def _check_architecture(settings: Settings) -> None:
-    from sae_plugins.framework.architectures import architecture
-
-    name = settings.architecture
-    with prefixed(f"--architecture {name}"):  # the plugin may be one that a method brings
-        settings.plan.check(architecture(name))
-
-
-def _check_interval(settings: Settings) -> None:
-    if "checkpoint_every" not in settings.values:
-        return
-    from sae_plugins.resume.files import interval
-
-    with prefixed("--checkpoint_every"):
-        interval(settings.get("checkpoint_every"))
-
-
-def _check_code(settings: Settings) -> None:
-    """Refuse to run code that comes with a model, whoever asks for it."""
-    for name in ("model_from_pretrained_kwargs", "model_kwargs"):
-        if "trust_remote_code" in str(settings.get(name)):
-            raise SaePluginsError(
-                f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
-                "comes with a model"
-            )

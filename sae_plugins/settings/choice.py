@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import Problems, nearest
+from sae_plugins.settings.suggestions import Owners, unknown_option
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -14,32 +15,60 @@ if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Choice, Selected
 
 
-def choose(names: list[str], without: list[str], *, recorder: bool) -> Choice:
-    """The chosen plugins, and the guard.
+def corrected(names: list[str], problems: Problems) -> dict[str, str | None]:
+    """What unknown plugins and methods are misspellings of, None if nothing is near."""
+    from sae_plugins.framework import registry
 
-    Args:
-        names: plugins and methods.
-        without: what to leave out of them; the guard is not added if it is among these.
-        recorder: choose it, too, since it has options: its import takes SAELens' ten seconds.
+    meant: dict[str, str | None] = {}
+    for name in names:
+        entries = registry.installed().get(name)
+        if not entries and not problems.mention(repr(name)):
+            with problems:
+                registry.find(name, registry.GROUP, "plugin", "sae-plugins plugins list")
+        if not entries:
+            meant[name] = next(iter(nearest(name, registry.installed())), None)
+    return meant
+
+
+def renamed(values: Mapping[str, Any], meant: Mapping[str, str | None]) -> dict[str, Any]:
+    """Values by flag, the options of misspelt plugins under what these mean, or left out."""
+    found = {}
+    for key, value in values.items():
+        name, dot, option = key.partition(".")
+        if owner := meant.get(name, name):
+            found[f"{owner}{dot}{option}"] = value
+    return found
+
+
+def choose(
+    names: list[str], without: list[str], flags: Iterable[str], problems: Problems
+) -> Choice:
+    """The chosen plugins, the guard, and the recorder if flags name an option of it.
+
+    Its import takes SAELens' ten seconds; a run adds it in any case.
     """
     from sae_plugins.framework import resolve
 
     everything: list[Selected] = [*names]
     if "nan-guard" not in (*names, *without):
         everything.append("nan-guard")
-    if recorder:
+    if any(flag.startswith("recorder.") for flag in flags):
         from sae_plugins.runs.recorder import Recorder
 
         everything.append(Recorder)
     # a guard that is not wanted was not added
     left_out = [name for name in without if name != "nan-guard" or name in names]
-    return resolve.choose(everything, left_out)
+    for others in (left_out, []):
+        with problems:
+            return resolve.choose(everything, others)
+    return resolve.Choice([], {})
 
 
 def merged_options(
     recipe: Mapping[str, Any],
     flags: Mapping[str, Any],
     chosen: Mapping[str, type[Plugin]],
+    problems: Problems,
 ) -> dict[str, dict[str, Any]]:
     """Options by plugin: the recipe's, unless flags left their plugin out, under the flags'."""
     options: dict[str, dict[str, Any]] = {}
@@ -47,15 +76,15 @@ def merged_options(
     for source in (recipe, flags):
         for key, value in source.items():
             name, dot, option = key.partition(".")
-            if not dot:
-                continue
-            if name not in chosen:
-                if source is recipe and changed:
-                    continue
-                raise SaePluginsError(f"--{key}: {_not_chosen(name, chosen)}")
-            options.setdefault(name, {})[option] = option_value(chosen[name].Options, option, value)
+            if dot and name in chosen:
+                options.setdefault(name, {})[option] = option_value(
+                    chosen[name].Options, option, value
+                )
+            elif dot and not (source is recipe and changed):
+                whose = "the recipe's " if source is recipe else ""
+                problems.add(whose + unknown_option(key, owners(chosen)))
     if "output_path" in options.get("recorder", {}):
-        raise SaePluginsError(
+        problems.add(
             "--recorder.output_path: here the recorder writes into the run's folder, which is "
             "--output_path"
         )
@@ -64,16 +93,12 @@ def merged_options(
     return options
 
 
-def _not_chosen(name: str, chosen: Iterable[str]) -> str:
-    from sae_plugins.base.errors import did_you_mean
+def owners(chosen: Mapping[str, type[Plugin]]) -> Owners:
+    """The options of the chosen plugins, and those of all that are installed."""
     from sae_plugins.framework import registry
 
-    if name in registry.installed():
-        return (
-            f"the plugin {name!r} is not chosen: add --plugin {name}, and name those of a recipe "
-            "again, which --plugin replaces; or leave the option out"
-        )
-    return f"no plugin {name!r} is chosen: {did_you_mean(name, chosen)}"
+    named = {name: list(plugin.Options.model_fields) for name, plugin in chosen.items()}
+    return Owners("plugin", named, registry.options())
 
 
 def option_value(options: type[BaseModel], name: str, value: Any) -> Any:

@@ -1,62 +1,99 @@
-"""The command line of `sae-plugins train`, read into values by flag; no slow imports."""
+"""A command line, read by a table of flags: every command's is; no slow imports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.settings.flags import all_flags, unknown_flag
+from sae_plugins.base.errors import Problems, SaePluginsError, nearest
+from sae_plugins.settings.flags import Flag, all_flags
+from sae_plugins.settings.suggestions import unknown_flag
+
+_BOOLEANS = ("true", "false", "yes", "no")
+
+
+@dataclass
+class Line:
+    """A command line, by its parts.
+
+    Attributes:
+        operands: what belongs to no flag, such as the folders of runs.
+        given: values by flag.
+        options: texts by the option of a plugin or a suite, such as "reorder.interval".
+        unknown: flags that there are not.
+    """
+
+    operands: list[str] = field(default_factory=list)
+    given: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
 
 
 def parse(
-    arguments: Sequence[str],
-    options_of: Callable[[Mapping[str, Any]], Iterable[str]] = lambda _: (),
-) -> dict[str, Any]:
-    """Settings by flag name, from a command line.
+    words: Sequence[str], flags: Mapping[str, Flag], problems: Problems, operands: bool = False
+) -> Line:
+    """Read `--flag value`, `--flag=value`, and a bare `--flag` for what can be true.
 
-    `--flag value`, `--flag=value`, a bare `--flag` for what can be true; the last one counts,
-    except that --plugin and --without add up. A flag with a dot is a plugin's option and stays
-    text.
+    Operands come first, or after a flag that takes fewer values than follow it.
 
     Args:
-        arguments: what follows `train`.
-        options_of: the options ("reorder.interval") of the plugins that the settings choose; asked
-            only if a flag is unknown, to suggest among them.
+        words: what follows the command.
+        flags: those of the command, by name; a flag with a dot is an option.
+        problems: hears of values that are missing or do not fit. The line then has what was
+            probably meant, or nothing, so that what else is wrong can be found.
+        operands: whether the command takes any.
+    """
+    line, rest = Line(), list(words)
+    while rest:
+        if not rest[0].startswith("-") and operands:
+            line.operands.append(rest.pop(0))
+            continue
+        if not rest[0].startswith("--") or rest[0] == "--":
+            word = rest.pop(0)
+            near = nearest(word.lstrip("-"), flags)[:1]
+            cure = f"did you mean '--{near[0]}'?" if near else "flags begin with --"
+            problems.add(f"{word!r} is no flag: {cure}")
+            continue
+        name, values = _taken(rest)
+        flag = flags.get(name)
+        if flag is None and "." not in name:
+            line.unknown.append(name)
+            continue
+        if flag is not None and not flag.is_list:
+            takes = 1
+            if "bool" in flag.alternatives and (values or ["?"])[0].lower() not in _BOOLEANS:
+                takes = 0 if operands or not values else 1
+            values, more = values[:takes], values[takes:]
+            line.operands += more if operands else []
+            if more and not operands:
+                problems.add(
+                    f"--{name} takes one value, and {more[0]!r} follows it: every flag begins with "
+                    "--"
+                )
+        if flag is None:
+            line.options[name] = " ".join(values or ["true"])
+        elif not values and "bool" not in flag.alternatives:
+            problems.add(f"--{name} needs a value: --{name} VALUE")
+        else:
+            _set(line.given, flag, values, problems)
+    return line
+
+
+def train_flags(words: Sequence[str]) -> dict[str, Any]:
+    """Values by flag, and texts by option, of a command line of `sae-plugins train`.
 
     Raises:
-        SaePluginsError: an unknown flag, a missing or an unfit value.
+        SaePluginsError: unknown flags, and missing or unfit values.
     """
-    from sae_plugins.settings.values import convert  # which imports pydantic
-
-    settings: dict[str, Any] = {}
-    unknown: list[str] = []
-    rest = list(arguments)
-    while rest:
-        if not rest[0].startswith("--") or rest[0] == "--":
-            raise SaePluginsError(
-                f"{rest[0]!r} is no flag; flags look like --plugin NAME or --lr=0.001"
-            )
-        name, values = take(rest)
-        flag = all_flags().get(name)
-        if flag is None and "." in name:
-            settings[name] = _one(name, values)
-        elif flag is None:
-            unknown.append(name)
-        elif flag.type == "list[str]":
-            settings.setdefault(name, []).append(_one(name, values))
-        elif flag.is_list and len(values) > 1:
-            settings[name] = convert(flag, values)
-        elif not values and "bool" in flag.alternatives:
-            settings[name] = True
-        else:
-            settings[name] = convert(flag, _one(name, values))
-    if unknown:
-        raise SaePluginsError(unknown_flag(unknown[0], options_of(settings)))
-    return settings
+    problems = Problems()
+    line = parse(words, all_flags(), problems)
+    problems.add(*(unknown_flag(name, all_flags()) for name in line.unknown))
+    problems.stop()
+    return {**line.given, **line.options}
 
 
-def take(rest: list[str]) -> tuple[str, list[str]]:
+def _taken(rest: list[str]) -> tuple[str, list[str]]:
     """Remove a flag, which comes first, and the values that follow it from `rest`."""
     name, equals, value = rest.pop(0)[2:].partition("=")
     values = [value] if equals else []
@@ -65,11 +102,18 @@ def take(rest: list[str]) -> tuple[str, list[str]]:
     return name, values
 
 
-def _one(name: str, values: Sequence[str]) -> str:
-    if not values:
-        raise SaePluginsError(f"--{name} needs a value: --{name} VALUE")
-    if len(values) > 1:
-        raise SaePluginsError(
-            f"--{name} takes one value, and {values[1]!r} follows it: every flag begins with --"
-        )
-    return values[0]
+def _set(given: dict[str, Any], flag: Flag, texts: Sequence[str], problems: Problems) -> None:
+    if flag.type == "list[str]" or not texts:
+        value: Any = list(texts) or True
+    else:
+        from sae_plugins.settings.values import convert  # which imports pydantic
+
+        try:
+            value = convert(flag, list(texts))
+        except SaePluginsError as error:
+            problems.add(*error.args)
+            meant = nearest(texts[0], flag.choices)
+            if meant:
+                given[flag.name] = meant[0]
+            return
+    given[flag.name] = [*given.get(flag.name, []), *value] if flag.adds else value

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ class Flag:
         group: whose it is: ours, or SAELens' "runner", "sae", "logger" or "synthetic".
         choices: the words that a "choice" may be.
         architectures: the architectures that have it; empty for all.
+        adds: whether its values add up where it is repeated; else the last one counts.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Flag:
     group: str = ""
     choices: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
+    adds: bool = False
 
     @property
     def alternatives(self) -> list[str]:
@@ -50,12 +51,6 @@ class Flag:
     def is_list(self) -> bool:
         """Whether several values may follow the flag."""
         return any(kind.startswith("list") for kind in self.alternatives)
-
-    @property
-    def type_name(self) -> str:
-        """The type for readers."""
-        words = {"bool": "true|false", "choice": "|".join(self.choices)}
-        return "|".join(words.get(kind, kind) for kind in self.alternatives)
 
 
 @functools.cache
@@ -89,14 +84,26 @@ def our_flags() -> dict[str, Flag]:
     flags = (
         Flag("recipe", "str", "a packaged recipe by name, or a file: flags from YAML", group="run"),
         Flag(
-            "plugin", "list[str]", "a plugin or method; repeatable; replaces a recipe's", (), "run"
+            "plugin",
+            "list[str]",
+            "plugins or methods; repeatable; they replace a recipe's",
+            (),
+            "run",
+            adds=True,
         ),
-        Flag("without", "list[str]", "leave out a mechanism of a method; repeatable", (), "run"),
+        Flag(
+            "without",
+            "list[str]",
+            "mechanisms of a method to leave out; repeatable",
+            (),
+            "run",
+            adds=True,
+        ),
         Flag("architecture", "choice", "of the SAE", "standard", "run", architectures()),
         Flag("seed", "int", "orders the data, draws the weights, feeds every plugin", 42, "run"),
-        Flag("output_path", "str | none", "folder of the run (default: in runs/)", group="run"),
+        Flag("output_path", "none | str", "folder of the run (default: in runs/)", group="run"),
         Flag("overwrite", "bool", "replace an earlier run in that folder", False, "run"),
-        Flag("resume", "str | none", "folder of an unfinished run: go on with it", group="run"),
+        Flag("resume", "none | str", "folder of an unfinished run: go on with it", group="run"),
         Flag("heldout_tokens", "int", "held-out tokens that score the SAE; 0: none", 50_000, "run"),
         Flag("accumulate", "int", "batches whose mean gradient makes one update", 1, "training"),
         Flag("clip", "float | none", "bound of the gradient's norm", 1.0, "training"),
@@ -152,16 +159,3 @@ REFUSED = {
 def all_flags() -> dict[str, Flag]:
     """Every flag of `train` by name, except the plugins' options."""
     return our_flags() | sae_lens_flags()
-
-
-def unknown_flag(name: str, options: Iterable[str] = ()) -> str:
-    """What to say about a flag that does not exist."""
-    if name in REFUSED:
-        return f"--{name} is not available: {REFUSED[name]}"
-    from sae_plugins.base.errors import did_you_mean
-
-    known = [f"--{known}" for known in (*all_flags(), *options)]
-    suggestion = did_you_mean(f"--{name}", known)
-    if suggestion.startswith("known:"):
-        suggestion = "`sae-plugins train --help` lists all flags"
-    return f"there is no flag --{name}: {suggestion}"

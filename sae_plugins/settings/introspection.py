@@ -101,7 +101,7 @@ def introspect() -> dict[str, Any]:
 
 
 def _row(flag: Flag) -> dict[str, Any]:
-    row = {k: list(v) if k in TUPLES else v for k, v in asdict(flag).items()}
+    row = {k: list(v) if k in TUPLES else v for k, v in asdict(flag).items() if k != "adds"}
     return {name: value for name, value in row.items() if value not in (None, [])}
 
 

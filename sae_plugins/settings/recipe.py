@@ -5,39 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sae_plugins.base.errors import SaePluginsError, prefixed
-from sae_plugins.settings.flags import all_flags, unknown_flag
+from sae_plugins.base.errors import Problems, SaePluginsError, nearest, prefixed
+from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.settings.values import convert
 
 _ABOUT_A_RECIPE = ("description", "versions")
 
 
-def read_recipe(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def read_recipe(flags: Mapping[str, Any], problems: Problems) -> tuple[dict[str, Any], list[str]]:
     """The values by flag of the recipe that flags name, none without one, and what to note of it.
 
-    Raises:
-        SaePluginsError: it has a key that is no flag, or a value that does not fit.
-        PluginError: there is no such recipe, or it cannot be read.
+    Args:
+        flags: values by flag.
+        problems: hears of a recipe that there is not, of keys that are no flags, and of values that
+            do not fit. A recipe whose name is misspelt is read as what was probably meant.
     """
     if "recipe" not in flags:
         return {}, []
     from sae_plugins import recipes
 
-    contents = recipes.load(flags["recipe"])
+    name, contents = str(flags["recipe"]), None
+    with problems:
+        contents = recipes.load(name)
+    if contents is None:
+        near = nearest(name, recipes.names())
+        contents = recipes.load(near[0]) if near else {}
     # of a resumed run, the checkpoint knows them
     versions = {} if "resume" in flags else contents.get("versions", {})
-    notes = _version_notes(versions, str(flags["recipe"]))
-    keys = {name: value for name, value in contents.items() if name not in _ABOUT_A_RECIPE}
-    with prefixed(f"recipe {flags['recipe']}"):
-        for name in ("recipe", "overwrite", "resume"):
-            if name in keys:
-                raise SaePluginsError(f"{name!r} belongs on the command line, not in a recipe")
-        found = converted(keys)
+    notes: list[str] = []
+    own = Problems()
+    with own:
+        notes = _version_notes(versions, name)
+    keys = {key: value for key, value in contents.items() if key not in _ABOUT_A_RECIPE}
+    for key in ("recipe", "overwrite", "resume"):
+        if keys.pop(key, None) is not None:
+            own.add(f"{key!r} belongs on the command line, not in a recipe")
+    found: dict[str, Any] = {}
+    for key, value in keys.items():
+        with own:
+            found |= converted({key: value})
+    with own:
         _check_packages(found, versions)
+    with problems, prefixed(f"recipe {name}"):
+        own.stop()
     return found, notes
 
 
-def _check_packages(recipe: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+def _check_packages(recipe: Mapping[str, Any], versions: Any) -> None:
     """Name the package whose plugin a recipe needs, where it is not installed."""
     from sae_plugins.base.files import versions as installed
     from sae_plugins.framework import registry
@@ -56,7 +71,7 @@ def _version_notes(versions: Any, recipe: str) -> list[str]:
     from sae_plugins.base.files import versions as installed
 
     if not isinstance(versions, dict):
-        raise SaePluginsError(f"recipe {recipe}: 'versions' must be a mapping of names to versions")
+        raise SaePluginsError("'versions' must be a mapping of names to versions")
     now = installed(versions)
     changed = [f"{n} {v} (now {now.get(n)})" for n, v in versions.items() if now.get(n) != str(v)]
     if not changed:
@@ -78,7 +93,7 @@ def _converted(name: str, value: Any) -> Any:
         return value
     flag = all_flags().get(name)
     if flag is None:
-        raise SaePluginsError(unknown_flag(name))
+        raise SaePluginsError(unknown_flag(name, all_flags()))
     if flag.type == "list[str]":
         return [str(item) for item in value] if isinstance(value, list) else [str(value)]
     return convert(flag, value)

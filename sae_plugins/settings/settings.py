@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.saelens import SYNTHETIC_NAMES
-from sae_plugins.settings.flags import Flag, all_flags, unknown_flag
+from sae_plugins.settings.flags import Flag, all_flags
+from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def applies(name: str, settings: Settings) -> bool:
     if dot:
         return any(plugin == chosen.name for chosen, _ in settings.plan.plugins)
     if name not in all_flags():
-        raise SaePluginsError(unknown_flag(name))
+        raise SaePluginsError(unknown_flag(name, all_flags()))
     flag = all_flags()[name]
     return does_not_apply(flag, settings.model_name, settings.architecture) is None
 

@@ -2,69 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from sae_plugins.base.errors import SaePluginsError, prefixed
+from sae_plugins.base.errors import Problems, prefixed
 from sae_plugins.settings import choice
-from sae_plugins.settings.checks import check, check_schedule
+from sae_plugins.settings.checks import SCHEDULE, check_architecture, check_schedule, wrong_values
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import TRAINING, Settings, does_not_apply
+from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.world import NAME as WORLD
 
 _ONE_OF = ("lr_warm_up_steps", "lr_warm_up_fraction")
 
 
-def settle(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) -> Settings:
+def settle(
+    flags: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None = None,
+    *,
+    unknown: Iterable[str] = (),
+    problems: Problems | None = None,
+) -> Settings:
     """Settings from a command line's flags, with everything checked that needs no SAELens.
+
+    Where a name is misspelt, what is probably meant is checked, so that all that is wrong is found.
 
     Args:
         flags: values by name; `recipe` is the name or file of one.
         recipe: the contents of one, in place of that.
+        unknown: flags that were given, too, and that there are not.
+        problems: what is known to be wrong.
 
     Raises:
-        SaePluginsError: a flag or a recipe's key is wrong or does not apply.
-        PluginError: plugins, options or the architecture are wrong.
+        SaePluginsError: with a sentence for each thing that is wrong.
     """
+    problems = Problems() if problems is None else problems
+    notes: list[str] = []
     if recipe is None:
-        recipe, notes = read_recipe(flags)
-    else:
-        notes = []
+        recipe, notes = read_recipe(flags, problems)
+    is_lost = "recipe" in flags and not recipe
     names = list(flags.get("plugin", recipe.get("plugin", [])))
     without = list(flags.get("without", recipe.get("without", [])))
     if dropped := [name for name in recipe.get("plugin", []) if name not in names]:
         notes.append(f"--plugin replaces the recipe's {', '.join(dropped)}")
     if "recorder" in without:
-        raise SaePluginsError(
-            "--without recorder: it writes what every run leaves; it cannot be left out"
-        )
-    recorder = any(key.startswith("recorder.") for key in (*recipe, *flags))
-    chosen = choice.choose(names, without, recorder=recorder)
-    options = choice.merged_options(recipe, flags, chosen.plugins)
+        problems.add("--without recorder: it writes what every run leaves; it cannot be left out")
+        without.remove("recorder")
+    meant = choice.corrected(names, problems)
+    recipe, flags = choice.renamed(recipe, meant), choice.renamed(flags, meant)
+    existing = [right for name in names if (right := meant.get(name, name))]
+    chosen = choice.choose(existing, without, {*recipe, *flags}, problems)
+    problems.add(
+        *(unknown_flag(name, all_flags(), choice.owners(chosen.plugins)) for name in unknown)
+    )
+    options = choice.merged_options(recipe, flags, chosen.plugins, problems)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TRAINING}
-    plan = chosen.plan(options, training, _flags_only(recipe) | _flags_only(flags))
-    with prefixed("a method"):
-        method = converted(plan.sae_lens)
-    values = _merged(method, _flags_only(recipe), _flags_only(flags), notes)
+    given = _flags_only(recipe), _flags_only(flags)
+    plan, method = None, {}
+    with problems:
+        plan = chosen.plan(options, training, given[0] | given[1])
+        with prefixed("a method"):
+            method = converted(plan.sae_lens)
+    blind = is_lost or problems.mention("--architecture", "--model_name")
+    values = _merged(method, *given, notes, Problems() if blind else problems)
+    problems.add(*wrong_values(values))
+    if plan is None:
+        problems.stop()
+    assert plan is not None
     settings = Settings(values, names, without, plan, notes)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
-    check(settings)
-    _settle_warm_up(settings)
-    check_schedule(settings)
+    with problems:
+        check_architecture(settings)
+    if not problems.mention(*(f"--{name}" for name in SCHEDULE)):
+        _settle_warm_up(settings)
+        with problems:
+            check_schedule(settings)
+    problems.stop()
     return settings
-
-
-def options_of(flags: Mapping[str, Any]) -> list[str]:
-    """The options ("reorder.interval") of the plugins that flags choose; none if they are wrong."""
-    try:
-        recipe, _ = read_recipe(flags)
-        names = list(flags.get("plugin", recipe.get("plugin", [])))
-        chosen = choice.choose(names, [], recorder=False).plugins
-    except SaePluginsError:
-        return []
-    return [f"{name}.{option}" for name, p in chosen.items() for option in p.Options.model_fields]
 
 
 def _flags_only(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,16 +93,19 @@ def _merged(
     recipe: Mapping[str, Any],
     flags: Mapping[str, Any],
     notes: list[str],
+    problems: Problems,
 ) -> dict[str, Any]:
     """The layers, each under the next; what does not apply is dropped, or an error in a flag."""
     together = {**method, **recipe, **flags}
     model_name = together.get("model_name") or WORLD
     architecture = together.get("architecture") or all_flags()["architecture"].default
     merged: dict[str, Any] = {}
-    layers = [model_defaults(model_name), dict(method), dict(recipe), dict(flags)]
+    layers = [{}, dict(method), dict(recipe), dict(flags)]
+    with problems:
+        layers[0] = model_defaults(model_name)
     for layer in layers:
         if all(name in layer for name in _ONE_OF):
-            raise SaePluginsError(f"give only one of --{_ONE_OF[0]} and --{_ONE_OF[1]}")
+            problems.add(f"give only one of --{_ONE_OF[0]} and --{_ONE_OF[1]}")
         for name, value in layer.items():
             reason = does_not_apply(all_flags()[name], model_name, architecture)
             if reason is None:
@@ -94,7 +113,7 @@ def _merged(
                     merged.pop(other, None)
                 merged[name] = value
             elif name in flags:
-                raise SaePluginsError(f"--{name}: {reason}")
+                problems.add(f"--{name}: {reason}")
             elif layer is layers[2] and value != all_flags()[name].default:
                 notes.append(f"the recipe's {name} is left out: {reason}")
     return {**merged, "model_name": model_name, "architecture": architecture}

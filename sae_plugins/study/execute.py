@@ -83,9 +83,9 @@ def check_suites(study: Study) -> None:
     problems = Problems()
     for name, model in study.models.items():
         for suite in model.suites:
-            with problems.gathered():
+            with problems:
                 suite_of(study, name, suite)
-    with problems.gathered():
+    with problems:
         check_compared(study)
     problems.stop()
 

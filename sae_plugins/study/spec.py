@@ -25,7 +25,6 @@ import itertools
 import re
 import shlex
 from collections.abc import Container, Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -38,13 +37,13 @@ from pydantic import (
     model_validator,
 )
 
+from sae_plugins import studies
 from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import SaePluginsError, did_you_mean, prefixed
 from sae_plugins.base.values import Place, sentences
 from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.study import ENOUGH_SEEDS
 
-FOLDER = Path(__file__).parent.parent / "studies"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
 
 Kind = Literal["method", "ours", "baseline", "control"]
@@ -237,9 +236,9 @@ def _over(row: Arm, arm: Arm) -> Arm:
 
 def flags_of(row: PaperRow) -> Flags:
     """The flags of a table's row, by name."""
-    from sae_plugins.settings.command_line import parse
+    from sae_plugins.settings.command_line import train_flags
 
-    return dict(parse(shlex.split(row.flags)))
+    return train_flags(shlex.split(row.flags))
 
 
 def _slug(label: str, taken: Container[str]) -> str:
@@ -261,11 +260,6 @@ def as_yaml(study: Study) -> str:
 # -- files ---------------------------------------------------------------------------------------
 
 
-def names() -> list[str]:
-    """The packaged studies."""
-    return yaml_files.names(FOLDER)
-
-
 def load(name_or_file: str) -> Study:
     """A study, with those that it extends.
 
@@ -278,7 +272,7 @@ def load(name_or_file: str) -> Study:
     Raises:
         SaePluginsError: there is none, or it is wrong; says where and how.
     """
-    layers = yaml_files.layers("study", name_or_file, FOLDER)
+    layers = yaml_files.layers("study", name_or_file, studies.FOLDER)
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer)

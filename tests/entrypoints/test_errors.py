@@ -41,7 +41,7 @@ CASES = [
     ("--reorder.interval 5", "add --plugin reorder"),
     (
         "--plugin reorder --reordr.interval 5",
-        "no plugin 'reordr' is chosen: did you mean 'reorder'",
+        "no plugin 'reordr' is installed: did you mean '--reorder.interval'?",
     ),
     ("--plugin hybrid-order --interval 5", "did you mean '--reorder.interval'"),
     ("--trainin_tokens 5", "there is no flag --trainin_tokens: did you mean '--training_tokens'"),
@@ -73,7 +73,7 @@ CASES = [
         "--recipe theirs.yaml",
         "no plugin 'jitter' is installed; the run was made with sae-jitter 0.3.0, which is missing",
     ),
-    ("--recipe stray.yaml", "no plugin 'ordering' is chosen"),
+    ("--recipe stray.yaml", "the recipe's --ordering.interval: no plugin 'ordering' is installed"),
     ("--recipe code.yaml", "never runs code that comes with a model"),
     ('--model_from_pretrained_kwargs {"trust_remote_code":true}', "never runs code"),
     ("--recipe recorder.yaml", "--recorder.output_path: here the recorder writes into the run's"),

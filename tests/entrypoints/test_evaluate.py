@@ -10,12 +10,16 @@ from types import SimpleNamespace
 import pytest
 from pydantic import Field
 
-from sae_plugins.base.errors import SuiteError
-from sae_plugins.entrypoints import evaluate_flags, evaluate_suites
+from sae_plugins.base.errors import Problems, SuiteError
+from sae_plugins.entrypoints.evaluate import COMMAND
+from sae_plugins.entrypoints.evaluate_flags import FLAGS
+from sae_plugins.entrypoints.evaluate_suites import chosen_suites
+from sae_plugins.entrypoints.help import help_text
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite, SuiteSettings, Value
 from sae_plugins.framework.registry import Installed
+from sae_plugins.settings.command_line import parse
 
 
 class Settings(SuiteSettings):
@@ -117,7 +121,7 @@ CASES = [
     ("runs/a --dummy.sise 4", "there is no option --dummy.sise: did you mean '--dummy.size'"),
     ("runs/a --dummy.size big", "--dummy.size 'big': it must be a whole number"),
     ("runs/a --dummy.size 0", "--dummy.size 0: it must be at least 1"),
-    ("runs/a --suite dummy --fussy.size 4", "the suite 'fussy' is not chosen; add --suite fussy"),
+    ("runs/a --suite dummy --fussy.size 4", "the suite 'fussy' is not chosen: add --suite fussy"),
     ("runs/a --dumy.size 4", "--dumy.size: no suite 'dumy' is installed: did you mean 'dummy'"),
 ]
 
@@ -203,7 +207,7 @@ def test_one_error_of_the_folder_ends_it_all(run):
 
 
 def test_the_presets_are_those_of_the_suites():
-    assert evaluate_flags.PRESETS == PRESETS
+    assert FLAGS["preset"].choices == PRESETS
 
 
 @pytest.mark.parametrize("line", ["--help", "runs/a --suite cor", "runs/a --lis"])
@@ -231,10 +235,11 @@ def test_help_and_misspelt_names_are_cheap(line):
 def test_the_examples_of_the_help_are_valid():
     lines = [
         line.strip().split("   ")[0].split()
-        for line in evaluate_flags.help_text(100).splitlines()
+        for line in help_text(COMMAND, 100).splitlines()
         if line.startswith("  sae-plugins evaluate ")
     ]
     assert len(lines) >= 5
     for line in lines:
-        _, given, settings = evaluate_flags.parse(line[2:])
-        evaluate_suites.chosen_suites(given, settings)
+        problems = Problems()
+        chosen_suites(parse(line[2:], FLAGS, problems, operands=True), problems)
+        problems.stop()

@@ -33,7 +33,7 @@ from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import choose
 from sae_plugins.runs.recorder import Recorder
-from sae_plugins.settings.checks import BOUNDS, check_bounds
+from sae_plugins.settings.checks import BOUNDS, out_of_bounds
 from sae_plugins.settings.choice import option_value
 from sae_plugins.settings.flags import Flag, all_flags, architectures
 from sae_plugins.settings.settings import does_not_apply
@@ -228,10 +228,9 @@ def fits(name: str, value: str) -> bool:
             return False
         return True
     try:
-        check_bounds({name: convert(all_flags()[name], value)})
+        return not any(out_of_bounds({name: convert(all_flags()[name], value)}))
     except SaePluginsError:
         return False
-    return True
 
 
 Line = tuple[str, ...]

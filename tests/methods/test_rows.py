@@ -24,7 +24,7 @@ from sae_plugins.entrypoints.plugins import command
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.runs.recorder import read_rows
-from sae_plugins.settings.command_line import parse
+from sae_plugins.settings.command_line import train_flags
 
 METHODS: dict[str, type[Method]] = {
     entry.name: registry.load(entry.name)
@@ -78,7 +78,7 @@ class Trained:
     """What the run of a row left behind."""
 
     def __init__(self, folder: Path, row: PaperRow) -> None:
-        self.given = parse(shlex.split(row.flags))
+        self.given = train_flags(shlex.split(row.flags))
         self.without: list[str] = self.given.pop("without", [])
         self.added: list[str] = self.given.pop("plugin", [])
         self.summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
@@ -130,7 +130,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Train:
     def train(name: str, label: str) -> Trained:
         method = METHODS[name]
         (row,) = [row for row in method.rows if row.label == label]
-        left_out = parse(shlex.split(row.flags)).get("without", [])
+        left_out = train_flags(shlex.split(row.flags)).get("without", [])
         scaled = [SCALED.get(m, "") for m in method.mechanisms if m not in left_out]
         words = shlex.split(command(name, f"{SHORT} {' '.join(scaled)} {row.flags}"))
         words[words.index("--recipe") + 1] = f"{name}-demo"

@@ -23,8 +23,8 @@ from sae_plugins.runs.job import Job
 from sae_plugins.runs.load import load_job
 from sae_plugins.runs.lockstep import LockstepRun, stream_key, train
 from sae_plugins.runs.recorder import Recorder
-from sae_plugins.settings.command_line import parse
-from sae_plugins.settings.settle import options_of, settle
+from sae_plugins.settings.command_line import train_flags
+from sae_plugins.settings.settle import settle
 
 WORLD = (
     "--training_tokens 1000 --train_batch_size_tokens 64 --context_size 16 --d_sae 32 --lr 3e-3 "
@@ -62,7 +62,7 @@ def line(flags: str) -> list[str]:
 
 
 def arm(name: str, flags: str | None = None, like: Job | None = None, **fields: Any) -> LockstepRun:
-    settings = settle(parse(line(ARMS[name] if flags is None else flags), options_of))
+    settings = settle(train_flags(line(ARMS[name] if flags is None else flags)))
     return LockstepRun(
         name,
         like.sharing(settings.job()) if like else load_job(settings.job()),
@@ -381,7 +381,7 @@ def test_other_batches_are_refused() -> None:
 )
 def test_what_the_batches_depend_on(flags: str, equal: bool) -> None:
     keys = [
-        stream_key(settle(parse([*WORLD.split(), *more.split()], options_of)).job())
+        stream_key(settle(train_flags([*WORLD.split(), *more.split()])).job())
         for more in ("", flags)
     ]
     assert (keys[0] == keys[1]) == equal

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_plugins.settings.command_line import parse
+from sae_plugins.settings.command_line import train_flags
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,6 @@ from sae_plugins.settings.command_line import parse
     ],
 )
 def test_command_lines(line: str, expected: dict):
-    parsed = parse(line.split())
+    parsed = train_flags(line.split())
     assert parsed == expected
     assert [type(value) for value in parsed.values()] == [type(v) for v in expected.values()]

@@ -1,0 +1,91 @@
+"""What to say about a flag, or about an option of a plugin or a suite, that there is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sae_plugins.base.errors import CLEAR, did_you_mean, nearest
+from sae_plugins.settings.flags import REFUSED
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Plugins, or suites: what has options that are written --NAME.OPTION.
+
+    Attributes:
+        kind: "plugin" or "suite", which is also the flag that chooses one.
+        chosen: options by name, of those that are chosen.
+        installed: options by name, of all.
+    """
+
+    kind: str = "plugin"
+    chosen: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    installed: Mapping[str, Iterable[str]] = field(default_factory=dict)
+
+    def did_you_mean(self, flags: Sequence[str]) -> str:
+        """A question that names flags and options, these with what else they need."""
+        owners = [flag.partition(".")[0] for flag in flags if "." in flag]
+        strangers = [owner for owner in owners if owner not in self.chosen]
+        needed = (
+            " of the same name" if len(flags) > 1 else "".join(f" {owner}" for owner in strangers)
+        )
+        also = f" with --{self.kind}{needed}" if strangers else ""
+        return f"did you mean {' or '.join(repr(f'--{flag}') for flag in flags)}{also}?"
+
+
+def unknown_flag(
+    name: str, flags: Iterable[str], owners: Owners | None = None, command: str = "train"
+) -> str:
+    """What to say about a flag that there is not, and that may be an option without its owner.
+
+    Args:
+        name: of the flag.
+        flags: those that there are.
+        owners: what has options.
+        command: whose flags they are.
+    """
+    if name in REFUSED:
+        return f"--{name} is not available: {REFUSED[name]}"
+    owners, flags = owners or Owners(), list(flags)
+    options = {
+        option: _having(option, owners.chosen) for has in owners.chosen.values() for option in has
+    }
+    meant = (
+        _having(name, owners.chosen)
+        or nearest(name, flags, CLEAR)
+        or _having(name, owners.installed)
+        or [
+            flag for near in nearest(name, [*flags, *options]) for flag in options.get(near, [near])
+        ]
+    )
+    cure = owners.did_you_mean(meant) if meant else ""
+    return f"there is no flag --{name}: {cure or f'`sae-plugins {command} --help` lists all flags'}"
+
+
+def unknown_option(key: str, owners: Owners) -> str:
+    """What to say about an option, such as "reorder.interval", whose owner is not chosen."""
+    name, _, option = key.partition(".")
+    elsewhere = _having(option, owners.chosen) or _having(option, owners.installed)
+    if name in owners.installed and elsewhere and not owners.installed[name]:
+        meant = owners.did_you_mean(elsewhere)
+        return f"--{key}: {name!r} has no options of its own: {meant}"
+    if name in owners.installed:
+        again = ", and name those of a recipe again, which --plugin replaces"
+        return (
+            f"--{key}: the {owners.kind} {name!r} is not chosen: add --{owners.kind} {name}"
+            f"{again if owners.kind == 'plugin' else ''}; or leave the option out"
+        )
+    wrong = f"--{key}: no {owners.kind} {name!r} is installed"
+    for known in (owners.chosen, owners.installed):
+        for owner in nearest(name, known)[:1]:
+            has = list(known[owner])
+            near = [option] if option in has else nearest(option, has, CLEAR)
+            if near:
+                return f"{wrong}: {owners.did_you_mean([f'{owner}.{one}' for one in near])}"
+            return f"{wrong}: did you mean {owner!r}?" + f" It has {', '.join(has)}" * bool(has)
+    return f"{wrong}: {did_you_mean(name, owners.chosen or owners.installed)}"
+
+
+def _having(option: str, known: Mapping[str, Iterable[str]]) -> list[str]:
+    return [f"{name}.{option}" for name, options in known.items() if option in options]
