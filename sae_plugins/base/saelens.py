@@ -60,7 +60,7 @@
 - `SyntheticActivationIterator` has no state but torch's global random state.
 - `extract_stop_at_layer_from_tlens_hook_name(hook_name)` is the first layer that need not run.
 - `get_sae_training_class(architecture)` gives the classes of a training SAE and of its config.
-- the warnings that `sae_plugins.runs.job` silences begin as it says.
+- the warnings that `sae_plugins.runs.setup` silences begin as it says.
 - on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`, at any bytecode.
 - `LanguageModelSAETrainingRunner.save_checkpoint(path)` is called on interruption with the folder
   `checkpoint_path`/`n_training_samples`, which nobody has made (`interrupted_runs_unsaved`).

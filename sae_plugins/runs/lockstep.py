@@ -34,8 +34,8 @@ from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
 from sae_plugins.runs.checks import memory_of, numbers_in_training
-from sae_plugins.runs.job import Job, JobSettings, defaults_of, quiet, write_summary
 from sae_plugins.runs.recorder import Recorder
+from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class LockstepRun:
 
     Attributes:
         name: tells it from the other arms.
-        job: what it is trained on, and with which settings of SAELens; its seed is the arm's.
+        setup: what it is trained on, and with which settings of SAELens; its seed is the arm's.
         folder: where the SAE will lie. It must not be there, and is once all its files are.
         plan: the plugins; a recorder is added.
         figures: whether the recorder draws some, which costs a second.
@@ -67,7 +67,7 @@ class LockstepRun:
     """
 
     name: str
-    job: Job
+    setup: Setup
     folder: Path
     plan: Plan
     figures: bool = True
@@ -79,7 +79,7 @@ class LockstepRun:
         return self.folder.with_name(self.folder.name + ".unfinished")
 
 
-def stream_key(settings: JobSettings) -> str:
+def stream_key(settings: SAELensSettings) -> str:
     """What a run's batches depend on, as JSON: runs with equal keys see the same batches.
 
     That includes how the activations are normalised, since the first batches serve to estimate it,
@@ -127,7 +127,10 @@ def train(
             progress(before + steps, sum(lengths))
 
         try:
-            with quiet(repeats=not together[0].job.settings.runner.get("dataset_path")), no_bars():
+            with (
+                quiet(repeats=not together[0].setup.settings.runner.get("dataset_path")),
+                no_bars(),
+            ):
                 failures |= _train(together, advanced)
         finally:
             for arm in together:
@@ -144,9 +147,9 @@ def _check(arms: Sequence[LockstepRun]) -> None:
         taken, times = Counter(getattr(arm, what) for arm in arms).most_common(1)[0]
         if times > 1:
             raise PluginError(f"{times} arms have the {what} {taken}: each needs its own")
-    first = json.loads(stream_key(arms[0].job.settings))
+    first = json.loads(stream_key(arms[0].setup.settings))
     for arm in arms:
-        settings = arm.job.settings
+        settings = arm.setup.settings
         if arm.folder.exists():
             raise PluginError(f"arm {arm.name}: {arm.folder} is already there; name another folder")
         alone = [name for name in _ALONE if settings.runner.get(name)]
@@ -166,11 +169,11 @@ def _check(arms: Sequence[LockstepRun]) -> None:
 
 def _passes(arms: Sequence[LockstepRun], share_of_memory: float) -> Iterator[list[LockstepRun]]:
     """The arms in groups that fit into memory, each with one arm at least."""
-    room = share_of_memory * memory_of(arms[0].job.settings.device)
+    room = share_of_memory * memory_of(arms[0].setup.settings.device)
     together: list[LockstepRun] = []
     taken = 0
     for arm in arms:
-        config = arm.job.sae_config
+        config = arm.setup.sae_config
         needed = numbers_in_training(config) * str_to_dtype(config.dtype).itemsize
         if together and taken + needed > room:
             yield together
@@ -183,7 +186,7 @@ def _passes(arms: Sequence[LockstepRun], share_of_memory: float) -> Iterator[lis
 def _steps(arm: LockstepRun) -> int:
     if arm.untrained:
         return 0
-    config = arm.job.config(None).to_sae_trainer_config()
+    config = arm.setup.config(None).to_sae_trainer_config()
     return int(-(-config.total_training_samples // config.train_batch_size_samples))
 
 
@@ -191,10 +194,10 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
     """`train`, for arms that fit into memory."""
     started = time.perf_counter()
     failures: dict[str, Exception] = {}
-    job = arms[0].job
+    setup = arms[0].setup
     running = _drawn(arms, failures)
-    seed_data(job.settings.seed)
-    stream = job.stream()
+    seed_data(setup.settings.seed)
+    stream = setup.stream()
     scaler = _scaler(running[0].trainer, stream) if running else ActivationScaler()
     running = _each(running, failures, lambda training: training.start(replace(scaler)))
     steps = 0
@@ -217,8 +220,8 @@ class _Training:
         self.arm = arm
         shutil.rmtree(arm.unfinished, ignore_errors=True)
         own = {"output_path": str(arm.unfinished), **({} if arm.figures else {"figures": False})}
-        with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=arm.job.settings.seed):
-            self.trainer, self.save = arm.job.trainer(arm.folder)
+        with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=arm.setup.settings.seed):
+            self.trainer, self.save = arm.setup.trainer(arm.folder)
         if arm.untrained:
             self.trainer.cfg.total_training_samples = 0
 
@@ -320,15 +323,15 @@ def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started:
     scored: list[tuple[LockstepRun, SAE[Any]]] = []
     for arm in arms:
         with _ends_alone(arm, failures):
-            device = arm.job.sae_config.device
+            device = arm.setup.sae_config.device
             scored.append((arm, SAE.load_from_disk(str(arm.unfinished), device=device)))
     try:
-        metrics = arms[0].job.heldout([sae for _, sae in scored]) if arms else []
+        metrics = arms[0].setup.heldout([sae for _, sae in scored]) if arms else []
     except Exception:  # of one of them, which cannot be told from the others together
         metrics = []
         for arm, sae in scored:
             with _ends_alone(arm, failures):
-                metrics += arm.job.heldout([sae])
+                metrics += arm.setup.heldout([sae])
         scored = [(arm, sae) for arm, sae in scored if arm.name not in failures]
     seconds = time.perf_counter() - started
     for (arm, _), heldout in zip(scored, metrics, strict=True):

@@ -11,8 +11,8 @@ import datasets
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.job import JobSettings
 from sae_plugins.runs.models import model_facts
+from sae_plugins.runs.setup import SAELensSettings
 
 SHUFFLE_BUFFER = 10_000
 """Documents among which a streamed dataset is shuffled."""
@@ -26,7 +26,7 @@ class TextSplits:
     heldout: Any
 
 
-def load_text(settings: JobSettings, model: Any) -> TextSplits:
+def load_text(settings: SAELensSettings, model: Any) -> TextSplits:
     """The training text, in the seed's order, and held-out text, which no seed changes.
 
     The first documents of a dataset are held out, as many as the held-out tokens need.
@@ -56,7 +56,7 @@ def load_text(settings: JobSettings, model: Any) -> TextSplits:
     )
 
 
-def text_facts(settings: JobSettings) -> list[Any]:
+def text_facts(settings: SAELensSettings) -> list[Any]:
     """What the text depends on."""
     names = ("dataset_path", "streaming", "store_batch_size_prompts", "context_size")
     of_runner = [settings.runner.get(name) for name in names]
@@ -74,7 +74,7 @@ def _with_plain_lists(rows: Any) -> Any:
     return rows
 
 
-def load_dataset(settings: JobSettings) -> Any:
+def load_dataset(settings: SAELensSettings) -> Any:
     """The dataset at `dataset_path`, a folder or a name on the Hub; its code is never run."""
     path = os.path.expanduser(str(settings.runner["dataset_path"]))
     try:
@@ -94,7 +94,7 @@ def load_dataset(settings: JobSettings) -> Any:
         ) from error
 
 
-def _first_documents(rows: Any, settings: JobSettings, model: Any) -> list[dict[str, Any]]:
+def _first_documents(rows: Any, settings: SAELensSettings, model: Any) -> list[dict[str, Any]]:
     """As many documents as `heldout_tokens` tokens and one batch of the model need."""
     if not settings.heldout_tokens:
         return []

@@ -14,7 +14,7 @@ from sae_plugins.world.synthetic_models import SYNTHETIC
 
 if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan
-    from sae_plugins.runs.job import JobSettings
+    from sae_plugins.runs.setup import SAELensSettings
 
 TRAINING = ("accumulate", "clip", "weight_decay", "loss_form")
 GROUPS = ("sae", "runner", "synthetic", "logger")
@@ -83,14 +83,14 @@ class Settings:
 
         return any(interval(self.get("checkpoint_every")))
 
-    def job(self) -> JobSettings:
+    def for_saelens(self) -> SAELensSettings:
         """The settings that are SAELens' own."""
-        from sae_plugins.runs.job import JobSettings
+        from sae_plugins.runs.setup import SAELensSettings
 
         groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
         for name, value in self.values.items():
             groups.get(all_flags()[name].group, {})[name] = value
-        return JobSettings(
+        return SAELensSettings(
             model_name=self.model_name,
             architecture=self.architecture,
             seed=int(self.get("seed")),

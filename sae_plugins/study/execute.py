@@ -154,8 +154,7 @@ def work(task: Pass, progress: Progress) -> None:
 
 def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
     """In lockstep, as many as see the same batches; a failure is written beside its folder."""
-    from sae_plugins.runs.job import Job
-    from sae_plugins.runs.load import load_job
+    from sae_plugins.runs.load import load_setup
     from sae_plugins.runs.lockstep import (
         SHARE_OF_MEMORY,
         LockstepRun,
@@ -163,26 +162,27 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         train,
         without_frames,
     )
+    from sae_plugins.runs.setup import Setup
 
-    shared: Job | None = None
-    for members in grouped(cells, lambda cell: stream_key(cell.settings.job())).values():
+    shared: Setup | None = None
+    for members in grouped(cells, lambda cell: stream_key(cell.settings.for_saelens())).values():
         name = f"{task.model}, seed {task.seed}"
         progress.stage(f"{name}: training {len(members)} SAEs")
         arms, failures = {}, {}
         for cell in members:
-            settings, wanted = cell.settings, cell.settings.job()
+            settings, wanted = cell.settings, cell.settings.for_saelens()
             folder = task.folder / cell.folder
             try:
-                job = shared.sharing(wanted) if shared else load_job(wanted)
+                setup = shared.sharing(wanted) if shared else load_setup(wanted)
             except Exception as error:
                 failures[cell] = without_frames(error)
                 continue
-            shared = job
+            shared = setup
             shutil.rmtree(folder, ignore_errors=True)  # without a summary: not whole
             folder.parent.mkdir(parents=True, exist_ok=True)
             arms[cell] = LockstepRun(
                 name=cell.folder.name,
-                job=job,
+                setup=setup,
                 folder=folder,
                 plan=settings.plan,
                 figures=False,  # the report has those of all
@@ -191,7 +191,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         cells_of = {arm.name: cell for cell, arm in arms.items()}
 
         def note(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
-            _note(cells_of[arm.name], arm.job, task.folder)
+            _note(cells_of[arm.name], arm.setup, task.folder)
 
         try:
             steps = _steps(len(arms), progress)
@@ -219,12 +219,12 @@ def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
     return tell
 
 
-def _note(cell: Cell, job: Any, folder: Path) -> None:
+def _note(cell: Cell, setup: Any, folder: Path) -> None:
     """Write how to train this SAE by itself."""
     from sae_plugins.runs.folder import as_yaml
     from sae_plugins.settings.run_yaml import recipe_of
 
-    write(folder / cell.folder / RECIPE, as_yaml(recipe_of(cell.settings, job)))
+    write(folder / cell.folder / RECIPE, as_yaml(recipe_of(cell.settings, setup)))
     _failed(cell, folder).unlink(missing_ok=True)
 
 
@@ -277,7 +277,7 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progres
         output_path=folder,
         cache_path=default_folder(),
         data=model.data,
-        device=cells[0].settings.job().device,
+        device=cells[0].settings.for_saelens().device,
     )
     evaluation = Evaluation(request)
     hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}

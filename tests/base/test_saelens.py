@@ -57,7 +57,7 @@ from sae_plugins.base.saelens import ADAM_MOMENTS, TRAINER_COUNTERS
 from sae_plugins.base.seeds import random_states, set_random_states
 from sae_plugins.framework.architectures import ARCHITECTURES, architecture_of
 from sae_plugins.framework.trainer import COUNTERS
-from sae_plugins.runs import job as jobs
+from sae_plugins.runs import setup as jobs
 from sae_plugins.testing import (
     CASES,
     D_IN,
@@ -804,7 +804,7 @@ def test_the_registry(architecture: str) -> None:
     assert config_class.architecture() == architecture
 
 
-@seam("the warnings that `sae_plugins.runs.job` silences")
+@seam("the warnings that `sae_plugins.runs.setup` silences")
 def test_the_silenced_warnings(model: HookedTransformer) -> None:
     def warned(work: Callable[[], Any]) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:

@@ -133,11 +133,11 @@ def test_a_seed_decides_everything():
 
 
 def test_the_seed_orders_the_data(tiny_world: Any, monkeypatch: pytest.MonkeyPatch):
-    from sae_plugins.runs.job import JobSettings
+    from sae_plugins.runs.setup import SAELensSettings
     from sae_plugins.runs.texts import load_text
 
     def order(seed: int) -> list[list[int]]:
-        text = load_text(JobSettings(world.NAME, seed=seed), tiny_world.model())
+        text = load_text(SAELensSettings(world.NAME, seed=seed), tiny_world.model())
         return [row["tokens"] for row in text.train]
 
     assert order(0) == order(0)
@@ -179,7 +179,7 @@ def test_the_default_folder_is_named_after_the_run():
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, streaming: bool):
-    from sae_plugins.runs.job import JobSettings
+    from sae_plugins.runs.setup import SAELensSettings
     from sae_plugins.runs.texts import load_text
 
     (folder / "data").mkdir()
@@ -190,7 +190,9 @@ def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, st
     (folder / "data" / "train.jsonl").write_text(lines)
     runner = {"dataset_path": "data", "streaming": streaming, "store_batch_size_prompts": 4}
     runner |= {"context_size": tiny_world.context}
-    text = load_text(JobSettings("x", seed=1, heldout_tokens=64, runner=runner), tiny_world.model())
+    text = load_text(
+        SAELensSettings("x", seed=1, heldout_tokens=64, runner=runner), tiny_world.model()
+    )
     trained = [row["tokens"][0] for row in text.train]
     held = [row["tokens"][0] for row in text.heldout]
     assert held == list(range(8))  # (64 + 4 x 16) tokens of the first documents

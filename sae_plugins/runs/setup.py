@@ -39,7 +39,7 @@ _NEW_EPOCH = "All samples in the training dataset"
 
 
 @dataclass(frozen=True)
-class JobSettings:
+class SAELensSettings:
     """The settings of one run, spelt as SAELens spells them, without what is not set.
 
     Attributes:
@@ -76,14 +76,14 @@ Save = Callable[[Path, "Tensor | None"], None]
 """Saves a trained SAE into a folder, with the log of its features' firing frequencies, if any."""
 
 
-class Job(Protocol):
+class Setup(Protocol):
     """A run that is ready to start: its model is loaded and everything checked."""
 
-    settings: JobSettings
+    settings: SAELensSettings
     sae_config: Any
 
-    def sharing(self, settings: JobSettings) -> Job:
-        """A job with other settings, and this one's model and text where they are the same."""
+    def sharing(self, settings: SAELensSettings) -> Setup:
+        """A setup with other settings, and this one's model and text where they are the same."""
         ...
 
     def config(self, folder: Path | None) -> Any:
@@ -119,7 +119,7 @@ class Job(Protocol):
         ...
 
 
-def sae_config(settings: JobSettings, d_in: int) -> Any:
+def sae_config(settings: SAELensSettings, d_in: int) -> Any:
     """The config of the SAE to train.
 
     Raises:
@@ -180,7 +180,7 @@ def defaults_of(*configs: Any) -> dict[str, Any]:
     return defaults
 
 
-def runner_fields(settings: JobSettings, folder: Path | None) -> dict[str, Any]:
+def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, Any]:
     """Fields that both runners' configs have, for a run that writes into `folder`."""
     elsewhere = ("model_name", "checkpoint_path", "dtype")
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
