@@ -71,9 +71,6 @@ def _show(line: Line, problems: Problems) -> int:
 
 
 def _run(line: Line, problems: Problems) -> int:
-    jobs = line.given.get("jobs")
-    if jobs is not None and jobs < 1:
-        problems.add(f"--jobs {jobs}: give 1 or more")
     study, folder = _given(line, problems)
     from sae_plugins.study.execute import plan_of, run
 
@@ -84,7 +81,7 @@ def _run(line: Line, problems: Problems) -> int:
     with begun():
         with closing(StudyProgress()) as progress:
             try:
-                run(study, folder, jobs, progress)
+                run(study, folder, line.given.get("jobs"), progress)
             except OSError as error:
                 raise SaePluginsError(
                     f"{folder}: {error}; what is done is kept, and the same command goes on"

@@ -144,7 +144,7 @@ def sentences(
     found = []
     for place, problems in places.items():
         deepest = max(problems, key=lambda problem: len(problem["loc"]))
-        value = "" if problems[0]["type"] == "missing" else _shown(deepest["input"])
+        value = "" if problems[0]["type"] == "missing" else _shown(deepest)
         if problems[0]["type"] == "extra_forbidden":
             name = named(place)
             near = did_you_mean(str(place[-1]), known(place), name.removesuffix(str(place[-1])))
@@ -155,11 +155,14 @@ def sentences(
     return found
 
 
-def _shown(value: Any) -> str:
-    """A value that is short, after a blank."""
+def _shown(problem: Any) -> str:
+    """The value, after a blank, if it is short."""
+    value = problem["input"]
     if value is None or isinstance(value, bool):
         return f" {str(value).lower()}"
-    return f" {value!r}" if isinstance(value, (str, int, float)) else ""
+    if isinstance(value, str) and (_KIND.match(problem["type"]) or "literal" in problem["type"]):
+        return f" {value!r}"
+    return f" {value}" if isinstance(value, (str, int, float)) else ""
 
 
 def _reason(problems: Sequence[Any], optional: bool) -> str:
@@ -176,7 +179,8 @@ def _reason(problems: Sequence[Any], optional: bool) -> str:
             wanted.append(_KINDS[match[1]])
         elif kind in _BOUNDS:
             (bound,) = context.values()
-            wanted.append(f"{_BOUNDS[kind]} {bound:.12g}")
+            number = f"{bound:.6g}" if isinstance(bound, float) else bound
+            wanted.append(f"{_BOUNDS[kind]} {number}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "it must be", 1)

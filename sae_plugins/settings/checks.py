@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.settings.settings import Settings
 
-BOUNDS = {
-    "> 0 < inf": ("lr", "k", "lp_norm", "jumprelu_bandwidth", "jumprelu_init_threshold"),
-    ">= 0 < inf": ("lr_end", "l1_coefficient", "l0_coefficient"),
-    ">= 0 < 1": ("adam_beta1", "adam_beta2"),
-    ">= 0 <= 1": ("activations_mixing_fraction", "lr_warm_up_fraction"),
-    ">= 0 < 9223372036854775808": ("seed",),  # torch's generators take no more
-    ">= 0": (
-        *("heldout_tokens", "n_checkpoints", "lr_warm_up_steps", "lr_decay_steps"),
-        *("l1_warm_up_steps", "l0_warm_up_steps", "dead_feature_window", "eval_samples"),
-        *("eval_frequency",),
-    ),
-    ">= 1": (
-        "keep_checkpoints",
-        *("training_tokens", "train_batch_size_tokens", "d_in", "d_sae", "context_size"),
-        *("store_batch_size_prompts", "n_batches_in_buffer", "n_batches_for_norm_estimate"),
-        *("n_restart_cycles", "feature_sampling_window", "max_iterations", "n_eval_batches"),
-        *("eval_batch_size_prompts", "wandb_log_frequency", "eval_every_n_wandb_logs"),
-    ),
-}
-"""What values of flags must be; SAELens takes others, and fails on them in the midst of things."""
-
-_COMPARISONS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    ">": ("greater than", operator.gt),
-    ">=": ("at least", operator.ge),
-    "<": ("less than", operator.lt),
-    "<=": ("at most", operator.le),
-}
-_GREATEST = {int: 2**63 - 1, float: 3.4028234663852886e38}
-"""What torch's whole numbers and its float32 hold."""
-
 
 def wrong_values(values: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with values by flag, each looked at by itself."""
-    yield from out_of_bounds(values)
     for name in ("model_from_pretrained_kwargs", "model_kwargs"):
         if "trust_remote_code" in str(values.get(name)):
             yield (
@@ -109,24 +77,3 @@ def check_schedule(settings: Settings) -> None:
             f"--lr_decay_steps {decay} decays from --lr_end {lr_end}, which must be greater than 0 "
             f"and at most --lr {lr}"
         )
-
-
-def out_of_bounds(values: Mapping[str, Any]) -> Iterator[str]:
-    """What is said of values that are out of their bounds."""
-    for bounds, names in BOUNDS.items():
-        words = bounds.split()
-        limits = [(*_COMPARISONS[sign], end) for sign, end in _pairs(words)]
-        for name in names:
-            value = values.get(name)
-            if value is not None and not all(fits(value, float(end)) for _, fits, end in limits):
-                wanted = " and ".join(f"{word} {end}" for word, _, end in limits if end != "inf")
-                yield f"--{name} {value}: it must be {wanted}"
-                values = {key: other for key, other in values.items() if key != name}
-    for name, value in values.items():
-        limit = _GREATEST.get(type(value))
-        if limit is not None and not abs(value) <= limit:
-            yield f"--{name} {value}: it must be at most {limit:.2g}, and a number"
-
-
-def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
-    return zip(words[::2], words[1::2], strict=True)

@@ -4,18 +4,46 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from sae_plugins.base.values import fitting, read
 from sae_plugins.settings.flags import Flag
+
+BOUNDS: dict[str, dict[str, Any]] = {
+    name: bounds
+    for bounds, names in (
+        ({"gt": 0}, ("lr", "k", "lp_norm", "jumprelu_bandwidth", "jumprelu_init_threshold")),
+        ({"ge": 0, "lt": 1}, ("adam_beta1", "adam_beta2")),
+        ({"ge": 0, "le": 1}, ("activations_mixing_fraction", "lr_warm_up_fraction")),
+        ({"ge": 0}, (
+            *("seed", "heldout_tokens", "n_checkpoints", "lr_warm_up_steps", "lr_decay_steps"),
+            *("l1_warm_up_steps", "l0_warm_up_steps", "dead_feature_window", "eval_samples"),
+            *("eval_frequency", "lr_end", "l1_coefficient", "l0_coefficient"),
+        )),
+        ({"ge": 1}, (
+            *("keep_checkpoints", "jobs", "context_size", "d_in", "d_sae", "max_iterations"),
+            *("training_tokens", "train_batch_size_tokens", "store_batch_size_prompts"),
+            *("n_batches_in_buffer", "n_batches_for_norm_estimate", "n_restart_cycles"),
+            *("feature_sampling_window", "n_eval_batches", "eval_batch_size_prompts"),
+            *("wandb_log_frequency", "eval_every_n_wandb_logs"),
+        )),
+    )
+    for name in names
+}  # fmt: skip
+"""What values of flags must be; SAELens takes others, and fails on them in the midst of things."""
+_IN_TORCH: dict[str, dict[str, Any]] = {
+    "int": {"ge": -(2**63), "le": 2**63 - 1},
+    "float": {"ge": -3.4028234663852886e38, "le": 3.4028234663852886e38, "allow_inf_nan": False},
+}
+"""What torch's whole numbers and its float32 hold."""
 
 
 def convert(flag: Flag, value: Any) -> Any:
     """A flag's value, from the text of a command line or from YAML.
 
     Raises:
-        SaePluginsError: it does not have the flag's type.
+        SaePluginsError: it does not have the flag's type, or is out of its bounds.
     """
     if isinstance(value, dict) and "dict" in flag.alternatives:
         return value
@@ -53,6 +81,10 @@ _TYPES: dict[str, Any] = {
 
 def _annotation(flag: Flag) -> Any:
     """The type of a flag's values."""
-    kinds = flag.alternatives
-    types = (Literal[flag.choices] if kind == "choice" else _TYPES[kind] for kind in kinds)
+    types = []
+    for kind in flag.alternatives:
+        known = Literal[flag.choices] if kind == "choice" else _TYPES[kind]
+        if kind in _IN_TORCH:
+            known = Annotated[known, Field(**{**_IN_TORCH[kind], **BOUNDS.get(flag.name, {})})]
+        types.append(known)
     return Union[tuple(types)]  # noqa: UP007

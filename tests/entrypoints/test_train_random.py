@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import itertools
 import json
 import os
 import re
@@ -33,11 +32,10 @@ from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import choose
 from sae_plugins.runs.recorder import Recorder
-from sae_plugins.settings.checks import BOUNDS, out_of_bounds
 from sae_plugins.settings.choice import option_value
 from sae_plugins.settings.flags import Flag, all_flags, architectures
 from sae_plugins.settings.settings import does_not_apply
-from sae_plugins.settings.values import convert
+from sae_plugins.settings.values import BOUNDS, convert
 
 STEPS = 5
 BASE = {
@@ -136,9 +134,8 @@ LISTS = ["4 8 16", "8,4", "[2, 16]", "0", "-1", "1 2 3 4", "none 3", "none", "",
 
 def bounds_of(name: str) -> list[str]:
     """The ends of a flag's bounds, and what is a little outside."""
-    ends = [b.split()[1::2] for b, names in BOUNDS.items() if name in names]
-    near = [float(end) for end in itertools.chain(*ends) if end != "inf"]
-    return [f"{value:.12g}" for end in near for value in (end - 1, end, end + 1, end - 1e-3)]
+    ends = BOUNDS.get(name, {}).values()
+    return [f"{value:.12g}" for end in ends for value in (end - 1, end, end + 1, end - 1e-3)]
 
 
 def texts_of(kind: str, choices: tuple[str, ...]) -> list[str]:
@@ -228,9 +225,10 @@ def fits(name: str, value: str) -> bool:
             return False
         return True
     try:
-        return not any(out_of_bounds({name: convert(all_flags()[name], value)}))
+        convert(all_flags()[name], value)
     except SaePluginsError:
         return False
+    return True
 
 
 Line = tuple[str, ...]
