@@ -68,6 +68,8 @@ def check(words: list[str]) -> None:
                 raise SaePluginsError(f"the Makefile has no target {target}")
         case ["python", file, *_] if (ROOT / file).is_file():
             pass
+        case ["eval", line] if line.startswith("$(sae-plugins "):
+            check(shlex.split(line[2:-1]))
         case [".", ".venv/bin/activate"] | ["pytest", *_] | ["pip", "install", *_]:
             pass
         case _:
@@ -90,7 +92,7 @@ def check_line(words: list[str]) -> None:
         upload._names(line.operands, problems)
     elif command.name == "plugins show" and line.operands != ["NAME"]:
         registry.load(*line.operands)
-    elif command.name == "recipes show":
+    elif command.name == "recipes show" and line.operands != ["NAME"]:
         recipes.load(*line.operands)
     elif command.operand == "STUDY" and not line.operands[0].endswith((".yaml", "STUDY", "NAME")):
         studies.load(*line.operands)

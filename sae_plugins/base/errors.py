@@ -105,7 +105,7 @@ def nearest(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:
     """
     names = difflib.get_close_matches(name, sorted(known), n=3, cutoff=alike)
     ratios = [difflib.SequenceMatcher(None, near, name).ratio() for near in names]
-    least = ratios[0] - 0.1 if ratios and ratios[0] > CLEAR else alike
+    least = ratios[0] - 0.1 if ratios and ratios[0] >= CLEAR else alike
     return [near for near, ratio in zip(names, ratios, strict=True) if ratio >= least]
 
 

@@ -183,8 +183,10 @@ def _reason(problems: Sequence[Any], optional: bool) -> str:
             wanted.append(f"{_BOUNDS[kind]} {number}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            message = message.replace("Input should be", "it must be", 1)
-            return str(message[:1].lower() + message[1:])
+            message = re.sub("^Input should be", "it must be", message)
+            return str(message[:1].lower() + message[1:] if message[1:2].islower() else message)
+    if _KINDS["float"] in wanted:
+        wanted = [kind for kind in wanted if kind != _KINDS["int"]]
     value = problems[0]["input"]
     if isinstance(value, str) and nearest(value, words):
         return did_you_mean(value, words)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_plugins import recipes
 from sae_plugins.entrypoints.help import help_text
 from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.plugins import command
@@ -35,12 +36,17 @@ def imported(*arguments: str) -> set[str]:
     return {module.partition(".")[0] for module in json.loads(done.stderr.splitlines()[-1])}
 
 
-@pytest.mark.parametrize("line", ["--help", "train --help", "plugins list", "--version"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("--help", "train --help", "evaluate --help", "study run --help", "--version"),
+        *("plugins list", "completion words train --plugin reo", "completion words train --reo"),
+        *("completion words evaluate --suite c", "completion words study run q"),
+    ],
+)
 def test_it_is_cheap(line: str):
     modules = imported(*line.split())
-    assert not modules.intersection(SLOW)
-    if line != "plugins list":
-        assert "pydantic" not in modules
+    assert not modules.intersection({*SLOW, "pydantic"})
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]):
@@ -82,6 +88,31 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]):
     assert main(["trian"]) == 2
     assert "there is no command 'trian': did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plugins", "recipes", "study"])
+def test_a_list_has_a_line_for_each_that_can_be_shown(
+    command: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([command, "list"]) == 0
+    listed = capsys.readouterr().out
+    assert main(["completion", "words", command, "show", ""]) == 0
+    names = capsys.readouterr().out.split()
+    assert names
+    for name in names:
+        assert any(line.startswith(f"{name} ") for line in listed.splitlines()), name
+
+
+def test_a_recipe_that_is_shown_is_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in recipes.names():
+        assert main(["recipes", "show", name]) == 0
+        (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+        assert recipes.load(str(tmp_path / "mine.yaml")) == recipes.load(name)
+
+
+def test_help_cuts_no_line(capsys: pytest.CaptureFixture[str]):
+    for flag in all_flags().values():
+        assert " ".join(flag.help.rstrip(".").split()[1:]) in " ".join(help_text(TRAIN).split())
 
 
 def test_plugins_list(capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,143 @@
+"""Wrong command lines: every mistake is named once, with its cure, and nothing else is."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sae_plugins.entrypoints.main import main
+
+STUDY = """\
+reference: l2
+modles: {}
+models:
+  toy:
+    train: {model_name: "synthetic:toy"}
+    suites: {ground-truth: {}}
+    target_l0: [-1]
+arms:
+  l1: {kind: baselin}
+"""
+
+LINES = {
+    # one mistake
+    "trian": ["no command 'trian': did you mean 'train'?"],
+    "study runn quick": ["no command 'study runn': did you mean 'study run'?"],
+    "--verison": ["no flag --verison: did you mean '--version'?"],
+    "train --plugin reodrer": ["no plugin 'reodrer' is installed: did you mean 'reorder'?"],
+    "train --plugin hybrid-order --start 200": ["no flag --start: did you mean '--reorder.start'?"],
+    "train --plugin reorder --strat 200": ["no flag --strat: did you mean '--reorder.start'?"],
+    "train --cooldown 5": [
+        "no flag --cooldown: did you mean '--reorder.cooldown' with --plugin reorder?"
+    ],
+    "train --decay .5": [
+        "no flag --decay: did you mean '--firing-frequency.decay' or '--input-norm-l1.decay' or "
+        "'--post-hoc-threshold.decay' or '--reorder.decay' with --plugin of the same name?"
+    ],
+    "train --plugin reorder --resampel.every 5": [
+        "--resampel.every: no plugin 'resampel' is installed: did you mean 'resample'? It has rule,"
+    ],
+    "train --resampel.treshold .1": [
+        "no plugin 'resampel' is installed: did you mean '--resample.threshold' with --plugin "
+        "resample?"
+    ],
+    "train --plugin hybrid-order --hybrid-order.start 9": [
+        "'hybrid-order' has no options of its own: did you mean '--reorder.start'?"
+    ],
+    "train --recipe hybrd-order-demo": [
+        "no recipe 'hybrd-order-demo': did you mean 'hybrid-order-demo'?"
+    ],
+    "train --model_name synthetic:tiny-toy": [
+        "--model_name synthetic:tiny-toy: no synthetic model 'tiny-toy': did you mean 'toy'?"
+    ],
+    "train reorder": ["'reorder' is no flag: flags begin with --"],
+    "train --training_tokens 1.5e0": ["--training_tokens '1.5e0': it must be a whole number"],
+    "train --output_path": ["--output_path needs a value"],
+    "evaluate runs/a --suite sparse-probe": [
+        "no suite 'sparse-probe' is installed: did you mean 'sparse-probing'?"
+    ],
+    "evaluate runs/a --context_size 64": [
+        "no flag --context_size: did you mean '--core.context_size'?"
+    ],
+    "evaluate --suite core runs/a": ["runs/a is no suite: SAEs are named before the flags"],
+    "evaluate runs/a --suite scr --core.context_size 64": [
+        "--core.context_size: the suite 'core' is not chosen: add --suite core"
+    ],
+    "study run quik": ["no study 'quik': did you mean 'quick'?"],
+    "study report": ["give one STUDY: sae-plugins study report STUDY"],
+    "plugins show reodrer": ["no plugin 'reodrer' is installed: did you mean 'reorder'?"],
+    "recipes show gemma": ["no recipe 'gemma': did you mean 'gemma-2-2b'?"],
+    "recipes list --long": ["no flag --long: `sae-plugins recipes list --help` lists all flags"],
+    "completion fish": ["no completion for 'fish', only for bash and zsh"],
+    # combinations that are wrong
+    "train --architecture topk --plugin linear-l1 --l1_coefficient 2": [
+        "--l1_coefficient: topk SAEs do not have it; standard and gated SAEs do",
+        "--architecture topk: plugin 'linear-l1' does not work on topk SAEs",
+    ],
+    "train --training_tokens 10k --train_batch_size_tokens 1k --lr_warm_up_steps 2k": [
+        "--lr_warm_up_steps 2000 and --lr_decay_steps 0 do not fit into the run's 10 steps"
+    ],
+    # several at once
+    "train --plugin reodrer --reodrer.strat 5 --reorder.window big --lrr 3 --lr fast": [
+        "--lr 'fast': it must be a number",
+        "no plugin 'reodrer' is installed: did you mean 'reorder'?",
+        "no flag --lrr: did you mean '--lr'?",
+        "no option --reorder.strat: did you mean '--reorder.start'?",
+        "--reorder.window 'big': it must be a whole number",
+    ],
+    "train --recipe hybrid-oder-demo --without reoder --reorder.interval 0 --seed -1 --clip 0": [
+        "--seed -1: it must be at least 0",
+        "no recipe 'hybrid-oder-demo': did you mean 'hybrid-order-demo'?",
+        "--without 'reoder': it is not chosen; did you mean 'reorder'",
+        "--clip 0.0: it must be greater than 0 or none",
+    ],
+    "train --architecture topkk --k many --accumulate 0 --loss_form l1 --plugin zzz --zzz.a 1": [
+        "--architecture 'topkk': did you mean 'topk'?",
+        "--k 'many': it must be a number",
+        "--loss_form 'l1': it must be 'sum_of_squares', 'l2_norm', 'mean' or none",
+        "no plugin 'zzz' is installed: known: activation-threshold,",
+        "--accumulate 0: it must be at least 1",
+    ],
+    "train --resume runs/a --recipe quick --lrr 1": [
+        "--recipe cannot be combined with --resume",
+        "no flag --lrr: did you mean '--lr'?",
+    ],
+    "evaluate --suite cor --seed x --preset fast --dryrun": [
+        "--seed 'x': it must be a whole number",
+        "--preset 'fast': it must be 'canonical', 'quick' or 'paper'",
+        "no suite 'cor' is installed: did you mean 'core'?",
+        "no flag --dryrun: did you mean '--dry_run'?",
+        "name an SAE: the folder of a run, or RELEASE:SAE_ID",
+    ],
+    "study run wrong.yaml --jobs none --output runs": [
+        "--jobs 'none': it must be a whole number",
+        "no flag --output: did you mean '--output_path'?",
+        "study wrong.yaml: models.toy.target_l0: L0s to reach must be greater than 0",
+        "study wrong.yaml: arms.l1.kind 'baselin': did you mean 'baseline'?",
+        "study wrong.yaml: there is no key modles: did you mean 'models'?",
+    ],
+    "upload runs/a --revision .. --results nowhere --privat": [
+        "no flag --privat: did you mean '--private'?",
+        "name the folders of runs, and last the repository: USER/REPO",
+        "--revision '..' is no branch; give a name such as v1",
+        "--results nowhere is no folder of `sae-plugins evaluate`",
+    ],
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_all_that_is_wrong_is_said_at_once(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    Path("wrong.yaml").write_text(STUDY)
+    assert main(shlex.split(line)) == 2
+    said = capsys.readouterr()
+    sentences = said.err.splitlines()
+    assert said.out == ""
+    assert all(sentence.startswith("sae-plugins") for sentence in sentences)
+    for culprit_and_cure in LINES[line]:
+        assert [culprit_and_cure in sentence for sentence in sentences].count(True) == 1, said.err
+    assert len(sentences) == len(LINES[line]), said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
