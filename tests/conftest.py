@@ -68,13 +68,11 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
+def _quiet() -> None:
     """SAELens logs and tqdm draws bars; neither belongs in a test report."""
     logger = logging.getLogger("sae_lens")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
+    if logger.level != logging.ERROR:  # to set a level, logging looks through all loggers
+        logger.setLevel(logging.ERROR)
 
 
 @pytest.fixture

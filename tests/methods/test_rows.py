@@ -32,8 +32,8 @@ METHODS: dict[str, type[Method]] = {
     if entry.kind == "method" and entry.distribution == "sae-plugins"
 }
 SHORT = (
-    "--training_tokens 8192 --train_batch_size_tokens 256 --n_batches_for_norm_estimate 4 "
-    "--store_batch_size_prompts 8 --heldout_tokens 1024 --n_batches_in_buffer 16 "
+    "--training_tokens 4096 --train_batch_size_tokens 128 --n_batches_for_norm_estimate 4 "
+    "--store_batch_size_prompts 4 --heldout_tokens 1024 --n_batches_in_buffer 16 "
     "--recorder.every 1"
 )
 """32 steps; the embedded language model reads little more than they train on."""
