@@ -24,8 +24,6 @@ from sae_plugins.eval_suites.inputs.bench import Bench
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
-PRESETS = ("canonical", "quick", "paper")
-
 
 class SuiteSettings(BaseModel):
     """A suite's settings: a subclass has a field, with a description, for each."""

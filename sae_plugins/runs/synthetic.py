@@ -24,7 +24,7 @@ HELDOUT_SEED = 1_000_003
 
 
 class SyntheticSetup:
-    """A `Setup` on one of `PRESETS`."""
+    """A `Setup` on one of `SYNTHETIC_MODELS`."""
 
     def __init__(self, settings: SAELensSettings) -> None:
         """Make the synthetic model and check the settings."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan
     from sae_plugins.runs.setup import SAELensSettings
 
-TRAINING = ("accumulate", "clip", "weight_decay", "loss_form")
 GROUPS = ("sae", "runner", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
 NOT_IN_RUN_YAML = ("checkpoint_path",)

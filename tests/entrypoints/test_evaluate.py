@@ -17,7 +17,7 @@ from sae_plugins.entrypoints.evaluate_suites import chosen_suites
 from sae_plugins.entrypoints.help import help_text
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite, SuiteSettings, Value
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 from sae_plugins.framework.registry import Installed
 from sae_plugins.settings.command_line import parse
 
@@ -204,10 +204,6 @@ def test_one_error_of_the_folder_ends_it_all(run):
     done = run("runs/a --suite dummy")
     assert done.code == 2
     assert "manifest.json cannot be read" in done.err
-
-
-def test_the_presets_are_those_of_the_suites():
-    assert FLAGS["preset"].choices == PRESETS
 
 
 @pytest.mark.parametrize("line", ["--help", "runs/a --suite cor", "runs/a --lis"])

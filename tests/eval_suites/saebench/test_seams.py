@@ -33,13 +33,13 @@ from sklearn import metrics
 
 from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites import saebench
+from sae_plugins.eval_suites.registry import PRESETS
 from sae_plugins.eval_suites.saebench.absorption import _encoded_once, _Together
 from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
 from sae_plugins.eval_suites.saebench.facts import reported_numbers
 from sae_plugins.eval_suites.saebench.isolation import on_a_fresh_install, undisturbed
 from sae_plugins.eval_suites.scr import SCR
 from sae_plugins.eval_suites.sparse_probing import SparseProbing
-from sae_plugins.eval_suites.suite import PRESETS
 
 ENTRY_POINTS = {
     "core": core.multiple_evals,
