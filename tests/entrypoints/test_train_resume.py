@@ -33,17 +33,17 @@ METHOD = [
 ]
 RUNS = {
     "language model": [
-        *("--training_tokens", "6400", "--train_batch_size_tokens", "64", "--context_size", "16"),
+        *("--training_tokens", "3200", "--train_batch_size_tokens", "64", "--context_size", "16"),
         *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "32", "--d_sae", "32"),
         *("--n_batches_for_norm_estimate", "2", "--heldout_tokens", "256", *METHOD),
     ],
     "synthetic": [
-        *("--model_name", "synthetic:toy", "--training_tokens", "9600", "--d_sae", "64"),
+        *("--model_name", "synthetic:toy", "--training_tokens", "4800", "--d_sae", "64"),
         *("--train_batch_size_tokens", "96", "--eval_samples", "500", "--heldout_tokens", "500"),
         *("--n_batches_for_norm_estimate", "2", *METHOD),
     ],
 }
-"""100 steps each; hybrid-order accumulates 4 batches, so that most checkpoints are in a window."""
+"""50 steps each; hybrid-order accumulates 4 batches, so that most checkpoints are in a window."""
 DRAWN = ("synthetic",)
 """The kinds whose figures are drawn."""
 
@@ -169,9 +169,9 @@ def check(kind: str, number: signal.Signals, seed: int, made: Made) -> None:
     whole = f"whole {kind}"
     made(whole, lambda: train(*RUNS[kind], "--output_path", whole))
     random.seed(seed)
-    run, first = Path("run"), random.randint(0, 99)
+    run, first = Path("run"), random.randint(0, 49)
     command = [*RUNS[kind], "--output_path", "run"]
-    for after_row in (first, random.randint(first, 99)):
+    for after_row in (first, random.randint(first, 49)):
         code = killed(run, number, after_row, *command)
         if code == 0:
             break
