@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from contracts import pytest_collection_modifyitems
-from hub import LoopbackHub
+from hub import Ask, LoopbackHub
 
 __all__ = ["pytest_collection_modifyitems"]
 
@@ -44,12 +44,16 @@ def loopback_hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 
 
 @pytest.fixture(params=["here", pytest.param("alone", marks=pytest.mark.ci)])
-def process(request: pytest.FixtureRequest) -> str:
-    """Whether code of others runs here, or alone in a process that has imported nothing of ours.
+def ask(
+    request: pytest.FixtureRequest, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> Ask:
+    """A function that gives what code prints that has the Hub for its own.
 
-    Importing SAELens there takes seconds.
+    It runs here, or alone in a process that has imported nothing of ours, which takes seconds.
     """
-    return str(request.param)
+    if request.param == "alone":
+        return loopback_hub.run
+    return lambda code, **environment: loopback_hub.run_here(code, monkeypatch, **environment)
 
 
 @pytest.fixture(autouse=True)

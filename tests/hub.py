@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +31,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import yaml
 
+Ask = Callable[..., str]
+"""A function of code and variables of the environment that gives what the code prints."""
 NO_RIGHT = "Forbidden: you must use a write token to upload to a repository."
 LFS_FROM = 10_000_000
 """Bytes from which the Hub takes text, too, by LFS only."""
@@ -194,23 +197,40 @@ class LoopbackHub:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(self._cache / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
-    def run_here(self, code: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    def run_here(self, code: str, monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
         """What this process prints, for `run`: it has imported much, which takes no time again.
 
-        Clients learn the endpoint when they are imported, so that they are told this one.
+        Clients read their environment when they are imported, so that they are told this one.
         """
-        from huggingface_hub import constants, file_download, hf_api
+        import datasets.config
+        from huggingface_hub import HfFileSystem, constants, file_download, hf_api
 
+        offline = environment.get("HF_HUB_OFFLINE") == "1"
+        cache = self._cache / "datasets"
+        told: list[tuple[Any, dict[str, Any]]] = [
+            (constants, {"ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": offline}),
+            (hf_api.api, {"endpoint": self.endpoint}),
+            (datasets.config, {
+                "HF_ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": offline,
+                "HF_DATASETS_TRUST_REMOTE_CODE": "HF_DATASETS_TRUST_REMOTE_CODE" in environment,
+                "HF_DATASETS_CACHE": cache, "HF_MODULES_CACHE": self._cache / "modules",
+                "DOWNLOADED_DATASETS_PATH": cache / "downloads",
+                "EXTRACTED_DATASETS_PATH": cache / "downloads" / "extracted",
+            }),
+        ]  # fmt: skip
+        own = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        template = own.replace(constants.ENDPOINT, self.endpoint)
+        told += [(m, {"HUGGINGFACE_CO_URL_TEMPLATE": template}) for m in (constants, file_download)]
         with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-            self.here(patch, next(iter(self.tokens)))
-            template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
-                constants.ENDPOINT, self.endpoint
-            )
-            for module in (constants, file_download):
-                patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-            patch.setattr(constants, "ENDPOINT", self.endpoint)
-            patch.setattr(hf_api.api, "endpoint", self.endpoint)
+            self.here(patch, None)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            for place, values in told:
+                for name, value in values.items():
+                    patch.setattr(place, name, value, raising=place is not file_download)
+            HfFileSystem.clear_instance_cache()
             exec(code, {})
+        HfFileSystem.clear_instance_cache()
         return out.getvalue()
 
     # -- faults ------------------------------------------------------------------------------------

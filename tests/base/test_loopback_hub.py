@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hub import LoopbackHub
+from hub import Ask, LoopbackHub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -72,11 +72,9 @@ print(sorted(p.name for p in Path(snapshot_download({REPO!r}, revision="v1")).rg
     assert loopback_hub.files(REPO)["sae/cfg.json"] == b'{"d_in": 1}'
 
 
-def test_sae_lens_uploads_and_loads(
-    process: str, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    token = loopback_hub.token("me")
-    code = f"""
+def test_sae_lens_uploads_and_loads(ask: Ask, loopback_hub: LoopbackHub) -> None:
+    out = ask(
+        f"""
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingface
@@ -85,11 +83,9 @@ upload_saes_to_huggingface({{"first": sae}}, {REPO!r}, show_progress=False)
 upload_saes_to_huggingface({{"second": sae}}, {REPO!r}, show_progress=False)
 again = SAE.from_pretrained({REPO!r}, "second")
 print(torch.equal(again.W_enc, sae.W_enc))
-"""
-    if process == "here":
-        out = loopback_hub.run_here(code, monkeypatch)
-    else:
-        out = loopback_hub.run(code, HF_TOKEN=token)
+""",
+        HF_TOKEN=loopback_hub.token("me"),
+    )
     assert out.split() == ["True"]
     names = set(loopback_hub.files(REPO))
     assert {"README.md", "first/cfg.json", "second/sae_weights.safetensors"} <= names

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub import LoopbackHub
+from hub import Ask, LoopbackHub
 from huggingface_hub import ModelCard
 from sae_lens import StandardSAE, StandardSAEConfig
 from safetensors.torch import load_file, save_file
@@ -133,14 +133,15 @@ def written(loopback_hub: LoopbackHub) -> list[str]:
     return [path for method, path, _ in loopback_hub.requests if method not in ("GET", "HEAD")]
 
 
+ALONE = "assert 'sae_plugins' not in sys.modules"
+
 # -- the whole trip --------------------------------------------------------------------------------
 
 
 def test_sae_lens_alone_loads_what_was_uploaded(
-    process: str,
+    ask: Ask,
     loopback_hub: LoopbackHub,
     run: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = run()
@@ -152,13 +153,10 @@ def test_sae_lens_alone_loads_what_was_uploaded(
     lines = [line[4:] for line in said.out.splitlines() if line.startswith("    ")]
     lines.append("features = sae.encode(activations)")
     acts = "torch.linspace(-1, 1, 24).reshape(3, 8)"
-    code = "\n".join(
-        ["import sys, torch", f"activations = {acts}", *lines, "print(features.tolist())"]
-    )
-    if process == "here":
-        loaded = loopback_hub.run_here(code, monkeypatch)
-    else:
-        loaded = loopback_hub.run(f"{code}\nassert 'sae_plugins' not in sys.modules")
+    loaded = ask(
+        "\n".join(["import sys, torch", f"activations = {acts}", *lines,
+                   "print(features.tolist())", ALONE if ask == loopback_hub.run else ""])
+    )  # fmt: skip
     sae = load_subject(str(folder)).sae
     here = sae.encode(torch.linspace(-1, 1, 24).reshape(3, 8))
     assert here.abs().sum() > 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub import Ask
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs import data as data_module
@@ -401,18 +402,20 @@ print(json.dumps([attempt(work), hub.revisions]))
 """
 
 
-def news_client(hub: Any, revisions: dict[str, str], **environment: str) -> Any:
-    return json.loads(hub.run(f"REVISIONS = {revisions!r}\n{NEWS_CLIENT}", **environment))
+def news_client(ask: Ask, revisions: dict[str, str], **environment: str) -> Any:
+    return json.loads(ask(f"REVISIONS = {revisions!r}\n{NEWS_CLIENT}", **environment))
 
 
-def test_hub_reads_and_records_one_commit(loopback_hub: Any, news_repository: Any) -> None:
+def test_hub_reads_and_records_one_commit(
+    ask: Ask, loopback_hub: Any, news_repository: Any
+) -> None:
     old = news_repository("old")
-    assert news_client(loopback_hub, {}) == [["old train 0", 12, old], {NEWS: old}]
+    assert news_client(ask, {}) == [["old train 0", 12, old], {NEWS: old}]
     new = news_repository("new")
-    assert news_client(loopback_hub, {}) == [["new train 0", 12, new], {NEWS: new}]
+    assert news_client(ask, {}) == [["new train 0", 12, new], {NEWS: new}]
     loopback_hub.requests.clear()
     # a rerun: the other commit is the newest one, in the cache too
-    assert news_client(loopback_hub, {NEWS: old}) == [["old train 0", 12, old], {NEWS: old}]
+    assert news_client(ask, {NEWS: old}) == [["old train 0", 12, old], {NEWS: old}]
     paths = [path for _, path, _ in loopback_hub.requests if NEWS in path]
     assert paths
     assert all(old in path for path in paths)
@@ -422,7 +425,7 @@ FAULTS = {NEWS: 404, BIOS: 403, REVIEWS: 500, CODE: 429}
 
 
 def test_hub_faults_name_the_dataset_and_the_cure(
-    loopback_hub: Any, news_repository: Any, tmp_path: Path
+    ask: Ask, loopback_hub: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "README.md").touch()
     for name, status in FAULTS.items():
@@ -433,7 +436,7 @@ hub = HubData()
 need = Need(1, 1, (0, 1))
 print(json.dumps([attempt(lambda: hub.load(name, None, need)) for name in {[*FAULTS]!r}]))
 """
-    said = loopback_hub.run(client, HF_TOKEN="hf_secretsecretsecretsecretsecretsec")
+    said = ask(client, HF_TOKEN="hf_secretsecretsecretsecretsecretsec")
     for message, (name, status) in zip(json.loads(said), FAULTS.items(), strict=True):
         assert f"dataset {name} cannot be read from the Hub" in message
         assert f"into FOLDER/{name} and use --data FOLDER" in message
@@ -443,24 +446,17 @@ print(json.dumps([attempt(lambda: hub.load(name, None, need)) for name in {[*FAU
     assert "Bearer hf_secret" in str(loopback_hub.requests)  # it was there to be shown
 
 
-def test_hub_offline_does_not_take_another_version(loopback_hub: Any, news_repository: Any) -> None:
+def test_hub_offline_does_not_take_another_version(ask: Ask, news_repository: Any) -> None:
     old = news_repository("old")
     news_repository("new")
-    online = f"""{CLIENT}
-def work(revisions):
-    splits = HubData(revisions).load({NEWS!r}, None, Need(3, 3, (0, 1, 2, 3)))
-    return splits["train"][0]["text"]
-both = ({{}}, {{{NEWS!r}: "0" * 40}})
-print(json.dumps([attempt(lambda: work(revisions)) for revisions in both]))
-"""
-    newest, unknown = json.loads(loopback_hub.run(online))
-    assert newest == "new train 0"
-    assert "cannot be read from the Hub" in unknown
-    message, _ = news_client(loopback_hub, {NEWS: old}, HF_HUB_OFFLINE="1")
+    assert news_client(ask, {})[0][0] == "new train 0"
+    message, _ = news_client(ask, {NEWS: old}, HF_HUB_OFFLINE="1")
     assert f"dataset {NEWS} cannot be read from the Hub" in message
+    message, _ = news_client(ask, {NEWS: "0" * 40})
+    assert "cannot be read from the Hub" in message
 
 
-def test_hub_scripts_are_never_run(loopback_hub: Any, tmp_path: Path) -> None:
+def test_hub_scripts_are_never_run(ask: Ask, loopback_hub: Any, tmp_path: Path) -> None:
     """Their parquet files are read, or what the Hub converted them to; or nothing is."""
     trap = f"open({str(tmp_path / 'executed')!r}, 'w')"
     for name in (CODE, "Skylion007/openwebtext", "someone/text"):
@@ -491,7 +487,7 @@ print(json.dumps([
 ]))
 """
     code, text, fingerprint, refused, few = json.loads(
-        loopback_hub.run(client, HF_DATASETS_TRUST_REMOTE_CODE="1")
+        ask(client, HF_DATASETS_TRUST_REMOTE_CODE="1")
     )
     languages = ["C", "C", "Python", "PHP"]
     assert code == [list(row) for row in zip((*paths[:3], paths[5]), languages, strict=True)]
