@@ -68,7 +68,7 @@ def tiny_sae(
     fields["dtype"] = str(dtype).removeprefix("torch.")
     fields = {name: list(v) if isinstance(v, list) else v for name, v in fields.items()}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         sae: TrainingSAE[Any] = sae_class(config_class(**fields))
         return sae
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-SUITES = ("core", "absorption", "scr", "sparse-probing")
+PROBING = "sparse-probing"
+SUITES = ("core", "absorption", "scr", PROBING)
 SAES = ("standard", "topk")
 OURS = {"explained_variance_centred", "num_letters"}
 """Metrics that SAEBench does not have, beside those of padding."""
@@ -50,20 +51,18 @@ def slow(value):
 @pytest.mark.parametrize(
     ("suite", "sae"),
     [
-        pytest.param(
-            *(suite, sae),
-            marks=[pytest.mark.slow]
-            if sae == "standard" and suite in ("absorption", "scr")
-            else [],
-        )
-        for suite in SUITES
-        for sae in SAES
+        *((suite, "topk") for suite in SUITES),
+        *(pytest.param(suite, "standard", marks=pytest.mark.ci) for suite in ("core", PROBING)),
+        *(
+            pytest.param(suite, "standard", marks=pytest.mark.slow)
+            for suite in ("absorption", "scr")
+        ),
     ],
 )
 def test_without_shortcuts_every_number_is_saebenchs(suite, sae, lab):
     subject = getattr(lab, sae)
-    if suite == "scr" or (suite == "sparse-probing" and sae == "standard"):
-        # one call for both: in sparse probing, the second would find another random state
+    if suite == PROBING and sae == "standard":
+        # one call for both: a second would find another random state
         both = lab.saebench(suite, lab.standard, lab.topk)
         theirs = both[SAES.index(sae)]
     else:
@@ -84,15 +83,15 @@ def test_shortcuts_move_no_number(suite, sae, lab):
 
 def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
     """Then its artifacts are there already, and its random state is that of the seed."""
-    _, theirs = lab.saebench("sparse-probing", lab.standard, lab.topk)
-    ours = lab.scores("sparse-probing", lab.topk)
+    _, theirs = lab.saebench(PROBING, lab.standard, lab.topk)
+    ours = lab.scores(PROBING, lab.topk)
     of_the_sae = {name for name in theirs if name.startswith("sae_")}
     assert len(of_the_sae) == 3
     for name in of_the_sae:
         assert ours.metrics[name].value == pytest.approx(theirs[name], abs=1e-6), name
 
 
-@pytest.mark.parametrize("suite", ["core", "scr", "sparse-probing", slow("absorption")])
+@pytest.mark.parametrize("suite", ["core", "scr", PROBING, slow("absorption")])
 def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
     """Not a bit, whether an SAE finds no cache, or one that is warm from another SAE."""
     first, second = (everything(lab.scores(suite, s)) for s in (lab.standard, lab.topk))
