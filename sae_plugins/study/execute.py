@@ -98,10 +98,10 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
     """
     from sae_plugins.eval_suites import registry
 
-    spec = study.models[model]
-    with prefixed(f"models.{model}.suites"):
+    spec, where = study.models[model], f"models.{model}.suites.{name}"
+    with prefixed(where):
         suite = registry.load(name)
-        return suite, suite.settings(spec.preset, spec.suites[name])
+    return suite, suite.settings(spec.preset, spec.suites[name], f"{where}.")
 
 
 @contextmanager

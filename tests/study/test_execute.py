@@ -377,7 +377,7 @@ def test_packaged_studies_are_listed_and_shown(capsys: pytest.CaptureFixture[str
     ("arguments", "message"),
     [
         (["run", "quik"], "there is no study 'quik': did you mean 'quick'?"),
-        (["run", "mine.yaml", "--jobs", "0"], "--jobs 0: give 1 or more"),
+        (["run", "mine.yaml", "--jobs", "0"], "--jobs 0: it must be at least 1"),
         (["run", "mine.yaml", "--output_path", "mine.yaml"], "mine.yaml is a file; name a folder"),
         (["report", "mine.yaml"], "there is no such folder; run the study first"),
         (["status", "missing.yaml"], "there is no study file missing.yaml"),
@@ -414,9 +414,13 @@ def test_wrong_metrics_are_refused_before_training(
         ({"cor": {}}, "models.toy.suites.cor: no suite 'cor' is installed: did you mean 'core'"),
         (
             {"ground-truth": {"sample": 5}},
-            "models.toy.suites.ground-truth.sample: no such setting: did you mean 'samples'",
+            "no key models.toy.suites.ground-truth.sample: did you mean "
+            "'models.toy.suites.ground-truth.samples'",
         ),
-        ({"ground-truth": {"samples": 0}}, "models.toy.suites.ground-truth.samples: Input should "),
+        (
+            {"ground-truth": {"samples": 0}},
+            "models.toy.suites.ground-truth.samples 0: it must be greater than 0",
+        ),
     ],
 )
 def test_wrong_suites_are_refused_before_training(
