@@ -1,7 +1,7 @@
 # `make` alone explains itself. Everything runs in .venv, which is built from requirements.lock.
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist worksteal
 BIN := .venv/bin
 UV := $(BIN)/uv
 STAMP := .venv/.installed
@@ -40,13 +40,13 @@ demo: env ## train a small SAE with the hybrid-order method, offline, into runs/
 test combinations slow browser: export OMP_NUM_THREADS ?= 1
 
 test: env ## run the quick tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --durations=10 $(PYTEST_ARGS)
 
 combinations: env ## run every mechanism, and every pair of them, on every architecture
 	$(BIN)/python -m pytest -m combinations $(PYTEST_ARGS)
 
 slow: env ## run the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "(slow or ci) and not gpu" $(PYTEST_ARGS)
 
 browser: env ## look at a study's report and the documentation in headless Chromium
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
@@ -70,7 +70,7 @@ docs: env ## write the generated parts of docs/ anew, and build the site into bu
 	@echo 'open build/site/index.html'
 
 world: env ## train the embedded world's language model anew
-	$(BIN)/python -m sae_plugins.world.build --work_path world-build
+	$(BIN)/python examples/embedded-world/train.py --work_path world-build
 
 bench: env ## time plugins against plain SAELens, and checkpoints against plain safetensors
 	$(BIN)/python benchmarks/bench_step.py

@@ -42,10 +42,11 @@ from sae_plugins import world
 from sae_plugins.entrypoints.evaluate_suites import shortcuts_off
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
+from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.evaluation.manifest import Row
-from sae_plugins.eval_suites.inputs import data
+from sae_plugins.eval_suites.inputs import world_data
 from sae_plugins.eval_suites.inputs.models import load_language_model
-from sae_plugins.eval_suites.inputs.subjects import load_subject
+from sae_plugins.eval_suites.saebench.facts import default_dtype
 
 SUITES = ("core", "absorption", "scr", "sparse-probing")
 HOOK = "blocks.1.hook_resid_post"
@@ -145,8 +146,8 @@ def timed(work: Callable[[], Any]) -> Spent:
 
 def forget_texts() -> None:
     """Have the embedded world's texts generated anew."""
-    data._world_rows.cache_clear()
-    data._world_splits.cache_clear()
+    world_data._world_rows.cache_clear()
+    world_data._world_splits.cache_clear()
 
 
 def ours(suite: Any, folders: list[Path], cache: Path, out: Path, exact: bool = False) -> None:
@@ -161,11 +162,11 @@ def ours(suite: Any, folders: list[Path], cache: Path, out: Path, exact: bool = 
 
 def theirs(suite: Any, folders: list[Path], out: Path) -> None:
     """One call of SAEBench."""
-    model = load_language_model(world.NAME, DEVICE)
+    model = load_language_model(world.NAME, DEVICE, default_dtype(world.NAME))
     subjects = [load_subject(str(folder), DEVICE) for folder in folders]
     saes = [(subject.name, subject.copy(DEVICE, model.dtype)) for subject in subjects]
     results = saebench_alone.run(
-        suite, saes, model, data.WorldData(), suite.settings("quick", {}), SEED, out
+        suite, saes, model, world_data.WorldData(), suite.settings("quick", {}), SEED, out
     )
     assert len(results) == len(folders)
 

@@ -26,7 +26,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from sae_plugins import world
 from sae_plugins.entrypoints.main import main as sae_plugins
 from sae_plugins.runs import lockstep
-from sae_plugins.runs.load import load_job
+from sae_plugins.runs.load import load_setup
 from sae_plugins.settings.command_line import train_flags
 from sae_plugins.settings.settle import settle
 
@@ -83,11 +83,13 @@ def separately(folder: Path, args: argparse.Namespace) -> None:
 
 def together(folder: Path, args: argparse.Namespace) -> None:
     """Eight arms in lockstep."""
-    job, arms = None, []
+    setup, arms = None, []
     for name in ARMS:
         settings = settle(train_flags(flags_of(name, args)))
-        job = job.sharing(settings.job()) if job else load_job(settings.job())
-        arms.append(lockstep.Arm(name, job, folder / name, settings.plan))
+        setup = (
+            setup.sharing(settings.for_saelens()) if setup else load_setup(settings.for_saelens())
+        )
+        arms.append(lockstep.LockstepRun(name, setup, folder / name, settings.plan))
     if failures := lockstep.train(arms):
         raise RuntimeError(f"arms failed: {failures}")
 

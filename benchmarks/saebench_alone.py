@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
 from sae_plugins.base.seeds import seed_everything
 from sae_plugins.eval_suites.absorption import POSITION, TEMPLATE
-from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.saebench.absorption import sorted_vocabulary
+from sae_plugins.eval_suites.saebench.facts import default_batch_size
+from sae_plugins.eval_suites.saebench.isolation import undisturbed
 from sae_plugins.eval_suites.scr import PAIRS
 
 SAEs = list[tuple[str, Any]]
@@ -34,7 +36,7 @@ def run(
     call = {
         "core": _core, "absorption": _absorption, "scr": _scr, "sparse-probing": _sparse_probing,
     }[suite.name]  # fmt: skip
-    with saebench.undisturbed(), contextlib.redirect_stdout(io.StringIO()):
+    with undisturbed(), contextlib.redirect_stdout(io.StringIO()):
         os.chdir(folder)
         with contextlib.redirect_stderr(io.StringIO()):
             return call(saes, model, data, settings, seed, folder)
@@ -102,7 +104,7 @@ def _sparse_probing(
 
     config = SparseProbingEvalConfig(
         random_seed=seed, model_name=model.name, llm_dtype=model.dtype,
-        llm_batch_size=saebench.default_batch_size(model.name),
+        llm_batch_size=default_batch_size(model.name),
         dataset_names=list(settings.dataset_names), k_values=list(settings.k_values),
         probe_train_set_size=settings.probe_train_set_size,
         probe_test_set_size=settings.probe_test_set_size,
@@ -129,7 +131,7 @@ def _scr(
         pairs.setdefault(PAIRS[pair], []).append(tuple(pair.split("/")))
     config = ScrAndTppEvalConfig(
         random_seed=seed, model_name=model.name, llm_dtype=model.dtype, perform_scr=True,
-        llm_batch_size=saebench.default_batch_size(model.name), dataset_names=list(pairs),
+        llm_batch_size=default_batch_size(model.name), dataset_names=list(pairs),
         column1_vals_lookup=pairs, n_values=list(settings.n_values),
         train_set_size=settings.train_set_size, test_set_size=settings.test_set_size,
         context_length=settings.context_length, sae_batch_size=settings.sae_batch_size,
@@ -149,7 +151,7 @@ def _absorption(
     config = AbsorptionEvalConfig(
         random_seed=seed, model_name=model.name, llm_dtype=model.dtype, prompt_template=TEMPLATE,
         prompt_token_pos=POSITION, min_feats_for_eval=settings.min_letters,
-        llm_batch_size=saebench.default_batch_size(model.name),
+        llm_batch_size=default_batch_size(model.name),
         **settings.model_dump(exclude={"min_letters", "precalculate_codes"}),
     )  # fmt: skip
     own_probing = main.run_k_sparse_probing_experiment
@@ -157,7 +159,7 @@ def _absorption(
     probing, probes = {"experiment_dir": folder / "k_sparse"}, {"probes_dir": folder / "probes"}
     with (
         _given(main, model),
-        saebench._sorted_vocabulary(),
+        sorted_vocabulary(),
         replaced(
             main,
             run_k_sparse_probing_experiment=lambda **k: own_probing(**k, **probing, **probes),

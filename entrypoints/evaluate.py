@@ -15,11 +15,10 @@ from sae_plugins.entrypoints.evaluate_flags import (
     FLAGS,
     GROUPS,
     NOTES,
-    PRESETS,
     suite_list,
 )
-from sae_plugins.entrypoints.evaluate_forecast import dry_run
 from sae_plugins.entrypoints.evaluate_output import (
+    dry_run,
     list_suites,
     print_failures,
     print_plan,
@@ -27,6 +26,7 @@ from sae_plugins.entrypoints.evaluate_output import (
 )
 from sae_plugins.entrypoints.evaluate_suites import chosen_suites, with_settings
 from sae_plugins.entrypoints.progress import RowsProgress
+from sae_plugins.eval_suites.registry import PRESETS
 from sae_plugins.settings.command_line import Line
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _default_device() -> str:
 
 def _draw(evaluation: Evaluation) -> None:
     """Draw the figures of all results with these settings, and say where everything is."""
-    from sae_plugins.eval_suites.evaluation.evaluate import DETAILS, FIGURES, RESULTS
+    from sae_plugins.eval_suites.evaluation.folder import DETAILS_TABLE, FIGURES, RESULTS_TABLE
     from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
     from sae_plugins.eval_suites.evaluation.tables import labels
 
@@ -173,4 +173,6 @@ def _draw(evaluation: Evaluation) -> None:
             f"{folder}"
         ) from error
     figures = f", {FIGURES}/" if drawn else ""
-    print(f"in {folder}: {RESULTS}, {DETAILS}, {MANIFEST}{figures}, and a folder per SAE")
+    print(
+        f"in {folder}: {RESULTS_TABLE}, {DETAILS_TABLE}, {MANIFEST}{figures}, and a folder per SAE"
+    )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sae_plugins.eval_suites.registry import PRESETS
 from sae_plugins.settings.flags import Flag
-
-PRESETS = ("canonical", "quick", "paper")
-"""`suite.PRESETS`, without its imports; a test compares them."""
 
 FLAGS = {
     flag.name: flag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,27 @@ def _paper_notes(evaluation: Evaluation) -> list[str]:
     if evaluation.request.preset != "paper" or not others:
         return []
     return [f"the papers' SAEs are of {model} at {hook}; not so {', '.join(others)}"]
+
+
+def dry_run(evaluation: Evaluation) -> int:
+    """Print the rows, and what those that are left read and keep; the exit code."""
+    from sae_plugins.base.files import size
+
+    forecast = evaluation.forecast()
+    print_plan(evaluation)
+    words = {"ok": "done", "planned": "to do"}
+    for row in evaluation.rows:
+        reason = f": {row.reason}" if row.reason else ""
+        print(f"  {words.get(row.status, row.status):<15}{row.suite}, {row.sae}, seed {row.seed}"
+              f"{reason}")  # fmt: skip
+    shared = [cost for _, first, cost in forecast.costs if first]
+    folder = evaluation.request.cache_path
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    print(f"\nto do: {len(forecast.costs)} rows of {len(evaluation.rows)}")
+    print(f"language-model tokens: {sum(cost.llm_tokens for cost in shared):,}")
+    print(f"tokens through SAEs: {sum(cost.sae_tokens for _, _, cost in forecast.costs):,}")
+    print(f"disk in the cache: up to {size(sum(cost.disk for cost in shared))}, {size(free)} free")
+    return exit_code(evaluation)
 
 
 def print_results(evaluation: Evaluation) -> None:

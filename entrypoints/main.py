@@ -14,6 +14,8 @@ from sae_plugins.settings.flags import Flag
 from sae_plugins.settings.suggestions import unknown_flag
 
 COMMANDS = ("train", "evaluate", "study", "upload", "plugins", "recipes", "completion")
+_GO_ON = (["evaluate"], ["study"], ["upload"])
+"""What does only what is missing when it is called again; `train` says itself how to go on."""
 _EXAMPLES = """\
   sae-plugins train --recipe hybrid-order-demo      train offline, on the embedded world
   sae-plugins train --help                          all flags, SAELens' own included
@@ -42,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: error: {sentence}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        goes_on = "; the same command goes on from there" if words[:1] in _GO_ON else ""
+        print(f"{name}: interrupted{goes_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `... | head` has seen enough
         sys.stderr.close()

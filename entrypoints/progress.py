@@ -1,13 +1,20 @@
-"""Progress on standard error: a bar on a terminal, lines elsewhere."""
+"""Progress on standard error: a bar that moves on a terminal, and lines elsewhere.
+
+Where there is no terminal, a line comes with every stage and every 30 seconds.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.evaluation.manifest import Row
+
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Bar:
@@ -17,12 +24,14 @@ class _Bar:
         from tqdm import tqdm
 
         self._stream = sys.stderr  # a suite may redirect it meanwhile
-        self._total, self._began = total, time.perf_counter()
+        self._total = total
+        self._began = self._said = time.perf_counter()
         self._bar = tqdm(
             total=total,
             file=self._stream,
             disable=not self._stream.isatty(),
             dynamic_ncols=True,
+            mininterval=1,
             bar_format=bar_format,
             **options,
         )
@@ -38,8 +47,13 @@ class _Bar:
     def _say(self, text: str) -> None:
         """Print a line, and the seconds so far, where there is no terminal."""
         if self._bar.disable:
-            seconds = time.perf_counter() - self._began
-            print(f"{text} ({seconds:.0f} s)", file=self._stream, flush=True)
+            self._said = time.perf_counter()
+            print(f"{text} ({self._said - self._began:.0f} s)", file=self._stream, flush=True)
+
+    def _is_time(self) -> bool:
+        """Whether a line is due where there is no terminal."""
+        passed = time.perf_counter() - self._said
+        return bool(self._bar.disable) and passed >= _SECONDS_BETWEEN_LINES
 
 
 class RowsProgress(_Bar):
@@ -62,7 +76,7 @@ class StudyProgress(_Bar):
 
     def __init__(self) -> None:
         super().__init__(0, "{percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {desc}")
-        self._done = 0.0
+        self._done, self._stage = 0.0, ""
 
     def expect(self, shares: int) -> None:
         """Lengthen the bar."""
@@ -73,9 +87,55 @@ class StudyProgress(_Bar):
     def stage(self, text: str) -> None:
         """Show what is being done now."""
         super().stage(text)
-        self._say(f"{100 * self._done / max(1, self._total):3.0f}% {text}")
+        self._stage = text
+        self._say(self._line())
 
     def advance(self, share: float) -> None:
         """Count what was done."""
         self._done += share
         self._bar.update(share)
+        if self._is_time():
+            self._say(self._line())
+
+    def _line(self) -> str:
+        return f"{100 * self._done / max(1, self._total):3.0f}% {self._stage}"
+
+
+_SHOWN = {
+    "EV": "metrics/explained_variance",
+    "L0": "metrics/l0",
+    "dead": "sparsity/dead_features",
+}
+
+
+class TrainProgress(_Bar):
+    """The steps of a training, with its speed and what the last row of its metrics says."""
+
+    def __init__(self, total: int) -> None:
+        bar = "{percentage:3.0f}% |{bar:20}| step {n:.0f}/{total:.0f} {elapsed}<{remaining} {desc}"
+        super().__init__(total, bar)
+        self._first: tuple[int, int, float] | None = None
+
+    def trained(self, step: int, tokens: int, row: Mapping[str, Any]) -> None:
+        """A step has ended.
+
+        Args:
+            step: steps that are done.
+            tokens: tokens that were trained on.
+            row: the last row of `metrics.jsonl`.
+        """
+        now = time.perf_counter()
+        first_step, first_tokens, began = self._first = self._first or (step, tokens, now)
+        is_last = step >= self._total
+        if not (is_last or self._is_time() or not self._bar.disable):
+            return
+        speed = (tokens - first_tokens) / max(now - began, 1e-9)
+        known = {name: row.get(key) for name, key in _SHOWN.items()}
+        numbers = [f"{name} {value:.3g}" for name, value in known.items() if value is not None]
+        text = ", ".join([f"{speed:,.0f} tokens/s", *numbers])
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable:
+            left = (self._total - step) * (now - began) / max(step - first_step, 1)
+            ends = "" if is_last else f", {left:.0f} s left"
+            self._say(f"{100 * step / self._total:3.0f}% step {step}/{self._total}, {text}{ends}")

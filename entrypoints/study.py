@@ -18,7 +18,7 @@ from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import Flag
 
 if TYPE_CHECKING:
-    from sae_plugins.study.cells import Plan
+    from sae_plugins.study.cells import StudyPlan
     from sae_plugins.study.findings import Findings
     from sae_plugins.study.spec import Study
 
@@ -209,7 +209,7 @@ COMMAND = Command(
 # -- what is printed -------------------------------------------------------------------------------
 
 
-def _print_plan(study: Study, known: Plan, folder: Path) -> None:
+def _print_plan(study: Study, known: StudyPlan, folder: Path) -> None:
     """A table of the arms: how many SAEs there are to be, and how many there are."""
     from rich.console import Console
     from rich.table import Table
@@ -247,7 +247,7 @@ def _print_plan(study: Study, known: Plan, folder: Path) -> None:
         print(f"warning: {warning}")
 
 
-def _print_stale(known: Plan, folder: Path) -> None:
+def _print_stale(known: StudyPlan, folder: Path) -> None:
     from sae_plugins.study.execute import stale
 
     if old := stale(known, folder):

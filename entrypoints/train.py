@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, StateError, begun
 from sae_plugins.entrypoints.command import Command
+from sae_plugins.entrypoints.progress import TrainProgress
 from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk
 from sae_plugins.entrypoints.train_help import ABOUT, EXAMPLES, GROUPS, NOTES
 from sae_plugins.entrypoints.train_output import print_plan, print_summary
@@ -19,9 +20,10 @@ from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.suggestions import unknown_flag
 
 if TYPE_CHECKING:
+    from sae_plugins.framework.run import Run
     from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import RunFolder
-    from sae_plugins.runs.job import Job
+    from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.settings import Settings
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -108,7 +110,7 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
 
 
 def _train(settings: Settings, folder: RunFolder) -> None:
-    from sae_plugins.runs.load import load_job
+    from sae_plugins.runs.load import load_setup
     from sae_plugins.settings.run_yaml import recipe_of
 
     started = time.perf_counter()
@@ -116,18 +118,18 @@ def _train(settings: Settings, folder: RunFolder) -> None:
     try:
         checkpoints = _checkpoints(settings, folder) if resumed else None
         print(f"loading {settings.model_name} ...", flush=True)
-        job = load_job(settings.job())
-        each = bytes_of_checkpoint(settings, job)
+        setup = load_setup(settings.for_saelens())
+        each = bytes_of_checkpoint(settings, setup)
         # one more than stay is there while it is written
         kept = settings.get("keep_checkpoints") + 1 if settings.is_saved_regularly else 1
-        folder.check_space(bytes_on_disk(settings, job), kept * each)
-        recipe = recipe_of(settings, job)
+        folder.check_space(bytes_on_disk(settings, setup), kept * each)
+        recipe = recipe_of(settings, setup)
         with _disk_errors(folder):
             if not resumed:
                 folder.start(recipe)
         checkpoints = checkpoints or _checkpoints(settings, folder)
-        print_plan(settings, job, folder, checkpoints, each)
-        found = _fit(settings, job, folder, checkpoints)
+        print_plan(settings, setup, folder, checkpoints, each)
+        found = _fit(settings, setup, folder, checkpoints)
         with begun():
             folder.finish()
     except BaseException as error:
@@ -135,7 +137,7 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         if left and not (resumed and isinstance(error, SaePluginsError) and error.exit_code == 2):
             print(left)
         raise
-    summary = _summary(job, folder, found, time.perf_counter() - started)
+    summary = _summary(setup, folder, found, time.perf_counter() - started)
     print_summary(str(folder.path), summary)
     print(f'load it with: SAE.load_from_disk("{folder.path}")')
 
@@ -143,11 +145,11 @@ def _train(settings: Settings, folder: RunFolder) -> None:
 def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
     """Where the run is saved to go on from, and, of one that is resumed, where it is."""
     from sae_plugins.resume.checkpoints import Checkpoints
-    from sae_plugins.runs.folder import RECIPE, RESUME
+    from sae_plugins.runs.folder import OUR_CHECKPOINTS, RECIPE
 
     try:
         checkpoints = Checkpoints(
-            folder.unfinished / RESUME,
+            folder.unfinished / OUR_CHECKPOINTS,
             every=settings.get("checkpoint_every"),
             keep=settings.get("keep_checkpoints"),
             rows=settings.get("resume_buffer") == "exact",
@@ -166,20 +168,27 @@ def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
 
 
 def _fit(
-    settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints
+    settings: Settings, setup: Setup, folder: RunFolder, checkpoints: Checkpoints
 ) -> dict[str, float]:
-    from sae_plugins.base.saelens import interruption
+    from sae_plugins.base.saelens import interruption, no_bars
     from sae_plugins.framework.attach import plugins
     from sae_plugins.runs.recorder import Recorder
 
-    plan = settings.plan.observed_by(Recorder, output_path=str(folder.unfinished))
+    progress = TrainProgress(settings.batches)
+
+    class Shown(Recorder):
+        def show(self, run: Run) -> None:
+            progress.trained(run.step, run.samples, self.last)
+
+    plan = settings.plan.observed_by(Shown, output_path=str(folder.unfinished))
     try:
         with (
+            closing(progress),
             _wandb(settings, checkpoints),
             plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints),
         ):
-            run = job.prepare(folder.unfinished)
-            with _disk_errors(folder), _wandb_errors():
+            run = setup.prepare(folder.unfinished)
+            with _disk_errors(folder), _wandb_errors(), no_bars():
                 return run()
     except interruption() as error:
         raise KeyboardInterrupt from error
@@ -240,15 +249,15 @@ def _reason(error: Exception) -> str:
 
 
 def _summary(
-    job: Job, folder: RunFolder, found: Mapping[str, float], seconds: float
+    setup: Setup, folder: RunFolder, found: Mapping[str, float], seconds: float
 ) -> dict[str, Any]:
     """Score the SAE that was saved, and write `summary.json`."""
     from sae_lens import SAE
 
-    from sae_plugins.runs.job import quiet, write_summary
+    from sae_plugins.runs.setup import quiet, write_summary
 
     with quiet():
-        sae: SAE[Any] = SAE.load_from_disk(str(folder.path), device=job.sae_config.device)
-    (heldout,) = job.heldout([sae])
+        sae: SAE[Any] = SAE.load_from_disk(str(folder.path), device=setup.sae_config.device)
+    (heldout,) = setup.heldout([sae])
     with _disk_errors(folder, f"The trained SAE is in {folder.path}"):
         return write_summary(folder.path, heldout, found, seconds)

@@ -12,25 +12,24 @@ if TYPE_CHECKING:
 
     from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import RunFolder
-    from sae_plugins.runs.job import Job
+    from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.settings import Settings
 
 
 def print_plan(
-    settings: Settings, job: Job, folder: RunFolder, checkpoints: Checkpoints, each: int
+    settings: Settings, setup: Setup, folder: RunFolder, checkpoints: Checkpoints, each: int
 ) -> None:
     """What is about to be trained, and what the user should know; a checkpoint has `each` bytes."""
     from sae_plugins.base.files import size
 
-    config, batch = job.sae_config, settings.get("train_batch_size_tokens")
-    steps = -(-settings.get("training_tokens") // batch)
-    waiting = bytes_of_buffer(settings, job)
+    config, batch = setup.sae_config, settings.get("train_batch_size_tokens")
+    waiting = bytes_of_buffer(settings, setup)
     where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
     rows = {
         "model": f"{settings.model_name}{where}",
         "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
         "plugins": " -> ".join(_described(settings)),
-        "training": f"{steps} steps of {batch} tokens, seed {settings.get('seed')}, on "
+        "training": f"{settings.batches} steps of {batch} tokens, seed {settings.get('seed')}, on "
         f"{config.device}",
         "folder": str(folder.path),
         "checkpoints": f"{_when(settings)}, {size(each)} each"

@@ -14,7 +14,7 @@ from sae_plugins.settings.flags import Flag
 
 if TYPE_CHECKING:
     from sae_plugins.share.content import Upload
-    from sae_plugins.share.repository import Plan, Repository
+    from sae_plugins.share.repository import Commit, Repository
 
 _ABOUT = """\
 Upload SAEs to a repository on the Hugging Face Hub, in SAELens' layout: afterwards
@@ -168,7 +168,7 @@ def _check(
         print("\nnothing was sent")
 
 
-def _print_plan(upload: Upload, plan: Plan) -> None:
+def _print_plan(upload: Upload, plan: Commit) -> None:
     """The files of an SAE, what becomes of them, and the card."""
     from sae_plugins.base.files import size
     from sae_plugins.base.hub import CARD

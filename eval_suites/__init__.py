@@ -1,4 +1,6 @@
-"""Evaluation suites over SAEBench, one file each.
+"""Evaluation suites, one file each; four of them over SAEBench.
 
-`suite.py` says what a suite is; `saebench.py` is the only file that touches SAEBench.
+`suite.py` says what a suite is, `registry.py` finds them by name, and `probing.py` holds what SCR
+and sparse probing share. `inputs/` holds what suites are given, `saebench/` is the only place where
+anything of SAEBench is replaced, and `evaluation/` applies suites to SAEs.
 """

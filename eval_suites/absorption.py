@@ -7,11 +7,16 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.eval_suites.evaluation.results import Value
-from sae_plugins.eval_suites.inputs.subjects import Subject
-from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.inputs.bench import Bench
+from sae_plugins.eval_suites.inputs.subjects import Subject, layer_of
+from sae_plugins.eval_suites.saebench.absorption import first_letter_probe, run_absorption
+from sae_plugins.eval_suites.saebench.facts import (
+    bytes_of_activation,
+    default_batch_size,
+    dtype_of_first_letters,
+)
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 PROMPT_TOKENS = 90
 """About, with ten examples before the word."""
@@ -20,7 +25,7 @@ POSITION = -6
 """Of the word's token in the template."""
 
 
-class AbsorptionSettings(Settings):
+class AbsorptionSettings(SuiteSettings):
     """Settings of absorption; the defaults are SAEBench's."""
 
     max_k_value: int = Field(10, ge=1, description="latents that a letter may be split into")
@@ -73,13 +78,13 @@ class Absorption(Suite):
         words = 5_000 if subject.d_in < 1000 else 60_000  # single tokens of letters alone
         return Cost(
             int(1.2 * words * PROMPT_TOKENS), (60 + settings.max_k_value) * words,
-            2 * words * saebench.bytes_of_activation(subject),
+            2 * words * bytes_of_activation(subject),
         )  # fmt: skip
 
     def prepare(self, bench: Bench, settings: AbsorptionSettings, seed: int) -> Any:
         bench.stage("the language model's first letters")
-        layer = saebench.layer_of(bench.hook_name)
-        probe = saebench.first_letter_probe(bench, layer, TEMPLATE, POSITION, seed)
+        layer = layer_of(bench.hook_name)
+        probe = first_letter_probe(bench, layer, TEMPLATE, POSITION, seed)
         shared = SharedModel(bench.model, bench.hook_name, bench.cache)
         shared.position = POSITION
         return shared, probe
@@ -100,11 +105,9 @@ class Absorption(Suite):
             "prompt_token_pos": POSITION,
             "min_feats_for_eval": settings.min_letters,
             "precalc_k_sparse_probe_sae_acts": settings.precalculate_codes,
-            "llm_batch_size": saebench.default_batch_size(bench.model.name),
+            "llm_batch_size": default_batch_size(bench.model.name),
         }
-        result, raw, table = saebench.absorption(
-            sae, subject.name, bench, shared, probe, config, seed
-        )
+        result, raw, table = run_absorption(sae, subject.name, bench, shared, probe, config, seed)
         details: dict[str, dict[str, float | None]] = {
             row["first_letter"]: {n: v for n, v in row.items() if n != "first_letter"}
             for row in result["eval_result_details"]
@@ -127,7 +130,7 @@ class Absorption(Suite):
         ]
         if settings.precalculate_codes:
             deviations.append("words are encoded once rather than in every epoch")
-        if bench.model.dtype != saebench.dtype_of_first_letters():
+        if bench.model.dtype != dtype_of_first_letters():
             deviations.append("the language model's probe is in the dtype of the language model")
         if settings.min_letters != 20:
             deviations.append(f"{settings.min_letters} letters suffice instead of 20")

@@ -7,18 +7,19 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.subjects import Subject
-from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.saebench.core import run_core
+from sae_plugins.eval_suites.saebench.facts import bytes_of_activation
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 from sae_plugins.runs.heldout import Sums
 
 TOKENS_PER_DOCUMENT = 400
 """Fewer than documents of open text have on average: bounds how many were trained on."""
 
 
-class CoreSettings(Settings):
+class CoreSettings(SuiteSettings):
     """Settings of core; the defaults are those of SAEBench's scripts."""
 
     dataset: str = Field("Skylion007/openwebtext", description="the open text to evaluate on")
@@ -100,7 +101,7 @@ class Core(Suite):
         batch = settings.batch_size_prompts * settings.context_size
         reconstruction = settings.n_eval_reconstruction_batches * batch
         tokens = reconstruction + settings.n_eval_sparsity_variance_batches * batch
-        return Cost(tokens, tokens, tokens * saebench.bytes_of_activation(subject))
+        return Cost(tokens, tokens, tokens * bytes_of_activation(subject))
 
     def prepare(self, bench: Bench, settings: CoreSettings, seed: int) -> Any:
         return SharedModel(bench.model, bench.hook_name, bench.cache)
@@ -112,7 +113,7 @@ class Core(Suite):
         sae = subject.copy(bench.model.device, bench.model.dtype)
         skip, notes = _documents_to_skip(subject, settings)
         sums = Sums(sae.cfg.d_in, sae.cfg.d_sae, bench.model.device)
-        groups, raw, counts = saebench.core(
+        groups, raw, counts = run_core(
             sae, subject.name, bench, prepared, settings.dataset, skip, seed, sums.add,
             n_eval_reconstruction_batches=settings.n_eval_reconstruction_batches,
             n_eval_sparsity_variance_batches=settings.n_eval_sparsity_variance_batches,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.eval_suites.evaluation.results import Value
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
+from sae_plugins.eval_suites.inputs.bench import Bench
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject
@@ -22,7 +22,7 @@ _SAVED = "synthetic_model"
 """Where SAELens saves a run's synthetic model, if it is asked to."""
 
 
-class GroundTruthSettings(Settings):
+class GroundTruthSettings(SuiteSettings):
     """Settings of `ground-truth`."""
 
     samples: int = Field(100_000, gt=0, description="fresh samples that the SAE encodes")
@@ -166,7 +166,7 @@ def _synthetic_model(subject: Subject) -> Any:
     from sae_lens.synthetic import SyntheticModel
 
     from sae_plugins.base.errors import did_you_mean
-    from sae_plugins.world.synthetic_models import PRESETS, SYNTHETIC, synthetic_model
+    from sae_plugins.world.synthetic_models import SYNTHETIC, SYNTHETIC_MODELS, synthetic_model
 
     saved, preset = Path(subject.source) / _SAVED, subject.model_name.removeprefix(SYNTHETIC)
     if saved.is_dir():
@@ -178,9 +178,9 @@ def _synthetic_model(subject: Subject) -> Any:
                 f"{saved} cannot be loaded ({type(error).__name__}: {error}); move it away to "
                 f"evaluate with {subject.model_name} itself"
             ) from error
-    if preset not in PRESETS:
+    if preset not in SYNTHETIC_MODELS:
         raise SuiteError(
             f"{subject.source} was trained on {subject.model_name}, which is not known here: "
-            f"{did_you_mean(preset, PRESETS)}"
+            f"{did_you_mean(preset, SYNTHETIC_MODELS)}"
         )
     return synthetic_model(preset, "cpu")

@@ -7,17 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.eval_suites.evaluation.results import Value
 from sae_plugins.eval_suites.inputs.subjects import Subject
-from sae_plugins.eval_suites.saebench import isolation as saebench
-from sae_plugins.eval_suites.suite import Cost
+from sae_plugins.eval_suites.saebench.facts import bytes_of_activation, reported_numbers
+from sae_plugins.eval_suites.suite import Cost, Value
 
 BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
 
 
 def cost(subject: Subject, tokens: int) -> Cost:
     """That of so many tokens, which are read once, and whose activations are kept."""
-    return Cost(tokens, tokens, tokens * saebench.bytes_of_activation(subject))
+    return Cost(tokens, tokens, tokens * bytes_of_activation(subject))
 
 
 def mean_over_items(
@@ -35,7 +34,7 @@ def mean_over_items(
 
 def check_reported(suite: str, setting: str, wanted: Iterable[int], d_sae: int) -> None:
     """Refuse numbers that SAEBench computes and then drops (hazard 4), or that exceed d_sae."""
-    known = saebench.reported_numbers(suite)
+    known = reported_numbers(suite)
     for number in wanted:
         if number not in known:
             raise SuiteError(

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.probing import (
@@ -20,8 +20,9 @@ from sae_plugins.eval_suites.probing import (
     cost,
     mean_over_items,
 )
-from sae_plugins.eval_suites.saebench import isolation as saebench
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
+from sae_plugins.eval_suites.saebench.facts import default_batch_size, numbers_of, refuse_heads
+from sae_plugins.eval_suites.saebench.probing import run_scr
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 BIOS, REVIEWS = "LabHC/bias_in_bios_class_set1", "canrager/amazon_reviews_mcauley_1and5"
 PAIRS = {
@@ -39,7 +40,7 @@ _CLASSES = 6
 """Sets of texts for a pair: three balanced ones and their opposites."""
 
 
-class SCRSettings(Settings):
+class SCRSettings(SuiteSettings):
     """Settings of SCR; the defaults are SAEBench's."""
 
     pairs: tuple[str, ...] = Field(tuple(PAIRS), description="pairs of classes, FIRST/SECOND")
@@ -95,7 +96,7 @@ class SCR(Suite):
     )  # fmt: skip
 
     def refusal(self, subject: Subject) -> str | None:
-        return saebench.refuse_heads(subject)
+        return refuse_heads(subject)
 
     def cost(self, subject: Subject, settings: SCRSettings) -> Cost:
         texts = (settings.train_set_size + settings.test_set_size) // 2 * _CLASSES
@@ -114,10 +115,10 @@ class SCR(Suite):
             "dataset_names": list(pairs),
             "column1_vals_lookup": pairs,
             "n_values": list(settings.n_values),
-            "llm_batch_size": saebench.default_batch_size(bench.model.name),
+            "llm_batch_size": default_batch_size(bench.model.name),
         }
         ablation = Ablation(settings.sum_codes, settings.mask_padding)
-        result, raw = saebench.scr(
+        result, raw = run_scr(
             sae, subject.name, bench, config,
             lambda dataset: _need(dataset, settings), ablation,
         )  # fmt: skip
@@ -183,7 +184,7 @@ def _need(dataset: str, settings: SCRSettings) -> Need:
     return Need(
         2 * (settings.train_set_size // 4) + 1,
         2 * (settings.test_set_size // 4) + 1,
-        saebench.numbers_of(dataset, classes),
+        numbers_of(dataset, classes),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.probing import (
@@ -16,8 +16,14 @@ from sae_plugins.eval_suites.probing import (
     cost,
     mean_over_items,
 )
-from sae_plugins.eval_suites.saebench import isolation as saebench
-from sae_plugins.eval_suites.suite import Bench, Cost, Metric, Scores, Settings, Suite
+from sae_plugins.eval_suites.saebench.facts import (
+    classes_of,
+    default_batch_size,
+    has_attribute,
+    refuse_heads,
+)
+from sae_plugins.eval_suites.saebench.probing import run_sparse_probing
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 DATASETS = (
     "LabHC/bias_in_bios_class_set1",
@@ -33,7 +39,7 @@ _CLASSES = 5
 """Of a dataset, at most."""
 
 
-class SparseProbingSettings(Settings):
+class SparseProbingSettings(SuiteSettings):
     """Settings of sparse probing; the defaults are SAEBench's."""
 
     dataset_names: tuple[str, ...] = Field(DATASETS, description="the datasets to probe on")
@@ -83,7 +89,7 @@ class SparseProbing(Suite):
     )  # fmt: skip
 
     def refusal(self, subject: Subject) -> str | None:
-        return saebench.refuse_heads(subject)
+        return refuse_heads(subject)
 
     def cost(self, subject: Subject, settings: SparseProbingSettings) -> Cost:
         texts = (settings.probe_train_set_size + settings.probe_test_set_size) // 2 * _CLASSES
@@ -103,9 +109,9 @@ class SparseProbing(Suite):
             "random_seed": seed,
             "dataset_names": list(settings.dataset_names),
             "k_values": list(settings.k_values),
-            "llm_batch_size": saebench.default_batch_size(bench.model.name),
+            "llm_batch_size": default_batch_size(bench.model.name),
         }
-        result, raw = saebench.sparse_probing(
+        result, raw = run_sparse_probing(
             sae, subject.name, bench, config,
             lambda dataset: _need(dataset, settings), settings.share_probes,
         )  # fmt: skip
@@ -136,10 +142,10 @@ class SparseProbing(Suite):
 def _need(dataset: str, settings: SparseProbingSettings) -> Need:
     """The rows that SAEBench takes of each cell of a dataset, for all the sets of classes of it."""
     sets = [name for name in settings.dataset_names if name.startswith(dataset)]
-    classes = dict.fromkeys(c for name in sets for c in saebench.classes_of(name))
+    classes = dict.fromkeys(c for name in sets for c in classes_of(name))
     if all(name.endswith("_sentiment") for name in sets):
         parts = 2 * len(classes)  # half of a rating each, from all categories
     else:
-        parts = 4 if saebench.has_attribute(dataset) else 2
+        parts = 4 if has_attribute(dataset) else 2
     train, test = settings.probe_train_set_size, settings.probe_test_set_size
     return Need(-(-train // parts), -(-test // parts), tuple(classes))

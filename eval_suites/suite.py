@@ -9,28 +9,23 @@ depends on the language model and the data alone, once for many SAEs; `evaluate`
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from sae_plugins.base.values import validated
-from sae_plugins.eval_suites.evaluation.results import Value
+from sae_plugins.eval_suites.inputs.bench import Bench
 
 if TYPE_CHECKING:
-    from sae_plugins.eval_suites.inputs.cache import Cache
-    from sae_plugins.eval_suites.inputs.data import Data
-    from sae_plugins.eval_suites.inputs.models import LanguageModel
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
-PRESETS = ("canonical", "quick", "paper")
 
-
-class Settings(BaseModel):
+class SuiteSettings(BaseModel):
     """A suite's settings: a subclass has a field, with a description, for each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +48,23 @@ class Metric:
         pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(self.name))
         match = re.fullmatch(pattern, name)
         return None if match is None else match.groupdict()
+
+
+class Value(BaseModel):
+    """A metric: null where it is not defined, never NaN."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    value: float | None
+    n: int | None = None
+    """Over how many items (tokens, letters, pairs, datasets) it is a mean."""
+    std: float | None = None
+    """Sample standard deviation over these items, where they are few enough to be kept."""
+
+    @field_validator("value", "std")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else value
 
 
 @dataclass
@@ -81,23 +93,6 @@ class Cost:
     """Bytes that are kept in the cache, shared by all SAEs."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What SAEs at one hook of one language model are evaluated with.
-
-    `model` and `data` are there for suites that need a model only.
-    """
-
-    model: LanguageModel
-    hook_name: str
-    data: Data
-    cache: Cache
-    folder: Path
-    """An empty scratch folder, removed afterwards."""
-    stage: Callable[[str], None]
-    """Called with what is being done now, for the progress bar."""
-
-
 class Suite(ABC):
     """An evaluation of SAEs."""
 
@@ -107,18 +102,18 @@ class Suite(ABC):
     """What `Scores.details` has a row for."""
     version: ClassVar[int] = 1
     """To be raised with every change that can move a number: results of others are not reused."""
-    Settings: ClassVar[type[BaseModel]] = Settings
+    Settings: ClassVar[type[BaseModel]] = SuiteSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """The settings of a preset that are not the defaults, which are those of `canonical`."""
     needs_model: ClassVar[bool] = True
 
-    def settings(self, preset: str, overrides: Mapping[str, Any], stem: str = "") -> Any:
+    def settings(self, preset: str, overrides: Mapping[str, Any], stem: str | None = None) -> Any:
         """The settings of a preset with some of them replaced.
 
         Args:
-            preset: of `PRESETS`.
-            overrides: values by setting.
-            stem: what precedes a setting's name where it was written; "--SUITE." by default.
+            preset: its name.
+            overrides: settings by name.
+            stem: what precedes a name where the user wrote it; `--SUITE.` on a command line.
 
         Raises:
             SaePluginsError: names those that do not fit.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,26 +15,24 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+from contracts import pytest_collection_modifyitems
 from hub import LoopbackHub
 
+__all__ = ["pytest_collection_modifyitems"]
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By default a contract runs on two architectures a promise: standard, and one by its name.
 
-    `make combinations` runs all.
-    """
-    from sae_plugins.framework.architectures import ARCHITECTURES
+gc.disable()  # while tests are imported: looking for garbage is a quarter of that
 
-    architectures = list(ARCHITECTURES)
-    for item in items:
-        architecture = getattr(getattr(item, "callspec", None), "params", {}).get("architecture")
-        contract = getattr(item, "cls", None)
-        if architecture is None or not hasattr(contract, "plugin"):
-            continue
-        promise = item.nodeid.partition("[")[0]
-        chosen = architectures[zlib.crc32(promise.encode()) % len(architectures)]
-        if architecture not in ("standard", chosen):
-            item.add_marker(pytest.mark.combinations)
+
+def pytest_collection_finish() -> None:
+    """No collection of garbage looks through what imports have left: that takes half a second."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -45,6 +43,15 @@ def loopback_hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     hub.close()
 
 
+@pytest.fixture(params=["here", pytest.param("alone", marks=pytest.mark.ci)])
+def process(request: pytest.FixtureRequest) -> str:
+    """Whether code of others runs here, or alone in a process that has imported nothing of ours.
+
+    Importing SAELens there takes seconds.
+    """
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same global random state at the start of every test; torch only where it is imported."""
@@ -53,18 +60,47 @@ def _seeded() -> None:
     if "torch" in sys.modules:
         import torch
 
-        torch.manual_seed(0)
+        if torch.cuda.is_available():
+            torch.manual_seed(0)
+        else:  # the same, without a note for the devices that there are not, which takes longer
+            torch.default_generator.manual_seed(0)
         torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
+def _quiet() -> None:
     """SAELens logs and tqdm draws bars; neither belongs in a test report."""
     logger = logging.getLogger("sae_lens")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
+    if logger.level != logging.ERROR:  # to set a level, logging looks through all loggers
+        logger.setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures say in words what these show: drawing takes most of a short run's time."""
+    import sketches
+
+    monkeypatch.setattr(sketches.Figure, "savefig", sketches.write)
+
+
+@pytest.fixture
+def drawn(sketched: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn in this test of a file that sketches them."""
+    import sketches
+
+    monkeypatch.setattr(sketches.Figure, "savefig", sketches.draw)
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures are very small pictures, which Weights & Biases takes."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(_: Figure, path: Path, **__: Any) -> None:
+        Image.new("RGB", (8, 8)).save(path, format="png")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ repository has any, so clients get `HF_HUB_DISABLE_XET`, and use LFS.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -191,6 +193,25 @@ class LoopbackHub:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(self._cache / "token"))
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(self._cache / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+    def run_here(self, code: str, monkeypatch: pytest.MonkeyPatch) -> str:
+        """What this process prints, for `run`: it has imported much, which takes no time again.
+
+        Clients learn the endpoint when they are imported, so that they are told this one.
+        """
+        from huggingface_hub import constants, file_download, hf_api
+
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+            self.here(patch, next(iter(self.tokens)))
+            template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
+                constants.ENDPOINT, self.endpoint
+            )
+            for module in (constants, file_download):
+                patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+            patch.setattr(constants, "ENDPOINT", self.endpoint)
+            patch.setattr(hf_api.api, "endpoint", self.endpoint)
+            exec(code, {})
+        return out.getvalue()
 
     # -- faults ------------------------------------------------------------------------------------
 

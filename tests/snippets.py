@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import contracts
 import pytest
 
 from sae_plugins import recipes
@@ -119,8 +120,26 @@ def installed(package: Path, site: Path) -> Path:
     return site
 
 
-def passes(text: str, test: Path) -> bool:
-    """Whether the tests in `text` pass, as a file of their own."""
+def passes(text: str, test: Path, every: bool) -> bool:
+    """Whether the tests in `text` pass, as a file of their own; `every` as for `all_pass`."""
     test.write_text(text)
+    return all_pass(test, every)
+
+
+def all_pass(place: Path, every: bool) -> bool:
+    """Whether the tests of a file or folder pass, in this process but without our settings.
+
+    Args:
+        place: their file or folder.
+        every: whether contracts run on every architecture, or on two a promise as ours do.
+    """
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
-    return pytest.main([*options, "--rootdir", str(test.parent), str(test)]) == 0
+    chosen = [] if every else ["-m", "not combinations"]
+    folder = place if place.is_dir() else place.parent
+    command = [*options, *chosen, "--rootdir", str(folder), str(place)]
+    return pytest.main(command, plugins=[contracts]) == 0
+
+
+on_two_and_on_every_architecture = pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.combinations)]
+)

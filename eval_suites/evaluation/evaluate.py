@@ -1,7 +1,7 @@
 """SAEs × suites × seeds: which results are there, and the run that computes those that are not.
 
 The output folder has `manifest.json` with a row per suite, SAE and seed, a `Result` per row in
-`SAE-HASH/SUITE-seedN-KEY.json`, and `results.csv` and `details.csv`, written anew after every row.
+`SAE-HASH/SUITE-seedN-KEY.json`, and `results.csv` and `details.csv`, written again after every row.
 A result's key is a hash of what it depends on, so that a later run computes only what is missing.
 """
 
@@ -10,38 +10,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import os
-import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import ValidationError
-
-from sae_plugins.base.errors import SaePluginsError, without_secrets
-from sae_plugins.base.files import lock, versions, write
-from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, Manifest, Row
-from sae_plugins.eval_suites.evaluation.results import ModelInfo, Result, SAEInfo
-from sae_plugins.eval_suites.evaluation.tables import details_table, results_table
-from sae_plugins.eval_suites.suite import Bench, Cost, Scores, Suite
+from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.files import versions
+from sae_plugins.base.secrets import without_secrets
+from sae_plugins.eval_suites.evaluation.folder import Folder
+from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
+from sae_plugins.eval_suites.evaluation.meter import Meter
+from sae_plugins.eval_suites.evaluation.plan import DATA, Task, plan, reason_of
+from sae_plugins.eval_suites.evaluation.results import (
+    NOT_APPLICABLE,
+    ModelInfo,
+    Result,
+    SAEInfo,
+)
+from sae_plugins.eval_suites.evaluation.watched import Watched, version_of
+from sae_plugins.eval_suites.inputs.bench import Bench
+from sae_plugins.eval_suites.suite import Cost, Scores, Suite
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.data import Data
     from sae_plugins.eval_suites.inputs.models import LanguageModel
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
-RESULTS, DETAILS, FIGURES = "results.csv", "details.csv", "figures"
 VERSIONS = ("sae-plugins", "sae-bench", "sae-lens", "transformer-lens", "torch", "numpy", "python")
-KEYED_VERSIONS = ("sae-bench", "sae-lens")
-"""Other versions than these do not make a result another one."""
-DATA = ("world", "hub")
-"""What `Request.data` may be besides a folder."""
-NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
 
 
 @dataclass(frozen=True)
@@ -77,23 +75,6 @@ class Progress(Protocol):
 
     def finished(self, row: Row, again: bool) -> None:
         """A row has its status; `again` if its result was there before."""
-
-
-@dataclass(eq=False)
-class _Task:
-    """A row with what it needs to be computed."""
-
-    row: Row
-    subject: Subject
-    suite: Suite
-    settings: Any
-    stem: Path | None = None
-    """Where its files go, without their endings."""
-
-    @property
-    def group(self) -> tuple[str, str, int]:
-        """Tasks of one group share what their suite prepares."""
-        return (self.subject.hook_name, self.suite.name, self.row.seed)
 
 
 @dataclass
@@ -133,113 +114,52 @@ class Evaluation:
             cache_path=request.cache_path.absolute(),
             data=data if data in (None, *DATA) else str(Path(str(data)).absolute()),
         )
-        self.folder = request.output_path
-        self.manifest = Manifest.read(self.folder)
-        self.notes: list[str] = []
-        self.subjects: list[Subject] = []
-        self.hashes: dict[str, str] = {}
+        self._folder = Folder(request.output_path)
+        planned = plan(request.sources, request.suites, request.seeds)
+        self.subjects, self.notes = planned.subjects, planned.notes
+        self.hashes = planned.hashes
         """Of every SAE that could be loaded, by its source."""
-        self._tasks: list[_Task] = []
-        self._results: dict[str, Result] = {}
-        self.rows: list[Row] = []
+        self.rows = planned.rows
         """Those of this run, in the order in which they are computed."""
-        self._plan()
-
-    def _plan(self) -> None:
-        from sae_plugins.eval_suites.inputs.cache import fingerprint
-        from sae_plugins.eval_suites.inputs.subjects import load_subject
-
-        seen: dict[str, str] = {}
-        hashes = {
-            name: fingerprint(settings.model_dump(mode="json"))[:8]
-            for name, (_, settings) in self.request.suites.items()
-        }
-        places = [(name, seed) for name in self.request.suites for seed in self.request.seeds]
-        for source in dict.fromkeys(self.request.sources):
-            try:
-                subject = load_subject(source)
-            except Exception as error:
-                failed = {"sae": source, "source": source, "status": "failed"}
-                self.rows += [
-                    Row(suite=n, seed=seed, reason=_reason(error), settings=hashes[n], **failed)
-                    for n, seed in places
-                ]
-                continue
-            self.hashes[source] = subject.hash
-            if subject.hash in seen:
-                self.notes.append(
-                    f"{source} is the same SAE as {seen[subject.hash]}: it counts once"
-                )
-                continue
-            seen[subject.hash] = source
-            self.subjects.append(subject)
-            for name, seed in places:
-                suite, settings = self.request.suites[name]
-                row = Row(
-                    suite=name, sae=subject.name, source=subject.source, sae_hash=subject.hash,
-                    seed=seed, settings=hashes[name],
-                )  # fmt: skip
-                self._tasks.append(_Task(row, subject, suite, settings))
-        self._tasks.sort(key=lambda task: (task.subject.model_name, task.group))
-        self.rows += [task.row for task in self._tasks]
+        self._tasks = planned.tasks
 
     # -- what there is --------------------------------------------------------------------------
 
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return self._folder.path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the output folder holds, of all evaluations into it."""
+        return self._folder.manifest
+
     def results(self, rows: Iterable[Row]) -> list[tuple[Row, Result]]:
         """The rows that are ok, each with its result; one whose file is gone is left out."""
-        found = ((row, self._result(row.file)) for row in rows if row.status == "ok")
-        return [(row, result) for row, result in found if result is not None]
+        return self._folder.results(rows)
 
-    def _result(self, file: str | None) -> Result | None:
-        if file is None:
-            return None
-        if file not in self._results:
-            try:
-                text = (self.folder / file).read_text("utf-8")
-                self._results[file] = Result.model_validate_json(text)
-            except (OSError, ValidationError):
-                return None
-        return self._results[file]
-
-    def _stem(self, task: _Task, model_hash: str | None, data: Data | None) -> Path:
-        from sae_plugins.eval_suites.inputs.cache import fingerprint
-
-        found = versions(KEYED_VERSIONS)
-        row, suite = task.row, task.suite
-        if not suite.needs_model:
-            model_hash = data = None
-        # a folder may move: the result itself has the fingerprints of what was read
-        kind = None if data is None else data.name if data.name in DATA else "folder"
-        key = fingerprint(
-            suite.name, suite.version, task.settings.model_dump(mode="json"), row.seed,
-            model_hash, kind, task.subject.hash, found,
-            task.subject.dataset, task.subject.training_tokens,
-        )  # fmt: skip
-        folder = Path(f"{row.sae}-{task.subject.hash[:8]}")
-        return folder / f"{suite.name}-seed{row.seed}-{key[:8]}"
-
-    def _is_finished(self, task: _Task, data: Data | None) -> bool:
+    def _is_finished(self, task: Task, data: Data | None) -> bool:
         """Whether the result is there, of the same SAE and the same data."""
-        assert task.stem is not None
-        result = self._result(_json(task.stem))
+        result = self._folder.result(task.file)
         if result is None or result.status != "ok" or result.sae.hash != task.subject.hash:
             return False
         if data is None:
             return True
         try:
             known = result.datasets.items()
-            return all(_fingerprint(data, name) == old for name, old in known)
+            return all(version_of(data, name) == old for name, old in known)
         except Exception:  # a commit of the Hub stays what it is while that cannot be reached
             return bool(data.name == "hub")
 
     def forecast(self) -> Forecast:
         """What `run` would do; the language models' hashes are taken from earlier runs."""
-        from sae_plugins.eval_suites.inputs.data import data_source
+        from sae_plugins.eval_suites.inputs.data_source import data_source
 
         done, costs = sum(row.status == "failed" for row in self.rows), []
         shared: set[Any] = set()
         for task in self._tasks:
-            self._refuse(task)
+            task.refuse()
             if task.row.status != "planned":
                 done += 1
                 continue
@@ -248,7 +168,7 @@ class Evaluation:
             if task.suite.needs_model:
                 with contextlib.suppress(Exception):
                     data = data_source(self.request.data, name, self.manifest.revisions)
-            task.stem = self._stem(task, self.manifest.models.get(name), data)
+            task.place(self.manifest.models.get(name), data)
             if self._is_finished(task, None):
                 task.row.status = "ok"
                 done += 1
@@ -269,50 +189,22 @@ class Evaluation:
             SaePluginsError: another evaluation writes into the folder, or it takes no more files.
         """
         self._progress = progress
-        with self._writing("the folder"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            unlock = lock(self.folder)
-        except BlockingIOError as error:
-            raise SaePluginsError(
-                f"{self.folder}: another evaluation is writing into it; wait, or choose another "
-                "folder"
-            ) from error
-        try:
-            self.manifest = Manifest.read(self.folder)  # which may have changed before the lock
-            self._previous = list(self.manifest.rows)
-            self.manifest.add(self.rows)
-            self._save()
+        with self._folder.locked(self.rows):
             for row in self.rows:
                 if row.status == "failed":  # its SAE could not be loaded
                     progress.finished(row, again=False)
             for task in self._tasks:
-                self._refuse(task)
+                task.refuse()
                 if task.row.status != "planned":
-                    task.stem = self._stem(task, None, None)
+                    task.place(None, None)
                     self._close(task)
             for name in dict.fromkeys(task.subject.model_name for task in self._tasks):
                 tasks = [task for task in self._tasks if task.subject.model_name == name]
-                self._of_model(name, [task for task in tasks if task.row.status == "planned"])
-        finally:
-            unlock()
+                self._evaluate_on_model(
+                    name, [task for task in tasks if task.row.status == "planned"]
+                )
 
-    def _refuse(self, task: _Task) -> None:
-        from sae_plugins.world.synthetic_models import SYNTHETIC
-
-        model = task.subject.model_name
-        try:
-            if task.suite.needs_model and model.startswith(SYNTHETIC):
-                task.row.reason = f"needs a language model; this SAE was trained on {model}"
-            else:
-                task.row.reason = task.suite.refusal(task.subject)
-        except Exception as error:
-            task.row.status, task.row.reason = "failed", _reason(error)
-        else:
-            if task.row.reason is not None:
-                task.row.status = NOT_APPLICABLE
-
-    def _of_model(self, name: str, tasks: Sequence[_Task]) -> None:
+    def _evaluate_on_model(self, name: str, tasks: Sequence[Task]) -> None:
         """All rows of one language model, which is loaded once, if at all."""
         tools = _Tools(None, None)
         with_model = [task for task in tasks if task.suite.needs_model]
@@ -323,37 +215,38 @@ class Evaluation:
             except Exception as error:
                 self._fail(with_model, error)
                 tasks = [task for task in tasks if task not in with_model]
-        groups: dict[tuple[str, str, int], list[_Task]] = {}
+        groups: dict[tuple[str, str, int], list[Task]] = {}
         for task in tasks:
-            task.stem = self._stem(task, tools.hash, tools.data)
+            task.place(tools.hash, tools.data)
             if self._is_finished(task, tools.data if task.suite.needs_model else None):
-                task.row.status, task.row.file = "ok", _json(task.stem)
+                task.row.status, task.row.file = "ok", task.file
                 self._progress.finished(task.row, again=True)
             else:
                 groups.setdefault(task.group, []).append(task)
-        self._save()
+        self._folder.save()
         for group in groups.values():
-            self._of_group(group, tools)
+            self._evaluate_group(group, tools)
         del tools
         gc.collect()  # before the next model is loaded
 
     def _load(self, name: str) -> _Tools:
-        from sae_plugins.eval_suites.inputs.data import data_source
+        from sae_plugins.eval_suites.inputs.data_source import data_source
         from sae_plugins.eval_suites.inputs.models import load_language_model
+        from sae_plugins.eval_suites.saebench.facts import default_dtype
 
         data = data_source(self.request.data, name, self.manifest.revisions)
-        model = load_language_model(name, self.request.device)
+        model = load_language_model(name, self.request.device, default_dtype(name))
         self.manifest.models[name] = model.hash
         return _Tools(model, data)
 
-    def _of_group(self, tasks: Sequence[_Task], tools: _Tools) -> None:
+    def _evaluate_group(self, tasks: Sequence[Task], tools: _Tools) -> None:
         """Prepare once, then evaluate each SAE."""
         from sae_plugins.eval_suites.inputs.cache import Cache
         from sae_plugins.eval_suites.inputs.models import check_d_in, check_hook
         from sae_plugins.eval_suites.saebench.isolation import undisturbed
 
         first = tasks[0]
-        data: Any = _Watched(tools.data) if first.suite.needs_model else None
+        data: Any = Watched(tools.data) if first.suite.needs_model else None
         model: Any = tools.model if first.suite.needs_model else None
         cache = Cache(self.request.cache_path)
         seed, name = first.row.seed, f"{first.suite.name}, seed {first.row.seed}"
@@ -379,7 +272,7 @@ class Evaluation:
             for number, task in enumerate(tasks, 1):
                 self._progress.stage(f"{name}, {task.row.sae}")
                 self._start(task)
-                meter = _Meter(self.request.device)
+                meter = Meter(self.request.device)
                 try:
                     if task.suite.needs_model:
                         check_d_in(model, task.subject)
@@ -392,7 +285,7 @@ class Evaluation:
                 except BaseException:  # interrupted
                     task.row.status = "planned"
                     with contextlib.suppress(SaePluginsError):
-                        self._save_manifest()
+                        self._folder.save_manifest()
                     raise
                 else:
                     if tools.data is not None:
@@ -402,35 +295,35 @@ class Evaluation:
 
     # -- what is written ------------------------------------------------------------------------
 
-    def _start(self, task: _Task) -> None:
+    def _start(self, task: Task) -> None:
         task.row.status = "running"
-        self._save_manifest()
+        self._folder.save_manifest()
 
-    def _fail(self, tasks: Sequence[_Task], error: Exception) -> None:
+    def _fail(self, tasks: Sequence[Task], error: Exception) -> None:
         """The rows have failed, all for one reason."""
         for task in tasks:
-            task.row.status, task.row.reason = "failed", _reason(error)
-            task.stem = task.stem or self._stem(task, None, None)
+            task.row.status, task.row.reason = "failed", reason_of(error)
+            if task.placed is None:
+                task.place(None, None)
             self._close(task)
             if not isinstance(error, SaePluginsError):
                 text = without_secrets("".join(traceback.format_exception(error)))
-                self._write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
+                self._folder.write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
 
     def _close(
         self,
-        task: _Task,
+        task: Task,
         tools: _Tools | None = None,
         scores: Scores | None = None,
         datasets: Mapping[str, str] | None = None,
         measured: Mapping[str, float] | None = None,
     ) -> None:
         """Write the row's files, the tables and the manifest."""
-        row, subject, stem = task.row, task.subject, task.stem
-        assert stem is not None
+        row, subject = task.row, task.subject
         assert row.status in ("ok", "failed", NOT_APPLICABLE)
         scores = scores or Scores({})
         model = tools.model if tools and task.suite.needs_model else None
-        raw = f"{stem.name}.saebench.json" if scores.raw is not None else None
+        raw = f"{task.stem.name}.saebench.json" if scores.raw is not None else None
         info = {name: getattr(subject, name) for name in SAEInfo.model_fields}
         result = Result(
             suite=row.suite,
@@ -452,138 +345,5 @@ class Evaluation:
             raw=raw,
             **(measured or {}),
         )
-        if raw is not None and scores.raw is not None:
-            self._write(stem.with_name(raw), scores.raw)
-        self._write(Path(_json(stem)), result.model_dump_json(indent=1) + "\n")
-        row.file = _json(stem)
-        self._results[row.file] = result
-        self._remove_stale(row)
-        self._save()
+        self._folder.keep(row, task.file, result, scores.raw)
         self._progress.finished(row, again=False)
-
-    def _remove_stale(self, row: Row) -> None:
-        """Remove what an earlier run left of the row, if that was no result."""
-        previous = next((old for old in self._previous if row.replaces(old)), None)
-        if previous is None or previous.file is None or previous.status == "ok":
-            return
-        stale = [f"{previous.file.removesuffix('.json')}.error.txt"]
-        if previous.file != row.file:
-            stale.append(previous.file)
-        for file in stale:
-            (self.folder / file).unlink(missing_ok=True)
-
-    def _save(self) -> None:
-        """Write the manifest, and the tables of all its rows."""
-        self._save_manifest()
-        results = self.results(self.manifest.rows)
-        self._write(Path(RESULTS), results_table(results))
-        self._write(Path(DETAILS), details_table(results))
-
-    def _save_manifest(self) -> None:
-        self._write(Path(MANIFEST), self.manifest.model_dump_json(indent=1) + "\n")
-
-    def _write(self, file: Path, text: str) -> None:
-        path = self.folder / file
-        with self._writing(str(file)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, text)
-
-    @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            done = sum(row.status == "ok" and row.file is not None for row in self.rows)
-            kept = f"the {done} finished rows are kept there, and " if done else ""
-            raise SaePluginsError(
-                f"{self.folder}: {what} could not be written: {error.strerror or error}; {kept}"
-                "the same command goes on when there is room"
-            ) from error
-
-
-class _Watched:
-    """Data that remembers which datasets were read, with their fingerprints."""
-
-    def __init__(self, data: Any) -> None:
-        self._data = data
-        self.used: dict[str, str] = {}
-
-    def fingerprint(self, dataset: str, config: str | None = None) -> str:
-        name = f"{dataset}#{config}" if config else dataset
-        self.used[name] = _fingerprint(self._data, name)
-        return self.used[name]
-
-    def load(self, dataset: str, config: str | None, need: Any) -> Any:
-        loaded = self._data.load(dataset, config, need)
-        self.fingerprint(dataset, config)
-        return loaded
-
-    def text(self, dataset: str, skip_documents: int, seed: int) -> Any:
-        text = self._data.text(dataset, skip_documents, seed)
-        self.fingerprint(dataset)
-        return text
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._data, name)
-
-
-def _fingerprint(data: Any, name: str) -> str:
-    dataset, _, config = name.partition("#")
-    return str(data.fingerprint(dataset, config or None))
-
-
-class _Meter:
-    """What a row takes, from its making to `read`."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        if self._cuda:
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(device)
-        self._device = device
-        self._begin = (time.perf_counter(), _cpu_seconds())
-
-    def read(self) -> dict[str, float]:
-        """Seconds, CPU seconds (of child processes too), and the peak of memory in bytes.
-
-        The peak is that of the device's memory on CUDA, else that of the process since it began.
-        """
-        begin, cpu = self._begin
-        measured = {
-            "seconds": round(time.perf_counter() - begin, 3),
-            "cpu_seconds": round(_cpu_seconds() - cpu, 3),
-        }
-        peak = self._peak()
-        return measured | ({} if peak is None else {"peak_memory_bytes": peak})
-
-    def _peak(self) -> int | None:
-        if self._cuda:
-            import torch
-
-            return int(torch.cuda.max_memory_allocated(self._device))
-        try:
-            import resource
-        except ImportError:  # on Windows
-            return None
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _cpu_seconds() -> float:
-    times = os.times()
-    return time.process_time() + times.children_user + times.children_system
-
-
-def _json(stem: Path) -> str:
-    return f"{stem.as_posix()}.json"
-
-
-def _reason(error: Exception) -> str:
-    """One sentence."""
-    text = str(error)
-    if isinstance(error, SaePluginsError):
-        return text
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    first = without_secrets(first)[:300]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from sae_plugins.base.plots import COLOURS, GREY, INK, plain, save
+from sae_plugins.base.plots import COLOURS, GREY, INK, save, style
 from sae_plugins.eval_suites.evaluation.results import Result
 
 Labelled = Mapping[str, Sequence[Result]]
@@ -36,7 +36,7 @@ def save_all(results: Mapping[str, Labelled], folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for suite, name, draw in FIGURES:
+    for suite, name, draw in DRAWN:
         figure = draw(results.get(suite, {}))
         if figure is not None:
             files.append(folder / f"{name}.png")
@@ -69,7 +69,7 @@ def core_overview(saes: Labelled) -> Figure | None:
     panel.set_xlim(max(-1.0, 1.1 * lowest), 1.02)
     panel.set_xlabel("share that the SAE keeps (1 is perfect)")
     _title(panel, "Reconstruction", saes)
-    plain(panel, grid="x")
+    style(panel, grid="x")
     panel.margins(y=0.03)
     _legend(figure, list(SHARES.values()), panel)
     return figure
@@ -103,7 +103,7 @@ def absorption_by_letter(saes: Labelled) -> Figure | None:
     panel.set_xlabel("first letter (those that the language model's own probe knows)")
     panel.set_ylabel("full absorption rate\n(share of words; lower is better)")
     _title(panel, "Feature absorption by first letter", saes)
-    plain(panel, grid="y")
+    style(panel, grid="y")
     _legend(figure, list(saes), panel)
     return figure
 
@@ -142,7 +142,7 @@ def probing_by_k(saes: Labelled) -> Figure | None:
     return figure
 
 
-FIGURES: tuple[tuple[str, str, Callable[[Labelled], Figure | None]], ...] = (
+DRAWN: tuple[tuple[str, str, Callable[[Labelled], Figure | None]], ...] = (
     ("core", "core", core_overview),
     ("absorption", "absorption_by_letter", absorption_by_letter),
     ("scr", "scr_by_ablated_latents", scr_by_ablations),
@@ -181,7 +181,7 @@ def _lines(saes: Labelled, pattern: str, x: str, y: str, title: str) -> Figure |
     panel.set_xlabel(x)
     panel.set_ylabel(y)
     _title(panel, title, saes)
-    plain(panel, grid="both")
+    style(panel, grid="both")
     _legend(figure, list(saes), panel)
     return figure
 

@@ -7,24 +7,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from sae_plugins.eval_suites.suite import Value
+
+KEYED_VERSIONS = ("sae-bench", "sae-lens")
+"""Other versions than these do not make a result another one."""
+NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class Value(_Model):
-    """A metric: null where it is not defined, never NaN."""
-
-    value: float | None
-    n: int | None = None
-    """Over how many items (tokens, letters, pairs, datasets) it is a mean."""
-    std: float | None = None
-    """Sample standard deviation over these items, where they are few enough to be kept."""
-
-    @field_validator("value", "std")
-    @classmethod
-    def _finite(cls, value: float | None) -> float | None:
-        return None if value is None or not math.isfinite(value) else value
 
 
 class SAEInfo(_Model):

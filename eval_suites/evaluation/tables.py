@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.text import format_value
+from sae_plugins.base.text import as_csv, format_value, natural
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation.manifest import Row
 from sae_plugins.eval_suites.evaluation.results import Result
@@ -50,11 +47,6 @@ def cell(results: Iterable[Result], metric: str) -> str:
     return f"{format_value(statistics.fmean(known))} ± {statistics.stdev(known):.2g}"
 
 
-def natural(text: str) -> list[Any]:
-    """A sort key that puts top_5 before top_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
-
-
 def results_table(results: Sequence[tuple[Row, Result]]) -> str:
     names = labels(row for row, _ in results)
     rows = []
@@ -92,12 +84,3 @@ def details_table(results: Sequence[tuple[Row, Result]]) -> str:
         for metric, value in sorted(result.details[item].items())
     ]  # fmt: skip
     return as_csv(DETAIL_COLUMNS, rows)
-
-
-def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as a table with these columns."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_plugins.base.files import versions
+from sae_plugins.base.files import versions, whole
 
-Entry = tuple[dict[str, Tensor], dict[str, str]]
+Cached = tuple[dict[str, Tensor], dict[str, str]]
 """Tensors by name, and texts by name."""
 
 DEFAULT_LIMIT = 100_000_000_000
@@ -69,7 +69,7 @@ class Cache:
         self.folder = folder
         self.limit = limit
 
-    def get(self, kind: str, key: str, compute: Callable[[], Entry]) -> Entry:
+    def get(self, kind: str, key: str, compute: Callable[[], Cached]) -> Cached:
         """The entry, from disk or else computed; a full disk only means that it is not kept.
 
         Args:
@@ -88,25 +88,17 @@ class Cache:
         """The file of an entry."""
         return self.folder / kind / (fingerprint(key, versions(VERSIONS)) + _SUFFIX)
 
-    def _write(self, path: Path, entry: Entry) -> None:
+    def _write(self, path: Path, entry: Cached) -> None:
         tensors, texts = entry
-        partial = None
-        try:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with suppress(OSError, SafetensorError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=_PARTIAL)
-            os.close(handle)
-            save_file(
-                {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, texts
-            )
-            size = os.path.getsize(partial)
-            if size <= self.limit and shutil.disk_usage(path.parent).free > SPARE:
+            with whole(path, writer=f".{os.getpid()}") as partial:
+                save_file(tensors, partial, texts)
+                size = partial.stat().st_size
+                if size > self.limit or shutil.disk_usage(path.parent).free <= SPARE:
+                    raise OSError("there is no room for it")
                 self._make_room(size)
-                os.replace(partial, path)
-        except (OSError, SafetensorError):
-            pass
-        finally:
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used entries until so many bytes fit in."""
@@ -128,7 +120,7 @@ class Cache:
             total -= freed
 
 
-def _read(path: Path) -> Entry | None:
+def _read(path: Path) -> Cached | None:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

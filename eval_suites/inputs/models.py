@@ -33,13 +33,13 @@ class LanguageModel:
     device: str
 
 
-def load_language_model(name: str, device: str, dtype: str | None = None) -> LanguageModel:
+def load_language_model(name: str, device: str, dtype: str) -> LanguageModel:
     """The embedded world, or a model that TransformerLens knows, as SAEBench loads it.
 
     Args:
         name: `sae_plugins.world.NAME`, or TransformerLens' name of a model.
         device: where it runs.
-        dtype: one of `DTYPES`; by default the one in which SAEBench runs this model.
+        dtype: one of `DTYPES`.
 
     Raises:
         SuiteError: no such model, device or dtype, or it cannot be loaded.
@@ -47,9 +47,7 @@ def load_language_model(name: str, device: str, dtype: str | None = None) -> Lan
     import torch
 
     from sae_plugins import world
-    from sae_plugins.eval_suites.saebench.isolation import default_dtype
 
-    dtype = dtype or default_dtype(name)
     if dtype not in DTYPES:
         raise SuiteError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     try:

@@ -1,6 +1,6 @@
-"""The SAEs that are evaluated: from a folder, a release or the Hub, whatever their format.
+"""An SAE that is evaluated, and what is known about it.
 
-`load_subject` refuses what SAEBench cannot evaluate, or would evaluate wrongly without a word, and
+`subject_of` refuses what SAEBench cannot evaluate, or would evaluate wrongly without a word, and
 notes as warnings what may surprise. SAEBench changes the SAEs that it is given, so it only ever
 gets a `Subject.copy`.
 """
@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from sae_plugins.base.errors import SuiteError, did_you_mean
-from sae_plugins.base.hub import local, why
+from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.cache import fingerprint
-from sae_plugins.runs.folder import (
-    CONFIG,
-    RUNNER_CONFIG,
-    SYNTHETIC_RUNNER_CONFIG,
-    UNFINISHED,
-    WEIGHTS,
-)
+from sae_plugins.runs.folder import CONFIG
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
-_DICTIONARY_LEARNING = ("config.json", "ae.pt")
 _LONGEST_NAME = 80
 _UNIT_NORM = 1e-3
 """How far from 1 a decoder row's norm may be without a warning."""
@@ -91,187 +79,21 @@ class Subject:
         return sae
 
 
-def load_subject(source: str, device: str = "cpu") -> Subject:
-    """Load an SAE.
-
-    Args:
-        source: a folder, of a run, of anything else that SAELens saved, or of dictionary_learning
-            (`ae.pt` and `config.json`); or `RELEASE:SAE_ID`, a release that SAELens knows or a
-            repository on the Hugging Face Hub.
-        device: where to keep it.
-
-    Raises:
-        SuiteError: there is no such SAE, it is damaged, or SAEBench cannot evaluate it.
-    """
-    folder = Path(source)
-    facts: Mapping[str, Any] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what matters of them is said in our own words
-        if folder.is_dir():
-            name = folder.resolve().name
-            if all((folder / file).is_file() for file in _DICTIONARY_LEARNING):
-                sae = load_dictionary_learning(folder, device)
-            else:
-                _check_folder(folder)
-                sae, facts = _from_folder(folder, device), _training_facts(folder)
-        elif ":" in source:
-            name = source
-            sae, facts = _from_hub(source, device)
-        else:
-            is_file = f"is a file; name the folder {folder.parent}" if folder.is_file() else None
-            raise SuiteError(
-                f"{source} {is_file or 'is no folder; name one, or give RELEASE:SAE_ID'}"
-            )
-    return _subject(name, source, sae, facts)
-
-
-# -- from where ---------------------------------------------------------------------------------
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder without an SAE."""
-    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-    if not missing:
-        return
-    if (folder / UNFINISHED).is_dir():
-        raise SuiteError(
-            f"{folder} holds an unfinished run and no SAE yet; go on with it: sae-plugins train "
-            f"--resume {folder}"
-        )
-    inside = sorted(
-        path.parent.name
-        for file in (CONFIG, _DICTIONARY_LEARNING[1])
-        for path in folder.glob(f"*/{file}")
-    )
-    raise SuiteError(
-        f"{folder} holds no SAE: it lacks {' and '.join(missing)}"
-        + (f"; name one of the folders in it: {', '.join(inside[:5])}" if inside else "")
-    )
-
-
-def _from_folder(folder: Path, device: str) -> Any:
-    from sae_lens import SAE
-
-    try:
-        architecture = json.loads((folder / CONFIG).read_text("utf-8")).get("architecture")
-    except (ValueError, AttributeError) as error:
-        raise SuiteError(f"{folder / CONFIG} is damaged: {error}") from error
-    _check_architecture(str(folder), architecture)
-    try:
-        return SAE.load_from_disk(folder, device=device)
-    except SafetensorError as error:
-        raise SuiteError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    except Exception as error:  # a config's and the weights' many ways not to fit
-        raise SuiteError(
-            f"{folder}: {WEIGHTS} and {CONFIG} do not fit together ({_line(error)})"
-        ) from error
-
-
-def _from_hub(source: str, device: str) -> tuple[Any, Mapping[str, Any]]:
-    """An SAE of a release that SAELens knows, or of any repository, and facts of its training."""
-    from sae_lens import SAE
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    release, _, sae_id = source.partition(":")
-    releases = get_pretrained_saes_directory()
-    if release in releases:
-        known = list(releases[release].saes_map)
-        if sae_id not in known:
-            near = difflib.get_close_matches(sae_id, known, n=3, cutoff=0.5) or known[:3]
-            raise SuiteError(
-                f"{source}: release {release} has no SAE {sae_id!r}, but {', '.join(near)}"
-                + (", ..." if len(near) < len(known) else "")
-            )
-    elif "/" in release:
-        folder = local(source)
-        _check_folder(folder)
-        return _from_folder(folder, device), _training_facts(folder)
-    else:
-        near = difflib.get_close_matches(release, releases, n=3, cutoff=0.5)
-        raise SuiteError(
-            f"{source} is no folder, and SAELens knows no release {release!r}"
-            + (f": {did_you_mean(release, near)}" if near else "")
-        )
-    try:
-        return SAE.from_pretrained(release, sae_id, device=device), {}
-    except KeyError as error:
-        _check_architecture(source, str(error.args[0]))
-        raise SuiteError(f"{source} cannot be loaded: its config lacks {error}") from error
-    except Exception as error:  # of the network, the Hub, the disk and the memory
-        raise SuiteError(f"{source} cannot be loaded: {why(error)}") from error
-
-
-def _check_architecture(source: str, architecture: str | None) -> None:
-    """Refuse what SAELens cannot load as an inference SAE; old configs may name none."""
-    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-
-    if architecture is None or architecture in SAE_CLASS_REGISTRY:
-        return
-    if architecture in SAE_TRAINING_CLASS_REGISTRY:
-        raise SuiteError(
-            f"{source} is a {architecture} SAE in training; save it with its method "
-            "save_inference_model and evaluate that"
-        )
-    raise SuiteError(
-        f"{source}: SAELens knows no architecture {architecture!r}; "
-        f"{did_you_mean(architecture, SAE_CLASS_REGISTRY)}"
-    )
-
-
-def load_dictionary_learning(folder: Path, device: str) -> Any:
-    """An SAE of dictionary_learning, by SAEBench's loader and as SAEBench's class.
-
-    Raises:
-        SuiteError: the folder holds none that SAEBench knows.
-    """
-    from transformer_lens.supported_models import MODEL_ALIASES
-
-    from sae_plugins.eval_suites.saebench.isolation import CUSTOM_LOADERS, custom_sae
-
-    config_file, weights_file = (folder / name for name in _DICTIONARY_LEARNING)
-    try:
-        trainer = json.loads(config_file.read_text("utf-8"))["trainer"]
-        kind, model, layer = trainer["trainer_class"], trainer["lm_name"], trainer["layer"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SuiteError(
-            f"{config_file} is no config of dictionary_learning, or is damaged ({_line(error)})"
-        ) from error
-    if kind not in CUSTOM_LOADERS:
-        raise SuiteError(
-            f"{folder} was trained by {kind}, which SAEBench has no loader for; it has them for "
-            f"{', '.join(CUSTOM_LOADERS)}"
-        )
-    place = str(trainer.get("submodule_name") or "resid_post")
-    if not place.startswith("resid_post"):
-        raise SuiteError(
-            f"{folder} was trained on {place}; SAEBench takes every SAE of dictionary_learning for "
-            "one of the residual stream after a layer"
-        )
-    try:
-        # What this accepts holds tensors only, so that SAEBench can load it in its own way.
-        torch.load(weights_file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's many
-        raise SuiteError(
-            f"{weights_file} is damaged, or holds more than tensors and is not opened for that "
-            f"({_line(error)})"
-        ) from error
-    short = model.rpartition("/")[2]
-    # as TransformerLens and SAEBench's tables call it
-    name = short if short in MODEL_ALIASES.get(model, ()) else model
-    try:
-        return custom_sae(kind, config_file, weights_file, name, layer, device)
-    except Exception as error:  # its asserts, and whatever a misfit raises
-        raise SuiteError(
-            f"{folder} cannot be loaded by SAEBench as the SAE of a {kind}: {_line(error)}"
-        ) from error
-
-
 # -- what is known about it ---------------------------------------------------------------------
 
 
-def _subject(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Subject:
-    from sae_plugins.eval_suites.saebench.isolation import layer_of
+def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Subject:
+    """An SAE with what is known about it.
 
+    Args:
+        name: what it is called.
+        source: as the user gave it.
+        sae: as loaded.
+        facts: the config of the run that trained it, or nothing.
+
+    Raises:
+        SuiteError: SAEBench cannot evaluate it, or its config does not say where it belongs.
+    """
     where = _where(sae)
     model_name, hook_name = where.model_name, where.hook_name or ""
     synthetic = str(model_name).startswith(SYNTHETIC)
@@ -303,17 +125,21 @@ def _subject(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Subj
     )
 
 
+def layer_of(hook_name: str) -> int:
+    """The layer of a hook as SAEBench reads it: the first number in its name.
+
+    Raises:
+        SuiteError: the name has none.
+    """
+    number = re.search(r"\d+", hook_name)
+    if number is None:
+        raise SuiteError(f"hook {hook_name}: SAEBench needs a layer's number in its name")
+    return int(number.group())
+
+
 def _where(sae: Any) -> Any:
     """What has an SAE's `model_name`, `hook_name` and the like as attributes."""
     return getattr(sae.cfg, "metadata", sae.cfg)
-
-
-def _training_facts(folder: Path) -> dict[str, Any]:
-    """The config of the run that left an SAE, where it is still there."""
-    for file in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads((folder / file).read_text("utf-8")))
-    return {}
 
 
 def _check_function(source: str, sae: Any, architecture: str) -> None:
@@ -338,7 +164,7 @@ def _check_function(source: str, sae: Any, architecture: str) -> None:
             codes = sae.encode(acts)
             recon = sae.decode(codes).flatten(2)
     except Exception as error:  # of anybody's architecture
-        raise SuiteError(f"{source} does not encode or decode: {_line(error)}") from error
+        raise SuiteError(f"{source} does not encode or decode: {first_line(error)}") from error
     shapes = [
         tuple(codes.shape),
         tuple(recon.shape),
@@ -459,5 +285,6 @@ def _remember_scales(sae: Any) -> None:
         sae.run_time_activation_norm_fn_out = lambda x: x / sae.x_norm_coeff
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -1,1 +1,40 @@
-"""SAEBench, run in this process."""
+"""Every seam of SAEBench 0.6 that the suites rely on, in one place.
+
+SAEBench's own entry points run, each with one SAE, and what they compute and write is theirs. While
+they run, some names in their modules are replaced (and put back): to hand them the model and the
+data that we have, to keep them from computing again what no SAE changes, and from writing where
+they should not. Only this folder does so: `isolation.py` around every run, `core.py`,
+`probing.py` and `absorption.py` for their evaluations, `dictionary_learning.py` for SAEs of others.
+`tests/eval_suites/saebench/test_seams.py` has a test per seam that fails when SAEBench moves it:
+
+- `core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval` and
+  `absorption.main.run_eval` evaluate `[(name, sae)]` and write one JSON file into the folder that
+  they are given; what they return (core a list, the others a dict) holds the same numbers.
+- each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`.
+- `core.main` gets its text by `ActivationsStore.from_sae`, retries failures through
+  `general_utils.retry_with_exponential_backoff`, and tells of an error only by `logger.error`,
+  inside its `except` block; `run_evals` calls `get_sparsity_and_variance_metrics` for the batches
+  that are encoded and decoded by `sae.encode` and `sae.decode`, one call each a batch.
+- `dataset_utils.load_dataset` and `dataset_creation.load_dataset` are all that reads labelled data.
+- `sparse_probing.main.get_dataset_activations` and `scr_and_tpp.main.get_dataset_activations` give
+  all activations of a dataset, by class, and depend on no SAE.
+- what `activation_collection.create_meaned_model_activations` returns is the language model's, and
+  `probe_training.train_probe_on_activations` of these draws from torch's random state alone.
+- `probe_training.train_sklearn_probe` is beartype's wrapper around a function that works, which
+  refuses jaxtyping's annotations (`__wrapped__`).
+- `scr_and_tpp.main.perform_feature_ablations` selects by `select_top_n_features`, and calls
+  `ablated_precomputed_activations(acts, sae, mask, batch_size)`, which calls `sae.encode` once,
+  then `sae.decode` of all codes, then of those that are left, for each part of the batch.
+- `absorption.common.get_alpha_tokens` and `absorption.feature_absorption.get_alpha_tokens` list the
+  vocabulary, in no fixed order.
+- `absorption.common.train_and_save_probes` trains the first-letter probes; the functions
+  `load_or_train_probe`, `load_probe_data_split_or_train` (of `absorption.k_sparse_probing`) and
+  `load_probe` (of `absorption.feature_absorption`) are all that reads them.
+- `absorption.k_sparse_probing._get_sae_acts` encodes anew for every probe of some features, and
+  `metrics` there is `sklearn.metrics`, asked for F1, recall and precision of the same two arrays.
+- `absorption.main` writes through `run_k_sparse_probing_experiment` and
+  `run_feature_absortion_experiment`, which take folders, and into the working folder.
+- the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by
+  `hf_hub_download`.
+- `SparseProbingSaeMetrics` and `ScrMetrics` have a field for each k and N that is reported.
+"""

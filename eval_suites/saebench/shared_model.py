@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites.inputs.cache import Cache, fingerprint
-from sae_plugins.eval_suites.saebench.isolation import Text, layer_of
+from sae_plugins.eval_suites.inputs.subjects import layer_of
+from sae_plugins.eval_suites.saebench.text import Text
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.models import LanguageModel

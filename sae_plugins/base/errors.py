@@ -121,8 +121,3 @@ def did_you_mean(name: str, known: Iterable[str], stem: str = "") -> str:
     if near := nearest(name, names):
         return "did you mean " + " or ".join(repr(stem + match) for match in near) + "?"
     return f"known: {', '.join(names)}" if names else "none are known"
-
-
-def without_secrets(text: str) -> str:
-    """A message without tokens, and without what signs an address."""
-    return re.sub(r"hf_\w+|\?\S+=\S+", "...", text)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from sae_plugins.base.errors import SaePluginsError
 
 VERSIONS = ("sae-plugins", "sae-lens", "torch", "transformer-lens", "numpy", "python")
 """Distributions whose versions `run.yaml` names; the plugins' own come on top."""
@@ -32,43 +36,51 @@ def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
 _version = cache(version)  # which parses a file each time
 
 
-def lock(folder: Path) -> Callable[[], None]:
-    """Lock a folder until the function that is returned is called, or the process ends.
+def lock(folder: Path, busy: SaePluginsError) -> ExitStack:
+    """Lock a folder until what is returned is closed, or the process ends.
 
-    Where that is impossible, as on Windows and some network disks, nothing is locked.
+    The folder itself is locked, so that no file is left in it. Where that is impossible, as on some
+    network disks, nothing is locked.
 
     Raises:
-        BlockingIOError: another process has locked it.
+        SaePluginsError: `busy`, if another process has locked it.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return _nothing
+    unlock = ExitStack()
     handle = os.open(folder, os.O_RDONLY)
+    unlock.callback(os.close, handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
-        raise
+        unlock.close()
+        raise busy from None
     except OSError:
-        os.close(handle)
-        return _nothing
-    return lambda: os.close(handle)
+        unlock.close()
+    return unlock
 
 
-def _nothing() -> None:
-    pass
+@contextmanager
+def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
+    """Give a file to write, which takes the place of `path` at the end, or goes if anything fails.
+
+    So `path` is either as it was or new and whole. A process that is killed leaves a file whose
+    name ends in ".partial".
+
+    Args:
+        path: the file.
+        writer: tells apart processes that may write the same file at once.
+    """
+    partial = path.with_name(f"{path.name}{writer}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    try:
+    """Write a text file that is either whole or as it was."""
+    with whole(path) as partial:
         partial.write_text(text, "utf-8")
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

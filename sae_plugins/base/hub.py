@@ -190,7 +190,7 @@ def why(error: BaseException) -> str:
     """Why something at the Hub could not be had or done, and what helps, in words."""
     from huggingface_hub import errors
 
-    from sae_plugins.base.errors import without_secrets
+    from sae_plugins.base.secrets import without_secrets
 
     def is_any(kind: type[BaseException]) -> bool:
         return any(isinstance(link, kind) for link in _chain(error))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from sae_plugins.base.files import whole
 
 INK, GREY = "#222222", "#8a8a8a"
 # Okabe and Ito's colours, which stay apart for the colour-blind; yellow left out: too pale here
@@ -17,12 +18,11 @@ DPI = 120
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG that is either whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=DPI)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
 
 
-def plain(panel: Axes, grid: Literal["x", "y", "both"]) -> None:
+def style(panel: Axes, grid: Literal["x", "y", "both"]) -> None:
     """A light grid, no box, and sizes that do not depend on the user's settings."""
     panel.grid(True, axis=grid, color="#e6e6e6", linewidth=0.8)
     panel.set_axisbelow(True)

@@ -23,6 +23,7 @@
   the number of tokens on which each feature fires.
 - `n_training_steps` counts completed steps and is advanced by the caller of `step`;
   `n_training_samples` is advanced inside it; `cfg.total_training_samples` bounds it.
+- `lr_scheduler.step()` runs once in each `SAETrainer.step`, whether or not weights moved.
 - `activation_scaler.scaling_factor` holds until `fit` folds it into the weights.
 - `SAETrainer.fit`, with nothing left to train on, takes no batch where the scale of activations is
   known, folds it into the weights and closes the training; the only bars that it draws, and those
@@ -59,7 +60,7 @@
 - `SyntheticActivationIterator` has no state but torch's global random state.
 - `extract_stop_at_layer_from_tlens_hook_name(hook_name)` is the first layer that need not run.
 - `get_sae_training_class(architecture)` gives the classes of a training SAE and of its config.
-- the warnings that `sae_plugins.runs.job` silences begin as it says.
+- the warnings that `sae_plugins.runs.setup` silences begin as it says.
 - on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`, at any bytecode.
 - `LanguageModelSAETrainingRunner.save_checkpoint(path)` is called on interruption with the folder
   `checkpoint_path`/`n_training_samples`, which nobody has made (`interrupted_runs_unsaved`).
@@ -88,6 +89,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.patches import replaced
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -98,6 +101,13 @@ if TYPE_CHECKING:
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
+
+SYNTHETIC_NAMES = {
+    "training_tokens": "training_samples",
+    "train_batch_size_tokens": "batch_size",
+    "autocast": "autocast_sae",
+}
+"""Settings that SAELens' runner on synthetic models spells differently."""
 
 _substitute: Callable[[], type[SAETrainer[Any, Any]]] | None = None
 
@@ -143,22 +153,6 @@ def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Itera
         yield
     finally:
         _substitute = None
-
-
-@contextmanager
-def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Set attributes of a class, a module or an instance, and put back what it had of its own."""
-    own = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
-    try:
-        for name, value in attributes.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name in attributes:
-            if name in own:
-                setattr(owner, name, own[name])
-            else:
-                delattr(owner, name)
 
 
 def data_loader(

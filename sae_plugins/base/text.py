@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -35,9 +38,23 @@ def arrow(better: str) -> str:
     return {"higher": "↑", "lower": "↓"}.get(better, "")
 
 
-def plain(value: Any) -> Any:
+def as_markdown(value: Any) -> Any:
     """Text that Markdown shows as it is, also in a table's cell."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     escaped = re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(value, quote=False))
     return " ".join(escaped.split())
+
+
+def natural(text: str) -> list[Any]:
+    """A sort key that puts top_5 before top_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as a table with these columns."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()

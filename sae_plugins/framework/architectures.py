@@ -3,6 +3,12 @@
 The names are those of SAELens' training registry. An architecture that is missing here, or a
 parameter that is missing from its row, is an error and never guessed from shapes: b_dec [d_in] and
 b_enc [d_sae] look alike when d_in equals d_sae.
+
+A new architecture is a row here, and then all tests of the contract and of combinations run on it.
+`python -m sae_plugins.settings.introspection` gives its settings flags; if it has a coefficient of
+its own, `settings.defaults` and `settings.checks` take a default and a bound. Only if a saved SAE
+of it holds thresholds in another place than a parameter `threshold`,
+`mechanisms.activation_threshold.raise_thresholds` must know it.
 """
 
 from collections.abc import Mapping
@@ -21,6 +27,8 @@ class Architecture:
 
     Attributes:
         name: SAELens' name.
+        tiny: the configuration of the SAE of 24 features that tests train.
+        keeps_thresholds: an SAE that is saved can hold a threshold per feature.
         biases: per-feature vectors [d_sae] and the value a reset gives them; a string names the
             config field that holds it.
         log_scales: biases that act through exp(), so that merging features averages them.
@@ -38,12 +46,11 @@ class Architecture:
         k_per_token: k features are active on each token, so k is a whole number.
         rescaled: activations are divided by the norm of the feature's decoder row.
         straight_through: activations of 0 have a gradient, too.
-        keeps_thresholds: an SAE that is saved can hold a threshold per feature.
-        tiny: the configuration of the SAE of 24 features that tests train.
     """
 
     name: str
     tiny: Mapping[str, Any]
+    keeps_thresholds: bool
     biases: Mapping[str, float | str] = field(default_factory=lambda: {"b_enc": 0.0})
     log_scales: frozenset[str] = frozenset()
     tied: bool = False
@@ -56,7 +63,6 @@ class Architecture:
     k_per_token: bool = False
     rescaled: bool = False
     straight_through: bool = False
-    keeps_thresholds: bool = True
 
     @property
     def feature_axes(self) -> dict[str, int]:
@@ -85,11 +91,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     row.name: row
     for row in (
         Architecture(
-            "standard", {"l1_coefficient": 0.1}, sparsity_coefficient="l1", weighs_tokens=True
+            "standard",
+            {"l1_coefficient": 0.1},
+            keeps_thresholds=True,
+            sparsity_coefficient="l1",
+            weighs_tokens=True,
         ),
         Architecture(
             "gated",
             {"l1_coefficient": 0.1},
+            keeps_thresholds=True,
             biases={"b_gate": 0.0, "b_mag": 0.0, "r_mag": 0.0},
             log_scales=frozenset({"r_mag"}),
             sparsity_coefficient="l1",
@@ -97,6 +108,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "jumprelu",
             {"l0_coefficient": 0.02, "jumprelu_init_threshold": 0.1},
+            keeps_thresholds=True,
             biases={"b_enc": 0.0, "threshold": "jumprelu_init_threshold"},
             sparsity_coefficient="l0",
             weighs_tokens=True,
@@ -105,23 +117,24 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "topk",
             {"k": 4},
+            keeps_thresholds=False,
             batch_coupled=_DEAD,
             k_per_token=True,
             rescaled=True,
-            keeps_thresholds=False,
         ),
         Architecture(
             "abstopk",
             {"k": 4},
+            keeps_thresholds=False,
             signed=True,
             batch_coupled=_DEAD,
             k_per_token=True,
             rescaled=True,
-            keeps_thresholds=False,
         ),
         Architecture(
             "batchtopk",
             {"k": 4},
+            keeps_thresholds=True,
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
             rescaled=True,
@@ -129,6 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "matryoshka_batchtopk",
             {"k": 4, "matryoshka_widths": [6, 14, 24]},
+            keeps_thresholds=True,
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
             ordered=True,
@@ -137,9 +151,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "matching_pursuit",
             {"decoder_init_norm": 1.0, "max_iterations": 4},
+            keeps_thresholds=False,
             biases={},
             tied=True,
-            keeps_thresholds=False,
         ),
     )
 }

@@ -120,11 +120,11 @@ class Method:
     """`TrainingSettings` that belong to the method (accumulation, clip, loss form, decay)."""
     sae_lens: ClassVar[Mapping[str, Any]] = {}
     """SAELens flags that belong to it; `lr_warm_up_fraction` stands for `lr_warm_up_steps`."""
-    rows: ClassVar[tuple[Row, ...]] = ()
+    rows: ClassVar[tuple[PaperRow, ...]] = ()
     """The rows of the paper's tables."""
 
 
-class Row(BaseModel):
+class PaperRow(BaseModel):
     """One row of a paper's table: what it says, and the flags that reproduce it."""
 
     model_config = ConfigDict(frozen=True)

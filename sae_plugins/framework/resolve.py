@@ -19,6 +19,7 @@ from sae_plugins.framework.plugin import CLAIMS, Method, Plugin
 
 Selected = str | type[Plugin]
 LossForm = Literal["sum_of_squares", "l2_norm", "mean"]
+"""Names of `losses.LOSS_FORMS`, here so that nothing needs torch to check one."""
 
 
 class TrainingSettings(BaseModel):

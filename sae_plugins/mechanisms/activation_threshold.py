@@ -113,7 +113,7 @@ def raise_thresholds(weights: dict[str, Tensor], config: dict[str, Any], tau: Te
         weights["b_gate"] = torch.minimum(gate_bias, bias.to(gate_bias))
         return
     tau = tau.to(weights["b_enc"])
-    if "threshold" not in weights:
+    if weights.keys() == {"W_enc", "b_enc", "W_dec", "b_dec"}:
         config["architecture"], weights["threshold"] = "jumprelu", tau
     else:
         own = weights["threshold"]

@@ -1,6 +1,6 @@
 """Adaptive Orthogonal Sparse Autoencoders: Efficient Feature Disentanglement."""
 
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 
 _PAPER_STEPS = 4882
 _WITHOUT = "--without coactivation-penalty"
@@ -26,74 +26,74 @@ class AdaptiveOrthogonality(Method):
         "lr_warm_up_fraction": 1000 / _PAPER_STEPS,
     }
     rows = (
-        Row(
+        PaperRow(
             table="Section 6.1",
             label="Run 5: adaptive weight, top 0.5%",
             flags="",
             paper="cosine 0.648, L0 49.79, KL score 0.764",
         ),
-        Row(
+        PaperRow(
             table="Section 6.1",
             label="Baseline (its learning rate is not printed)",
             flags=f"{_WITHOUT} --lr 0.0003",
             paper="cosine 0.770, L0 85.21",
         ),
-        Row(
+        PaperRow(
             table="Section 6.4",
             label="Fixed weight 0.2",
             flags="--coactivation-penalty.adaptive false --coactivation-penalty.tau 0.2",
             paper="cosine 0.285",
         ),
-        Row(
+        PaperRow(
             table="Section 6.4",
             label="Fixed weight 0.05",
             flags="--coactivation-penalty.adaptive false --coactivation-penalty.tau 0.05",
             paper="cosine 0.428",
         ),
-        Row(
+        PaperRow(
             table="Section 6.4",
             label="Learning rate (the other one is not printed; 3e-4 is the baseline's kind)",
             flags="--lr 0.0003",
             paper="L0 38.60",
         ),
-        Row(
+        PaperRow(
             table="Section 6.4",
             label="Top 0.1% of the pairs",
             flags="--coactivation-penalty.fraction 0.001",
             paper="less stable feature distributions",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Fixed weight 0.01, where the adaptive one ends if the target is out of reach",
             flags="--coactivation-penalty.adaptive false --coactivation-penalty.tau 0.01",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="A weight that adapts slowly",
             flags="--coactivation-penalty.gain 0.01",
         ),
-        Row(table="Control", label="No penalty, all else equal", flags=_WITHOUT),
-        Row(
+        PaperRow(table="Control", label="No penalty, all else equal", flags=_WITHOUT),
+        PaperRow(
             table="Control",
             label="No penalty, more L1: change it until L0 matches",
             flags=f"{_WITHOUT} --l1_coefficient 0.2",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Squared loss, as printed in Eq. 4",
             flags="--loss_form sum_of_squares",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Inner products as printed in section 4.1 (they grow with the batch)",
             flags="--coactivation-penalty.normalisation raw",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Cosines in place of inner products",
             flags="--coactivation-penalty.normalisation cosine",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Correlations in place of inner products",
             flags="--coactivation-penalty.normalisation correlation",

@@ -1,6 +1,6 @@
 """Dynamic Feature Disentanglement: Adaptive Thresholding for Interpretable Sparse Autoencoders."""
 
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 
 _PAPER_STEPS = 4882
 _WARM_UP = 1000
@@ -37,41 +37,41 @@ class AdaptiveThreshold(Method):
         "lr_warm_up_fraction": _WARM_UP / _PAPER_STEPS,
     }
     rows = (
-        Row(
+        PaperRow(
             table="Section 6.1",
             label="Final model (Run 9)",
             flags="",
             paper="L0 76.85, explained variance 0.291, loss 202.22",
         ),
-        Row(
+        PaperRow(
             table="Section 6.1",
             label="Baseline: a plain L1 SAE with unit-norm rows",
             flags="--without activation-threshold --without decoder-orthogonality "
             "--without reconstruction-warm-up",
             paper="L0 85.21, explained variance 0.309, loss 200.22",
         ),
-        Row(
+        PaperRow(
             table="Section 6.2",
             label="Run 1: basic orthogonality, lambda_ortho 0.01",
             flags="--without activation-threshold --decoder-orthogonality.weighting none "
             "--decoder-orthogonality.weight 0.01",
             paper="L0 80.59, explained variance 0.305",
         ),
-        Row(
+        PaperRow(
             table="Section 6.2",
             label="Run 2: basic orthogonality, lambda_ortho 0.05",
             flags="--without activation-threshold --decoder-orthogonality.weighting none "
             "--decoder-orthogonality.weight 0.05",
             paper="L0 69.89, explained variance 0.275",
         ),
-        Row(
+        PaperRow(
             table="Section 6.2",
             label="EMA decay 0.99",
             flags="--firing-frequency.decay 0.99",
             paper="no number",
         ),
         *(
-            Row(
+            PaperRow(
                 table="Section 5.2",
                 label=f"Base threshold {base}",
                 flags=f"--activation-threshold.base {base}",
@@ -79,52 +79,54 @@ class AdaptiveThreshold(Method):
             )
             for base in (0.0, 0.1, 1.0)
         ),
-        Row(table="Control", label="No threshold", flags="--without activation-threshold"),
-        Row(
+        PaperRow(table="Control", label="No threshold", flags="--without activation-threshold"),
+        PaperRow(
             table="Control",
             label="A threshold on the finished SAE instead, 6% of each feature's mean",
             flags="--plugin adaptive-threshold --plugin post-hoc-threshold "
             "--without activation-threshold --post-hoc-threshold.share 0.06",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="The baseline with that threshold on the finished SAE",
             flags="--plugin adaptive-threshold --plugin post-hoc-threshold "
             "--without activation-threshold --without decoder-orthogonality "
             "--without reconstruction-warm-up --post-hoc-threshold.share 0.06",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Constant threshold",
             flags="--activation-threshold.sensitivity 0",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Variance raises the threshold, as the prose says",
             flags="--activation-threshold.sensitivity -1",
         ),
-        Row(table="Control", label="No orthogonality", flags="--without decoder-orthogonality"),
-        Row(
+        PaperRow(
+            table="Control", label="No orthogonality", flags="--without decoder-orthogonality"
+        ),
+        PaperRow(
             table="Control",
             label="All features equally important",
             flags="--decoder-orthogonality.weighting none",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="|w_i . w_j| in Eq. 5's denominator",
             flags="--decoder-orthogonality.denominator pair",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Adaptive masking: only pairs above tau_i",
             flags="--decoder-orthogonality.mask adaptive",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Sparsity from the first step on",
             flags="--without reconstruction-warm-up",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Learning rates by importance",
             flags="--plugin adaptive-threshold --plugin importance-lr",

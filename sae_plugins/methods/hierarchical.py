@@ -1,6 +1,6 @@
 """HierarchicalSAE: Dynamic Feature Learning for Robust Neural Interpretability."""
 
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 
 _ONLY_LINEAR = "--without reconstruction-l1 --without resample --without merge"
 _NO_MECHANISM = f"{_ONLY_LINEAR} --without linear-l1"
@@ -27,82 +27,82 @@ class Hierarchical(Method):
         "lr_scheduler_name": "constant",
     }
     rows = (
-        Row(
+        PaperRow(
             table="Table 1",
             label="Baseline (a TopK SAE)",
             flags=f"{_BASELINE} --architecture topk --k 320",
             paper="loss 7932, variance 82.4%, features 320, KL 0.103",
         ),
-        Row(
+        PaperRow(
             table="Table 1",
             label="+Linear Sparsity",
             flags=_ONLY_LINEAR,
             paper="loss 3901, variance 91.8%, features 1782, KL 0.049",
         ),
-        Row(
+        PaperRow(
             table="Table 1",
             label="+Resampling (before window tracking)",
             flags="--without reconstruction-l1 --without merge --resample.rule since-check",
             paper="loss 4675, variance 90.2%, features 1735, KL 0.059",
         ),
-        Row(
+        PaperRow(
             table="Table 1",
             label="+Adaptive Sparsity",
             flags="--without merge",
             paper="loss 4668, variance 90.2%, features 1735, KL 0.058",
         ),
-        Row(
+        PaperRow(
             table="Section 5.4",
             label="+Window tracking",
             flags="--without reconstruction-l1 --without merge",
         ),
-        Row(
+        PaperRow(
             table="Section 5.4",
             label="+Feature clustering: the full method",
             flags="",
             paper="MSE 2.66, variance 90.2%, features 1735, KL 0.058",
         ),
-        Row(
+        PaperRow(
             table="Section 5.4",
             label="BatchTopK baseline",
             flags=f"{_BASELINE} --architecture batchtopk --k 320",
         ),
-        Row(
+        PaperRow(
             table="Section 5.4",
             label="L1 baseline, with unit-norm decoder rows",
             flags=f"{_NO_MECHANISM} --l1_coefficient 0.04",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Constant L1 (find the --l1_coefficient that gives the L0 to compare at)",
             flags=_NO_MECHANISM,
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Linear to a floor, so that the run ends sparse",
             flags=f"{_ONLY_LINEAR} --linear-l1.floor 0.3",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Full method without relaxing",
             flags="--without linear-l1",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="L_target as printed, a mean square per element of raw activations",
             flags="--reconstruction-l1.unit mse --reconstruction-l1.target 2.5",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="p_i per token (section 5.4: 200K tokens for stability tracking)",
             flags="--resample.per token",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Merging by co-firing, exact for duplicates",
             flags="--merge.arithmetic auto",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Resampling and merging until the end",
             flags="--resample.stop 1 --merge.stop 1",

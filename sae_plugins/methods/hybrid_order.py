@@ -1,6 +1,6 @@
 """HybridOrder: Adaptive Feature Organization for Robust Sparse Autoencoder Interpretability."""
 
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 
 _PAPER_STEPS = 4882
 
@@ -24,32 +24,32 @@ class HybridOrder(Method):
         "lr_end": 0.0,
     }
     rows = (
-        Row(table="Table 1", label="Full hybrid approach", flags="", paper="loss 6910.19"),
-        Row(
+        PaperRow(table="Table 1", label="Full hybrid approach", flags="", paper="loss 6910.19"),
+        PaperRow(
             table="Table 1",
             label="Periodic reordering only",
             flags="--reorder.adaptive false",
             paper="loss 7340.02",
         ),
-        Row(
+        PaperRow(
             table="Table 1",
             label="Adaptive reordering only",
             flags="--reorder.interval 0",
             paper="loss 7326.97",
         ),
-        Row(
+        PaperRow(
             table="Table 1",
             label="Without gradient accumulation",
             flags="--accumulate 1",
             paper="loss 7933.45",
         ),
-        Row(
+        PaperRow(
             table="Table 1",
             label="Without cosine LR scheduling",
             flags="--lr_scheduler_name constant",
             paper="loss 7826.31",
         ),
-        Row(
+        PaperRow(
             table="Section 6.1",
             label="Baseline (its objective is not defined; everything off is nearest)",
             flags="--without reorder --without input-norm-l1 --without unit-norm-decoder "
@@ -57,10 +57,10 @@ class HybridOrder(Method):
             f"--lr_warm_up_fraction {1000 / _PAPER_STEPS:.3f}",
             paper="loss 15402.85",
         ),
-        Row(table="Control", label="No reordering", flags="--without reorder"),
-        Row(table="Control", label="Constant L1", flags="--without input-norm-l1"),
-        Row(table="Control", label="L1 by batch norm", flags="--input-norm-l1.per batch"),
-        Row(
+        PaperRow(table="Control", label="No reordering", flags="--without reorder"),
+        PaperRow(table="Control", label="Constant L1", flags="--without input-norm-l1"),
+        PaperRow(table="Control", label="L1 by batch norm", flags="--input-norm-l1.per batch"),
+        PaperRow(
             table="Control",
             label="Adam's moments left behind (the paper's 15% loss spikes?)",
             flags="--reorder.move_moments false",

@@ -1,6 +1,6 @@
 """Masked orthogonality: our own, and no paper's."""
 
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 
 
 class MaskedOrthogonality(Method):
@@ -26,18 +26,18 @@ class MaskedOrthogonality(Method):
     training = {"loss_form": "l2_norm"}
     sae_lens = {"decoder_init_norm": 1.0}  # with unit rows, W_enc starts as their transpose
     rows = (
-        Row(table="Ours", label="Close pairs only", flags=""),
-        Row(
+        PaperRow(table="Ours", label="Close pairs only", flags=""),
+        PaperRow(
             table="Control",
             label="No penalty",
             flags="--without decoder-orthogonality",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="All pairs",
             flags="--decoder-orthogonality.mask none",
         ),
-        Row(
+        PaperRow(
             table="Control",
             label="Weighted by importance",
             flags="--decoder-orthogonality.weighting importance",

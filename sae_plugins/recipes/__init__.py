@@ -16,14 +16,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base import packaged
+from sae_plugins.base import yaml_files
 
 FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
     """The packaged recipes."""
-    return packaged.names(FOLDER)
+    return yaml_files.names(FOLDER)
 
 
 def load(name_or_file: str) -> dict[str, Any]:
@@ -36,6 +36,6 @@ def load(name_or_file: str) -> dict[str, Any]:
         PluginError: there is none, or it is no recipe.
     """
     merged: dict[str, Any] = {}
-    for layer in reversed(packaged.layers("recipe", name_or_file, FOLDER)):
+    for layer in reversed(yaml_files.layers("recipe", name_or_file, FOLDER)):
         merged |= layer
     return merged

@@ -164,9 +164,8 @@ class Checkpoints:
         """Make the folder and lock it, so that no other run writes its checkpoints there."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            stack.callback(lock(self.folder))
-        except BlockingIOError as error:
-            raise PluginError(f"{self.folder}: another run writes its checkpoints there") from error
+            busy = PluginError(f"{self.folder}: another run writes its checkpoints there")
+            stack.enter_context(lock(self.folder, busy))
         except OSError as error:
             reason = error.strerror or error
             raise PluginError(f"{self.folder} cannot hold checkpoints: {reason}") from error
@@ -397,13 +396,13 @@ def _synthetic(provider: Any) -> str | None:
     """What tells SAELens' synthetic models apart; None for other data."""
     from sae_lens.synthetic.training import SyntheticActivationIterator
 
-    from sae_plugins.resume.stream import fingerprint
+    from sae_plugins.resume.stream import parameters_fingerprint
 
     if not isinstance(provider, SyntheticActivationIterator):
         return None
     generator = vars(provider.activations_generator).items()
     tensors = [(name, value) for name, value in generator if isinstance(value, Tensor)]
-    return fingerprint([*provider.feature_dict.named_parameters(), *tensors])
+    return parameters_fingerprint([*provider.feature_dict.named_parameters(), *tensors])
 
 
 @contextmanager

@@ -7,7 +7,6 @@ itself, as JSON, with a digest of everything. Nothing is pickled, so reading run
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_plugins.base.errors import StateError
+from sae_plugins.base.files import whole
 
 _ALIGNMENT = 64
 """Bytes; torch's own allocations start at multiples of it."""
@@ -43,17 +43,14 @@ def write_state(path: Path, tree: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_Encoder(tensors).encode(tree, ""))
     metadata = {"tree": text, "digest": _digest(text, tensors)}
-    partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            save_file(tensors, partial, metadata)
     except KeyError as error:  # a dtype that safetensors does not know
         name = next(name for name, tensor in tensors.items() if tensor.dtype in error.args)
         raise TypeError(f"{name} has {error}, which cannot be saved") from error
     except SafetensorError as error:  # it has the operating system's reason in its text only
         raise OSError(str(error)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_state(tree: Mapping[str, Any]) -> None:

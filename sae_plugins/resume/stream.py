@@ -3,7 +3,7 @@
 ::
 
     text --sequences--> language model --activations--> mixing buffer --batches--> training
-    `_Text`                                             `mixing_buffer`, suspended
+    `_Place`                                             `mixing_buffer`, suspended
     which sequence                                      which rows are not served yet: undelivered
                                                         which rows stay to be mixed:   kept
 
@@ -62,7 +62,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         self._widths: dict[str, int] | None = None  # d_in by hook, in multi-hook mode
         if multi_hook:
             self._widths = saelens.hook_widths(store)
-        self._text = _Text(store)
+        self._text = _Place(store)
         # without the decorator, whose wrapper hides the local variables; `__next__` does its work
         self._mixer: Generator[Tensor, None, None] = inspect.unwrap(mixing_buffer)(
             buffer_size=store.n_batches_in_buffer * store.training_context_size,
@@ -208,7 +208,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
                 for name, value in store.model_kwargs.items()
                 if isinstance(value, (bool, int, float, str))
             },
-            "model": fingerprint(store.model.named_parameters()),
+            "model": parameters_fingerprint(store.model.named_parameters()),
         }
 
     def _in_flight(self) -> list[Tensor]:
@@ -243,7 +243,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         return ([undelivered] if len(undelivered) else []), kept
 
 
-class _Text:
+class _Place:
     """How much a store has read: text in this epoch, whoever read it, and cached activations."""
 
     def __init__(self, store: ActivationsStore) -> None:
@@ -337,7 +337,7 @@ class _Text:
         return rows[0, -1]
 
 
-def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
+def parameters_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
     """A hash of a model's parameters: names, shapes, dtypes and evenly strided elements."""
     digest = xxhash.xxh3_128()
     for name, parameter in named:

@@ -19,10 +19,10 @@ from sae_lens.util import str_to_dtype
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.job import JobSettings
+from sae_plugins.runs.setup import SAELensSettings
 
 
-def check_devices(settings: JobSettings) -> None:
+def check_devices(settings: SAELensSettings) -> None:
     """Refuse devices that are not there."""
     given = {name: settings.runner.get(name) for name in ("llm_device", "act_store_device")}
     for name, device in {"device": settings.device, **given}.items():
@@ -39,7 +39,7 @@ def check_devices(settings: JobSettings) -> None:
             ) from error
 
 
-def check_memory(settings: JobSettings, sae: Any, buffers: Mapping[str, int]) -> None:
+def check_memory(settings: SAELensSettings, sae: Any, buffers: Mapping[str, int]) -> None:
     """Refuse what can never fit into memory, by the first flag that asks for more than there is.
 
     Args:
@@ -89,7 +89,7 @@ _FOLDERS = {
 """Flags that name a folder to read, and what SAELens looks for in it."""
 
 
-def check_sources(settings: JobSettings) -> None:
+def check_sources(settings: SAELensSettings) -> None:
     """Refuse a run that does not say where its activations or its checkpoint come from."""
     used = settings.runner.get("use_cached_activations") or None
     if used and not settings.runner.get("cached_activations_path"):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from sae_plugins.base.plots import BLUE, COLOURS, GREY, INK, plain
+from sae_plugins.base.plots import BLUE, COLOURS, GREY, INK, style
 
 CHANGES = "changes/"
 """Prefix of the columns that say which feature changes a step made."""
@@ -73,7 +73,7 @@ def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 zorder=0.5,
                 label="features changed" if place == 0 else None,
             )
-        plain(panel, grid="y")
+        style(panel, grid="y")
     labels = loss.get_legend_handles_labels()[1]
     if labels:
         # above the panel, where it covers no data
@@ -104,7 +104,7 @@ def firing_by_position(snapshots: Sequence[Snapshot], d_sae: int) -> Figure:
         panel.set_ylim(floor / 1.8, 1.5)  # silent features are drawn at the floor
         panel.set_xlabel("feature position")
         _count_axis(panel, d_sae, ticks=5)
-        plain(panel, grid="both")
+        style(panel, grid="both")
     panels[0].set_ylabel("firing frequency\n(share of tokens, log scale)")
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:

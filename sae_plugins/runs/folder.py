@@ -15,12 +15,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.files import _nothing, lock, size, write
+from sae_plugins.base.files import lock, size, write
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -33,9 +34,9 @@ SUMMARY = "summary.json"
 TRAINING_SUMMARY = "training_summary.json"
 UNFINISHED = "unfinished"
 FIGURES = "figures"
-CHECKPOINTS = "checkpoints"
-RESUME = "resume"
-"""Folder of the checkpoints to go on from; `CHECKPOINTS` has SAELens' own."""
+SAELENS_CHECKPOINTS = "checkpoints"
+OUR_CHECKPOINTS = "resume"
+"""Folder of the checkpoints to go on from; `SAELENS_CHECKPOINTS` has SAELens' own."""
 _CHECKPOINT_FILES = (
     "trainer_state.pt",
     "activation_scaler.json",
@@ -52,7 +53,7 @@ _PATTERNS = (
     f"{FIGURES}/firing_by_position*.png",
     "synthetic_model/*.json",
     "synthetic_model/synthetic_model.safetensors",
-    *(f"{CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),
+    *(f"{SAELENS_CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),
 )
 """Everything that a run writes, relative to its folder or to `unfinished/` in it."""
 _IN_PLACE = tuple(pattern for pattern in _PATTERNS if pattern != "*.partial")
@@ -71,7 +72,7 @@ class RunFolder:
         """Name the folder; nothing happens yet."""
         self.path = path
         self.unfinished = path / UNFINISHED
-        self._unlock: Callable[[], None] = _nothing
+        self._lock = ExitStack()
         self._started = self._moving = False
 
     def check(self, overwrite: bool) -> None:
@@ -121,7 +122,7 @@ class RunFolder:
         """Those of a run that can go on; without `run.yaml`, it has ended."""
         if not (self.unfinished / RECIPE).is_file():
             return []
-        return list(_matching(self.unfinished / RESUME, ["*.safetensors"]))
+        return list(_matching(self.unfinished / OUR_CHECKPOINTS, ["*.safetensors"]))
 
     def _check_contents(self, overwrite: bool) -> None:
         try:
@@ -149,17 +150,12 @@ class RunFolder:
         return PluginError(f"--output_path {self.path} cannot be written to: {_why(error)}")
 
     def _take_lock(self) -> None:
-        try:
-            self._unlock = lock(self.path)
-        except BlockingIOError as error:
-            raise PluginError(
-                f"--output_path {self.path}: another run is writing into it; choose another folder"
-            ) from error
+        busy = f"--output_path {self.path}: another run is writing into it; choose another folder"
+        self._lock = lock(self.path, PluginError(busy))
 
     def release(self) -> None:
         """Let other runs have the folder."""
-        self._unlock()
-        self._unlock = _nothing
+        self._lock.close()
 
     def _taken(self) -> list[str]:
         """Names in the folder, less those of failed runs that left no checkpoint and no SAE."""
@@ -167,8 +163,8 @@ class RunFolder:
             entry.name
             for entry in self.path.iterdir()
             if not re.fullmatch(rf"{UNFINISHED}(-\d+)?", entry.name)
-            or (entry / CHECKPOINTS).exists()
-            or (any(_matching(entry, [f"{RESUME}/*"])) and (entry / RECIPE).is_file())
+            or (entry / SAELENS_CHECKPOINTS).exists()
+            or (any(_matching(entry, [f"{OUR_CHECKPOINTS}/*"])) and (entry / RECIPE).is_file())
             or _is_saved(entry)
         )
 
@@ -189,7 +185,7 @@ class RunFolder:
 
         An earlier one, which `--overwrite` gave up, keeps its records and loses its checkpoints.
         """
-        shutil.rmtree(self.unfinished / RESUME, ignore_errors=True)
+        shutil.rmtree(self.unfinished / OUR_CHECKPOINTS, ignore_errors=True)
         if not any(path.is_file() for path in self.unfinished.rglob("*")):
             shutil.rmtree(self.unfinished, ignore_errors=True)
         if self.unfinished.exists():
@@ -235,7 +231,7 @@ class RunFolder:
             if (self.unfinished / config).exists():
                 self._correct_paths(self.unfinished / config)
         files = [file for file in sorted(self.unfinished.rglob("*")) if not file.is_dir()]
-        files = [file for file in files if file.parent != self.unfinished / RESUME]
+        files = [file for file in files if file.parent != self.unfinished / OUR_CHECKPOINTS]
         last = [self.unfinished / name for name in (*_SAE_FILES, RECIPE)]
         files.sort(key=lambda file: last.index(file) if file in last else -1)
         places = {file: self.path / file.relative_to(self.unfinished) for file in files}
@@ -249,8 +245,8 @@ class RunFolder:
         """SAELens notes where it wrote; the files are about to move."""
         contents = json.loads(config.read_text("utf-8"))
         contents["output_path"] = str(self.path)
-        if str(contents.get("checkpoint_path")) == str(self.unfinished / CHECKPOINTS):
-            contents["checkpoint_path"] = str(self.path / CHECKPOINTS)
+        if str(contents.get("checkpoint_path")) == str(self.unfinished / SAELENS_CHECKPOINTS):
+            contents["checkpoint_path"] = str(self.path / SAELENS_CHECKPOINTS)
         write(config, json.dumps(contents, indent=1))
 
     def abandon(self) -> str | None:
@@ -266,10 +262,10 @@ class RunFolder:
         if _is_saved(self.unfinished):
             return f"the trained SAE is in {self.unfinished}"
         _remove(self.unfinished, (*_SAE_FILES, "eval_stats.json", "*.partial"))
-        _remove_if_empty(self.unfinished / RESUME)
+        _remove_if_empty(self.unfinished / OUR_CHECKPOINTS)
         if self._checkpoints():
             return f"go on with it: sae-plugins train --resume {self.path}"
-        records = list(_matching(self.unfinished, ("metrics*.jsonl", f"{CHECKPOINTS}/*/*")))
+        records = list(_matching(self.unfinished, ("metrics*.jsonl", f"{SAELENS_CHECKPOINTS}/*/*")))
         if not any(record.stat().st_size for record in records):
             _remove(self.unfinished, _PATTERNS)
         if not self.unfinished.exists():
@@ -280,7 +276,7 @@ class RunFolder:
     def being_saved(self) -> Path:
         """The tensors that were being saved: those of the newest file, else the weights."""
         files = [*self.unfinished.rglob("*.safetensors"), *self.unfinished.rglob("*.pt")]
-        files = [file for file in files if file.parent != self.unfinished / RESUME]
+        files = [file for file in files if file.parent != self.unfinished / OUR_CHECKPOINTS]
         newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
         return newest or self.unfinished / WEIGHTS
 

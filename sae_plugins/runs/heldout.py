@@ -62,7 +62,8 @@ def heldout_metrics(
         for sae in saes:
             stack.enter_context(_heads_concatenated(sae))
         progress = stack.enter_context(
-            tqdm(total=n_tokens, desc="Held-out text", unit="token", leave=False)
+            # None: drawn on a terminal only
+            tqdm(total=n_tokens, desc="Held-out text", unit="token", leave=False, disable=None)
         )
         while scored and tokens < n_tokens:
             try:

@@ -18,15 +18,6 @@ from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.checks import check_devices, check_memory, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
-from sae_plugins.runs.job import (
-    JobSettings,
-    Save,
-    isolated,
-    quiet,
-    runner_fields,
-    sae_config,
-    settings_accepted,
-)
 from sae_plugins.runs.models import (
     activation_size,
     check_context_size,
@@ -35,18 +26,27 @@ from sae_plugins.runs.models import (
     load_model,
     model_facts,
 )
-from sae_plugins.runs.texts import Text, load_text, text_facts
+from sae_plugins.runs.setup import (
+    SAELensSettings,
+    Save,
+    isolated,
+    quiet,
+    runner_fields,
+    sae_config,
+    settings_accepted,
+)
+from sae_plugins.runs.texts import TextSplits, load_text, text_facts
 
 
-class LanguageModelJob:
-    """A `Job` on a TransformerLens or Hugging Face model."""
+class LanguageModelSetup:
+    """A `Setup` on a TransformerLens or Hugging Face model."""
 
-    def __init__(self, settings: JobSettings, other: LanguageModelJob | None = None) -> None:
+    def __init__(self, settings: SAELensSettings, other: LanguageModelSetup | None = None) -> None:
         """Load the model, check everything that can be checked, and find the text.
 
         Args:
             settings: the run's.
-            other: a job whose model and text serve where they are the same.
+            other: a setup whose model and text serve where they are the same.
 
         Raises:
             PluginError: no such model, hook, dataset or device, or settings that do not fit.
@@ -66,14 +66,14 @@ class LanguageModelJob:
         self.sae_config = sae_config(settings, activation_size(self.model, settings))
         check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
         if other is not None and text_facts(other.settings) == text_facts(settings):
-            self.text: Text = other.text
+            self.text: TextSplits = other.text
         else:
             self.text = load_text(settings, self.model)
         self.check_heldout()
 
-    def sharing(self, settings: JobSettings) -> LanguageModelJob:
-        """A job with other settings, and this one's model and text where they are the same."""
-        return LanguageModelJob(settings, self)
+    def sharing(self, settings: SAELensSettings) -> LanguageModelSetup:
+        """A setup with other settings, and this one's model and text where they are the same."""
+        return LanguageModelSetup(settings, self)
 
     @staticmethod
     def _in_buffers(config: Any) -> dict[str, int]:
@@ -181,7 +181,7 @@ class LanguageModelJob:
         return ActivationsStore.from_config(self.model, self.config(None), override_dataset=rows)
 
 
-def _with_local_sae(settings: JobSettings) -> JobSettings:
+def _with_local_sae(settings: SAELensSettings) -> SAELensSettings:
     """The settings, with the SAE to begin with downloaded if it is `USER/REPO:SAE_ID`."""
     from sae_plugins.base import hub
 

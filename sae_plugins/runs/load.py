@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from sae_plugins.runs.job import Job, JobSettings
+from sae_plugins.runs.setup import SAELensSettings, Setup
 
 
-def load_job(settings: JobSettings) -> Job:
+def load_setup(settings: SAELensSettings) -> Setup:
     """The run, ready to start, with its model loaded.
 
     Raises:
         PluginError: something of the settings is wrong.
     """
     if settings.is_synthetic:
-        from sae_plugins.runs.synthetic import SyntheticJob
+        from sae_plugins.runs.synthetic import SyntheticSetup
 
-        return SyntheticJob(settings)
-    from sae_plugins.runs.language_model import LanguageModelJob
+        return SyntheticSetup(settings)
+    from sae_plugins.runs.language_model import LanguageModelSetup
 
-    return LanguageModelJob(settings)
+    return LanguageModelSetup(settings)

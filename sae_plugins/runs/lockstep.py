@@ -34,8 +34,8 @@ from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
 from sae_plugins.runs.checks import memory_of, numbers_in_training
-from sae_plugins.runs.job import Job, JobSettings, defaults_of, quiet, write_summary
 from sae_plugins.runs.recorder import Recorder
+from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ _ALONE = ("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint")
 
 
 @dataclass(frozen=True)
-class Arm:
+class LockstepRun:
     """One SAE to train.
 
     Attributes:
         name: tells it from the other arms.
-        job: what it is trained on, and with which settings of SAELens; its seed is the arm's.
+        setup: what it is trained on, and with which settings of SAELens; its seed is the arm's.
         folder: where the SAE will lie. It must not be there, and is once all its files are.
         plan: the plugins; a recorder is added.
         figures: whether the recorder draws some, which costs a second.
@@ -67,7 +67,7 @@ class Arm:
     """
 
     name: str
-    job: Job
+    setup: Setup
     folder: Path
     plan: Plan
     figures: bool = True
@@ -79,7 +79,7 @@ class Arm:
         return self.folder.with_name(self.folder.name + ".unfinished")
 
 
-def stream_key(settings: JobSettings) -> str:
+def stream_key(settings: SAELensSettings) -> str:
     """What a run's batches depend on, as JSON: runs with equal keys see the same batches.
 
     That includes how the activations are normalised, since the first batches serve to estimate it,
@@ -95,9 +95,9 @@ def stream_key(settings: JobSettings) -> str:
 
 
 def train(
-    arms: Sequence[Arm],
+    arms: Sequence[LockstepRun],
     progress: Callable[[int, int], None] = lambda done, total: None,
-    finished: Callable[[Arm], None] = lambda arm: None,
+    finished: Callable[[LockstepRun], None] = lambda arm: None,
     share_of_memory: float = SHARE_OF_MEMORY,
 ) -> dict[str, Exception]:
     """Train arms that see the same batches, and score them on the same held-out text.
@@ -127,7 +127,10 @@ def train(
             progress(before + steps, sum(lengths))
 
         try:
-            with quiet(repeats=not together[0].job.settings.runner.get("dataset_path")), no_bars():
+            with (
+                quiet(repeats=not together[0].setup.settings.runner.get("dataset_path")),
+                no_bars(),
+            ):
                 failures |= _train(together, advanced)
         finally:
             for arm in together:
@@ -139,14 +142,14 @@ def train(
     return failures
 
 
-def _check(arms: Sequence[Arm]) -> None:
+def _check(arms: Sequence[LockstepRun]) -> None:
     for what in ("name", "folder"):
         taken, times = Counter(getattr(arm, what) for arm in arms).most_common(1)[0]
         if times > 1:
             raise PluginError(f"{times} arms have the {what} {taken}: each needs its own")
-    first = json.loads(stream_key(arms[0].job.settings))
+    first = json.loads(stream_key(arms[0].setup.settings))
     for arm in arms:
-        settings = arm.job.settings
+        settings = arm.setup.settings
         if arm.folder.exists():
             raise PluginError(f"arm {arm.name}: {arm.folder} is already there; name another folder")
         alone = [name for name in _ALONE if settings.runner.get(name)]
@@ -164,13 +167,13 @@ def _check(arms: Sequence[Arm]) -> None:
             )
 
 
-def _passes(arms: Sequence[Arm], share_of_memory: float) -> Iterator[list[Arm]]:
+def _passes(arms: Sequence[LockstepRun], share_of_memory: float) -> Iterator[list[LockstepRun]]:
     """The arms in groups that fit into memory, each with one arm at least."""
-    room = share_of_memory * memory_of(arms[0].job.settings.device)
-    together: list[Arm] = []
+    room = share_of_memory * memory_of(arms[0].setup.settings.device)
+    together: list[LockstepRun] = []
     taken = 0
     for arm in arms:
-        config = arm.job.sae_config
+        config = arm.setup.sae_config
         needed = numbers_in_training(config) * str_to_dtype(config.dtype).itemsize
         if together and taken + needed > room:
             yield together
@@ -180,21 +183,21 @@ def _passes(arms: Sequence[Arm], share_of_memory: float) -> Iterator[list[Arm]]:
     yield together
 
 
-def _steps(arm: Arm) -> int:
+def _steps(arm: LockstepRun) -> int:
     if arm.untrained:
         return 0
-    config = arm.job.config(None).to_sae_trainer_config()
+    config = arm.setup.config(None).to_sae_trainer_config()
     return int(-(-config.total_training_samples // config.train_batch_size_samples))
 
 
-def _train(arms: Sequence[Arm], advanced: Callable[[int], None]) -> dict[str, Exception]:
+def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict[str, Exception]:
     """`train`, for arms that fit into memory."""
     started = time.perf_counter()
     failures: dict[str, Exception] = {}
-    job = arms[0].job
+    setup = arms[0].setup
     running = _drawn(arms, failures)
-    seed_data(job.settings.seed)
-    stream = job.stream()
+    seed_data(setup.settings.seed)
+    stream = setup.stream()
     scaler = _scaler(running[0].trainer, stream) if running else ActivationScaler()
     running = _each(running, failures, lambda training: training.start(replace(scaler)))
     steps = 0
@@ -212,13 +215,13 @@ def _train(arms: Sequence[Arm], advanced: Callable[[int], None]) -> dict[str, Ex
 class _Training:
     """An arm's trainer."""
 
-    def __init__(self, arm: Arm) -> None:
+    def __init__(self, arm: LockstepRun) -> None:
         """Draw the SAE's weights and attach the plugins."""
         self.arm = arm
         shutil.rmtree(arm.unfinished, ignore_errors=True)
         own = {"output_path": str(arm.unfinished), **({} if arm.figures else {"figures": False})}
-        with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=arm.job.settings.seed):
-            self.trainer, self.save = arm.job.trainer(arm.folder)
+        with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=arm.setup.settings.seed):
+            self.trainer, self.save = arm.setup.trainer(arm.folder)
         if arm.untrained:
             self.trainer.cfg.total_training_samples = 0
 
@@ -248,7 +251,7 @@ class _Training:
 
 
 @contextmanager
-def _ends_alone(arm: Arm, failures: dict[str, Exception]) -> Iterator[None]:
+def _ends_alone(arm: LockstepRun, failures: dict[str, Exception]) -> Iterator[None]:
     """Let an exception end this arm only."""
     try:
         yield
@@ -280,7 +283,7 @@ def _scaler(trainer: SAETrainer[Any, Any], stream: Iterator[Tensor]) -> Activati
     return scaler
 
 
-def _drawn(arms: Sequence[Arm], failures: dict[str, Exception]) -> list[_Training]:
+def _drawn(arms: Sequence[LockstepRun], failures: dict[str, Exception]) -> list[_Training]:
     drawn = []
     for arm in arms:
         with _ends_alone(arm, failures):
@@ -315,20 +318,20 @@ def _each(
     return [t for t in running if not t.is_over and t.arm.name not in failures]
 
 
-def _score(arms: Sequence[Arm], failures: dict[str, Exception], started: float) -> None:
+def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started: float) -> None:
     """Score the saved SAEs on the same text, and move them to their places."""
-    scored: list[tuple[Arm, SAE[Any]]] = []
+    scored: list[tuple[LockstepRun, SAE[Any]]] = []
     for arm in arms:
         with _ends_alone(arm, failures):
-            device = arm.job.sae_config.device
+            device = arm.setup.sae_config.device
             scored.append((arm, SAE.load_from_disk(str(arm.unfinished), device=device)))
     try:
-        metrics = arms[0].job.heldout([sae for _, sae in scored]) if arms else []
+        metrics = arms[0].setup.heldout([sae for _, sae in scored]) if arms else []
     except Exception:  # of one of them, which cannot be told from the others together
         metrics = []
         for arm, sae in scored:
             with _ends_alone(arm, failures):
-                metrics += arm.job.heldout([sae])
+                metrics += arm.setup.heldout([sae])
         scored = [(arm, sae) for arm, sae in scored if arm.name not in failures]
     seconds = time.perf_counter() - started
     for (arm, _), heldout in zip(scored, metrics, strict=True):

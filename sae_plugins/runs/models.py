@@ -13,10 +13,10 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError, did_you_mean
-from sae_plugins.runs.job import JobSettings
+from sae_plugins.runs.setup import SAELensSettings
 
 
-def load_model(settings: JobSettings) -> Any:
+def load_model(settings: SAELensSettings) -> Any:
     """The language model.
 
     Raises:
@@ -45,7 +45,7 @@ def load_model(settings: JobSettings) -> Any:
         raise PluginError(f"--model_name {name} cannot be loaded as a {kind}{reason}") from error
 
 
-def model_facts(settings: JobSettings) -> list[Any]:
+def model_facts(settings: SAELensSettings) -> list[Any]:
     """What the loaded model depends on."""
     names = ("model_class_name", "model_from_pretrained_kwargs", "hook_name", "llm_device")
     compiled = ("compile_llm", "llm_compilation_mode")
@@ -53,7 +53,7 @@ def model_facts(settings: JobSettings) -> list[Any]:
     return [settings.model_name, settings.device, *of_runner]
 
 
-def check_context_size(model: Any, settings: JobSettings) -> None:
+def check_context_size(model: Any, settings: SAELensSettings) -> None:
     """Refuse prompts that are longer than the model's."""
     size = settings.runner.get("context_size", 128)
     limit = getattr(getattr(model, "cfg", None), "n_ctx", None)  # of TransformerLens models
@@ -63,7 +63,7 @@ def check_context_size(model: Any, settings: JobSettings) -> None:
         )
 
 
-def check_positions(settings: JobSettings) -> None:
+def check_positions(settings: SAELensSettings) -> None:
     """Refuse a slice of the prompts' positions that is none, or has nothing in it."""
     ends, size = (
         settings.runner.get("seqpos_slice", [None]),
@@ -79,7 +79,7 @@ def check_positions(settings: JobSettings) -> None:
         )
 
 
-def check_tokens(model: Any, settings: JobSettings) -> None:
+def check_tokens(model: Any, settings: SAELensSettings) -> None:
     """Refuse tokens that the model does not have, and chats where it has no template for them."""
     size = getattr(getattr(model, "cfg", None), "d_vocab", None)  # of TransformerLens models
     for name in ("sequence_separator_token", "exclude_special_tokens"):
@@ -110,7 +110,7 @@ def near_models(name: str) -> str:
     return ": " + did_you_mean(name, near) if near else ""
 
 
-def activation_size(model: Any, settings: JobSettings) -> int:
+def activation_size(model: Any, settings: SAELensSettings) -> int:
     """The d_in of a hook, from the model itself.
 
     Raises:

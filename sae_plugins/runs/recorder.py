@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from sae_plugins.base import plots
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.files import read_rows
+from sae_plugins.base.files import read_rows, write
 from sae_plugins.framework.features import FeatureChange, Permuted, Reset
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.runs import figures, weights_and_biases
-from sae_plugins.runs.folder import METRICS
+from sae_plugins.runs.folder import METRICS, TRAINING_SUMMARY
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = "training_summary.json"
+
 SNAPSHOT_STEPS = 50
 """Steps over which firing frequencies are counted for one snapshot; fewer in short runs."""
 
@@ -113,6 +112,10 @@ class Recorder(Plugin):
         if run.step % self.options.every == 0 or run.step >= run.total_steps:
             numbers = _numbers(run.metrics_of(output))  # a GPU sync: the clock is read after it
             self.row = self.last = {**self.heading(run), **numbers, **_numbers(run.metrics)}
+        self.show(run)
+
+    def show(self, run: Run) -> None:
+        """Show where the run is: nowhere here, and on the terminal in `sae-plugins train`."""
 
     @hookimpl
     def features_changed(self, run: Run, change: FeatureChange) -> None:
@@ -229,9 +232,7 @@ class Recorder(Plugin):
             "training/tokens_per_second": run.samples / seconds,
             **_numbers(run.summary),
         }
-        partial = self.path(SUMMARY + ".partial")
-        partial.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        os.replace(partial, self.path(SUMMARY))
+        write(self.path(TRAINING_SUMMARY), json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def _counted(change: FeatureChange) -> tuple[str, int]:

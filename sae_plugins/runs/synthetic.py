@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from sae_lens.training.sae_trainer import SAETrainer
     from torch import Tensor
 
-    from sae_plugins.runs.job import JobSettings, Save
+    from sae_plugins.runs.setup import SAELensSettings, Save
 
 HELDOUT_SEED = 1_000_003
 """Of the held-out samples, which are the same for every seed of training."""
 
 
-class SyntheticJob:
-    """A `Job` on one of `PRESETS`."""
+class SyntheticSetup:
+    """A `Setup` on one of `SYNTHETIC_MODELS`."""
 
-    def __init__(self, settings: JobSettings) -> None:
+    def __init__(self, settings: SAELensSettings) -> None:
         """Make the synthetic model and check the settings."""
         from sae_plugins.runs.checks import check_devices, check_memory
-        from sae_plugins.runs.job import sae_config
+        from sae_plugins.runs.setup import sae_config
 
         if settings.logger.get("log_to_wandb"):
             weights_and_biases.check()
@@ -48,9 +48,9 @@ class SyntheticJob:
                 "leave it out, or add --run_final_eval false"
             )
 
-    def sharing(self, settings: JobSettings) -> SyntheticJob:
-        """A job with other settings; models are shared anyway."""
-        return SyntheticJob(settings)
+    def sharing(self, settings: SAELensSettings) -> SyntheticSetup:
+        """A setup with other settings; models are shared anyway."""
+        return SyntheticSetup(settings)
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
@@ -58,15 +58,11 @@ class SyntheticJob:
 
         from sae_lens.synthetic import SyntheticSAERunnerConfig
 
-        from sae_plugins.runs.job import runner_fields, settings_accepted
+        from sae_plugins.runs.setup import runner_fields, settings_accepted
 
-        renamed = {
-            "training_tokens": "training_samples",
-            "train_batch_size_tokens": "batch_size",
-            "autocast": "autocast_sae",
-        }
         fields = runner_fields(self.settings, folder)
-        fields = {renamed.get(name, name): value for name, value in fields.items()}
+        names = saelens.SYNTHETIC_NAMES
+        fields = {names.get(name, name): value for name, value in fields.items()}
         fields.pop("verbose", None)
         with settings_accepted():
             return SyntheticSAERunnerConfig(
@@ -76,7 +72,7 @@ class SyntheticJob:
     def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
         """Build SAELens' runner, with its SAE; the function that is returned runs it."""
         from sae_plugins.base.seeds import seed_data
-        from sae_plugins.runs.job import isolated, quiet
+        from sae_plugins.runs.setup import isolated, quiet
 
         runner = self._runner(folder)
         # it draws samples from the global random state, as the training does
@@ -100,7 +96,7 @@ class SyntheticJob:
     def _runner(self, folder: Path) -> Any:
         from sae_lens.synthetic import SyntheticSAERunner
 
-        from sae_plugins.runs.job import quiet, settings_accepted
+        from sae_plugins.runs.setup import quiet, settings_accepted
 
         with settings_accepted(), quiet():
             runner: Any = SyntheticSAERunner(

@@ -11,22 +11,22 @@ import datasets
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.job import JobSettings
 from sae_plugins.runs.models import model_facts
+from sae_plugins.runs.setup import SAELensSettings
 
 SHUFFLE_BUFFER = 10_000
 """Documents among which a streamed dataset is shuffled."""
 
 
 @dataclass(frozen=True)
-class Text:
+class TextSplits:
     """What the model reads: documents to train on, and disjoint ones to score the SAE on."""
 
     train: Any
     heldout: Any
 
 
-def load_text(settings: JobSettings, model: Any) -> Text:
+def load_text(settings: SAELensSettings, model: Any) -> TextSplits:
     """The training text, in the seed's order, and held-out text, which no seed changes.
 
     The first documents of a dataset are held out, as many as the held-out tokens need.
@@ -37,7 +37,7 @@ def load_text(settings: JobSettings, model: Any) -> Text:
     if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
         train = world.load_text("train").shuffle(seed=settings.seed)
         heldout = world.load_text("heldout") if settings.heldout_tokens else None
-        return Text(_plain(train), _plain(heldout))
+        return TextSplits(_with_plain_lists(train), _with_plain_lists(heldout))
     rows = load_dataset(settings)
     held = _first_documents(rows, settings, model)
     if isinstance(rows, datasets.Dataset):
@@ -50,17 +50,20 @@ def load_text(settings: JobSettings, model: Any) -> Text:
         train = rows.select(range(len(held), len(rows))).shuffle(seed=settings.seed)
     else:
         train = rows.skip(len(held)).shuffle(seed=settings.seed, buffer_size=SHUFFLE_BUFFER)
-    return Text(_plain(train), _plain(datasets.Dataset.from_list(held) if held else None))
+    return TextSplits(
+        _with_plain_lists(train),
+        _with_plain_lists(datasets.Dataset.from_list(held) if held else None),
+    )
 
 
-def text_facts(settings: JobSettings) -> list[Any]:
+def text_facts(settings: SAELensSettings) -> list[Any]:
     """What the text depends on."""
     names = ("dataset_path", "streaming", "store_batch_size_prompts", "context_size")
     of_runner = [settings.runner.get(name) for name in names]
     return [settings.seed, settings.heldout_tokens, *of_runner, *model_facts(settings)]
 
 
-def _plain(rows: Any) -> Any:
+def _with_plain_lists(rows: Any) -> Any:
     """The rows such that SAELens reads tokens as plain lists.
 
     It has a `Dataset` with tokens give tensors, for which datasets 3 imports a part of torchvision
@@ -71,7 +74,7 @@ def _plain(rows: Any) -> Any:
     return rows
 
 
-def load_dataset(settings: JobSettings) -> Any:
+def load_dataset(settings: SAELensSettings) -> Any:
     """The dataset at `dataset_path`, a folder or a name on the Hub; its code is never run."""
     path = os.path.expanduser(str(settings.runner["dataset_path"]))
     try:
@@ -91,7 +94,7 @@ def load_dataset(settings: JobSettings) -> Any:
         ) from error
 
 
-def _first_documents(rows: Any, settings: JobSettings, model: Any) -> list[dict[str, Any]]:
+def _first_documents(rows: Any, settings: SAELensSettings, model: Any) -> list[dict[str, Any]]:
     """As many documents as `heldout_tokens` tokens and one batch of the model need."""
     if not settings.heldout_tokens:
         return []

@@ -154,13 +154,6 @@ REFUSED = {
 }
 """SAELens' flags that `train` does not take, and why."""
 
-SYNTHETIC_NAMES = {
-    "training_tokens": "training_samples",
-    "train_batch_size_tokens": "batch_size",
-    "autocast": "autocast_sae",
-}
-"""Flags that SAELens' synthetic runner spells differently."""
-
 
 @functools.cache
 def all_flags() -> dict[str, Flag]:

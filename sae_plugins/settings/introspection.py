@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sae_plugins.settings.flags import FLAGS_FILE, REFUSED, SYNTHETIC_NAMES, TUPLES, Flag
+from sae_plugins.base.saelens import SYNTHETIC_NAMES
+from sae_plugins.settings.flags import FLAGS_FILE, REFUSED, TUPLES, Flag
 
 _OWN_HELP = {
     "model_name": "A TransformerLens model, synthetic:PRESET, or sae-plugins-world, the default.",

@@ -11,15 +11,15 @@ from sae_plugins.settings.settings import NOT_IN_RUN_YAML, RESUMING, Settings
 from sae_plugins.settings.values import as_text
 
 if TYPE_CHECKING:
-    from sae_plugins.runs.job import Job
+    from sae_plugins.runs.setup import Setup
 
 
-def recipe_of(settings: Settings, job: Job) -> dict[str, Any]:
+def recipe_of(settings: Settings, setup: Setup) -> dict[str, Any]:
     """The recipe of a run, with what the model decided and SAELens made of other settings."""
     from sae_plugins.base.files import VERSIONS, versions
-    from sae_plugins.runs.job import defaults_of
+    from sae_plugins.runs.setup import defaults_of
 
-    sae, runner = job.sae_config, job.config(None)
+    sae, runner = setup.sae_config, setup.config(None)
     known = {name: getattr(sae, name) for name in ("d_in", "d_sae", "device")}
     known["log_to_wandb"] = runner.logger.log_to_wandb
     if hasattr(sae, "matryoshka_widths"):

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.settings.flags import SYNTHETIC_NAMES, Flag, all_flags
+from sae_plugins.base.saelens import SYNTHETIC_NAMES
+from sae_plugins.settings.flags import Flag, all_flags
 from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan
-    from sae_plugins.runs.job import JobSettings
+    from sae_plugins.runs.setup import SAELensSettings
 
-TRAINING = ("accumulate", "clip", "weight_decay", "loss_form")
 GROUPS = ("sae", "runner", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
 NOT_IN_RUN_YAML = ("checkpoint_path",)
@@ -71,20 +71,25 @@ class Settings:
         return int(self.get("training_tokens")) // int(self.get("train_batch_size_tokens"))
 
     @property
+    def batches(self) -> int:
+        """Training steps in all, the last and smaller batch's included."""
+        return -(-int(self.get("training_tokens")) // int(self.get("train_batch_size_tokens")))
+
+    @property
     def is_saved_regularly(self) -> bool:
         """Whether checkpoints are written without an interruption, too."""
         from sae_plugins.resume.files import interval
 
         return any(interval(self.get("checkpoint_every")))
 
-    def job(self) -> JobSettings:
+    def for_saelens(self) -> SAELensSettings:
         """The settings that are SAELens' own."""
-        from sae_plugins.runs.job import JobSettings
+        from sae_plugins.runs.setup import SAELensSettings
 
         groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
         for name, value in self.values.items():
             groups.get(all_flags()[name].group, {})[name] = value
-        return JobSettings(
+        return SAELensSettings(
             model_name=self.model_name,
             architecture=self.architecture,
             seed=int(self.get("seed")),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
+from sae_plugins.framework.resolve import TrainingSettings
 from sae_plugins.settings import choice
 from sae_plugins.settings.checks import (
     SCHEDULE,
@@ -17,7 +18,7 @@ from sae_plugins.settings.checks import (
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.recipe import converted, read_recipe
-from sae_plugins.settings.settings import TRAINING, Settings, does_not_apply
+from sae_plugins.settings.settings import Settings, does_not_apply
 from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.world import NAME as WORLD
 
@@ -63,7 +64,7 @@ def settle(
     for name in unknown:
         problems.add(unknown_flag(name, all_flags(), choice.owners(chosen.plugins)))
     options = choice.merged_options(recipe, flags, chosen.plugins, problems)
-    training = {k: v for k, v in {**recipe, **flags}.items() if k in TRAINING}
+    training = {k: v for k, v in {**recipe, **flags}.items() if k in TrainingSettings.model_fields}
     given = _flags_only(recipe), _flags_only(flags)
     plan, method = None, {}
     with problems:

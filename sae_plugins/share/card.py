@@ -25,18 +25,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_plugins import world
-from sae_plugins.base.errors import PluginError, without_secrets
+from sae_plugins.base.errors import PluginError
 from sae_plugins.base.hub import MAIN
-from sae_plugins.base.text import arrow, format_value, plain
+from sae_plugins.base.secrets import without_secrets
+from sae_plugins.base.text import arrow, as_markdown, format_value
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation import tables
-from sae_plugins.eval_suites.evaluation.evaluate import KEYED_VERSIONS
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, UNRELIABLE, described
+from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS
 from sae_plugins.eval_suites.suite import Metric
-from sae_plugins.share.facts import Entry, Evaluation, entry
+from sae_plugins.share.facts import SAEFacts, SuiteFacts
 from sae_plugins.world.synthetic_models import SYNTHETIC
-
-__all__ = ["Entry", "card", "entry"]
 
 _TEMPLATE = "card.md.jinja"
 _TAGS = ("saelens", "sparse-autoencoder", "sae-plugins")
@@ -50,7 +49,7 @@ _FOLDERS = re.compile(rf"(?<![\w/:.]){_ROOT}+(?:[^\s/\\'\"`]+[/\\]+)+")
 
 
 def card(
-    entry: Entry,
+    facts: SAEFacts,
     previous: str | None,
     repo: str,
     branch: str = MAIN,
@@ -73,18 +72,18 @@ def card(
         PluginError: the metadata of `previous` cannot be read.
     """
     template = _environment().get_template(_TEMPLATE)
-    name = quote(entry.sae_id)
+    name = quote(facts.sae_id)
     begin, end = (_comment(word, name) for word in _RESULTS)
     view = {
-        "entry": entry,
+        "facts": facts,
         "repo": repo,
         "branch": None if branch == MAIN else branch,
-        "loading": loading_lines(repo, entry.sae_id, branch),
+        "loading": loading_lines(repo, facts.sae_id, branch),
         "results_begin": Markup(begin),
         "results_end": Markup(end),
-        "world": entry.model_name == world.NAME,
-        "synthetic": str(entry.model_name).startswith(SYNTHETIC),
-        "gemma": _gemma(entry),
+        "world": facts.model_name == world.NAME,
+        "synthetic": str(facts.model_name).startswith(SYNTHETIC),
+        "gemma": _gemma(facts),
         "unreliable": UNRELIABLE,
     }
     if previous is None or not previous.strip():
@@ -93,10 +92,10 @@ def card(
     section = template.render(view, part="section").strip().replace("\n", newline)
     found = REGEX_YAML_BLOCK.search(previous)
     if found is None:
-        block = _spliced("", _merged({}, entry), newline)
+        block = _spliced("", _merged({}, facts), newline)
         opening, body = f"---{newline}{block}---{newline * 2}", previous
     else:
-        block = _spliced(found[2] + newline, _merged(_metadata(found[2], repo), entry), newline)
+        block = _spliced(found[2] + newline, _merged(_metadata(found[2], repo), facts), newline)
         opening = found[1] + block.removesuffix(newline) + found[3]
         body = previous[found.end() :]
     if results_only and _between(_RESULTS, name).search(body):
@@ -121,30 +120,30 @@ def _metadata(block: str, repo: str) -> dict[str, Any]:
     return found
 
 
-def _gemma(entry: Entry) -> bool:
+def _gemma(facts: SAEFacts) -> bool:
     """Whether Gemma's terms go with the SAE."""
-    return bool(_GEMMA_TERMS.match(entry.base_model or ""))
+    return bool(_GEMMA_TERMS.match(facts.base_model or ""))
 
 
-def _merged(old: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
+def _merged(old: Mapping[str, Any], facts: SAEFacts) -> dict[str, Any]:
     """Metadata with those of an SAE; the licence is only for a card that has none of these yet."""
     new: dict[str, Any] = {"library_name": "saelens"}
-    if not old and _gemma(entry):
+    if not old and _gemma(facts):
         new["license"] = "gemma"
     new |= old
     added: dict[str, list[str]] = {
-        "base_model": [entry.base_model] if entry.base_model else [],
-        "datasets": [entry.dataset] if entry.dataset and entry.dataset_on_hub else [],
-        "tags": [*_TAGS, *entry.methods],
+        "base_model": [facts.base_model] if facts.base_model else [],
+        "datasets": [facts.dataset] if facts.dataset and facts.dataset_on_hub else [],
+        "tags": [*_TAGS, *facts.methods],
     }
     for name, values in added.items():
         if missing := [value for value in values if value not in _listed(new.get(name))]:
             new[name] = [*_listed(new.get(name)), *missing]
     index = _listed(new.pop("model-index", None))
-    others = [row for row in index if row["name"] != entry.sae_id]
+    others = [row for row in index if row["name"] != facts.sae_id]
     place = next((i for i, row in enumerate(index) if row not in others), len(index))
-    if scores := [score for found in entry.evaluations for score in _scores(found)]:
-        others[place:place] = eval_results_to_model_index(entry.sae_id, scores)
+    if scores := [score for found in facts.evaluations for score in _scores(found)]:
+        others[place:place] = eval_results_to_model_index(facts.sae_id, scores)
     return {**new, "model-index": others} if others else new
 
 
@@ -152,7 +151,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _scores(found: Evaluation) -> list[EvalResult]:
+def _scores(found: SuiteFacts) -> list[EvalResult]:
     """The means over seeds, as the Hub shows them."""
     name, revision = found.dataset or (None, None)
     versions = {k: v for k, v in found.results[0].versions.items() if k in KEYED_VERSIONS}
@@ -273,13 +272,15 @@ def _public(text: str) -> str:
 
 def _shown(value: Any) -> Any:
     return (
-        plain(_public(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
+        as_markdown(_public(value))
+        if isinstance(value, str) and not isinstance(value, Markup)
+        else value
     )
 
 
 def _code(value: Any) -> Markup:
     text = _public(str(value))
-    return Markup(plain(text) if re.search(r"[`|<>&\\\s]", text) or not text else f"`{text}`")
+    return Markup(as_markdown(text) if re.search(r"[`|<>&\\\s]", text) or not text else f"`{text}`")
 
 
 def _options(values: Mapping[str, Any]) -> Markup:

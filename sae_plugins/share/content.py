@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import HubError
 from sae_plugins.base.hub import CARD, local
+from sae_plugins.base.secrets import without_secrets
 from sae_plugins.runs.folder import (
     CONFIG,
     FIGURES,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Content = Path | bytes
 """A file to upload, or the bytes of one."""
-RESULTS = "results"
+HUB_RESULTS = "results"
 """Folder of the evaluations, beside an SAE's weights."""
 _FILES = (
     *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS),
@@ -71,7 +72,7 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
     """
     folder = local(source)
     sae_id = checked_id(folder)
-    from sae_plugins.eval_suites.inputs.subjects import load_subject  # which imports torch
+    from sae_plugins.eval_suites.evaluation.loading import load_subject  # which imports torch
 
     if not (folder / CONFIG).is_file() and (folder / "ae.pt").is_file():
         raise HubError(f"{folder} holds an SAE of dictionary_learning; SAELens cannot load it")
@@ -91,10 +92,10 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
         whose = result.sae.model_copy(update={"name": sae_id, "source": f"{repo}:{sae_id}"})
         results.append(result.model_copy(update={"sae": whose}))
         text = results[-1].model_dump_json(indent=1) + "\n"
-        files[f"{RESULTS}/{name}"] = _without_home(text).encode()
+        files[f"{HUB_RESULTS}/{name}"] = _without_home(text).encode()
         raw = file.parent / Path(result.raw or "").name
         if raw.is_file():
-            files[f"{RESULTS}/{raw.name}"] = _public(raw)
+            files[f"{HUB_RESULTS}/{raw.name}"] = _public(raw)
     return Upload(sae_id, folder, files, results, failed, subject.hash)
 
 
@@ -137,7 +138,7 @@ def _results(
     folder: Path, rows: Iterable[tuple[Path, Row]], sae_hash: str
 ) -> Iterator[tuple[Path, Result]]:
     """Of this SAE, with their files: those beside it, as downloaded, and those of `evaluate`."""
-    for file in sorted((folder / RESULTS).glob("*.json")):
+    for file in sorted((folder / HUB_RESULTS).glob("*.json")):
         result = _read(file)
         if result is not None and result.sae.hash == sae_hash:
             yield file, result
@@ -173,7 +174,7 @@ def _without_home(text: str) -> str:
     home = str(Path.home())
     if len(Path(home).parts) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    return re.sub(r"\bhf_\w{20,}", "...", text)
+    return without_secrets(text)
 
 
 def size_of(content: Content) -> int:

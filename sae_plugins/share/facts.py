@@ -15,9 +15,8 @@ import yaml
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.eval_suites import registry as suites
-from sae_plugins.eval_suites.evaluation.evaluate import KEYED_VERSIONS
 from sae_plugins.eval_suites.evaluation.metrics import described
-from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, Result
 from sae_plugins.eval_suites.evaluation.tables import headline_names
 from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.framework import registry
@@ -48,7 +47,7 @@ class Mechanism:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class SuiteFacts:
     """What one suite says of an SAE with one choice of settings, data and versions."""
 
     suite: str
@@ -69,7 +68,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Entry:
+class SAEFacts:
     """What a card says about one SAE; None or empty where nobody knows."""
 
     sae_id: str
@@ -98,14 +97,14 @@ class Entry:
     heldout: Mapping[str, Any]
     """Numbers of `summary.json`."""
     figures: Sequence[str]
-    evaluations: Sequence[Evaluation]
+    evaluations: Sequence[SuiteFacts]
     failed: Sequence[str]
     """Suites that failed with some seed."""
 
 
-def entry(
+def facts_of(
     sae_id: str, folder: Path, results: Sequence[Result], failed: Sequence[str] = ()
-) -> Entry:
+) -> SAEFacts:
     """What is known about an SAE.
 
     Args:
@@ -130,7 +129,7 @@ def entry(
     summary = _mapping(folder / runs.SUMMARY) or _mapping(folder / runs.TRAINING_SUMMARY)
     dataset = place.get("dataset_path") or run.get("dataset_path") or None
     evaluations = list(_evaluations(results))
-    return Entry(
+    return SAEFacts(
         sae_id=sae_id,
         architecture=config["architecture"],
         trained_as=place.get("training_architecture") or config["architecture"],
@@ -179,7 +178,7 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _l0(evaluations: Sequence[Evaluation]) -> float | None:
+def _l0(evaluations: Sequence[SuiteFacts]) -> float | None:
     core = next((found.results for found in evaluations if found.suite == "core"), ())
     values = [r.metrics["l0"].value for r in core if "l0" in r.metrics]
     known = [value for value in values if value is not None]
@@ -206,7 +205,7 @@ def on_hub(name: str) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII)) and not Path(name).exists()
 
 
-def _evaluations(results: Sequence[Result]) -> Iterator[Evaluation]:
+def _evaluations(results: Sequence[Result]) -> Iterator[SuiteFacts]:
     """One for each suite and whatever its numbers depend on, in the order of names."""
     groups: dict[tuple[str, str], dict[int, Result]] = {}
     for result in results:
@@ -220,7 +219,7 @@ def _evaluations(results: Sequence[Result]) -> Iterator[Evaluation]:
         found = [by_seed[seed] for seed in sorted(by_seed)]
         names = dict.fromkeys(name for result in found for name in headline_names(result))
         data, dataset = _data(found[0])
-        yield Evaluation(
+        yield SuiteFacts(
             suite=suite,
             settings=_settings(found[0]),
             data=data,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import HubError, SaePluginsError
 from sae_plugins.base.hub import CARD, MAIN, TRIES, T, _status, api, retried, why
-from sae_plugins.share.content import RESULTS, Content, size_of
+from sae_plugins.share.content import HUB_RESULTS, Content, size_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -39,7 +39,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Commit:
     """What a commit would change."""
 
     additions: Mapping[str, Content]
@@ -84,7 +84,7 @@ class Repository:
         """
         return self._do(self._read)
 
-    def plan(self, upload: Upload, state: State | None, overwrite: bool) -> Plan:
+    def plan(self, upload: Upload, state: State | None, overwrite: bool) -> Commit:
         """What a commit of an SAE would change.
 
         Raises:
@@ -141,19 +141,19 @@ class Repository:
                 "--private out"
             )
         tree = self.api.list_repo_tree(self.repo, recursive=True, revision=info.sha)
-        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        files = {facts_of.path: facts_of for facts_of in tree if isinstance(facts_of, RepoFile)}
         return State(str(info.sha), has_branch, files)
 
-    def _plan(self, upload: Upload, state: State | None, overwrite: bool) -> Plan:
+    def _plan(self, upload: Upload, state: State | None, overwrite: bool) -> Commit:
         from sae_plugins.share.card import card
-        from sae_plugins.share.facts import entry
+        from sae_plugins.share.facts import facts_of
 
         there = state.files if state else {}
         files = {f"{upload.sae_id}/{name}": content for name, content in upload.files.items()}
         others = [path for path in there if path.startswith(f"{upload.sae_id}/")]
         changed = [path for path in others if path in files and not _same(files[path], there[path])]
         additions = {path: files[path] for path in files if path not in there or path in changed}
-        results = f"{upload.sae_id}/{RESULTS}/"
+        results = f"{upload.sae_id}/{HUB_RESULTS}/"
         is_new = not all(path.startswith(results) for path in additions)
         if changed and not overwrite:
             names = f"{', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}"
@@ -169,13 +169,13 @@ class Repository:
         raw = {f"{results}{result.raw}" for result in kept.values()}
         deletions = [path for path in extra if path not in kept and path not in raw]
         previous = self._text(CARD, state) if CARD in there else None
-        facts = entry(
+        facts = facts_of(
             upload.sae_id, upload.folder, [*upload.results, *kept.values()], upload.failed
         )
         text = card(facts, previous, self.repo, self.branch, results_only=not is_new)
         if text != previous:
             additions[CARD] = text.encode()
-        return Plan(additions, deletions if overwrite else [], text)
+        return Commit(additions, deletions if overwrite else [], text)
 
     def _made(self) -> State:
         """What it holds, after it has been made, with the branch, where that is to be done."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sae_plugins.base import packaged
+from sae_plugins.base import yaml_files
 
 FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
     """The packaged studies."""
-    return packaged.names(FOLDER)
+    return yaml_files.names(FOLDER)

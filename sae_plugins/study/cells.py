@@ -106,7 +106,7 @@ def _text(file: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """The cells of a study, as far as they are known.
 
     Attributes:
@@ -120,7 +120,7 @@ class Plan:
     warnings: list[str]
 
 
-def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> Plan:
+def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> StudyPlan:
     """All cells of a study; those whose pilots are missing are left out until they are there.
 
     Args:
@@ -151,7 +151,7 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> Plan:
                     raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
             for value in values if flag else [0.0]:
                 cells += make.cells(flag, value, study.seeds)
-    return Plan(cells, pilots, warnings)
+    return StudyPlan(cells, pilots, warnings)
 
 
 def _shared(name: str, model: Model) -> Flags:

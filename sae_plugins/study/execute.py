@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from typing import Any
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.runs.folder import RECIPE
-from sae_plugins.study.cells import L0, SAES, Cell, Plan, grouped, plan
+from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
 from sae_plugins.study.metrics import check_compared
-from sae_plugins.study.processes import Overall, Progress, Task, default_jobs, run_tasks
+from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
 from sae_plugins.study.spec import Study, as_yaml
 
 STUDY = "as_run.yaml"
@@ -36,7 +36,7 @@ FAILED = ".failed"
 """Ending of the file, beside a run's folder that is not there, that says why."""
 
 
-def plan_of(study: Study, folder: Path) -> Plan:
+def plan_of(study: Study, folder: Path) -> StudyPlan:
     """The plan, as far as the pilots in the folder say it.
 
     Raises:
@@ -72,10 +72,10 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
         waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
         pilots = [cell for cell in pilots if cell.model in waiting]
         progress.expect(len(pilots))
-        run_tasks(work, _tasks(study, folder, pilots, jobs), jobs, progress)
+        run_passes(work, _passes(study, folder, pilots, jobs), jobs, progress)
         known = plan_of(study, folder)
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
-        run_tasks(work, _tasks(study, folder, known.cells, jobs), jobs, progress)
+        run_passes(work, _passes(study, folder, known.cells, jobs), jobs, progress)
 
 
 def check_suites(study: Study) -> None:
@@ -104,32 +104,24 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
     return suite, suite.settings(spec.preset, spec.suites[name], f"{where}.")
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> ExitStack:
+    busy = f"{folder}: this study is being run already; wait, or choose another --output_path"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unlock = lock(folder)
-    except BlockingIOError as error:
-        raise SaePluginsError(
-            f"{folder}: this study is being run already; wait, or choose another --output_path"
-        ) from error
+        return lock(folder, SaePluginsError(busy))
     except OSError as error:
         raise SaePluginsError(
             f"--output_path {folder} cannot be written to: {error.strerror}"
         ) from error
-    try:
-        yield
-    finally:
-        unlock()
 
 
-def _tasks(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Task]:
+def _passes(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Pass]:
     """A task for each model and seed, for `jobs` processes."""
     text = study.model_dump_json()
     # sums round by the number of threads, so it does not follow how much there is left to do
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     return [
-        Task(text, folder, model, seed, members[0].pilot, jobs, threads)
+        Pass(text, folder, model, seed, members[0].pilot, jobs, threads)
         for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
     ]
 
@@ -137,7 +129,7 @@ def _tasks(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Tas
 # -- one process ---------------------------------------------------------------------------------
 
 
-def work(task: Task, progress: Progress) -> None:
+def work(task: Pass, progress: Progress) -> None:
     """Train the missing SAEs of one model and seed, and evaluate them."""
     if task.threads is not None:
         import torch
@@ -160,31 +152,37 @@ def work(task: Task, progress: Progress) -> None:
         _evaluate(study, trained, task, progress)
 
 
-def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
+def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
     """In lockstep, as many as see the same batches; a failure is written beside its folder."""
-    from sae_plugins.runs.job import Job
-    from sae_plugins.runs.load import load_job
-    from sae_plugins.runs.lockstep import SHARE_OF_MEMORY, Arm, stream_key, train, without_frames
+    from sae_plugins.runs.load import load_setup
+    from sae_plugins.runs.lockstep import (
+        SHARE_OF_MEMORY,
+        LockstepRun,
+        stream_key,
+        train,
+        without_frames,
+    )
+    from sae_plugins.runs.setup import Setup
 
-    shared: Job | None = None
-    for members in grouped(cells, lambda cell: stream_key(cell.settings.job())).values():
+    shared: Setup | None = None
+    for members in grouped(cells, lambda cell: stream_key(cell.settings.for_saelens())).values():
         name = f"{task.model}, seed {task.seed}"
         progress.stage(f"{name}: training {len(members)} SAEs")
         arms, failures = {}, {}
         for cell in members:
-            settings, wanted = cell.settings, cell.settings.job()
+            settings, wanted = cell.settings, cell.settings.for_saelens()
             folder = task.folder / cell.folder
             try:
-                job = shared.sharing(wanted) if shared else load_job(wanted)
+                setup = shared.sharing(wanted) if shared else load_setup(wanted)
             except Exception as error:
                 failures[cell] = without_frames(error)
                 continue
-            shared = job
+            shared = setup
             shutil.rmtree(folder, ignore_errors=True)  # without a summary: not whole
             folder.parent.mkdir(parents=True, exist_ok=True)
-            arms[cell] = Arm(
+            arms[cell] = LockstepRun(
                 name=cell.folder.name,
-                job=job,
+                setup=setup,
                 folder=folder,
                 plan=settings.plan,
                 figures=False,  # the report has those of all
@@ -192,8 +190,8 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> None:
             )
         cells_of = {arm.name: cell for cell, arm in arms.items()}
 
-        def note(arm: Arm, cells_of: Mapping[str, Cell] = cells_of) -> None:
-            _note(cells_of[arm.name], arm.job, task.folder)
+        def note(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
+            _note(cells_of[arm.name], arm.setup, task.folder)
 
         try:
             steps = _steps(len(arms), progress)
@@ -221,12 +219,12 @@ def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
     return tell
 
 
-def _note(cell: Cell, job: Any, folder: Path) -> None:
+def _note(cell: Cell, setup: Any, folder: Path) -> None:
     """Write how to train this SAE by itself."""
     from sae_plugins.runs.folder import as_yaml
     from sae_plugins.settings.run_yaml import recipe_of
 
-    write(folder / cell.folder / RECIPE, as_yaml(recipe_of(cell.settings, job)))
+    write(folder / cell.folder / RECIPE, as_yaml(recipe_of(cell.settings, setup)))
     _failed(cell, folder).unlink(missing_ok=True)
 
 
@@ -247,7 +245,7 @@ def failure(cell: Cell, folder: Path) -> str | None:
 
 def _reason(error: Exception) -> str:
     """One line, without secrets."""
-    from sae_plugins.base.errors import without_secrets
+    from sae_plugins.base.secrets import without_secrets
 
     text = without_secrets(" ".join(str(error).split()))
     return text if isinstance(error, SaePluginsError) else f"{type(error).__name__}: {text[:300]}"
@@ -261,7 +259,7 @@ def evaluations(folder: Path, model: str, seed: int) -> Path:
     return folder / EVALUATIONS / model / f"seed{seed}"
 
 
-def _evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progress) -> None:
+def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
     from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
     from sae_plugins.eval_suites.inputs.cache import default_folder
 
@@ -279,19 +277,19 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progres
         output_path=folder,
         cache_path=default_folder(),
         data=model.data,
-        device=cells[0].settings.job().device,
+        device=cells[0].settings.for_saelens().device,
     )
     evaluation = Evaluation(request)
     hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
-    evaluation.run(_Rows(name, progress))
+    evaluation.run(_EvaluationProgress(name, progress))
     # two SAEs that are the same have one row
     progress.advance(len(cells) * len(model.suites) - len(evaluation.rows))
 
 
 @dataclass
-class _Rows:
+class _EvaluationProgress:
     """What an evaluation tells, told as a study's progress."""
 
     name: str
@@ -304,7 +302,7 @@ class _Rows:
         self.progress.advance(1)
 
 
-def stale(known: Plan, folder: Path) -> list[Path]:
+def stale(known: StudyPlan, folder: Path) -> list[Path]:
     """Runs in the folder that are no part of the study any more, after something was changed."""
     names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
     found = [recipe.parent for recipe in folder.glob(f"{SAES}/*/*/{RECIPE}")]

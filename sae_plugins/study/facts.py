@@ -14,7 +14,7 @@ from sae_plugins.base.files import read_rows
 from sae_plugins.runs.folder import METRICS
 from sae_plugins.study import traces
 from sae_plugins.study.figures import Look, looks
-from sae_plugins.study.findings import ArmInfo, Findings, Metric, Trained
+from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Trained
 from sae_plugins.study.statistics import Comparison, Verdict
 
 DECIDED: tuple[Verdict, ...] = ("better", "worse")
@@ -34,7 +34,7 @@ class Facts:
 
     findings: Findings
     folder: Path
-    rows: dict[str, traces.Rows] = field(default_factory=dict)
+    rows: dict[str, traces.Trace] = field(default_factory=dict)
 
     @cached_property
     def arms(self) -> dict[str, ArmInfo]:
@@ -118,11 +118,11 @@ class Facts:
         others = [arm for arm in self.arms if arm != self.reference]
         return looks([self.reference, *others])
 
-    def compared(self, model: str) -> list[Metric]:
+    def compared(self, model: str) -> list[ReportedMetric]:
         """The metrics of a model that get verdicts."""
         return [metric for metric in self.findings.metrics.get(model, []) if metric.compared]
 
-    def label(self, model: str, metric: Metric) -> str:
+    def label(self, model: str, metric: ReportedMetric) -> str:
         """What papers call the metric, with more where several are called that."""
         namesakes = [m for m in self.findings.metrics[model] if m.paper == metric.paper]
         if metric.paper.startswith("("):
@@ -138,7 +138,7 @@ class Facts:
         runs = self.runs.get((model, arm), {}).get(sparsity, []) if sparsity is not None else []
         return [run for run in runs if run.status == "ok"]
 
-    def rows_of(self, run: Trained) -> traces.Rows:
+    def rows_of(self, run: Trained) -> traces.Trace:
         """Of a run's `metrics.jsonl`; none if it cannot be read."""
         if run.folder not in self.rows:
             try:

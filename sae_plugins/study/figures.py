@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from sae_plugins.base.plots import COLOURS, GREY, INK, plain
+from sae_plugins.base.plots import COLOURS, GREY, INK, style
 
 _STYLES: tuple[tuple[tuple[int, ...], str, str], ...] = (
     ((), "circle", "o"),
@@ -296,7 +296,7 @@ def _draw_panel(axis: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
     )
     axis.set_xlabel(panel.x_title)
     axis.set_ylabel(panel.y_title)
-    plain(axis, grid="both")
+    style(axis, grid="both")
 
 
 def _linestyle(look: Look) -> tuple[float, tuple[float, ...]] | Literal["-"]:
@@ -333,7 +333,7 @@ def draw_heatmap(shown: Heatmap) -> Figure:
                 )  # fmt: skip
     figure.colorbar(image, ax=axis, pad=0.01, aspect=30)
     axis.set_title(_text(shown.title), fontsize=11, color=INK, loc="left")
-    plain(axis, grid="both")
+    style(axis, grid="both")
     axis.grid(False)
     return figure
 

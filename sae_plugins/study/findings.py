@@ -52,7 +52,7 @@ class Detail(Score):
     item: str
 
 
-class Metric(_Model):
+class ReportedMetric(_Model):
     """A metric that the report shows."""
 
     suite: str
@@ -97,7 +97,7 @@ class Findings(_Model):
     study: Study
     arms: list[ArmInfo]
     """The reference first."""
-    metrics: dict[str, list[Metric]]
+    metrics: dict[str, list[ReportedMetric]]
     """By the study's name of the model, in the order in which to show them."""
     trained: list[Trained]
     scores: list[Score]

@@ -29,7 +29,7 @@ from sae_plugins.study.findings import (
     Contrast,
     Detail,
     Findings,
-    Metric,
+    ReportedMetric,
     Score,
     Trained,
 )
@@ -155,7 +155,7 @@ def _missed(study: Study, pilots: Sequence[Cell], trained: Sequence[Trained]) ->
 
 
 def _not_there(
-    study: Study, metrics: Mapping[str, list[Metric]], measured: Collection[tuple[str, str]]
+    study: Study, metrics: Mapping[str, list[ReportedMetric]], measured: Collection[tuple[str, str]]
 ) -> Iterator[str]:
     """Metrics to compare that no result has, of suites that were run."""
     for model, suite in sorted(measured):
@@ -264,7 +264,7 @@ def _result(folder: Path, row: Row) -> Result | None:
 
 def _contrasts(
     study: Study,
-    metrics: Mapping[str, list[Metric]],
+    metrics: Mapping[str, list[ReportedMetric]],
     trained: Sequence[Trained],
     scores: Sequence[Score],
     broken: Collection[tuple[str, str, str, int, str]],

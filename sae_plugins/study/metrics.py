@@ -14,7 +14,7 @@ from sae_plugins.eval_suites.evaluation.metrics import (
     _rows,
     described,
 )
-from sae_plugins.study.findings import Metric
+from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.spec import Study
 
 OF_PAPERS = {
@@ -48,7 +48,7 @@ def check_compared(study: Study) -> None:
             )
 
 
-def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[Metric]:
+def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[ReportedMetric]:
     """The suites' headlines and what is compared, of the metrics that there are by suite."""
     found = []
     for suite, names in {**results, HELDOUT: [row.name for row in OF_THE_RUN]}.items():
@@ -59,7 +59,7 @@ def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[Metric]:
                 continue
             by_default = not study.compare and suite != HELDOUT and row.better != "neither"
             found.append(
-                Metric(
+                ReportedMetric(
                     suite=suite,
                     name=name,
                     paper=row.paper,

@@ -36,7 +36,7 @@ class Overall(Progress, Protocol):
 
 
 @dataclass(frozen=True)
-class Task:
+class Pass:
     """What one process does: a model and a seed.
 
     Attributes:
@@ -58,10 +58,10 @@ class Task:
     threads: int | None
 
 
-Work = Callable[[Task, Progress], None]
+Work = Callable[[Pass, Progress], None]
 
 
-def run_tasks(work: Work, tasks: list[Task], jobs: int, progress: Progress) -> None:
+def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> None:
     """Do the tasks, each in a process of its own where `jobs` are more than one.
 
     Args:
@@ -85,7 +85,7 @@ def run_tasks(work: Work, tasks: list[Task], jobs: int, progress: Progress) -> N
         _environment(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"),
         ProcessPoolExecutor(count, context, _begin, (queue,)) as pool,
     ):
-        futures = [pool.submit(_work_elsewhere, work, task) for task in tasks]
+        futures = [pool.submit(_pass_elsewhere, work, task) for task in tasks]
         try:
             _listen(futures, queue, progress)
         except BaseException:
@@ -144,7 +144,7 @@ class _Elsewhere:
         _queue.put(share)
 
 
-def _work_elsewhere(work: Work, task: Task) -> None:
+def _pass_elsewhere(work: Work, task: Pass) -> None:
     work(task, _Elsewhere())
 
 

@@ -17,11 +17,11 @@ from markupsafe import Markup
 
 from sae_plugins.base import text as base_text
 from sae_plugins.base.files import write as write_file
-from sae_plugins.eval_suites.evaluation.tables import as_csv
+from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import sections, words
 from sae_plugins.study.facts import DECIDED, Facts
-from sae_plugins.study.findings import ArmInfo, Contrast, Findings, Metric, Trained
+from sae_plugins.study.findings import ArmInfo, Contrast, Findings, ReportedMetric, Trained
 from sae_plugins.study.metrics import OF_PAPERS
 from sae_plugins.study.spec import Kind
 from sae_plugins.study.statistics import Comparison, Verdict
@@ -56,7 +56,7 @@ def write(findings: Findings, folder: Path) -> Path:
     view = {**_view(Facts(findings, folder)), "plotlyjs": Markup(get_plotlyjs())}
     # Markdown first: whoever sees a new page finds everything else new, too
     for name, environment in (
-        (MARKDOWN, _environment(autoescape=False, finalize=base_text.plain)),
+        (MARKDOWN, _environment(autoescape=False, finalize=base_text.as_markdown)),
         (HTML, _environment(autoescape=True)),
     ):
         write_file(folder / name, environment.get_template(name).render(view))
@@ -98,7 +98,7 @@ class Verdicts:
     """
 
     model: str
-    metrics: Sequence[Metric]
+    metrics: Sequence[ReportedMetric]
     reference: Sequence[str]
     groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[Comparison | None]]]]]
     notes: Sequence[tuple[str, str]]
@@ -278,7 +278,7 @@ def _state(run: Trained | None) -> str:
 
 
 SCORE_COLUMNS = ("model", "arm", "sparsity", "seed", "suite", "metric", "value", "n")
-DETAIL_COLUMNS = (*SCORE_COLUMNS, "item")
+_DETAIL_COLUMNS = (*SCORE_COLUMNS, "item")
 VERDICT_COLUMNS = (
     *("model", "arm", "suite", "metric", "verdict", "difference", "low", "high", "p", "p_holm"),
     *("effect_size", "smallest_detectable", "sd", "n", "l0_low", "l0_high", "reason", "warnings"),
@@ -292,7 +292,7 @@ def _tables(findings: Findings) -> list[tuple[str, str]]:
     return [
         (VERDICTS, as_csv(VERDICT_COLUMNS, map(_verdict_row, findings.contrasts))),
         (SCORES, as_csv(SCORE_COLUMNS, scores)),
-        (DETAILS, as_csv(DETAIL_COLUMNS, details)),
+        (DETAILS, as_csv(_DETAIL_COLUMNS, details)),
     ]
 
 
@@ -346,4 +346,4 @@ def _verdict_cell(found: Comparison | None) -> str:
         if found.verdict == "not distinguishable" and found.smallest_detectable is not None
         else ""
     )
-    return Markup(verdict) + " " + Markup(base_text.plain(difference(found) + detects))
+    return Markup(verdict) + " " + Markup(base_text.as_markdown(difference(found) + detects))

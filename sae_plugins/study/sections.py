@@ -14,13 +14,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sae_plugins.base.plots import save
-from sae_plugins.base.text import arrow
-from sae_plugins.eval_suites.evaluation.tables import natural
+from sae_plugins.base.text import arrow, natural
 from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import figures, traces
 from sae_plugins.study.facts import Facts, mean_l0
 from sae_plugins.study.figures import Heatmap, Line, Panel
-from sae_plugins.study.findings import Metric
+from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.statistics import Point, frontier, within_seed_interval
 from sae_plugins.study.words import Table, number, span
 
@@ -98,7 +97,7 @@ def frontiers(facts: Facts, model: str) -> Section:
     return Section(model, compared, others, image)
 
 
-def _frontier(facts: Facts, model: str, arm: str, metric: Metric) -> Line | None:
+def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Line | None:
     l0 = {
         (run.sparsity, run.seed): run.l0
         for runs in facts.runs.get((model, arm), {}).values()

@@ -38,10 +38,10 @@ from pydantic import (
 )
 
 from sae_plugins import studies
-from sae_plugins.base import packaged
+from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import SaePluginsError, did_you_mean, prefixed
 from sae_plugins.base.values import Place, sentences
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.study import ENOUGH_SEEDS
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
@@ -119,7 +119,7 @@ class Arm(Override):
         return {**self.train, **there.train}, there.sparsity or self.sparsity or model.sparsity
 
 
-class Rows(_Model):
+class PaperRows(_Model):
     """The rows of a paper's tables as arms, as `sae-plugins plugins show METHOD` lists them."""
 
     method: str = Field(description="the method whose rows they are")
@@ -134,7 +134,7 @@ class Study(_Model):
     reference: str = Field(description="the arm that every other one is compared with")
     models: dict[str, Model] = Field(min_length=1, description="by a name of your choice")
     arms: dict[str, Arm] = Field(min_length=1, description="by a name of your choice")
-    rows: Rows | None = Field(None, description="the rows of a paper's tables, as more arms")
+    rows: PaperRows | None = Field(None, description="the rows of a paper's tables, as more arms")
     seeds: list[int] = Field(
         list(range(ENOUGH_SEEDS)),
         min_length=1,
@@ -234,7 +234,7 @@ def _over(row: Arm, arm: Arm) -> Arm:
     return row.model_copy(update=given | both)
 
 
-def flags_of(row: Row) -> Flags:
+def flags_of(row: PaperRow) -> Flags:
     """The flags of a table's row, by name."""
     from sae_plugins.settings.command_line import train_flags
 
@@ -272,7 +272,7 @@ def load(name_or_file: str) -> Study:
     Raises:
         SaePluginsError: there is none, or it is wrong; says where and how.
     """
-    layers = packaged.layers("study", name_or_file, studies.FOLDER)
+    layers = yaml_files.layers("study", name_or_file, studies.FOLDER)
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer)
@@ -291,7 +291,7 @@ def _place(place: Place) -> str:
 
 def _fields_at(place: Place) -> list[str]:
     """The keys that there may be where `place` is none."""
-    kinds: Mapping[str, type[BaseModel]] = {"models": Model, "arms": Arm, "rows": Rows}
+    kinds: Mapping[str, type[BaseModel]] = {"models": Model, "arms": Arm, "rows": PaperRows}
     if len(place) == 1:
         return list(Study.model_fields)
     kind = Override if "models" in place[1:] else kinds.get(str(place[0]), Study)

@@ -22,10 +22,10 @@ _STEPS = 120
 """At most so many points of a curve are kept."""
 _BLOCK = 1024
 
-Rows = Sequence[Mapping[str, Any]]
+Trace = Sequence[Mapping[str, Any]]
 
 
-def curve(runs: Iterable[Rows], column: str) -> tuple[list[float], list[float]]:
+def curve(runs: Iterable[Trace], column: str) -> tuple[list[float], list[float]]:
     """A metric over the tokens seen: the mean over runs, where all of them have it, thinned out."""
     each = [
         {row["samples"]: row[column] for row in rows if row.get(column) is not None}
@@ -40,7 +40,7 @@ def curve(runs: Iterable[Rows], column: str) -> tuple[list[float], list[float]]:
     return tokens, [fmean(values[token] for values in each) for token in tokens]
 
 
-def permuted_features(rows: Rows) -> bool:
+def permuted_features(rows: Trace) -> bool:
     """Whether the run moved features to other positions."""
     return any(f"{CHANGES}permuted" in row for row in rows)
 

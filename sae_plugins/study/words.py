@@ -10,7 +10,7 @@ from statistics import fmean
 import scipy.stats
 from markupsafe import Markup
 
-from sae_plugins.base.text import plain
+from sae_plugins.base.text import as_markdown
 from sae_plugins.study.statistics import CONFIDENCE, Comparison
 
 
@@ -85,4 +85,4 @@ def grid(table: Table) -> Markup:
 
 def rows(cells: Iterable[Sequence[str]]) -> Markup:
     """Rows of a table in Markdown, the second one a rule."""
-    return Markup("\n".join("| " + " | ".join(map(plain, row)) + " |" for row in cells))
+    return Markup("\n".join("| " + " | ".join(map(as_markdown, row)) + " |" for row in cells))

@@ -85,11 +85,11 @@ def _build(
         return SyntheticModel(config, correlation_matrix=correlation, device=device)
 
 
-PRESETS: dict[str, Callable[[str], SyntheticModel]] = {"toy": toy, "small": small}
+SYNTHETIC_MODELS: dict[str, Callable[[str], SyntheticModel]] = {"toy": toy, "small": small}
 """Synthetic models by name. Their own seed is fixed; `--seed` is the training's."""
 
 
 @functools.cache
 def synthetic_model(preset: str, device: str) -> SyntheticModel:
     """The model of a preset, made once, which takes seconds."""
-    return PRESETS[preset](device)
+    return SYNTHETIC_MODELS[preset](device)

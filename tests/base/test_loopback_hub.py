@@ -72,9 +72,11 @@ print(sorted(p.name for p in Path(snapshot_download({REPO!r}, revision="v1")).rg
     assert loopback_hub.files(REPO)["sae/cfg.json"] == b'{"d_in": 1}'
 
 
-def test_sae_lens_uploads_and_loads(loopback_hub: LoopbackHub) -> None:
-    out = loopback_hub.run(
-        f"""
+def test_sae_lens_uploads_and_loads(
+    process: str, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = loopback_hub.token("me")
+    code = f"""
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingface
@@ -83,9 +85,11 @@ upload_saes_to_huggingface({{"first": sae}}, {REPO!r}, show_progress=False)
 upload_saes_to_huggingface({{"second": sae}}, {REPO!r}, show_progress=False)
 again = SAE.from_pretrained({REPO!r}, "second")
 print(torch.equal(again.W_enc, sae.W_enc))
-""",
-        HF_TOKEN=loopback_hub.token("me"),
-    )
+"""
+    if process == "here":
+        out = loopback_hub.run_here(code, monkeypatch)
+    else:
+        out = loopback_hub.run(code, HF_TOKEN=token)
     assert out.split() == ["True"]
     names = set(loopback_hub.files(REPO))
     assert {"README.md", "first/cfg.json", "second/sae_weights.safetensors"} <= names

@@ -57,7 +57,7 @@ from sae_plugins.base.saelens import ADAM_MOMENTS, TRAINER_COUNTERS
 from sae_plugins.base.seeds import random_states, set_random_states
 from sae_plugins.framework.architectures import ARCHITECTURES, architecture_of
 from sae_plugins.framework.trainer import COUNTERS
-from sae_plugins.runs import job as jobs
+from sae_plugins.runs import setup as jobs
 from sae_plugins.testing import (
     CASES,
     D_IN,
@@ -316,6 +316,17 @@ def test_who_counts_steps_and_samples() -> None:
     trainer.fit()
     assert trainer.n_training_steps == STEPS
     assert trainer.n_training_samples == trainer.cfg.total_training_samples == STEPS * TOKENS
+
+
+@seam("`lr_scheduler.step()` runs once in each `SAETrainer.step`")
+def test_the_schedule_counts_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = tiny_batches(steps=3)
+    trainer = tiny_trainer(tiny_sae("standard"), batches)
+    steps = watch(monkeypatch, type(trainer.lr_scheduler), "step")
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # no weight moves
+    for done, batch in enumerate(batches, start=1):
+        advance(trainer, [batch])
+        assert len(steps) == done
 
 
 @seam("`activation_scaler.scaling_factor` holds until `fit` folds it")
@@ -793,7 +804,7 @@ def test_the_registry(architecture: str) -> None:
     assert config_class.architecture() == architecture
 
 
-@seam("the warnings that `sae_plugins.runs.job` silences")
+@seam("the warnings that `sae_plugins.runs.setup` silences")
 def test_the_silenced_warnings(model: HookedTransformer) -> None:
     def warned(work: Callable[[], Any]) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from snippets import DOCS, README, ROOT, block, blocks, check, commands, package, passes
+from snippets import (
+    DOCS,
+    README,
+    ROOT,
+    block,
+    blocks,
+    check,
+    commands,
+    on_two_and_on_every_architecture,
+    package,
+    passes,
+)
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints.main import main, root
@@ -264,12 +275,15 @@ def test_its_python_runs(file: Path, reader: Path) -> None:
         exec(compile(text, name(file), "exec"), {"__name__": "docs"})
 
 
+@on_two_and_on_every_architecture
 @pytest.mark.parametrize("plugin", ["Quiet", "Jitter"])
-def test_the_contract_of_a_plugin_on_the_page_passes(plugin: str, tmp_path: Path) -> None:
+def test_the_contract_of_a_plugin_on_the_page_passes(
+    plugin: str, every: bool, tmp_path: Path
+) -> None:
     text = block("python", f"class {plugin}(Plugin)", DOCS / "plugin.md")
     text = f"from sae_plugins.testing import PluginContract\n{text}"
     text += f"\n\nclass TestIt(PluginContract):\n    plugin = {plugin}\n"
-    assert passes(text, tmp_path / f"test_{plugin.lower()}.py")
+    assert passes(text, tmp_path / f"test_{plugin.lower()}.py", every)
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=name)

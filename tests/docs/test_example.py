@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from snippets import ROOT, check, commands, installed
+from snippets import (
+    ROOT,
+    all_pass,
+    check,
+    commands,
+    installed,
+    on_two_and_on_every_architecture,
+)
 
 from sae_plugins.framework import registry
 
@@ -40,7 +47,16 @@ def test_it_is_found_by_its_name(site: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert entry.summary.startswith("Scale the sparsity coefficient step by step")
 
 
-def test_its_own_tests_pass(site: Path, source: Path) -> None:
+@on_two_and_on_every_architecture
+def test_its_own_tests_pass(
+    every: bool, site: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(site))
+    assert all_pass(source / "tests", every)
+
+
+@pytest.mark.ci
+def test_its_own_tests_pass_as_its_readers_run_them(site: Path, source: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
     result = subprocess.run(
         command,

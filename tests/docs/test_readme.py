@@ -1,17 +1,28 @@
 """The README's snippets are run: the third-party plugin that it teaches is built and installed."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
-from snippets import README, block, package, passes
+from snippets import README, block, on_two_and_on_every_architecture, package, passes
 
+from sae_plugins import world
 from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework import registry
 from sae_plugins.testing import train
 
 SPREAD = "class Spread(Plugin)"
+
+
+pytestmark = pytest.mark.usefixtures("sketched")
+
+
+@pytest.fixture
+def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on few tokens has few of the world's documents, which take seconds to make."""
+    monkeypatch.setattr(world, "load_text", functools.partial(world.load_text, documents=1000))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +52,7 @@ def test_an_installed_package_is_found_by_name_listed_and_trained_with(
                      "options": {"weight": 0.5}}  # fmt: skip
 
 
+@pytest.mark.usefixtures("few_documents")
 def test_the_command_line_knows_an_installed_package(
     third_party: Path,
     tmp_path: Path,
@@ -70,14 +82,16 @@ def test_the_command_line_knows_an_installed_package(
                      "options": {"weight": 0.5}}  # fmt: skip
 
 
+@on_two_and_on_every_architecture
 def test_the_contract_that_the_readme_shows_passes(
-    third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every: bool, third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.syspath_prepend(str(third_party))
     contract = block("python", "class TestSpread(PluginContract)", README)
-    assert passes(contract, tmp_path / "test_spread.py")
+    assert passes(contract, tmp_path / "test_spread.py", every)
 
 
+@pytest.mark.usefixtures("few_documents")
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     example = block("python", "LanguageModelSAERunnerConfig(", README)

@@ -132,7 +132,7 @@ def test_the_notebook_is_kept_without_outputs() -> None:
             assert cell.execution_count is None
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_notebook_runs(tmp_path: Path) -> None:
     from nbclient import NotebookClient
 

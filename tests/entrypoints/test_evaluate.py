@@ -11,16 +11,13 @@ import pytest
 from pydantic import Field
 
 from sae_plugins.base.errors import Problems, SuiteError
-from sae_plugins.entrypoints import evaluate_forecast
 from sae_plugins.entrypoints.evaluate import COMMAND
 from sae_plugins.entrypoints.evaluate_flags import FLAGS
 from sae_plugins.entrypoints.evaluate_suites import chosen_suites
 from sae_plugins.entrypoints.help import help_text
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.evaluation.results import Value
-from sae_plugins.eval_suites.suite import PRESETS, Cost, Metric, Scores, Suite
-from sae_plugins.eval_suites.suite import Settings as SuiteSettings
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 from sae_plugins.framework.registry import Installed
 from sae_plugins.settings.command_line import parse
 
@@ -87,18 +84,18 @@ def run(monkeypatch, tmp_path, capsys):
 
     model = SimpleNamespace(name="gpt2", hash="m1", dtype="float32", hooked=None)
     for name, functions in {
-        "inputs.subjects": {"load_subject": load_subject, "SYNTHETIC": "synthetic:"},
+        "evaluation.loading": {"load_subject": load_subject},
         "inputs.models": {
             "load_language_model": lambda *_: model,
             "check_hook": lambda *_: None,
             "check_d_in": lambda *_: None,
         },
-        "inputs.data": {"data_source": data_source},
+        "inputs.data_source": {"data_source": data_source},
+        "saebench.facts": {"default_dtype": lambda _: "float32"},
         "saebench.isolation": {"undisturbed": nullcontext},
     }.items():
         fake = SimpleNamespace(**functions)
         monkeypatch.setitem(sys.modules, f"sae_plugins.eval_suites.{name}", fake)
-    monkeypatch.setattr(evaluate_forecast, "_parameters", lambda _: 10**6)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Dummy, "seen", [])
 
@@ -189,7 +186,7 @@ def test_a_dry_run_says_what_is_left_and_changes_nothing(run):
     assert "to do: 3 rows of 8" in done.out
     assert "language-model tokens: 2,000" in done.out  # shared by both SAEs of a seed
     assert "2.0 MB" in done.out
-    assert "time: about 1 s on" in done.out
+    assert "tokens through SAEs: 300\n" in done.out
     assert sorted(Path().rglob("*")) == before
 
 
@@ -207,10 +204,6 @@ def test_one_error_of_the_folder_ends_it_all(run):
     done = run("runs/a --suite dummy")
     assert done.code == 2
     assert "manifest.json cannot be read" in done.err
-
-
-def test_the_presets_are_those_of_the_suites():
-    assert FLAGS["preset"].choices == PRESETS
 
 
 @pytest.mark.parametrize("line", ["--help", "runs/a --suite cor", "runs/a --lis"])

@@ -32,7 +32,9 @@ FILES = {
 
 
 @pytest.fixture(autouse=True)
-def folder(tiny_world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def folder(
+    tiny_world: Any, sketched: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Path:
     """An empty working directory, and a tiny model for the embedded world."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -66,11 +68,12 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def test_a_run_leaves_a_folder_that_sae_lens_loads(
-    tiny_world: Any, capsys: pytest.CaptureFixture[str]
+    tiny_world: Any, drawn: None, capsys: pytest.CaptureFixture[str]
 ):
     run = train("run", "--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval=8")
     said = capsys.readouterr().out
     assert files(run) == FILES
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in run.glob("figures/*"))
     sae = SAE.load_from_disk(str(run))
     assert (sae.cfg.d_in, sae.cfg.d_sae) == (tiny_world.d_model, 32)
     assert sae.cfg.metadata.sae_plugins["methods"] == ["hybrid-order"]
@@ -130,11 +133,11 @@ def test_a_seed_decides_everything():
 
 
 def test_the_seed_orders_the_data(tiny_world: Any, monkeypatch: pytest.MonkeyPatch):
-    from sae_plugins.runs.job import JobSettings
+    from sae_plugins.runs.setup import SAELensSettings
     from sae_plugins.runs.texts import load_text
 
     def order(seed: int) -> list[list[int]]:
-        text = load_text(JobSettings(world.NAME, seed=seed), tiny_world.model())
+        text = load_text(SAELensSettings(world.NAME, seed=seed), tiny_world.model())
         return [row["tokens"] for row in text.train]
 
     assert order(0) == order(0)
@@ -176,7 +179,7 @@ def test_the_default_folder_is_named_after_the_run():
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, streaming: bool):
-    from sae_plugins.runs.job import JobSettings
+    from sae_plugins.runs.setup import SAELensSettings
     from sae_plugins.runs.texts import load_text
 
     (folder / "data").mkdir()
@@ -187,7 +190,9 @@ def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, st
     (folder / "data" / "train.jsonl").write_text(lines)
     runner = {"dataset_path": "data", "streaming": streaming, "store_batch_size_prompts": 4}
     runner |= {"context_size": tiny_world.context}
-    text = load_text(JobSettings("x", seed=1, heldout_tokens=64, runner=runner), tiny_world.model())
+    text = load_text(
+        SAELensSettings("x", seed=1, heldout_tokens=64, runner=runner), tiny_world.model()
+    )
     trained = [row["tokens"][0] for row in text.train]
     held = [row["tokens"][0] for row in text.heldout]
     assert held == list(range(8))  # (64 + 4 x 16) tokens of the first documents

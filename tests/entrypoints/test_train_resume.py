@@ -7,20 +7,25 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tqdm import tqdm
 
 from sae_plugins.entrypoints.main import main
 from sae_plugins.resume.files import files as checkpoints_in
-from sae_plugins.runs.folder import RESUME, UNFINISHED
+from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED
+from sae_plugins.runs.recorder import Recorder
 
+FORK = multiprocessing.get_context("fork")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 METHOD = [
     *("--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval", "7"),
@@ -39,12 +44,22 @@ RUNS = {
     ],
 }
 """100 steps each; hybrid-order accumulates 4 batches, so that most checkpoints are in a window."""
+DRAWN = ("synthetic",)
+"""The kinds whose figures are drawn."""
 
 
 @pytest.fixture(autouse=True)
-def folder(tiny_world: Any, tmp_path: Path) -> Path:
+def folder(tiny_world: Any, sketched: None, tmp_path: Path) -> Path:
     """An empty working directory, and a tiny model for the embedded world."""
     return tmp_path
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of run: its figures are drawn or not."""
+    if request.param in DRAWN:
+        request.getfixturevalue("drawn")
+    return str(request.param)
 
 
 def train(*arguments: str, code: int = 0) -> None:
@@ -54,13 +69,38 @@ def train(*arguments: str, code: int = 0) -> None:
 # -- a process that is killed ------------------------------------------------------------------
 
 
-def _child(arguments: list[str]) -> None:
+def _child(arguments: list[str], number: signal.Signals | None = None, row: int = 0) -> None:
     # tqdm's own lock is shared among forked processes, and stays locked when one is killed
     tqdm.set_lock(threading.RLock())
+    torch.set_num_threads(1)  # its pool of threads is no more, and two threads would make another
+    if number is not None:
+        _send_at(number, row)
     with Path("log.txt").open("a") as sys.stdout:
         sys.stderr = sys.stdout
         code = main(["train", *arguments])
     os._exit(code)
+
+
+def _send_at(number: signal.Signals, row: int) -> None:
+    """This process gets a signal when its run has written so many rows."""
+    flush = Recorder.flush
+
+    def flushing(self: Recorder) -> None:
+        flush(self)
+        if self.lines.count(b"\n") == row:
+            os.kill(os.getpid(), number)
+
+    Recorder.flush = flushing  # type: ignore[method-assign]
+
+
+def stopped(number: signal.Signals, row: int, *arguments: str) -> None:
+    """Run the command in a process of its own, which gets a signal when a row is written."""
+    # a fork: importing SAELens takes ten seconds
+    process = FORK.Process(target=_child, args=(list(arguments), number, row))
+    process.start()
+    process.join(60)
+    expected = -9 if number == signal.SIGKILL else 130
+    assert process.exitcode == expected, Path("log.txt").read_text()
 
 
 def rows_written(run: Path, since: float) -> int:
@@ -74,8 +114,7 @@ def rows_written(run: Path, since: float) -> int:
 
 def killed(run: Path, number: signal.Signals, after_row: int, *arguments: str) -> int:
     """Run the command in a process of its own, and kill it; its exit code, 0 if it was faster."""
-    # a fork: importing SAELens takes ten seconds
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(list(arguments),))
+    process = FORK.Process(target=_child, args=(list(arguments),))
     started = time.time()
     process.start()
     while process.is_alive() and rows_written(run, started) < after_row:
@@ -104,22 +143,31 @@ def contents(run: Path) -> dict[str, Any]:
     return found
 
 
+Made = Callable[[str, Callable[[], None]], Path]
+
+
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The uninterrupted runs, each made when it is first asked for."""
-    return {}
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A function that gives a copy of a folder, which is made when it is first asked for.
+
+    Commands leave and read relative paths only, so that the copy is as good as the folder.
+    """
+    folders: dict[str, Path] = {}
+
+    def copy(folder: str, make: Callable[[], None]) -> Path:
+        if folder not in folders:
+            make()
+            folders[folder] = shutil.copytree(folder, tmp_path_factory.mktemp("made") / "folder")
+            shutil.rmtree(folder)
+        return Path(shutil.copytree(folders[folder], folder))
+
+    return copy
 
 
-def uninterrupted(kind: str, expected: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    if kind not in expected:
-        train(*RUNS[kind], "--output_path", "whole")
-        expected[kind] = contents(Path("whole"))
-    return expected[kind]
-
-
-def check(kind: str, number: signal.Signals, seed: int, expected: dict[str, Any]) -> None:
+def check(kind: str, number: signal.Signals, seed: int, made: Made) -> None:
     """Kill the run twice at random moments, let it end, and compare."""
-    whole = uninterrupted(kind, expected)
+    whole = f"whole {kind}"
+    made(whole, lambda: train(*RUNS[kind], "--output_path", whole))
     random.seed(seed)
     run, first = Path("run"), random.randint(0, 99)
     command = [*RUNS[kind], "--output_path", "run"]
@@ -128,33 +176,35 @@ def check(kind: str, number: signal.Signals, seed: int, expected: dict[str, Any]
         if code == 0:
             break
         assert code == (-9 if number == signal.SIGKILL else 130), Path("log.txt").read_text()
-        can_go_on = bool(checkpoints_in(run / UNFINISHED / RESUME))
+        can_go_on = bool(checkpoints_in(run / UNFINISHED / OUR_CHECKPOINTS))
         if number != signal.SIGKILL and can_go_on:
             said = Path("log.txt").read_text()
             assert "go on with it: sae-plugins train --resume run" in said
         command = ["--resume", "run"] if can_go_on else command
     else:
         train(*command)
-    assert contents(run) == whole, f"{kind}, {number.name}, seed {seed}"
+    assert contents(run) == contents(Path(whole)), f"{kind}, {number.name}, seed {seed}"
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"), [("language model", n) for n in SIGNALS] + [("synthetic", signal.SIGKILL)]
+    ("kind", "number"),
+    [("language model", n) for n in SIGNALS] + [("synthetic", signal.SIGKILL)],
+    indirect=["kind"],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    kind: str, number: signal.Signals, expected: dict[str, dict[str, Any]]
+    kind: str, number: signal.Signals, made: Made
 ):
-    check(kind, number, 1, expected)
+    check(kind, number, 1, made)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", RUNS, indirect=True)
 def test_a_run_may_be_killed_at_any_moment(
-    kind: str, number: signal.Signals, seed: int, expected: dict[str, dict[str, Any]]
+    kind: str, number: signal.Signals, seed: int, made: Made
 ):
-    check(kind, number, 1000 + seed, expected)
+    check(kind, number, 1000 + seed, made)
 
 
 # -- what is refused, and what is said ---------------------------------------------------------
@@ -164,10 +214,21 @@ SHORT = [*RUNS["language model"], "--training_tokens", "1280"]
 
 
 @pytest.fixture
-def unfinished() -> Path:
-    """A run that was interrupted after about ten steps."""
-    assert killed(Path("run"), signal.SIGTERM, 10, *SHORT, "--output_path", "run") == 130
-    return Path("run")
+def unfinished(made: Made) -> Path:
+    """A run that was interrupted after ten steps."""
+    return made("run", lambda: stopped(signal.SIGTERM, 10, *SHORT, "--output_path", "run"))
+
+
+@pytest.fixture
+def whole(made: Made) -> Path:
+    """The same run, uninterrupted."""
+    return made("whole", lambda: train(*SHORT, "--output_path", "whole"))
+
+
+@pytest.fixture
+def earlier(made: Made) -> Path:
+    """A finished run of another seed."""
+    return made("earlier", lambda: train(*SHORT, "--seed", "1", "--output_path", "earlier"))
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -176,14 +237,13 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_what_cannot_be_resumed_is_refused(capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_resumed_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]):
     assert "there is no such folder" in refusal(capsys, "--resume", "nowhere")
-    train(*SHORT, "--output_path", "run")
-    assert "--resume run is finished" in refusal(capsys, "--resume", "run")
+    assert "--resume whole is finished" in refusal(capsys, "--resume", "whole")
     Path("other").mkdir()
     assert "holds no unfinished run" in refusal(capsys, "--resume", "other")
     early = [*SHORT, "--checkpoint_every", "0", "--output_path", "early"]
-    killed(Path("early"), signal.SIGKILL, 5, *early)
+    stopped(signal.SIGKILL, 5, *early)
     said = refusal(capsys, "--resume", "early")
     assert "before its first checkpoint" in said
     assert "sae-plugins train --recipe early/unfinished/run.yaml --output_path early" in said
@@ -224,21 +284,20 @@ def test_a_folder_with_an_unfinished_run_is_not_overwritten(
 
 
 def test_a_damaged_checkpoint_is_skipped_and_named(
-    unfinished: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    unfinished: Path, whole: Path, caplog: pytest.LogCaptureFixture
 ):
-    newest, *_ = found = checkpoints_in(unfinished / UNFINISHED / RESUME)
+    newest, *_ = found = checkpoints_in(unfinished / UNFINISHED / OUR_CHECKPOINTS)
     assert len(found) == 2
     newest.write_bytes(newest.read_bytes()[:-100])
     train("--resume", "run")
     assert f"{newest.name} cannot be read" in caplog.text
-    train(*SHORT, "--output_path", "whole")
-    assert contents(Path("run")) == contents(Path("whole"))
+    assert contents(Path("run")) == contents(whole)
 
 
 def test_only_damaged_checkpoints_are_an_error_that_names_them(
     unfinished: Path, capsys: pytest.CaptureFixture[str]
 ):
-    for path in checkpoints_in(unfinished / UNFINISHED / RESUME):
+    for path in checkpoints_in(unfinished / UNFINISHED / OUR_CHECKPOINTS):
         path.write_bytes(b"nothing")
     said = refusal(capsys, "--resume", "run")
     assert path.name in said
@@ -254,8 +313,8 @@ def test_an_interval_that_is_none_is_refused(every: str, capsys: pytest.CaptureF
 
 def test_the_newest_are_kept_and_gone_at_the_end():
     arguments = ("--keep_checkpoints", "3", "--output_path", "run")
-    killed(Path("run"), signal.SIGTERM, 15, *SHORT, *arguments)
-    assert len(checkpoints_in(Path("run", UNFINISHED, RESUME))) == 3
+    stopped(signal.SIGTERM, 15, *SHORT, *arguments)
+    assert len(checkpoints_in(Path("run", UNFINISHED, OUR_CHECKPOINTS))) == 3
     train("--resume", "run")
     assert not list(Path("run").rglob("step-*"))
     assert not Path("run", UNFINISHED).exists()
@@ -263,8 +322,8 @@ def test_the_newest_are_kept_and_gone_at_the_end():
 
 def test_a_checkpoint_is_written_when_it_is_asked_for_only_at_interruptions():
     run = Path("run")
-    killed(run, signal.SIGINT, 15, *SHORT, "--checkpoint_every", "0", "--output_path", "run")
-    assert len(checkpoints_in(run / UNFINISHED / RESUME)) == 1
+    stopped(signal.SIGINT, 15, *SHORT, "--checkpoint_every", "0", "--output_path", "run")
+    assert len(checkpoints_in(run / UNFINISHED / OUR_CHECKPOINTS)) == 1
     train("--resume", "run")
     train(*SHORT, "--checkpoint_every", "0", "--output_path", "whole")
     assert contents(run) == contents(Path("whole"))
@@ -273,17 +332,9 @@ def test_a_checkpoint_is_written_when_it_is_asked_for_only_at_interruptions():
 def test_a_buffer_that_is_refilled_makes_small_checkpoints_and_another_run():
     sizes = {}
     for buffer in ("exact", "refill"):
-        killed(
-            Path(buffer),
-            signal.SIGTERM,
-            10,
-            *SHORT,
-            "--resume_buffer",
-            buffer,
-            "--output_path",
-            buffer,
-        )
-        newest, *_ = checkpoints_in(Path(buffer, UNFINISHED, RESUME))
+        command = [*SHORT, "--resume_buffer", buffer, "--output_path", buffer]
+        stopped(signal.SIGTERM, 10, *command)
+        newest, *_ = checkpoints_in(Path(buffer, UNFINISHED, OUR_CHECKPOINTS))
         sizes[buffer] = newest.stat().st_size
         train("--resume", buffer)
     assert sizes["refill"] < sizes["exact"] - 15_000
@@ -298,8 +349,9 @@ def test_the_log_at_weights_and_biases_goes_on(monkeypatch: pytest.MonkeyPatch):
 
     wandb.teardown()  # of earlier tests: a service cannot be shared with a forked process
     log = ("--log_to_wandb", "--wandb_log_frequency", "1")
-    killed(Path("run"), signal.SIGTERM, 10, *SHORT, *log, "--output_path", "run")
-    time.sleep(1)  # its folders are named after the second
+    stopped(signal.SIGTERM, 10, *SHORT, *log, "--output_path", "run")
+    (first,) = Path("wandb").glob("offline-run-*")
+    first.rename(re.sub(r"\d{8}_\d{6}", "20240101_000000", str(first)))  # named after the second
     train("--resume", "run")
     ids = {path.name.rpartition("-")[2] for path in Path("wandb").glob("offline-run-*")}
     assert len(list(Path("wandb").glob("offline-run-*"))) == 2
@@ -321,7 +373,7 @@ def test_a_run_that_began_at_sae_lens_checkpoint_goes_on_from_its_own():
     train(*plain, "--n_checkpoints", "3", "--output_path", "first")
     own = min(Path("first", "checkpoints").iterdir(), key=lambda path: int(path.name))
     began = [*plain, "--resume_from_checkpoint", str(own), "--recorder.every", "1"]
-    killed(Path("run"), signal.SIGTERM, 5, *began, "--output_path", "run")
+    stopped(signal.SIGTERM, 5, *began, "--output_path", "run")
     train("--resume", "run")
     train(*began, "--output_path", "whole")
     one, other = contents(Path("run")), contents(Path("whole"))
@@ -332,12 +384,15 @@ def test_a_run_that_began_at_sae_lens_checkpoint_goes_on_from_its_own():
 
 @pytest.mark.parametrize("moved", range(0, 8, 2))
 def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
-    moved: int, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+    moved: int,
+    unfinished: Path,
+    whole: Path,
+    earlier: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     from sae_plugins.runs import folder as runs
 
-    train(*SHORT, "--seed", "1", "--output_path", "earlier")
-    for path in Path("earlier").iterdir():
+    for path in earlier.iterdir():
         path.rename(unfinished / path.name)  # as with --overwrite
     count, replace = iter(range(100)), os.replace
 
@@ -350,8 +405,7 @@ def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
         patched.setattr(runs.os, "replace", replacing)
         train("--resume", "run", code=130)
     train("--resume", "run")
-    train(*SHORT, "--output_path", "whole")
-    assert contents(unfinished) == contents(Path("whole"))
+    assert contents(unfinished) == contents(whole)
 
 
 def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
@@ -365,7 +419,7 @@ def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
     with monkeypatch.context() as patched:
         patched.setattr(runs.shutil, "rmtree", interrupted)
         train("--resume", "run", code=130)
-    assert list((unfinished / UNFINISHED / RESUME).iterdir())
+    assert list((unfinished / UNFINISHED / OUR_CHECKPOINTS).iterdir())
     train(*SHORT, "--output_path", "run", code=2)  # an SAE is there
     train(*SHORT, "--output_path", "run", "--overwrite")
     assert not list(unfinished.glob("unfinished*"))
@@ -373,7 +427,7 @@ def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
 
 def test_saelens_checkpoints_go_where_they_went():
     own = ("--n_checkpoints", "3", "--checkpoint_path", "own")
-    killed(Path("run"), signal.SIGTERM, 8, *SHORT, *own, "--output_path", "run")
+    stopped(signal.SIGTERM, 8, *SHORT, *own, "--output_path", "run")
     before = list(Path("own").iterdir())
     train("--resume", "run")
     assert len(list(Path("own").iterdir())) == 3 > len(before) > 0

@@ -23,9 +23,10 @@ from sae_plugins import world
 from sae_plugins.base import errors
 from sae_plugins.base import hub as base_hub
 from sae_plugins.entrypoints.main import main
+from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
-from sae_plugins.eval_suites.evaluation.results import Result, SAEInfo, Value
-from sae_plugins.eval_suites.inputs.subjects import load_subject
+from sae_plugins.eval_suites.evaluation.results import Result, SAEInfo
+from sae_plugins.eval_suites.suite import Value
 from sae_plugins.share import repository as hub
 
 REPO = "me/saes"
@@ -136,7 +137,11 @@ def written(loopback_hub: LoopbackHub) -> list[str]:
 
 
 def test_sae_lens_alone_loads_what_was_uploaded(
-    loopback_hub: LoopbackHub, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    process: str,
+    loopback_hub: LoopbackHub,
+    run: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = run()
     token = next(iter(loopback_hub.tokens))
@@ -147,10 +152,13 @@ def test_sae_lens_alone_loads_what_was_uploaded(
     lines = [line[4:] for line in said.out.splitlines() if line.startswith("    ")]
     lines.append("features = sae.encode(activations)")
     acts = "torch.linspace(-1, 1, 24).reshape(3, 8)"
-    loaded = loopback_hub.run(
-        "\n".join(["import sys, torch", f"activations = {acts}", *lines,
-                   "print(features.tolist())", "assert 'sae_plugins' not in sys.modules"])
-    )  # fmt: skip
+    code = "\n".join(
+        ["import sys, torch", f"activations = {acts}", *lines, "print(features.tolist())"]
+    )
+    if process == "here":
+        loaded = loopback_hub.run_here(code, monkeypatch)
+    else:
+        loaded = loopback_hub.run(f"{code}\nassert 'sae_plugins' not in sys.modules")
     sae = load_subject(str(folder)).sae
     here = sae.encode(torch.linspace(-1, 1, 24).reshape(3, 8))
     assert here.abs().sum() > 0
@@ -411,7 +419,7 @@ def test_an_edit_of_the_card_meanwhile_survives(
     edits: list[str] = []
 
     class Meddler(hub.Repository):
-        def _plan(self, *arguments: Any) -> hub.Plan:
+        def _plan(self, *arguments: Any) -> hub.Commit:
             plan = super()._plan(*arguments)
             if edits and len(edits) < 3:
                 files = loopback_hub.files(REPO)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sae_plugins.world import text
+
+mix = functools.lru_cache(maxsize=32)(text.mix)
+
+
+@pytest.fixture(autouse=True)
+def _texts_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same arguments give the same documents, and nobody changes them."""
+    monkeypatch.setattr(text, "mix", mix)
 
 
 class Lab:
@@ -58,11 +69,11 @@ class Lab:
         from sae_bench.evals.absorption.vocab import get_alpha_tokens
 
         from sae_plugins import world
-        from sae_plugins.eval_suites.inputs.data import WorldData
         from sae_plugins.eval_suites.inputs.models import load_language_model
+        from sae_plugins.eval_suites.inputs.world_data import WorldData
 
         self.folder, self.began = folder, time.time()
-        self.model, self.data = load_language_model(world.NAME, "cpu"), WorldData()
+        self.model, self.data = load_language_model(world.NAME, "cpu", "float32"), WorldData()
         hooked = self.model.hooked
         documents = [row["text"] for row in islice(self.data.text("any", 0, 0), 40)]
         tokens = hooked.to_tokens(documents)[:, :64]
@@ -94,7 +105,7 @@ class Lab:
         from sae_lens.registry import SAE_CLASS_REGISTRY
         from sae_lens.saes.sae import SAEMetadata
 
-        from sae_plugins.eval_suites.inputs.subjects import load_subject
+        from sae_plugins.eval_suites.evaluation.loading import load_subject
 
         sae_class, config_class = SAE_CLASS_REGISTRY[architecture]
         where = {"model_name": self.model.name, "hook_name": self.hook_name, "prepend_bos": True}
@@ -131,8 +142,8 @@ class Lab:
         """What SAEs are evaluated with, in a scratch folder of its own."""
         import tempfile
 
+        from sae_plugins.eval_suites.inputs.bench import Bench
         from sae_plugins.eval_suites.inputs.cache import Cache
-        from sae_plugins.eval_suites.suite import Bench
 
         given = {
             "model": self.model, "hook_name": self.hook_name, "data": self.data,
@@ -147,7 +158,7 @@ class Lab:
 
         from sae_bench.evals.absorption import common, feature_absorption
 
-        from sae_plugins.base.saelens import replaced
+        from sae_plugins.base.patches import replaced
 
         stack = ExitStack()
         for module in (common, feature_absorption):

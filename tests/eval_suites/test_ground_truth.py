@@ -12,9 +12,10 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
 
 from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.ground_truth import GroundTruth
-from sae_plugins.eval_suites.inputs.subjects import Subject, load_subject
-from sae_plugins.world.synthetic_models import PRESETS
+from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.world.synthetic_models import SYNTHETIC_MODELS
 
 SUITE = GroundTruth()
 FEW = SUITE.settings("quick", {"samples": 3000})
@@ -22,7 +23,7 @@ FEW = SUITE.settings("quick", {"samples": 3000})
 
 @pytest.fixture(scope="module")
 def toy() -> SyntheticModel:
-    return PRESETS["toy"]("cpu")
+    return SYNTHETIC_MODELS["toy"]("cpu")
 
 
 def saved(folder: Path, features: torch.Tensor, model_name: str = "synthetic:toy") -> Subject:

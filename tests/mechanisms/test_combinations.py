@@ -42,7 +42,10 @@ BATCHES = tiny_batches(steps=STEPS)
 (PROBE,) = tiny_batches(1, steps=1, dtype=torch.float64)
 
 ARCHITECTURES = tuple(CASES)
-NO_COEFFICIENT = dict.fromkeys(ARCHITECTURES[3:], "no sparsity coefficient")
+WITH_COEFFICIENT = ("standard", "gated", "jumprelu")
+NO_COEFFICIENT = {
+    name: "no sparsity coefficient" for name in ARCHITECTURES if name not in WITH_COEFFICIENT
+}
 NO_THRESHOLDS = dict.fromkeys(("topk", "abstopk", "matching_pursuit"), "has no thresholds")
 
 
@@ -73,7 +76,7 @@ TABLE = {
     "firing-window": Row({"window": 10}, changes="nothing"),
     "resample": Row(
         {"per": "token", "threshold": 0.3},
-        on={dense: {"threshold": 0.6} for dense in ARCHITECTURES[:3]},
+        on={dense: {"threshold": 0.6} for dense in WITH_COEFFICIENT},
     ),
     "merge": Row({"every": 5, "threshold": 0.4}),
     "firing-frequency": Row({"decay": 0.5}, changes="nothing"),

@@ -22,7 +22,7 @@ from sae_plugins import world
 from sae_plugins.entrypoints.main import main
 from sae_plugins.entrypoints.plugins import command
 from sae_plugins.framework import registry
-from sae_plugins.framework.plugin import Method, Row
+from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.runs.recorder import read_rows
 from sae_plugins.settings.command_line import train_flags
 
@@ -32,8 +32,8 @@ METHODS: dict[str, type[Method]] = {
     if entry.kind == "method" and entry.distribution == "sae-plugins"
 }
 SHORT = (
-    "--training_tokens 8192 --train_batch_size_tokens 256 --n_batches_for_norm_estimate 4 "
-    "--store_batch_size_prompts 8 --heldout_tokens 1024 --n_batches_in_buffer 16 "
+    "--training_tokens 4096 --train_batch_size_tokens 128 --n_batches_for_norm_estimate 4 "
+    "--store_batch_size_prompts 4 --heldout_tokens 1024 --n_batches_in_buffer 16 "
     "--recorder.every 1"
 )
 """32 steps; the embedded language model reads little more than they train on."""
@@ -77,7 +77,7 @@ ONLY_MOVES = {"Periodic reordering only", "Adaptive reordering only", "No reorde
 class Trained:
     """What the run of a row left behind."""
 
-    def __init__(self, folder: Path, row: Row) -> None:
+    def __init__(self, folder: Path, row: PaperRow) -> None:
         self.given = train_flags(shlex.split(row.flags))
         self.without: list[str] = self.given.pop("without", [])
         self.added: list[str] = self.given.pop("plugin", [])

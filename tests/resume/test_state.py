@@ -375,7 +375,9 @@ def test_a_full_disk_leaves_the_older_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt(), MemoryError()], ids=repr)
-@pytest.mark.parametrize("where", ["save_file", "os.replace", "_digest"])
+@pytest.mark.parametrize(
+    "where", ["resume.state.save_file", "base.files.os.replace", "resume.state._digest"]
+)
 def test_an_error_in_the_middle_leaves_the_older_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str
 ) -> None:
@@ -383,12 +385,12 @@ def test_an_error_in_the_middle_leaves_the_older_file(
     write_state(path, {"x": torch.arange(10)})
 
     def fails(*args: Any, **kwargs: Any) -> None:
-        if where == "save_file":
+        if where.endswith("save_file"):
             Path(args[1]).write_bytes(b"half of it")
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"sae_plugins.resume.state.{where}", fails)
+        patch.setattr(f"sae_plugins.{where}", fails)
         with pytest.raises(type(error)):
             write_state(path, {"x": torch.zeros(10)})
     assert read_state(path)["x"].tolist() == list(range(10))

@@ -26,7 +26,7 @@ from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import prefetched
 from sae_plugins.resume.state import read_state, write_state
-from sae_plugins.resume.stream import Stream, fingerprint
+from sae_plugins.resume.stream import Stream, parameters_fingerprint
 
 VOCABULARY, D_IN = 500, 3
 HOOKS = {"blocks.0.hook_a": 3, "blocks.1.hook_b": 2}
@@ -601,9 +601,9 @@ def test_the_fingerprint_tells_models_apart_whatever_their_dtype_and_layout() ->
         return made
 
     plain = model()
-    known = {fingerprint(plain.named_parameters())}
+    known = {parameters_fingerprint(plain.named_parameters())}
     transposed = model(matrix=plain.matrix.detach().t().contiguous().t())
-    assert fingerprint(transposed.named_parameters()) in known
+    assert parameters_fingerprint(transposed.named_parameters()) in known
     almost = plain.matrix.detach().clone()
     almost[-3:] += 1e-5
     for other in (
@@ -613,5 +613,5 @@ def test_the_fingerprint_tells_models_apart_whatever_their_dtype_and_layout() ->
         model(matrix=plain.matrix.detach().t()),
         model(more=torch.zeros(1)),
     ):
-        assert fingerprint(other.named_parameters()) not in known
-        known.add(fingerprint(other.named_parameters()))
+        assert parameters_fingerprint(other.named_parameters()) not in known
+        known.add(parameters_fingerprint(other.named_parameters()))

@@ -78,6 +78,7 @@ def text() -> Dataset:
 
 
 @every_demo
+@pytest.mark.usefixtures("sketched")
 def test_a_demo_is_the_same_at_any_scale_of_the_activations(
     demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_demo_is_the_same_at_any_scale_of_the_activations(
 
 
 @every_demo
+@pytest.mark.usefixtures("sketched")
 def test_a_demo_trains_on_the_synthetic_model(demo: str, tmp_path: Path) -> None:
     flags = "--model_name synthetic:toy --training_tokens 4096 --train_batch_size_tokens 256"
     summary = train(demo, tmp_path / "run", f"{flags} --n_batches_for_norm_estimate 2")

@@ -27,7 +27,7 @@ from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.resolve import TrainingSettings
 from sae_plugins.framework.trainer import PluginTrainer
 from sae_plugins.runs import language_model, texts
-from sae_plugins.runs.job import JobSettings
+from sae_plugins.runs.setup import SAELensSettings
 
 CONTEXT, STEPS = 128, 4882
 NARROW = {"d_model": 32, "d_head": 8, "n_heads": 4, "n_key_value_heads": 2, "d_mlp": 64}
@@ -164,7 +164,7 @@ class Began:
     """A run of `sae-plugins train` that was stopped."""
 
     trainer: PluginTrainer
-    settings: JobSettings
+    settings: SAELensSettings
     outputs: list[Any]
 
     def learning_rates(self) -> dict[int, float]:
@@ -180,7 +180,7 @@ class Began:
 def begin(recipe: str, model: HookedTransformer, flags: str, folder: Path, steps: int) -> Began:
     """Train a recipe for some steps of its run, on a model in Gemma-2-2B's place."""
     began: list[Began] = []
-    given: list[JobSettings] = []
+    given: list[SAELensSettings] = []
     step = PluginTrainer.step
 
     def limited(trainer: PluginTrainer, batch: torch.Tensor) -> Any:
@@ -192,7 +192,7 @@ def begin(recipe: str, model: HookedTransformer, flags: str, folder: Path, steps
         began[0].outputs.append(output)
         return output
 
-    def load_model(settings: JobSettings) -> HookedTransformer:
+    def load_model(settings: SAELensSettings) -> HookedTransformer:
         given.append(settings)
         return model
 

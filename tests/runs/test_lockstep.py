@@ -19,10 +19,10 @@ from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.resolve import resolve
 from sae_plugins.runs import checks, lockstep
-from sae_plugins.runs.job import Job
-from sae_plugins.runs.load import load_job
-from sae_plugins.runs.lockstep import Arm, stream_key, train
+from sae_plugins.runs.load import load_setup
+from sae_plugins.runs.lockstep import LockstepRun, stream_key, train
 from sae_plugins.runs.recorder import Recorder
+from sae_plugins.runs.setup import Setup
 from sae_plugins.settings.command_line import train_flags
 from sae_plugins.settings.settle import settle
 
@@ -61,21 +61,23 @@ def line(flags: str) -> list[str]:
     return [*(WORLD if "synthetic:" not in flags else "").split(), *flags.split()]
 
 
-def arm(name: str, flags: str | None = None, like: Job | None = None, **fields: Any) -> Arm:
+def arm(
+    name: str, flags: str | None = None, like: Setup | None = None, **fields: Any
+) -> LockstepRun:
     settings = settle(train_flags(line(ARMS[name] if flags is None else flags)))
-    return Arm(
+    return LockstepRun(
         name,
-        like.sharing(settings.job()) if like else load_job(settings.job()),
+        like.sharing(settings.for_saelens()) if like else load_setup(settings.for_saelens()),
         Path("lockstep") / name,
         **{"plan": settings.plan, **fields},
     )
 
 
-def arms(flags: dict[str, str]) -> list[Arm]:
+def arms(flags: dict[str, str]) -> list[LockstepRun]:
     """Arms on one loaded model."""
     first, *others = flags
     one = arm(first, flags[first])
-    return [one, *(arm(name, flags[name], one.job) for name in others)]
+    return [one, *(arm(name, flags[name], one.setup) for name in others)]
 
 
 def alone(name: str, flags: str | None = None) -> Path:
@@ -113,19 +115,19 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
 
 
 class Spied:
-    """A job whose batches are counted."""
+    """A setup whose batches are counted."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
         self.batches: list[torch.Tensor] = []
         self.streams = 0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.job, name)
+        return getattr(self.setup, name)
 
     def stream(self) -> Iterator[torch.Tensor]:
         self.streams += 1
-        for batch in self.job.stream():
+        for batch in self.setup.stream():
             self.batches.append(batch)
             yield batch
 
@@ -170,7 +172,7 @@ class Interrupts(AtStepThree):
         raise KeyboardInterrupt
 
 
-def with_plugin(one: Arm, plugin: type[Plugin]) -> Arm:
+def with_plugin(one: LockstepRun, plugin: type[Plugin]) -> LockstepRun:
     plugins = ((plugin, plugin.Options()), *one.plan.plugins)
     return replace(one, plan=replace(one.plan, plugins=plugins))
 
@@ -222,16 +224,16 @@ def test_a_seed_gives_equal_shapes_equal_weights() -> None:
     drawn = {}
     names = ("standard", "topk", "batchtopk", "jumprelu", "gated")
     for one in arms({name: f"--architecture {name}" for name in names}):
-        with plugins(seed=one.job.settings.seed):
-            drawn[one.name] = one.job.trainer(one.folder)[0].sae
+        with plugins(seed=one.setup.settings.seed):
+            drawn[one.name] = one.setup.trainer(one.folder)[0].sae
     assert all(sae.W_dec.equal(drawn["standard"].W_dec) for sae in drawn.values())
     assert all(sae.W_enc.equal(drawn["standard"].W_enc) for sae in drawn.values())
 
 
 def test_an_untrained_arm_is_saved_as_it_was_drawn() -> None:
     (one,) = arms({"control": "--architecture standard"})
-    with plugins(seed=one.job.settings.seed):
-        sae = one.job.trainer(one.folder)[0].sae
+    with plugins(seed=one.setup.settings.seed):
+        sae = one.setup.trainer(one.folder)[0].sae
     trained = replace(one, name="trained", folder=Path("lockstep/trained"))
     assert train([replace(one, untrained=True), trained]) == {}
     weights = saved(one.folder)
@@ -280,7 +282,7 @@ def test_an_arm_that_fails_is_reported_and_its_memory_freed(
     alive: list[tuple[str, weakref.ref[Any]]] = []
     draw = lockstep._Training.__init__
 
-    def drawn(self: Any, one: Arm) -> None:
+    def drawn(self: Any, one: LockstepRun) -> None:
         draw(self, one)
         alive.append((one.name, weakref.ref(self.trainer.sae)))
 
@@ -325,10 +327,10 @@ def test_interrupted_it_leaves_nothing_and_can_start_again() -> None:
 
 def test_the_language_model_runs_once() -> None:
     together = arms({"short": "--training_tokens 320", "l1": "", "topk": ARMS["topk"]})
-    spy = Spied(together[0].job)
+    spy = Spied(together[0].setup)
     told: list[tuple[int, int]] = []
     steps = lambda done, total: told.append((done, total))  # noqa: E731
-    assert train([replace(together[0], job=spy), *together[1:]], steps) == {}
+    assert train([replace(together[0], setup=spy), *together[1:]], steps) == {}
     assert spy.streams == 1
     assert len(spy.batches) == 2 + 16  # two of them for the norm
     assert told == [(step, 16) for step in range(1, 17)]
@@ -339,12 +341,14 @@ def test_what_does_not_fit_into_memory_trains_afterwards(monkeypatch: pytest.Mon
     flags = {"one": "--training_tokens 320", "two": "", "three": ARMS["topk"]}
     together = arms(flags)
     assert train(together) == {}
-    spy = Spied(together[0].job)
+    spy = Spied(together[0].setup)
     apart = [
-        replace(one, job=spy if one.job is spy.job else one.job, folder=Path("apart") / one.name)
+        replace(
+            one, setup=spy if one.setup is spy.setup else one.setup, folder=Path("apart") / one.name
+        )
         for one in together
     ]
-    needed = 4 * checks.numbers_in_training(together[0].job.sae_config)
+    needed = 4 * checks.numbers_in_training(together[0].setup.sae_config)
     monkeypatch.setattr(lockstep, "memory_of", lambda device: 2.5 * needed / 0.5)
     told: list[tuple[int, int]] = []
     steps = lambda done, total: told.append((done, total))  # noqa: E731
@@ -381,7 +385,7 @@ def test_other_batches_are_refused() -> None:
 )
 def test_what_the_batches_depend_on(flags: str, equal: bool) -> None:
     keys = [
-        stream_key(settle(train_flags([*WORLD.split(), *more.split()])).job())
+        stream_key(settle(train_flags([*WORLD.split(), *more.split()])).for_saelens())
         for more in ("", flags)
     ]
     assert (keys[0] == keys[1]) == equal
@@ -396,7 +400,7 @@ def test_what_the_batches_depend_on(flags: str, equal: bool) -> None:
     ],
 )
 def test_arms_that_would_write_over_something(
-    change: Callable[[Arm], dict[str, Any]], message: str
+    change: Callable[[LockstepRun], dict[str, Any]], message: str
 ) -> None:
     one, other = arms({"one": "", "other": ""})
     with pytest.raises(PluginError, match=message):
@@ -412,7 +416,7 @@ def test_settings_that_are_for_one_sae(flag: str, monkeypatch: pytest.MonkeyPatc
 
 def test_jobs_share_a_model_and_its_text(tiny_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other, seed = arms({"one": "", "other": ARMS["topk"], "seed": "--seed 1"})
-    assert one.job.model is other.job.model is seed.job.model
-    assert one.job.text is other.job.text
-    first = [next(iter(job.text.train))["tokens"] for job in (one.job, seed.job)]
+    assert one.setup.model is other.setup.model is seed.setup.model
+    assert one.setup.text is other.setup.text
+    first = [next(iter(setup.text.train))["tokens"] for setup in (one.setup, seed.setup)]
     assert first[0] != first[1]  # the seed orders the data

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sae_plugins.entrypoints.main import main
 from sae_plugins.settings.defaults import model_defaults
-from sae_plugins.world.synthetic_models import PRESETS
+from sae_plugins.world.synthetic_models import SYNTHETIC_MODELS
 
 RUN = (
     "--training_tokens 2000 --train_batch_size_tokens 100 --heldout_tokens 2000 --eval_samples 500"
@@ -31,26 +31,26 @@ def same(left: Path, right: Path) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def folder(sketched: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(SYNTHETIC_MODELS))
 def test_presets_are_the_same_world_every_time(name: str):
     settings = model_defaults(f"synthetic:{name}")
     torch.manual_seed(1)
-    first = PRESETS[name]("cpu")
+    first = SYNTHETIC_MODELS[name]("cpu")
     torch.manual_seed(2)
-    second = PRESETS[name]("cpu")
+    second = SYNTHETIC_MODELS[name]("cpu")
     assert first.feature_dict.feature_vectors.equal(second.feature_dict.feature_vectors)
     assert settings["d_sae"] >= first.cfg.num_features
-    assert PRESETS[name].__doc__
+    assert SYNTHETIC_MODELS[name].__doc__
 
 
 def test_toy_is_the_toy_of_the_studies():
-    model = PRESETS["toy"]("cpu")
+    model = SYNTHETIC_MODELS["toy"]("cpu")
     torch.manual_seed(0)
     _, features = model.sample_with_features(4000)
     fires = features > 0
@@ -78,13 +78,8 @@ def test_a_run_knows_the_truth_and_is_reproducible():
     assert not same(run, train("other", "--plugin", "reorder", "--seed", "1"))
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_logging_to_wandb_changes_no_weight():
-    often = (
-        "--wandb_log_frequency",
-        "2",
-        "--eval_every_n_wandb_logs",
-        "2",
-        "--eval_frequency",
-        "1",
-    )
-    assert same(train("off"), train("on", "--log_to_wandb", *often))
+    off = train("off")
+    often = "--wandb_log_frequency 2 --eval_every_n_wandb_logs 2 --eval_frequency 1"
+    assert same(off, train("on", "--log_to_wandb", *often.split()))

@@ -76,7 +76,11 @@ def logged() -> tuple[set[str], dict[str, set[str]]]:
 
 
 @pytest.mark.parametrize("on", [WORLD, SYNTHETIC], ids=["language model", "synthetic"])
-def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(on: tuple[str, ...]) -> None:
+def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(
+    on: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    if on == SYNTHETIC:
+        request.getfixturevalue("small_pictures")
     chosen = (*on, "--plugin", "reorder", "--plugin", "linear-l1", "--reorder.start", "5")
     weights = [
         load_file(train(name, *chosen, *log) / "sae_weights.safetensors")
@@ -92,6 +96,7 @@ def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(on: tuple[s
     assert artifacts[f"{sae}_figures"] == FIGURES
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_without_a_login_the_log_is_kept_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -105,6 +110,7 @@ def test_without_a_login_the_log_is_kept_here(
     assert "losses/overall_loss" in logged()[0]
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize(
     ("on", "what"),
     [(WORLD, "Artifact.add_file"), (SYNTHETIC, "Artifact.add_file"), (SYNTHETIC, "Image.__init__")],

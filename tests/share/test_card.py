@@ -12,8 +12,10 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from markdown import markdown
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.eval_suites.evaluation.results import ModelInfo, Result, SAEInfo, Value
-from sae_plugins.share.card import card, entry
+from sae_plugins.eval_suites.evaluation.results import ModelInfo, Result, SAEInfo
+from sae_plugins.eval_suites.suite import Value
+from sae_plugins.share.card import card
+from sae_plugins.share.facts import facts_of
 from sae_plugins.testing import train
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -76,7 +78,7 @@ def metadata(text: str) -> dict[str, Any]:
 
 
 def test_a_run_on_a_real_model(tmp_path: Path):
-    text = card(entry("l19/sae", gemma(tmp_path), results()), None, "jane/saes")
+    text = card(facts_of("l19/sae", gemma(tmp_path), results()), None, "jane/saes")
     assert metadata(text) | {"model-index": None} == {
         "library_name": "saelens",
         "license": "gemma",
@@ -102,7 +104,7 @@ def test_a_run_on_a_real_model(tmp_path: Path):
 def test_the_hub_reads_the_results(tmp_path: Path):
     odd = 'a "b": {c} | # \u00e9 %'
     scores = [*results(), result("somebody's", **{odd: 0.5})]
-    text = card(entry("sae", gemma(tmp_path), scores), None, "jane/saes")
+    text = card(facts_of("sae", gemma(tmp_path), scores), None, "jane/saes")
     data = ModelCard(text).data
     loss, l0, other = data.eval_results
     assert (loss.metric_type, loss.metric_name) == ("ce_loss_score", "loss recovered")
@@ -118,7 +120,7 @@ def test_the_hub_reads_the_results(tmp_path: Path):
 def test_other_settings_are_not_averaged(tmp_path: Path):
     other = result(seed=43, ce_loss_score=0.5).model_copy(update={"settings": {"context_size": 64}})
     first, again = result(ce_loss_score=0.9), result(ce_loss_score=0.1)
-    found = entry("sae", gemma(tmp_path), [first, other, again]).evaluations
+    found = facts_of("sae", gemma(tmp_path), [first, other, again]).evaluations
     settings = {"preset quick", "preset quick, context_size 64"}
     assert {evaluation.settings for evaluation in found} == settings
     assert [len(evaluation.results) for evaluation in found] == [1, 1]
@@ -132,17 +134,17 @@ def test_other_settings_are_not_averaged(tmp_path: Path):
 def test_what_does_not_compare_is_not_averaged(differs: dict[str, Any], tmp_path: Path):
     scores = [result(ce_loss_score=0.9, l0=61), result(seed=43, ce_loss_score=0.5, l0=30)]
     scores[1] = scores[1].model_copy(update=differs)
-    facts = entry("sae", gemma(tmp_path), scores)
+    facts = facts_of("sae", gemma(tmp_path), scores)
     assert sorted(r.seed for one in facts.evaluations for r in one.results) == [42, 43]
     assert [len(one.results) for one in facts.evaluations] == [1, 1]
-    assert entry("sae", folder(tmp_path / "unknown"), scores).l0 in (61, 30)
+    assert facts_of("sae", folder(tmp_path / "unknown"), scores).l0 in (61, 30)
     assert "mean ± sd" not in card(facts, None, "jane/saes")
 
 
 def test_what_is_undefined_is_left_out(tmp_path: Path):
     nan = result(ce_loss_score=float("nan"), l0=3.0)
     other = result(seed=43, l0=4.0, kl_div_score=0.5)
-    text = card(entry("sae", gemma(tmp_path), [nan, other], ["scr"]), None, "jane/saes")
+    text = card(facts_of("sae", gemma(tmp_path), [nan, other], ["scr"]), None, "jane/saes")
     found = {score.metric_type: score.metric_args for score in ModelCard(text).data.eval_results}
     assert found.keys() == {"l0", "kl_div_score"}
     assert (found["l0"]["seeds"], found["kl_div_score"]["seeds"]) == ([42, 43], [43])
@@ -153,7 +155,7 @@ def test_what_is_undefined_is_left_out(tmp_path: Path):
 @pytest.mark.parametrize("model", ["sae-plugins-world", "synthetic:toy", "/home/jane/my-model"])
 def test_what_is_no_model_of_the_hub_is_not_called_one(model: str, tmp_path: Path):
     run = folder(tmp_path, model_name=model, dataset_path="")
-    text = card(entry("sae", run, []), None, "jane/saes")
+    text = card(facts_of("sae", run, []), None, "jane/saes")
     assert not {"base_model", "datasets", "license", "model-index"} & metadata(text).keys()
 
 
@@ -163,7 +165,7 @@ def test_the_embedded_world_is_called_what_it_is(tmp_path: Path):
         update={"model": ModelInfo(name="sae-plugins-world", hash="", dtype="")}
     )
     run = folder(tmp_path, model_name="sae-plugins-world", dataset_path="")
-    text = card(entry("sae", run, [score]), None, "jane/saes")
+    text = card(facts_of("sae", run, [score]), None, "jane/saes")
     assert "No real model" in text
     (shown,) = ModelCard(text).data.eval_results
     assert shown.dataset_name == "core: the embedded world's own texts"
@@ -171,7 +173,7 @@ def test_the_embedded_world_is_called_what_it_is(tmp_path: Path):
 
 
 def test_an_sae_of_plain_saelens_says_what_is_not_known(tmp_path: Path):
-    text = card(entry("sae", folder(tmp_path), []), None, "jane/saes")
+    text = card(facts_of("sae", folder(tmp_path), []), None, "jane/saes")
     for words in ("texts that its config does not name", "an unknown number of", "Seed: unknown",
                   "There is no recipe", "has not been evaluated"):  # fmt: skip
         assert words in text
@@ -181,7 +183,7 @@ def test_an_sae_of_plain_saelens_says_what_is_not_known(tmp_path: Path):
 def test_what_training_really_writes_is_understood(tmp_path: Path):
     trainer = train("reorder", steps=4, options={"reorder": {"interval": 3}})
     trainer.sae.save_inference_model(tmp_path)
-    facts = entry("sae", tmp_path, [])
+    facts = facts_of("sae", tmp_path, [])
     assert [(m.name, m.options["interval"]) for m in facts.mechanisms] == [("reorder", 3)]
     assert facts.training["accumulate"] == 1
     assert (facts.d_in, facts.d_sae) == (8, 24)
@@ -191,7 +193,7 @@ def test_what_training_really_writes_is_understood(tmp_path: Path):
 def test_a_damaged_file_is_named(name: str, tmp_path: Path):
     (gemma(tmp_path) / name).write_text("[1")
     with pytest.raises(PluginError, match=name):
-        entry("sae", tmp_path, [])
+        facts_of("sae", tmp_path, [])
 
 
 # -- the card that is there ---------------------------------------------------------------------
@@ -211,7 +213,7 @@ Read this first.\x20\x20
 
 
 def test_people_s_words_stay(tmp_path: Path):
-    facts = entry("sae", gemma(tmp_path), results())
+    facts = facts_of("sae", gemma(tmp_path), results())
     text = card(facts, EDITED, "jane/saes")
     front, body = text.split("\n---\n", 1)
     assert front.startswith("---\n# our lab's models\nlicense: mit   # agreed with Joe\n")
@@ -224,14 +226,14 @@ def test_people_s_words_stay(tmp_path: Path):
 
 
 def test_only_the_own_section_changes(tmp_path: Path):
-    first = entry("a", gemma(tmp_path / "a"), results())
-    second = entry("a/b", gemma(tmp_path / "b"), results())
+    first = facts_of("a", gemma(tmp_path / "a"), results())
+    second = facts_of("a/b", gemma(tmp_path / "b"), results())
     text = card(second, card(first, None, "jane/saes"), "jane/saes")
     text = text.replace(
         "<!-- sae-plugins: begin a/b", "Words between.\n\n<!-- sae-plugins: begin a/b"
     )
     text += "\nWords at the end.\n"
-    third = entry("a", tmp_path / "a", [result(ce_loss_score=0.5)])
+    third = facts_of("a", tmp_path / "a", [result(ce_loss_score=0.5)])
     new = card(third, text, "jane/saes")
     assert [row["name"] for row in yaml.safe_load(new.split("---")[1])["model-index"]] == [
         "a",
@@ -244,11 +246,11 @@ def test_only_the_own_section_changes(tmp_path: Path):
 
 
 def test_new_results_leave_the_rest_of_a_section_as_people_have_it(tmp_path: Path):
-    facts = entry("sae", gemma(tmp_path), results())
+    facts = facts_of("sae", gemma(tmp_path), results())
     ours, theirs = "Nobody has said what the features mean", "Jane has said what they mean"
     text = card(facts, None, "jane/saes")
     edited = text.replace(ours, theirs)
-    new = entry("sae", tmp_path, [result(ce_loss_score=0.5)])
+    new = facts_of("sae", tmp_path, [result(ce_loss_score=0.5)])
     again = card(new, edited, "jane/saes", results_only=True)
     assert "0.5000" in again
     assert "0.9200" not in again
@@ -262,7 +264,7 @@ def test_new_results_leave_the_rest_of_a_section_as_people_have_it(tmp_path: Pat
 
 
 def test_a_card_on_another_branch_speaks_of_that(tmp_path: Path):
-    text = card(entry("sae", gemma(tmp_path), []), None, "jane/saes", "v2")
+    text = card(facts_of("sae", gemma(tmp_path), []), None, "jane/saes", "v2")
     assert 'snapshot_download("jane/saes", revision="v2")' in text
     assert text.count("--revision v2") == 2
     for of_main in ("from_pretrained", "selected_saes", "jane/saes:sae"):
@@ -270,13 +272,13 @@ def test_a_card_on_another_branch_speaks_of_that(tmp_path: Path):
 
 
 def test_results_that_are_gone_leave_the_metadata(tmp_path: Path):
-    text = card(entry("sae", gemma(tmp_path), results()), None, "jane/saes")
-    assert "model-index" not in metadata(card(entry("sae", tmp_path, []), text, "jane/saes"))
+    text = card(facts_of("sae", gemma(tmp_path), results()), None, "jane/saes")
+    assert "model-index" not in metadata(card(facts_of("sae", tmp_path, []), text, "jane/saes"))
 
 
 @pytest.mark.parametrize("word", ["begin", "end"])
 def test_a_deleted_marker_costs_no_words(word: str, tmp_path: Path):
-    facts = entry("sae", gemma(tmp_path), [])
+    facts = facts_of("sae", gemma(tmp_path), [])
     text = card(facts, None, "jane/saes") + "\nPeople's own words.\n"
     damaged = text.replace(f"<!-- sae-plugins: {word} sae -->", "")
     new = card(facts, damaged, "jane/saes")
@@ -294,7 +296,7 @@ def test_a_deleted_marker_costs_no_words(word: str, tmp_path: Path):
      "---\nlicense: mit\ntags:\n- a\n\n# the end\n---\n"],
 )  # fmt: skip
 def test_any_card_is_completed_once(previous: str, tmp_path: Path):
-    facts = entry("sae", gemma(tmp_path), results())
+    facts = facts_of("sae", gemma(tmp_path), results())
     text = card(facts, previous, "jane/saes")
     assert card(facts, text, "jane/saes") == text
     data = metadata(text)
@@ -313,7 +315,7 @@ def test_any_card_is_completed_once(previous: str, tmp_path: Path):
 @pytest.mark.parametrize("block", ["a: [1", "- a", "model-index: 3"])
 def test_metadata_that_nobody_can_read_are_refused(block: str, tmp_path: Path):
     with pytest.raises(PluginError, match=r"metadata at the top of README\.md in jane/saes"):
-        card(entry("sae", gemma(tmp_path), []), f"---\n{block}\n---\n", "jane/saes")
+        card(facts_of("sae", gemma(tmp_path), []), f"---\n{block}\n---\n", "jane/saes")
 
 
 # -- what must not be shown ---------------------------------------------------------------------
@@ -336,7 +338,7 @@ def test_no_path_and_no_token_is_shown(tmp_path: Path):
         update={"warnings": [note], "settings": {"dataset": "/home/jane/d"},
                 "datasets": {"/home/jane/d": COMMIT}}
     )  # fmt: skip
-    text = card(entry("sae", run, [score]), None, "me/saes")
+    text = card(facts_of("sae", run, [score]), None, "me/saes")
     for told in ("jane", "tell-tale", "home", "Users", "secrets", "abcdefghij", str(tmp_path)):
         assert told not in text
     for kept in ("list.txt", "x.txt", "a.txt", "mine", "error / variance"):
@@ -350,7 +352,7 @@ def test_no_words_break_out_of_their_place(tmp_path: Path):
     config["metadata"] |= {"model_name": evil, "hook_name": evil, "dataset_path": evil}
     (run / "cfg.json").write_text(json.dumps(config))
     score = result("somebody's", **{evil: 0.5}).model_copy(update={"warnings": [evil]})
-    facts = entry("sae", run, [score])
+    facts = facts_of("sae", run, [score])
     text = card(facts, None, "jane/saes")
     assert card(facts, text, "jane/saes") == text
     assert ModelCard(text).text.count("<!-- sae-plugins:") == 4

@@ -12,7 +12,7 @@ from sae_plugins.study.findings import (
     Contrast,
     Detail,
     Findings,
-    Metric,
+    ReportedMetric,
     Score,
     Trained,
 )
@@ -154,12 +154,12 @@ def findings(folder, arms=ARMS, models=("world",), seeds=5, grid=(8, 16, 32), me
         metrics={
             model: [
                 *(
-                    Metric(suite=suite, name=name, paper=paper, meaning=f"what {name} means",
-                           better=better, compared=True,
+                    ReportedMetric(suite=suite, name=name, paper=paper,
+                           meaning=f"what {name} means", better=better, compared=True,
                            unreliable="SCR is noisy (arXiv 2605.18229)" if suite == "scr" else "")
                     for suite, name, paper, better, *_ in metrics
                 ),
-                Metric(suite="heldout", name="l0", paper="L0", meaning="active features",
+                ReportedMetric(suite="heldout", name="l0", paper="L0", meaning="active features",
                        better="neither", compared=False),
             ]
             for model in models

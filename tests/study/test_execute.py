@@ -34,7 +34,7 @@ STUDY: dict[str, Any] = {
         "toy": {
             "train": {
                 "model_name": "synthetic:toy",
-                "training_tokens": 9600,  # 25 steps
+                "training_tokens": 4608,  # 12 steps
                 "n_batches_for_norm_estimate": 4,
                 "heldout_tokens": 4096,
                 "d_sae": 32,
@@ -73,6 +73,9 @@ class Heard:
 
 def changed(**contents: Any) -> Study:
     return Study.model_validate(STUDY | contents)
+
+
+pytestmark = pytest.mark.usefixtures("sketched")
 
 
 def run(study: Study, folder: Path, **heard: float) -> tuple[Findings, Heard]:
@@ -414,8 +417,8 @@ def test_wrong_metrics_are_refused_before_training(
         ({"cor": {}}, "models.toy.suites.cor: no suite 'cor' is installed: did you mean 'core'"),
         (
             {"ground-truth": {"sample": 5}},
-            "no key models.toy.suites.ground-truth.sample: did you mean "
-            "'models.toy.suites.ground-truth.samples'",
+            "there is no key models.toy.suites.ground-truth.sample: did you mean "
+            "'models.toy.suites.ground-truth.samples'?",
         ),
         (
             {"ground-truth": {"samples": 0}},
@@ -441,8 +444,8 @@ def test_a_report_of_saes_that_count_no_more_stays(
     assert main(["study", "report", file, *where]) == 0
     report = (copy / "report.html").read_bytes()
     text = Path(file).read_text()
-    assert "training_tokens: 9600" in text
-    Path(file).write_text(text.replace("training_tokens: 9600", "training_tokens: 9984"))
+    assert "training_tokens: 4608" in text
+    Path(file).write_text(text.replace("training_tokens: 4608", "training_tokens: 4992"))
     capsys.readouterr()
     assert main(["study", "report", file, *where]) == 2
     said = capsys.readouterr()
@@ -455,11 +458,8 @@ def test_two_runs_of_one_study_are_not_at_once(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "studies/mine").mkdir(parents=True)
-    unlock = lock(tmp_path / "studies/mine")
-    try:
+    with lock(tmp_path / "studies/mine", SaePluginsError("busy")):
         assert main(["study", "run", file]) == 1
-    finally:
-        unlock()
     assert "this study is being run already" in capsys.readouterr().err
 
 
@@ -477,7 +477,7 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
     for when in ("saes/toy/*.unfinished", "evaluations/toy/seed*/*/*.json"):
         process = subprocess.Popen(command, start_new_session=True, env=environment)
         while process.poll() is None and not any(Path("here").glob(when)):
-            time.sleep(0.05)
+            time.sleep(0.01)
         process.send_signal(how)
         assert process.wait(timeout=60) != 0
         left = "?"

@@ -11,11 +11,12 @@ import pytest
 
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method
+from sae_plugins.studies import names
 from sae_plugins.study.cells import Cell, plan
 from sae_plugins.study.execute import check_suites
 from sae_plugins.study.gather import gather
 from sae_plugins.study.metrics import shown
-from sae_plugins.study.spec import Study, load, names
+from sae_plugins.study.spec import Study, load
 
 PAPERS = ("adaptive-orthogonality", "adaptive-threshold", "hierarchical", "hybrid-order")
 DOCS = Path(__file__).parents[2] / "docs" / "studies.md"

@@ -248,20 +248,44 @@ def test_hooked_transformer_is_the_same_model(model: Any, tokenizer: Any) -> Non
     assert padded_gap < 1e-3
 
 
-def test_model_spells_words_it_never_spelt_in_training(model: Any, tokenizer: Any) -> None:
-    from sae_plugins.world.measure import spelling_accuracy
+@pytest.fixture
+def _measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`measure`, beside the program that made the model, can be imported."""
+    folder = Path(__file__).parents[2] / "examples" / "embedded-world"
+    monkeypatch.syspath_prepend(str(folder))
 
-    words = [space + word for word in text.spelling_words("heldout") for space in ("", " ")]
+
+every_document = pytest.mark.parametrize(
+    "every", [3, pytest.param(1, marks=pytest.mark.ci, id="all")]
+)
+"""A third of the words and documents by default: the model reads them for seconds."""
+
+
+@every_document
+@pytest.mark.usefixtures("_measures")
+def test_model_spells_words_it_never_spelt_in_training(
+    every: int, model: Any, tokenizer: Any
+) -> None:
+    from measure import spelling_accuracy
+
+    heldout = text.spelling_words("heldout")[::every]
+    words = [space + word for word in heldout for space in ("", " ")]
     assert spelling_accuracy(model, tokenizer, words) > 0.95
 
 
-def test_model_predicts_heldout_text_better_than_bigrams(model: Any, tokenizer: Any) -> None:
-    from sae_plugins.world.measure import Bigrams, cross_entropies
+@every_document
+@pytest.mark.usefixtures("_measures")
+def test_model_predicts_heldout_text_better_than_bigrams(
+    every: int, model: Any, tokenizer: Any
+) -> None:
+    from measure import Bigrams, cross_entropies
 
     baselines = Bigrams(len(tokenizer))
-    baselines.fit(tokenizer([document for _, document in text.mix("train", 6_000)])["input_ids"])
-    figures = cross_entropies(model, tokenizer, baselines, text.mix("heldout", 250))
+    known = [document for _, document in text.mix("train", 6_000)]
+    baselines.fit(tokenizer(known)["input_ids"])
+    figures = cross_entropies(model, tokenizer, baselines, text.mix("heldout", 250)[::every])
     assert figures["all"]["model"] < figures["all"]["bigram"] < figures["all"]["unigram"]
     assert figures["all"]["model"] < 1.6
+    assert len(figures) == 1 + len(text.GENRES)
     for genre, row in figures.items():
         assert row["model"] < row["bigram"], genre

@@ -15,12 +15,12 @@ from pydantic import Field
 
 from sae_plugins.base.errors import PluginError, SaePluginsError, SuiteError
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.evaluation import evaluate as module
+from sae_plugins.eval_suites.evaluation import folder as module
 from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
 from sae_plugins.eval_suites.evaluation.manifest import Manifest
-from sae_plugins.eval_suites.evaluation.results import Result, Value
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite
-from sae_plugins.eval_suites.suite import Settings as SuiteSettings
+from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, Value
+from sae_plugins.eval_suites.suite import SuiteSettings as SuiteSettings
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -126,7 +126,7 @@ def loaders(monkeypatch):
             warnings=("decoder norms",), dataset=None, training_tokens=None,
         )  # fmt: skip
 
-    def load_language_model(name, device):
+    def load_language_model(name, device, dtype):
         state.models.append(name)
         if state.model_error:
             raise state.model_error
@@ -137,13 +137,14 @@ def loaders(monkeypatch):
         return state.data(revisions)
 
     fakes = {
-        "inputs.subjects": {"load_subject": load_subject, "SYNTHETIC": "synthetic:"},
+        "evaluation.loading": {"load_subject": load_subject},
         "inputs.models": {
             "load_language_model": load_language_model,
             "check_hook": lambda *_: None,
             "check_d_in": lambda *_: None,
         },
-        "inputs.data": {"data_source": data_source},
+        "inputs.data_source": {"data_source": data_source},
+        "saebench.facts": {"default_dtype": lambda _: "float32"},
         "saebench.isolation": {"undisturbed": nullcontext},
     }
     for name, functions in fakes.items():
@@ -397,8 +398,8 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(evaluate, monkeypa
 def test_two_evaluations_do_not_share_a_folder(evaluate, tmp_path):
     (tmp_path / "OUT").mkdir()
     code = (
-        "import sys; from pathlib import Path; from sae_plugins.runs.folder import lock\n"
-        "unlock = lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from sae_plugins.base.files import lock\n"
+        "unlock = lock(Path(sys.argv[1]), None); print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "OUT")],

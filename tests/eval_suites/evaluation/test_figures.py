@@ -12,7 +12,8 @@ from sae_plugins.eval_suites.evaluation.figures import (
     save_all,
     scr_by_ablations,
 )
-from sae_plugins.eval_suites.evaluation.results import Result, SAEInfo, Value
+from sae_plugins.eval_suites.evaluation.results import Result, SAEInfo
+from sae_plugins.eval_suites.suite import Value
 
 
 def result(metrics, details=None, seed=42):

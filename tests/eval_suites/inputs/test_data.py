@@ -15,14 +15,11 @@ import pytest
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs import data as data_module
-from sae_plugins.eval_suites.inputs.data import (
-    Data,
-    FolderData,
-    HubData,
-    Need,
-    WorldData,
-    data_source,
-)
+from sae_plugins.eval_suites.inputs import file_data
+from sae_plugins.eval_suites.inputs.data import Data, Need
+from sae_plugins.eval_suites.inputs.data_source import data_source
+from sae_plugins.eval_suites.inputs.file_data import FolderData, HubData
+from sae_plugins.eval_suites.inputs.world_data import WorldData
 from sae_plugins.world import text as world_text
 
 BIOS = "LabHC/bias_in_bios"
@@ -170,10 +167,12 @@ def test_saebench_removes_correlations_of_the_world(saebench: Any) -> None:
         assert {len(texts) for texts in test.values()} == {TEST // 2}
 
 
+@pytest.mark.ci  # its generators: tests/world/test_world.py
 def test_world_is_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
     code = (
         "import hashlib; from itertools import islice\n"
-        "from sae_plugins.eval_suites.inputs.data import *\n"
+        "from sae_plugins.eval_suites.inputs.data import Need\n"
+        "from sae_plugins.eval_suites.inputs.world_data import WorldData\n"
         f"rows = WorldData().load({BIOS!r}, None, Need(5, 3, (2, 25)))['train'].to_list()\n"
         f"rows += WorldData().load({EUROPARL!r}, 'nl-pt', Need(5, 3, ('nl',)))\n"
         "rows += islice(WorldData().text('any', 1000, 3), 40)\n"
@@ -324,7 +323,7 @@ def test_folder_without_a_dataset_or_column_says_what_is_expected(tmp_path: Path
 def test_folder_open_text_is_skipped_then_shuffled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_module, "SHUFFLED_TOGETHER", 20)
+    monkeypatch.setattr(file_data, "SHUFFLED_TOGETHER", 20)
     name = "my/text"
     write_rows(tmp_path / name / "train.jsonl", [{"text": f"{i}", "n": i} for i in range(50)])
 
@@ -367,8 +366,9 @@ def test_data_source(tmp_path: Path) -> None:
 CLIENT = """
 import json
 from itertools import islice
-from sae_plugins.eval_suites.inputs.data import HubData, Need
-from sae_plugins.eval_suites.suite import SuiteError
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.inputs.data import Need
+from sae_plugins.eval_suites.inputs.file_data import HubData
 def attempt(work):
     try:
         return work()
@@ -418,29 +418,46 @@ def test_hub_reads_and_records_one_commit(loopback_hub: Any, news_repository: An
     assert all(old in path for path in paths)
 
 
-@pytest.mark.parametrize("status", [404, 403, 500, 429])
+FAULTS = {NEWS: 404, BIOS: 403, REVIEWS: 500, CODE: 429}
+
+
 def test_hub_faults_name_the_dataset_and_the_cure(
-    status: int, loopback_hub: Any, news_repository: Any
+    loopback_hub: Any, news_repository: Any, tmp_path: Path
 ) -> None:
-    news_repository("old")
-    loopback_hub.fail(NEWS, status)
-    message, _ = news_client(loopback_hub, {}, HF_TOKEN="hf_secretsecretsecretsecretsecretsec")
-    assert f"dataset {NEWS} cannot be read from the Hub" in message
-    assert f"into FOLDER/{NEWS} and use --data FOLDER" in message
-    assert str(status) in message
-    assert "\n" not in message
-    assert "secret" not in message
+    (tmp_path / "README.md").touch()
+    for name, status in FAULTS.items():
+        loopback_hub.add(name, tmp_path)
+        loopback_hub.fail(name, status)
+    client = f"""{CLIENT}
+hub = HubData()
+need = Need(1, 1, (0, 1))
+print(json.dumps([attempt(lambda: hub.load(name, None, need)) for name in {[*FAULTS]!r}]))
+"""
+    said = loopback_hub.run(client, HF_TOKEN="hf_secretsecretsecretsecretsecretsec")
+    for message, (name, status) in zip(json.loads(said), FAULTS.items(), strict=True):
+        assert f"dataset {name} cannot be read from the Hub" in message
+        assert f"into FOLDER/{name} and use --data FOLDER" in message
+        assert str(status) in message
+        assert "\n" not in message
+        assert "secret" not in message
     assert "Bearer hf_secret" in str(loopback_hub.requests)  # it was there to be shown
 
 
 def test_hub_offline_does_not_take_another_version(loopback_hub: Any, news_repository: Any) -> None:
     old = news_repository("old")
     news_repository("new")
-    assert news_client(loopback_hub, {})[0][0] == "new train 0"
+    online = f"""{CLIENT}
+def work(revisions):
+    splits = HubData(revisions).load({NEWS!r}, None, Need(3, 3, (0, 1, 2, 3)))
+    return splits["train"][0]["text"]
+both = ({{}}, {{{NEWS!r}: "0" * 40}})
+print(json.dumps([attempt(lambda: work(revisions)) for revisions in both]))
+"""
+    newest, unknown = json.loads(loopback_hub.run(online))
+    assert newest == "new train 0"
+    assert "cannot be read from the Hub" in unknown
     message, _ = news_client(loopback_hub, {NEWS: old}, HF_HUB_OFFLINE="1")
     assert f"dataset {NEWS} cannot be read from the Hub" in message
-    message, _ = news_client(loopback_hub, {NEWS: "0" * 40})
-    assert "cannot be read from the Hub" in message
 
 
 def test_hub_scripts_are_never_run(loopback_hub: Any, tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from sae_plugins.eval_suites.inputs.models import (
     check_hook,
     load_language_model,
 )
+from sae_plugins.eval_suites.saebench.facts import default_dtype
 
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    return load_language_model(world.NAME, "cpu")
+    return load_language_model(world.NAME, "cpu", "float32")
 
 
 def test_the_embedded_world(model):
@@ -33,7 +34,7 @@ def test_the_embedded_world(model):
 
 
 def test_the_hash_is_of_the_function(model):
-    again = load_language_model(world.NAME, "cpu")
+    again = load_language_model(world.NAME, "cpu", "float32")
     again.hooked.cfg.device = "cuda"
     again.hooked.cfg.model_name = "another"
     assert _hash(again.hooked) == model.hash
@@ -56,8 +57,8 @@ def test_others_are_loaded_as_saebench_does(model, monkeypatch):
         return model.hooked
 
     monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", load)
-    assert load_language_model("gemma-2-2b", "cpu").dtype == "bfloat16"
-    assert load_language_model("gpt2", "cpu").dtype == "float32"
+    for name, dtype in (("gemma-2-2b", "bfloat16"), ("gpt2", "float32")):
+        assert load_language_model(name, "cpu", default_dtype(name)).dtype == dtype
     assert calls == [
         ("gemma-2-2b", {"device": "cpu", "dtype": torch.bfloat16}),
         ("gpt2", {"device": "cpu", "dtype": torch.float32}),
@@ -67,10 +68,13 @@ def test_others_are_loaded_as_saebench_does(model, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("gema-2-2b", "cpu"), "no language model 'gema-2-2b' .*did you mean .*'gemma-2-2b'"),
-        (("sae-plugins-wolrd", "cpu"), "did you mean 'sae-plugins-world'"),
-        (("Qwen/Qwen-7B", "cpu"), "run code on this machine"),
-        ((world.NAME, "tpu9"), "device 'tpu9' cannot be used"),
+        (
+            ("gema-2-2b", "cpu", "float32"),
+            "no language model 'gema-2-2b' .*did you mean .*'gemma-2-2b'",
+        ),
+        (("sae-plugins-wolrd", "cpu", "float32"), "did you mean 'sae-plugins-world'"),
+        (("Qwen/Qwen-7B", "cpu", "float32"), "run code on this machine"),
+        ((world.NAME, "tpu9", "float32"), "device 'tpu9' cannot be used"),
         ((world.NAME, "cpu", "int8"), "dtype 'int8' is unknown; choose one of float32"),
     ],
 )
@@ -86,7 +90,7 @@ def test_a_model_while_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     said = r"gpt2 cannot be loaded: the Hub cannot be reached, or .*: go online"
     with pytest.raises(SuiteError, match=said):
-        load_language_model("gpt2", "cpu")
+        load_language_model("gpt2", "cpu", "float32")
 
 
 def test_hooks(model):

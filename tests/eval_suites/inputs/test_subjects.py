@@ -15,8 +15,9 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_plugins.base.errors import HubError, SuiteError
-from sae_plugins.eval_suites.inputs.subjects import Subject, load_subject
-from sae_plugins.eval_suites.saebench.isolation import CUSTOM_LOADERS
+from sae_plugins.eval_suites.evaluation.loading import load_subject
+from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
 
 D_IN, D_SAE = 16, 24
 HOOK = "blocks.1.hook_resid_post"

@@ -19,11 +19,14 @@ import pytest
 import torch
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.base.saelens import replaced
+from sae_plugins.base.patches import replaced
+from sae_plugins.base.seeds import seed_everything
+from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.models import load_language_model
-from sae_plugins.eval_suites.inputs.subjects import Subject, load_subject
-from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.saebench.isolation import _Given, undisturbed
+from sae_plugins.eval_suites.saebench.probing import _probing
 from sae_plugins.eval_suites.scr import Ablation
 
 DATASET = "Skylion007/openwebtext"
@@ -80,10 +83,10 @@ def test_hazard_02_absorption_gives_up_on_all_saes(lab, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     saes = [(s.name, s.copy("cpu", "float32")) for s in (lab.topk, lab.standard)]
-    given = saebench._Given(lab.model.hooked)
+    given = _Given(lab.model.hooked)
     config = AbsorptionEvalConfig(model_name="any", llm_dtype="float32")
     with (
-        saebench.undisturbed(),
+        undisturbed(),
         replaced(main, HookedTransformer=given, run_k_sparse_probing_experiment=no_letters),
     ):
         assert main.run_eval(config, saes, "cpu", str(tmp_path)) == {}
@@ -178,7 +181,7 @@ def test_hazard_06_sparse_probing_fails_on_a_fresh_install(lab):
 
     generator = torch.Generator().manual_seed(0)
     acts = {name: torch.randn(20, 8, generator=generator) for name in "ab"}
-    with pytest.raises(Exception, match="train_sklearn_probe"), saebench.undisturbed():
+    with pytest.raises(Exception, match="train_sklearn_probe"), undisturbed():
         probe_training.train_probe_on_activations(acts, acts, select_top_k=1)
     assert lab.scores("sparse-probing", lab.topk).metrics["sae_top_1_test_accuracy"].value > 0
 
@@ -320,7 +323,7 @@ def test_hazard_13_activations_of_another_run(lab, tmp_path):
         data = SimpleNamespace(fingerprint=lambda _: facts["version"])
         bench = lab.bench(str(tmp_path), model=model, data=data)
         need = Need(facts["need"], 1, (0, 1))
-        probing = saebench._probing(bench, main, lambda _: need, 7)
+        probing = _probing(bench, main, lambda _: need, 7)
         with replaced(main, get_dataset_activations=own), probing:
             train, test = main.get_dataset_activations(
                 name, config, model, 32, facts["layer"], facts["hook_name"], "cpu"
@@ -424,8 +427,8 @@ def test_hazard_19_absorption_has_no_seed(lab, monkeypatch):
     from sae_bench.evals.absorption.prompting import first_letter_formatter
 
     def words(vocabulary: list[str]) -> Any:
-        with saebench.undisturbed():
-            saebench.seed_everything(7)
+        with undisturbed():
+            seed_everything(7)
             train, _ = create_dataset_probe_training(
                 vocabulary, first_letter_formatter(), 1, "{word}"
             )

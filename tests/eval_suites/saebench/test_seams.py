@@ -31,11 +31,15 @@ from sae_bench.evals.sparse_probing import probe_training
 from sae_bench.sae_bench_utils import activation_collection, dataset_utils
 from sklearn import metrics
 
-from sae_plugins.base.saelens import replaced
-from sae_plugins.eval_suites.saebench import isolation as saebench
+from sae_plugins.base.patches import replaced
+from sae_plugins.eval_suites import saebench
+from sae_plugins.eval_suites.registry import PRESETS
+from sae_plugins.eval_suites.saebench.absorption import _encoded_once, _Together
+from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
+from sae_plugins.eval_suites.saebench.facts import reported_numbers
+from sae_plugins.eval_suites.saebench.isolation import on_a_fresh_install, undisturbed
 from sae_plugins.eval_suites.scr import SCR
 from sae_plugins.eval_suites.sparse_probing import SparseProbing
-from sae_plugins.eval_suites.suite import PRESETS
 
 ENTRY_POINTS = {
     "core": core.multiple_evals,
@@ -152,7 +156,7 @@ def test_probes_of_the_language_model(use_sklearn: bool) -> None:
         torch.manual_seed(seed)
         random.seed(), np.random.seed()  # of no account
         before = random.getstate(), np.random.get_state()[1].copy()
-        with saebench._on_a_fresh_install(), torch.enable_grad():
+        with on_a_fresh_install(), torch.enable_grad():
             found = probe_training.train_probe_on_activations(
                 acts, acts, select_top_k=2 if use_sklearn else None, use_sklearn=use_sklearn
             )
@@ -168,7 +172,7 @@ def test_the_probe_of_sklearn() -> None:
     acts, labels = torch.randn(20, 4), torch.arange(20) % 2
     both = {"a": acts, "b": acts + 1}
     fails = pytest.raises(Exception, match="train_sklearn_probe")
-    with saebench.undisturbed(), torch.enable_grad(), fails as caught:
+    with undisturbed(), torch.enable_grad(), fails as caught:
         probe_training.train_probe_on_activations(both, both, select_top_k=1)
     assert "beartype" in type(caught.value).__module__
     acts[:, 0] += 10 * labels
@@ -252,7 +256,7 @@ def test_how_often_absorption_encodes(lab: Any) -> None:
     with replaced(k_sparse_probing, _get_sae_acts=counting), torch.enable_grad():
         k_sparse_probing.train_k_sparse_probes(sae, words, lab.acts[:6], [1, 2], num_epochs=1)
     assert [len(ids) for ids in asked] == [1, 1, 1, 2, 2, 2]
-    once = saebench._encoded_once(own)
+    once = _encoded_once(own)
     for ids in asked:
         assert torch.equal(once(sae, lab.acts[:6], 4, ids), own(sae, lab.acts[:6], 4, ids))
     assert torch.equal(once(sae, lab.acts[:6]), own(sae, lab.acts[:6]))
@@ -270,7 +274,7 @@ def test_how_often_absorption_encodes(lab: Any) -> None:
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
 def test_scores_together_are_those_of_sklearn(pairs: Any) -> None:
     truth, predicted = (np.array(column) for column in zip(*pairs, strict=True))
-    together = saebench._Together(metrics)
+    together = _Together(metrics)
     for _ in range(2):
         for name in ("f1_score", "recall_score", "precision_score"):
             assert getattr(together, name)(truth, predicted) == getattr(metrics, name)(
@@ -295,7 +299,7 @@ def test_where_absorption_writes() -> None:
 
 
 @seam("the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by")
-@pytest.mark.parametrize("target", sorted(set(saebench.CUSTOM_LOADERS.values())))
+@pytest.mark.parametrize("target", sorted(set(CUSTOM_LOADERS.values())))
 def test_loaders_of_others(target: str) -> None:
     name, _, function = target.partition(".")
     module = importlib.import_module(f"sae_bench.custom_saes.{name}")
@@ -309,7 +313,7 @@ def test_loaders_of_others(target: str) -> None:
 
 @seam("`SparseProbingSaeMetrics` and `ScrMetrics` have a field for each k and N that is reported")
 def test_numbers_that_are_reported() -> None:
-    reported = {name: set(saebench.reported_numbers(name)) for name in ("scr", "sparse-probing")}
+    reported = {name: set(reported_numbers(name)) for name in ("scr", "sparse-probing")}
     for preset in PRESETS:
         assert {*SCR().settings(preset, {}).n_values} <= reported["scr"]
         assert {*SparseProbing().settings(preset, {}).k_values} <= reported["sparse-probing"]

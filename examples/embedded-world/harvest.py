@@ -1,10 +1,10 @@
 """Freezes what the world takes from elsewhere: `prose.txt.gz` and `words.txt` in `data/`.
 
-    python -m sae_plugins.world.harvest
+    python examples/embedded-world/harvest.py
 
 Prose comes from the documentation that Python carries (PSF licence); it differs between Python
 versions, which is why it is frozen. Words are the most frequent lower-case words of the world's own
-text, taken letter by letter so that every letter has enough of them. `build.py` starts from these
+text, taken letter by letter so that every letter has enough of them. `train.py` starts from these
 files: run this once only, since new words mean a new tokenizer and a new model.
 """
 

@@ -1,6 +1,6 @@
 """Builds the world's tokenizer and model from its text into `data/`.
 
-    python -m sae_plugins.world.build --minutes 45 --work_path world-build
+    python examples/embedded-world/train.py --minutes 45 --work_path world-build
 
 Half of each step's tokens are the mix of all genres; the other half are alphabetical lists and, at
 every fourth step, spelling prompts (loss on the answers alone). The halves run on one core each.
@@ -30,11 +30,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import measure
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from sae_plugins.world import measure, model, path, text, tokenizer
+from sae_plugins.world import model, path, text, tokenizer
 
 SEED = 0
 TEXT_BATCH, TEXT_TOKENS = 4, model.CONTEXT  # sequences x tokens
@@ -188,7 +189,7 @@ def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> None:
             jobs["lists"] = (window[:, :-1], window[:, 1:], 0.0)
         else:
             jobs["spelling"] = (*next(spellings), SPELLING_NOISE)
-        done = list(workers.map(lambda job: gradients(lm, *job), jobs.values()))
+        done = list(workers.map(lambda setup: gradients(lm, *setup), jobs.values()))
         for name, (value, _) in zip(jobs, done, strict=True):
             old = average[name]
             average[name] = value if math.isnan(old) else 0.98 * old + 0.02 * value

@@ -25,7 +25,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import write
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
-from sae_plugins.runs.folder import CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
+from sae_plugins.runs.folder import SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
@@ -39,7 +39,7 @@ _NEW_EPOCH = "All samples in the training dataset"
 
 
 @dataclass(frozen=True)
-class JobSettings:
+class SAELensSettings:
     """The settings of one run, spelt as SAELens spells them, without what is not set.
 
     Attributes:
@@ -76,14 +76,14 @@ Save = Callable[[Path, "Tensor | None"], None]
 """Saves a trained SAE into a folder, with the log of its features' firing frequencies, if any."""
 
 
-class Job(Protocol):
+class Setup(Protocol):
     """A run that is ready to start: its model is loaded and everything checked."""
 
-    settings: JobSettings
+    settings: SAELensSettings
     sae_config: Any
 
-    def sharing(self, settings: JobSettings) -> Job:
-        """A job with other settings, and this one's model and text where they are the same."""
+    def sharing(self, settings: SAELensSettings) -> Setup:
+        """A setup with other settings, and this one's model and text where they are the same."""
         ...
 
     def config(self, folder: Path | None) -> Any:
@@ -119,7 +119,7 @@ class Job(Protocol):
         ...
 
 
-def sae_config(settings: JobSettings, d_in: int) -> Any:
+def sae_config(settings: SAELensSettings, d_in: int) -> Any:
     """The config of the SAE to train.
 
     Raises:
@@ -180,13 +180,13 @@ def defaults_of(*configs: Any) -> dict[str, Any]:
     return defaults
 
 
-def runner_fields(settings: JobSettings, folder: Path | None) -> dict[str, Any]:
+def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, Any]:
     """Fields that both runners' configs have, for a run that writes into `folder`."""
     elsewhere = ("model_name", "checkpoint_path", "dtype")
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
     checkpoints = None
     if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):
-        checkpoints = settings.runner.get("checkpoint_path") or str(folder / CHECKPOINTS)
+        checkpoints = settings.runner.get("checkpoint_path") or str(folder / SAELENS_CHECKPOINTS)
     return {
         **fields,
         "device": settings.device,

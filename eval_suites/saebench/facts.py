@@ -1,0 +1,91 @@
+"""What SAEBench knows of models, datasets and its own results, and what it cannot evaluate."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sae_plugins.eval_suites.inputs.subjects import Subject
+
+
+def default_dtype(model_name: str) -> str:
+    """The dtype in which SAEBench runs a language model."""
+    from sae_bench.sae_bench_utils.activation_collection import LLM_NAME_TO_DTYPE
+
+    return str(LLM_NAME_TO_DTYPE.get(_short(model_name), "float32"))
+
+
+def bytes_of_activation(subject: Subject) -> int:
+    """Bytes of one activation at an SAE's hook, as its language model is run."""
+    dtype: torch.dtype = getattr(torch, default_dtype(subject.model_name))
+    return subject.d_in * dtype.itemsize
+
+
+def default_batch_size(model_name: str) -> int:
+    """The prompts that SAEBench gives to a language model at once."""
+    from sae_bench.sae_bench_utils.activation_collection import LLM_NAME_TO_BATCH_SIZE
+
+    return int(LLM_NAME_TO_BATCH_SIZE.get(_short(model_name), 32))
+
+
+def _short(model_name: str) -> str:
+    """The name without its owner, as SAEBench's tables have it."""
+    return model_name.rpartition("/")[2]
+
+
+def reported_numbers(suite: str) -> list[int]:
+    """The k of sparse probing, or the N of SCR, that SAEBench's result has a field for."""
+    if suite == "scr":
+        from sae_bench.evals.scr_and_tpp.eval_output import ScrMetrics as Metrics
+
+        pattern = r"scr_metric_threshold_(\d+)"
+    else:
+        from sae_bench.evals.sparse_probing.eval_output import SparseProbingSaeMetrics as Metrics
+
+        pattern = r"sae_top_(\d+)_test_accuracy"
+    fields = [re.fullmatch(pattern, name) for name in Metrics.__dataclass_fields__]
+    return sorted(int(found.group(1)) for found in fields if found)
+
+
+def has_attribute(dataset: str) -> bool:
+    """Whether a dataset has a second column of labels: a gender or a rating."""
+    from sae_bench.sae_bench_utils.dataset_info import dataset_metadata
+
+    return dataset in dataset_metadata
+
+
+def classes_of(name: str) -> list[Any]:
+    """The classes of a sparse probing dataset, as its rows have them.
+
+    Those of the sentiment dataset are its categories: its ratings are an attribute.
+    """
+    from sae_bench.sae_bench_utils.dataset_info import chosen_classes_per_dataset
+
+    classes = chosen_classes_per_dataset[name.removesuffix("_sentiment")]
+    return [int(c) if c.isdigit() else c for c in classes]
+
+
+def numbers_of(dataset: str, classes: list[str]) -> tuple[int, ...]:
+    """The numbers, in the first column of a dataset, of classes named in words."""
+    from sae_bench.sae_bench_utils.dataset_info import dataset_metadata
+
+    numbers = dataset_metadata[dataset]["column1_mapping"]
+    return tuple(numbers[name] for name in classes)
+
+
+def dtype_of_first_letters() -> str:
+    """The dtype of SAEBench's first-letter probe, whatever the language model's (hazard 21)."""
+    from sae_bench.evals.absorption.common import DEFAULT_DTYPE
+
+    return str(DEFAULT_DTYPE).removeprefix("torch.")
+
+
+def refuse_heads(subject: Subject) -> str | None:
+    """Why an SAE cannot be probed: all but core take activations for [batch, tokens, d_in]."""
+    per_head = re.search(r"hook_[qkvz]$", subject.hook_name)
+    if per_head is None and subject.hook_head_index is None:
+        return None
+    return f"SAEBench evaluates SAEs of attention heads ({subject.hook_name}) with core only"
