@@ -151,11 +151,10 @@ def _check(
     repository: Repository, uploads: Sequence[Upload], overwrite: bool, dry_run: bool
 ) -> None:
     """See, and in a dry run show, what each upload would change in the repository."""
-    from sae_plugins.base.errors import HubError
 
     try:
         state = repository.read()
-    except HubError as error:
+    except SaePluginsError as error:
         if not dry_run:
             raise
         state = None

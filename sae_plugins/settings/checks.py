@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
+from sae_plugins.base.errors import SaePluginsError, prefixed
 from sae_plugins.settings.settings import Settings
 
 
-def wrong_values(values: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with values by flag, each looked at by itself."""
+def check_code(values: Mapping[str, Any]) -> None:
+    """Refuse to run code that comes with a model, whoever asks for it."""
     for name in ("model_from_pretrained_kwargs", "model_kwargs"):
         if "trust_remote_code" in str(values.get(name)):
-            yield (
+            raise SaePluginsError(
                 f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
                 "comes with a model"
             )
-    if "checkpoint_every" in values:
-        from sae_plugins.resume.files import interval
 
-        problems = Problems()
-        with problems, prefixed("--checkpoint_every"):
+
+def check_interval(values: Mapping[str, Any]) -> None:
+    """Refuse what is no interval between checkpoints."""
+    from sae_plugins.resume.files import interval
+
+    if "checkpoint_every" in values:
+        with prefixed("--checkpoint_every"):
             interval(values["checkpoint_every"])
-        yield from problems.sentences
 
 
 def check_architecture(settings: Settings) -> None:

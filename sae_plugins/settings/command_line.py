@@ -55,6 +55,7 @@ def parse(
             cure = f"did you mean '--{near[0]}'?" if near else "flags begin with --"
             problems.add(f"{word!r} is no flag: {cure}")
             continue
+        has_value = "=" in rest[0]
         name, values = _taken(rest)
         flag = flags.get(name)
         if flag is None and "." not in name:
@@ -63,7 +64,7 @@ def parse(
         if flag is not None and not flag.is_list:
             takes = 1
             if "bool" in flag.alternatives and (values or ["?"])[0].lower() not in _BOOLEANS:
-                takes = 0 if operands or not values else 1
+                takes = 0 if operands and not has_value else 1
             values, more = values[:takes], values[takes:]
             line.operands += more if operands else []
             if more and not operands:

@@ -11,6 +11,7 @@ from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.settings.values import convert
 
 _ABOUT_A_RECIPE = ("description", "versions")
+_ON_THE_LINE = ("recipe", "overwrite", "resume")
 
 
 def read_recipe(flags: Mapping[str, Any], problems: Problems) -> tuple[dict[str, Any], list[str]]:
@@ -31,48 +32,42 @@ def read_recipe(flags: Mapping[str, Any], problems: Problems) -> tuple[dict[str,
     if contents is None:
         near = nearest(name, recipes.names())
         contents = recipes.load(near[0]) if near else {}
-    # of a resumed run, the checkpoint knows them
-    versions = {} if "resume" in flags else contents.get("versions", {})
+    found: dict[str, Any] = {}
     notes: list[str] = []
     own = Problems()
-    with own:
-        notes = _version_notes(versions, name)
-    keys = {key: value for key, value in contents.items() if key not in _ABOUT_A_RECIPE}
-    for key in ("recipe", "overwrite", "resume"):
-        if keys.pop(key, None) is not None:
+    for key, value in contents.items():
+        if key in _ON_THE_LINE:
             own.add(f"{key!r} belongs on the command line, not in a recipe")
-    found: dict[str, Any] = {}
-    for key, value in keys.items():
+        elif key not in _ABOUT_A_RECIPE:
+            with own:
+                found |= converted({key: value})
+    if "resume" not in flags:  # of a resumed run, the checkpoint knows the versions
         with own:
-            found |= converted({key: value})
-    with own:
-        _check_packages(found, versions)
+            notes = _version_notes(name, contents.get("versions", {}), found)
     with problems, prefixed(f"recipe {name}"):
         own.stop()
     return found, notes
 
 
-def _check_packages(recipe: Mapping[str, Any], versions: Any) -> None:
-    """Name the package whose plugin a recipe needs, where it is not installed."""
+def _version_notes(recipe: str, versions: Any, values: Mapping[str, Any]) -> list[str]:
+    """What has changed since a recipe was made.
+
+    Raises:
+        SaePluginsError: a package is not installed any more, and a plugin neither.
+    """
     from sae_plugins.base.files import versions as installed
     from sae_plugins.framework import registry
 
-    unknown = [name for name in recipe.get("plugin", []) if name not in registry.installed()]
+    if not isinstance(versions, dict):
+        raise SaePluginsError("'versions' must be a mapping of names to versions")
     now = installed(versions)
+    unknown = [name for name in values.get("plugin", []) if name not in registry.installed()]
     absent = [f"{n} {v}" for n, v in versions.items() if n not in now]
     if unknown and absent:
         raise SaePluginsError(
             f"no plugin {unknown[0]!r} is installed; the run was made with "
             f"{' and '.join(absent)}, which is missing here"
         )
-
-
-def _version_notes(versions: Any, recipe: str) -> list[str]:
-    from sae_plugins.base.files import versions as installed
-
-    if not isinstance(versions, dict):
-        raise SaePluginsError("'versions' must be a mapping of names to versions")
-    now = installed(versions)
     changed = [f"{n} {v} (now {now.get(n)})" for n, v in versions.items() if now.get(n) != str(v)]
     if not changed:
         return []

@@ -8,7 +8,13 @@ from typing import Any
 from sae_plugins.base.errors import Problems, prefixed
 from sae_plugins.framework.resolve import TrainingSettings
 from sae_plugins.settings import choice
-from sae_plugins.settings.checks import SCHEDULE, check_architecture, check_schedule, wrong_values
+from sae_plugins.settings.checks import (
+    SCHEDULE,
+    check_architecture,
+    check_code,
+    check_interval,
+    check_schedule,
+)
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.recipe import converted, read_recipe
@@ -55,9 +61,8 @@ def settle(
     recipe, flags = choice.renamed(recipe, meant), choice.renamed(flags, meant)
     existing = [right for name in names if (right := meant.get(name, name))]
     chosen = choice.choose(existing, without, {*recipe, *flags}, problems)
-    problems.add(
-        *(unknown_flag(name, all_flags(), choice.owners(chosen.plugins)) for name in unknown)
-    )
+    for name in unknown:
+        problems.add(unknown_flag(name, all_flags(), choice.owners(chosen.plugins)))
     options = choice.merged_options(recipe, flags, chosen.plugins, problems)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TrainingSettings.model_fields}
     given = _flags_only(recipe), _flags_only(flags)
@@ -68,7 +73,9 @@ def settle(
             method = converted(plan.sae_lens)
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged(method, *given, notes, Problems() if blind else problems)
-    problems.add(*wrong_values(values))
+    for check in (check_code, check_interval):
+        with problems:
+            check(values)
     if plan is None:
         problems.stop()
     assert plan is not None

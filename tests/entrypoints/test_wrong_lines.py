@@ -56,6 +56,7 @@ LINES = {
     "evaluate runs/a --suite sparse-probe": [
         "no suite 'sparse-probe' is installed: did you mean 'sparse-probing'?"
     ],
+    "evaluate runs/a --exact=maybe": ["--exact 'maybe': it must be true or false"],
     "evaluate runs/a --context_size 64": [
         "no flag --context_size: did you mean '--core.context_size'?"
     ],
