@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.errors import CLEAR, PluginError, did_you_mean, nearest
 from sae_plugins.world import NAME as WORLD
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
@@ -56,12 +56,15 @@ def model_defaults(model_name: str) -> dict[str, Any]:
     """The defaults, by flag, of runs on a model.
 
     Raises:
-        PluginError: there is no such synthetic model.
+        PluginError: there is no such synthetic model, or the name is ours, misspelt.
     """
     if model_name == WORLD:
         return WORLD_DEFAULTS
     if model_name.startswith(SYNTHETIC):
         return _OF_ALL_SYNTHETIC | _of_preset(model_name.removeprefix(SYNTHETIC))
+    ours = [WORLD, *(f"{SYNTHETIC}{name}" for name in SYNTHETIC_DEFAULTS)]
+    if "/" not in model_name and nearest(model_name, ours, CLEAR):
+        raise PluginError(f"--model_name {model_name}: {did_you_mean(model_name, ours)}")
     return {"is_dataset_tokenized": False, "n_batches_in_buffer": 64}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
@@ -66,13 +66,16 @@ def settle(
     options = choice.merged_options(recipe, flags, chosen.plugins, problems)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TrainingSettings.model_fields}
     given = _flags_only(recipe), _flags_only(flags)
-    plan, method = None, {}
+    plan, defaults, method = None, {}, {}
+    with problems:
+        defaults = model_defaults({**given[0], **given[1]}.get("model_name") or WORLD)
     with problems:
         plan = chosen.plan(options, training, given[0] | given[1])
         with prefixed("a method"):
             method = converted(plan.sae_lens)
+    # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
-    values = _merged(method, *given, notes, Problems() if blind else problems)
+    values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
     for check in (check_code, check_interval):
         with problems:
             check(values)
@@ -83,7 +86,7 @@ def settle(
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     with problems:
         check_architecture(settings)
-    if not problems.mention(*(f"--{name}" for name in SCHEDULE)):
+    if not blind and not problems.mention(*(f"--{name}" for name in SCHEDULE)):
         _settle_warm_up(settings)
         with problems:
             check_schedule(settings)
@@ -97,20 +100,17 @@ def _flags_only(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(
-    method: Mapping[str, Any],
-    recipe: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    notes: list[str],
-    problems: Problems,
+    layers: Sequence[Mapping[str, Any]], notes: list[str], problems: Problems
 ) -> dict[str, Any]:
-    """The layers, each under the next; what does not apply is dropped, or an error in a flag."""
-    together = {**method, **recipe, **flags}
+    """A model's defaults, a method's settings, a recipe's and flags, each under the next.
+
+    What does not apply is dropped, or an error in a flag.
+    """
+    _, _, recipe, flags = layers
+    together = {name: value for layer in layers for name, value in layer.items()}
     model_name = together.get("model_name") or WORLD
     architecture = together.get("architecture") or all_flags()["architecture"].default
     merged: dict[str, Any] = {}
-    layers = [{}, dict(method), dict(recipe), dict(flags)]
-    with problems:
-        layers[0] = model_defaults(model_name)
     for layer in layers:
         if all(name in layer for name in _ONE_OF):
             problems.add(f"give only one of --{_ONE_OF[0]} and --{_ONE_OF[1]}")
@@ -122,7 +122,7 @@ def _merged(
                 merged[name] = value
             elif name in flags:
                 problems.add(f"--{name}: {reason}")
-            elif layer is layers[2] and value != all_flags()[name].default:
+            elif layer is recipe and value != all_flags()[name].default:
                 notes.append(f"the recipe's {name} is left out: {reason}")
     return {**merged, "model_name": model_name, "architecture": architecture}
 

@@ -50,6 +50,12 @@ LINES = {
     "train --model_name synthetic:tiny-toy": [
         "--model_name synthetic:tiny-toy: no synthetic model 'tiny-toy': did you mean 'toy'?"
     ],
+    "train --model_name sae-plugin-world": [
+        "--model_name sae-plugin-world: did you mean 'sae-plugins-world'?"
+    ],
+    "train --model_name synthetc:toy --eval_samples 9": [
+        "--model_name synthetc:toy: did you mean 'synthetic:toy'?"
+    ],
     "train reorder": ["'reorder' is no flag: flags begin with --"],
     "train --training_tokens 1.5e0": ["--training_tokens '1.5e0': it must be a whole number"],
     "train --output_path": ["--output_path needs a value"],
