@@ -1,4 +1,4 @@
-"""The architectures that a plugin's contract runs on by default."""
+"""The architectures that contracts and invariants run on by default."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By default a contract runs on two architectures a promise: standard, and one by its name.
+    """By default a promise is tested on two architectures: standard, and one by its name.
 
+    That holds for the contracts of plugins, and for tests marked `two_architectures`.
     `make combinations` runs all.
     """
     from sae_plugins.framework.architectures import ARCHITECTURES
@@ -17,10 +18,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     architectures = list(ARCHITECTURES)
     for item in items:
         architecture = getattr(getattr(item, "callspec", None), "params", {}).get("architecture")
-        contract = getattr(item, "cls", None)
-        if architecture is None or not hasattr(contract, "plugin"):
+        is_contract = hasattr(getattr(item, "cls", None), "plugin")
+        if not is_contract and item.get_closest_marker("two_architectures") is None:
             continue
         promise = item.nodeid.partition("[")[0]
         chosen = architectures[zlib.crc32(promise.encode()) % len(architectures)]
-        if architecture not in ("standard", chosen):
+        if architecture not in (None, "standard", chosen):
             item.add_marker(pytest.mark.combinations)

@@ -423,9 +423,16 @@ def test_what_was_found(line: str, message: str, capsys: pytest.CaptureFixture[s
     holds((*words, *typed))
 
 
-@settings(COMMON, max_examples=50, derandomize=True)
+@settings(COMMON, max_examples=20, derandomize=True)
 @given(command_lines())
 def test_random_command_lines(line: Line):
+    holds(line)
+
+
+@pytest.mark.ci
+@settings(COMMON, max_examples=50, derandomize=True)
+@given(command_lines())
+def test_more_random_command_lines(line: Line):
     holds(line)
 
 

@@ -33,6 +33,7 @@ from sae_plugins.testing import (
     tiny_trainer,
 )
 
+pytestmark = pytest.mark.two_architectures
 F64 = torch.float64
 
 ACTING: dict[str, dict[str, Any]] = {

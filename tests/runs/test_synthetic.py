@@ -78,6 +78,7 @@ def test_a_run_knows_the_truth_and_is_reproducible():
     assert not same(run, train("other", "--plugin", "reorder", "--seed", "1"))
 
 
+@pytest.mark.ci  # by default: test_weights_and_biases.py
 @pytest.mark.usefixtures("small_pictures")
 def test_logging_to_wandb_changes_no_weight():
     off = train("off")

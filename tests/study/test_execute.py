@@ -99,6 +99,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Findings, Hear
     return (folder, *run(changed(), folder))
 
 
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    """Of the first seed alone, in a run that nothing interrupts."""
+    torch.set_num_threads(1)
+    return run(changed(seeds=[0]), tmp_path_factory.mktemp("half"))[0]
+
+
 @pytest.fixture
 def copy(done: tuple[Path, Findings, Heard], tmp_path: Path) -> Path:
     return Path(shutil.copytree(done[0], tmp_path / "copy"))
@@ -166,16 +173,21 @@ def test_a_second_run_does_nothing(
     assert heard.done == pytest.approx(24)
 
 
-@pytest.mark.parametrize("until", [0.5, 7, 15])
+@pytest.mark.parametrize(("until", "seeds"), [(0.5, [0]), (7, [0]), (15, [0, 1])])
 def test_interrupted_anywhere_it_ends_with_the_same_numbers(
-    done: tuple[Path, Findings, Heard], tmp_path: Path, until: float
+    done: tuple[Path, Findings, Heard],
+    half: Findings,
+    tmp_path: Path,
+    until: float,
+    seeds: list[int],
 ) -> None:
+    study, whole = changed(seeds=seeds), {1: half, 2: done[1]}[len(seeds)]
     with pytest.raises(KeyboardInterrupt):
-        run(changed(), tmp_path, until=until)
-    partial = gather("try", changed(), tmp_path)
-    assert len(partial.trained) == 12, "a report can be had of what there is"
-    findings, _ = run(changed(), tmp_path)
-    assert numbers(findings) == numbers(done[1])
+        run(study, tmp_path, until=until)
+    partial = gather("try", study, tmp_path)
+    assert len(partial.trained) == 6 * len(seeds), "a report can be had of what there is"
+    findings, _ = run(study, tmp_path)
+    assert numbers(findings) == numbers(whole)
     assert list(tmp_path.glob("saes/*/*.unfinished")) == []
 
 
@@ -209,17 +221,17 @@ def test_another_seed_and_other_settings_of_a_suite_leave_saes_alone(copy: Path)
 
 
 def test_an_arm_that_fails_is_reported_and_the_others_are_as_without_it(
-    done: tuple[Path, Findings, Heard], tmp_path: Path
+    half: Findings, tmp_path: Path
 ) -> None:
     arms = {**STUDY["arms"], "diverging": {"train": {"lr": 1e30}}}
-    findings, heard = run(changed(arms=arms), tmp_path)
-    assert heard.done == pytest.approx(32)
-    assert len(findings.failures) == 4
+    findings, heard = run(changed(arms=arms, seeds=[0]), tmp_path)
+    assert heard.done == pytest.approx(16)
+    assert len(findings.failures) == 2
     assert "toy, diverging, l1_coefficient=0.3, seed 0: " in findings.failures[0]
     assert "NaN" in findings.failures[0] or "finite" in findings.failures[0]
     others = [score for score in findings.scores if score.arm != "diverging"]
     timed = ("seconds", "tokens_per_second")
-    expected = [score for score in done[1].scores if score.metric not in timed]
+    expected = [score for score in half.scores if score.metric not in timed]
     assert [score for score in others if score.metric not in timed] == expected
     verdicts = {c.comparison.verdict for c in findings.contrasts if c.arm == "diverging"}
     assert verdicts == {"no verdict"}
@@ -291,7 +303,7 @@ def test_two_arms_that_are_the_same_sae_both_have_scores(tmp_path: Path) -> None
 def test_wanted_l0s_are_reached(tmp_path: Path) -> None:
     models = json.loads(json.dumps(STUDY["models"]))
     models["toy"] |= {"target_l0": [8.0], "sparsity": {"l1_coefficient": [0.3, 1, 3, 10]}}
-    models["toy"]["train"]["training_tokens"] = 38_400
+    models["toy"]["train"]["training_tokens"] = 19_200
     findings, heard = run(changed(models=models, arms={"l1": {}}), tmp_path)
     assert heard.done == pytest.approx(heard.total)
     assert heard.total == 4 + 2 * 2
