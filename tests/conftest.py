@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import random
@@ -22,17 +23,18 @@ __all__ = ["pytest_collection_modifyitems"]
 
 
 gc.disable()  # while tests are imported: looking for garbage is a quarter of that
+atexit.register(gc.unfreeze)
 
 
 def pytest_collection_finish() -> None:
-    """No collection of garbage looks through what imports have left: that takes half a second."""
-    gc.collect()
-    gc.freeze()
     gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    gc.unfreeze()
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects() -> None:
+    """No search for garbage looks at what imports have left: that would take half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
