@@ -98,7 +98,7 @@ def stopped(number: signal.Signals, row: int, *arguments: str) -> None:
     # a fork: importing SAELens takes ten seconds
     process = FORK.Process(target=_child, args=(list(arguments), number, row))
     process.start()
-    process.join(60)
+    process.join(300)
     expected = -9 if number == signal.SIGKILL else 130
     assert process.exitcode == expected, Path("log.txt").read_text()
 
@@ -122,7 +122,7 @@ def killed(run: Path, number: signal.Signals, after_row: int, *arguments: str) -
     time.sleep(random.random() / 100)
     if process.is_alive():
         os.kill(process.pid, number)
-    process.join(60)
+    process.join(300)
     assert process.exitcode is not None, "it does not stop"
     return process.exitcode
 
