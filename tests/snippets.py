@@ -134,6 +134,7 @@ def all_pass(place: Path, every: bool) -> bool:
         every: whether contracts run on every architecture, or on two a promise as ours do.
     """
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
+    options += ["--import-mode=importlib"]  # files of one name are tests of their own
     chosen = [] if every else ["-m", "not combinations"]
     folder = place if place.is_dir() else place.parent
     command = [*options, *chosen, "--rootdir", str(folder), str(place)]
