@@ -26,7 +26,7 @@ from sae_plugins.entrypoints import plugins
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.evaluate_suites import shortcuts_off
 from sae_plugins.entrypoints.help import help_text
-from sae_plugins.eval_suites.registry import PRESETS
+from sae_plugins.eval_suites import PRESETS
 from sae_plugins.eval_suites.suite import Suite
 from sae_plugins.framework import features, hookspecs, registry
 from sae_plugins.framework.architectures import ARCHITECTURES, Architecture

@@ -26,7 +26,7 @@ from sae_plugins.entrypoints.evaluate_output import (
 )
 from sae_plugins.entrypoints.evaluate_suites import chosen_suites, with_settings
 from sae_plugins.entrypoints.progress import RowsProgress
-from sae_plugins.eval_suites.registry import PRESETS
+from sae_plugins.eval_suites import PRESETS
 from sae_plugins.settings.command_line import Line
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sae_plugins.eval_suites.registry import PRESETS
+from sae_plugins.eval_suites import PRESETS
 from sae_plugins.settings.flags import Flag
 
 FLAGS = {

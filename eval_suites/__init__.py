@@ -4,3 +4,6 @@
 and sparse probing share. `inputs/` holds what suites are given, `saebench/` is the only place where
 anything of SAEBench is replaced, and `evaluation/` applies suites to SAEs.
 """
+
+PRESETS = ("canonical", "quick", "paper")
+"""Named settings of all suites; the first are the defaults, which are SAEBench's."""

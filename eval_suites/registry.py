@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from sae_plugins.eval_suites.suite import Suite
 
 GROUP = "sae_plugins.eval_suites"
-PRESETS = ("canonical", "quick", "paper")
-"""Named settings of all suites; the first are the defaults, which are SAEBench's."""
 
 
 def names() -> list[str]:

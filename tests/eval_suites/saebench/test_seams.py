@@ -32,8 +32,7 @@ from sae_bench.sae_bench_utils import activation_collection, dataset_utils
 from sklearn import metrics
 
 from sae_plugins.base.patches import replaced
-from sae_plugins.eval_suites import saebench
-from sae_plugins.eval_suites.registry import PRESETS
+from sae_plugins.eval_suites import PRESETS, saebench
 from sae_plugins.eval_suites.saebench.absorption import _encoded_once, _Together
 from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
 from sae_plugins.eval_suites.saebench.facts import reported_numbers
