@@ -396,7 +396,8 @@ def commands(command: Command) -> Iterator[Command]:
     """A command, and all below it."""
     yield command
     for below in command.actions:
-        yield from commands(below)
+        whole = command_line.loaded(below.name) if below.name in command_line.COMMANDS else below
+        yield from commands(whole)
 
 
 def main() -> int:

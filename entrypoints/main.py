@@ -13,7 +13,16 @@ from sae_plugins.settings.command_line import Line, parse
 from sae_plugins.settings.flags import Flag
 from sae_plugins.settings.suggestions import unknown_flag
 
-COMMANDS = ("train", "evaluate", "study", "upload", "plugins", "recipes", "completion")
+COMMANDS = {
+    "train": "train an SAE",
+    "evaluate": "evaluate SAEs",
+    "study": "compare methods",
+    "upload": "share SAEs",
+    "plugins": "list or show plugins",
+    "recipes": "list or show recipes",
+    "completion": "complete commands, flags and names in bash or zsh",
+}
+"""The commands, each with what it does, so that help imports none of them."""
 _GO_ON = (["evaluate"], ["study"], ["upload"])
 """What does only what is missing when it is called again; `train` says itself how to go on."""
 _EXAMPLES = """\
@@ -82,7 +91,7 @@ def found(words: Sequence[str]) -> tuple[Command, list[str]]:
     Raises:
         SaePluginsError: there is none.
     """
-    command, rest = (_command(words[0]) if words[:1] and words[0] in COMMANDS else root()), [*words]
+    command, rest = (loaded(words[0]) if words[:1] and words[0] in COMMANDS else root()), [*words]
     if command.name:
         rest.pop(0)
     while command.actions and rest and not rest[0].startswith("-"):
@@ -96,7 +105,8 @@ def found(words: Sequence[str]) -> tuple[Command, list[str]]:
     return command, rest
 
 
-def _command(name: str) -> Command:
+def loaded(name: str) -> Command:
+    """The command of this name, with all below it."""
     module = importlib.import_module(f"sae_plugins.entrypoints.{name}")
     command: Command = module.COMMAND
     return command
@@ -111,7 +121,7 @@ def root() -> Command:
         _version_or_help,
         examples=_EXAMPLES,
         flags=lambda: {"version": version},
-        actions=tuple(map(_command, COMMANDS)),
+        actions=tuple(Command(*command) for command in COMMANDS.items()),
     )
 
 

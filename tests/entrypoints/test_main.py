@@ -9,7 +9,7 @@ import pytest
 
 from sae_plugins import recipes
 from sae_plugins.entrypoints.help import help_text
-from sae_plugins.entrypoints.main import main
+from sae_plugins.entrypoints.main import COMMANDS, loaded, main
 from sae_plugins.entrypoints.plugins import command
 from sae_plugins.entrypoints.train import COMMAND as TRAIN
 from sae_plugins.framework import registry
@@ -25,7 +25,7 @@ def imported(*arguments: str) -> set[str]:
     """The top-level modules that a command imports in a process of its own."""
     code = (
         "import json, sys\n"
-        "from sae_plugins.entrypoints.main import main\n"
+        "from sae_plugins.entrypoints.main import COMMANDS, loaded, main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
@@ -83,6 +83,10 @@ def test_without_arguments_it_explains_itself(capsys: pytest.CaptureFixture[str]
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("sae-plugins 0.")
+
+
+def test_help_says_of_commands_what_they_say_of_themselves():
+    assert {name: loaded(name).summary for name in COMMANDS} == COMMANDS
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]):
