@@ -107,19 +107,14 @@ class Suite(ABC):
     """The settings of a preset that are not the defaults, which are those of `canonical`."""
     needs_model: ClassVar[bool] = True
 
-    def settings(self, preset: str, overrides: Mapping[str, Any], stem: str | None = None) -> Any:
+    def settings(self, preset: str, overrides: Mapping[str, Any]) -> Any:
         """The settings of a preset with some of them replaced.
-
-        Args:
-            preset: its name.
-            overrides: settings by name.
-            stem: what precedes a name where the user wrote it; `--SUITE.` on a command line.
 
         Raises:
             SaePluginsError: names those that do not fit.
         """
         values = {**self.presets.get(preset, {}), **overrides}
-        return validated(self.Settings, values, stem or f"--{self.name}.")
+        return validated(self.Settings, values, f"--{self.name}.")
 
     def refusal(self, subject: Subject) -> str | None:
         """Why this suite does not apply to an SAE, or None if it does."""

@@ -115,7 +115,9 @@ def test_every_folder_with_modules_is_a_package() -> None:
 
 
 def test_data_files_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
-    data = source_files("recipes/*.yaml", "world/data/**/*", "*.json", "py.typed")
+    text = ("**/*.json", "**/*.yaml", "**/*.jinja", "study/*.html", "study/*.md")
+    data = source_files("world/data/**/*", *text, "py.typed")
+    assert {"sae_plugins/settings/sae_lens_flags.json", "sae_plugins/share/card.md.jinja"} <= data
     assert "sae_plugins/py.typed" in data
     assert any(name.startswith("sae_plugins/recipes/") for name in data)
     assert any(name.startswith("sae_plugins/world/data/") for name in data)

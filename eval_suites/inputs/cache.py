@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 import xxhash
@@ -93,7 +94,7 @@ class Cache:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with suppress(OSError, SafetensorError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path, writer=f".{os.getpid()}") as partial:
+            with whole(path, writer=f".{uuid4().hex}") as partial:
                 save_file(tensors, partial, texts)
                 size = partial.stat().st_size
                 if size > self.limit or shutil.disk_usage(path.parent).free <= SPARE:

@@ -37,7 +37,8 @@ def from_hub(source: str, device: str) -> tuple[Any, Mapping[str, Any]]:
     """An SAE of a release that SAELens knows, or of any repository, and facts of its training.
 
     Raises:
-        SuiteError: there is none, or it cannot be had.
+        SuiteError: there is none, or it is damaged.
+        HubError: it cannot be downloaded.
     """
     from sae_lens import SAE
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory

@@ -189,7 +189,7 @@ def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> None:
             jobs["lists"] = (window[:, :-1], window[:, 1:], 0.0)
         else:
             jobs["spelling"] = (*next(spellings), SPELLING_NOISE)
-        done = list(workers.map(lambda setup: gradients(lm, *setup), jobs.values()))
+        done = list(workers.map(lambda job: gradients(lm, *job), jobs.values()))
         for name, (value, _) in zip(jobs, done, strict=True):
             old = average[name]
             average[name] = value if math.isnan(old) else 0.98 * old + 0.02 * value

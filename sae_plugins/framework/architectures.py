@@ -46,6 +46,7 @@ class Architecture:
         k_per_token: k features are active on each token, so k is a whole number.
         rescaled: activations are divided by the norm of the feature's decoder row.
         straight_through: activations of 0 have a gradient, too.
+        sparse: `use_sparse_activations` makes the activations sparse tensors in training.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Architecture:
     k_per_token: bool = False
     rescaled: bool = False
     straight_through: bool = False
+    sparse: bool = False
 
     @property
     def feature_axes(self) -> dict[str, int]:
@@ -118,6 +120,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "topk",
             {"k": 4},
             keeps_thresholds=False,
+            sparse=True,
             batch_coupled=_DEAD,
             k_per_token=True,
             rescaled=True,

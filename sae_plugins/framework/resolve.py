@@ -66,7 +66,10 @@ class Plan:
         }
 
     def observed_by(self, plugin: type[Plugin], **options: Any) -> Plan:
-        """The plan with a plugin, at its end, that only observes; `options` are over its own."""
+        """The plan with a plugin that only observes: at its place if it is there, else at the end.
+
+        Its options are those of the plan, under `options`, which must be valid.
+        """
         names = [known.name for known, _ in self.plugins]
         if plugin.name not in names:
             return replace(self, plugins=(*self.plugins, (plugin, plugin.Options(**options))))

@@ -145,7 +145,7 @@ def sae_config(settings: SAELensSettings, d_in: int) -> Any:
     mode = fields.get("jumprelu_sparsity_loss_mode")
     if mode == "quadratic" and fields.get("target_l0") is None:
         raise PluginError("--jumprelu_sparsity_loss_mode quadratic needs --target_l0, a number")
-    sparse = fields.get("use_sparse_activations")
+    sparse = row.sparse and fields.get("use_sparse_activations")
     if sparse and settings.device == "cpu" and fields.get("rescale_acts_by_decoder_norm", True):
         raise PluginError(
             "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError
+from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.folder import CONFIG, SPARSITY, WEIGHTS
 from sae_plugins.world.synthetic_models import synthetic_model
@@ -40,7 +41,8 @@ class SyntheticSetup:
         self.config(None)
         check_memory(settings, self.sae_config, {})
         scored = settings.runner.get("run_final_eval", True) and settings.runner.get("eval_samples")
-        sparse = getattr(self.sae_config, "use_sparse_activations", False)
+        row = architecture(settings.architecture)
+        sparse = row.sparse and self.sae_config.use_sparse_activations
         if scored and (sparse or self.sae_config.dtype != "float32"):
             what = "--use_sparse_activations" if sparse else f"--dtype {self.sae_config.dtype}"
             raise PluginError(

@@ -35,7 +35,7 @@ def renamed(values: Mapping[str, Any], meant: Mapping[str, str | None]) -> dict[
     found = {}
     for key, value in values.items():
         name, dot, option = key.partition(".")
-        if owner := meant.get(name, name):
+        if owner := meant.get(name, name) if dot else name:
             found[f"{owner}{dot}{option}"] = value
     return found
 

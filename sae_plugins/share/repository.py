@@ -141,7 +141,7 @@ class Repository:
                 "--private out"
             )
         tree = self.api.list_repo_tree(self.repo, recursive=True, revision=info.sha)
-        files = {facts_of.path: facts_of for facts_of in tree if isinstance(facts_of, RepoFile)}
+        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         return State(str(info.sha), has_branch, files)
 
     def _plan(self, upload: Upload, state: State | None, overwrite: bool) -> Commit:

@@ -98,10 +98,10 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
     """
     from sae_plugins.eval_suites import registry
 
-    spec, where = study.models[model], f"models.{model}.suites.{name}"
-    with prefixed(where):
+    spec = study.models[model]
+    with prefixed(f"models.{model}.suites.{name}"):
         suite = registry.load(name)
-    return suite, suite.settings(spec.preset, spec.suites[name], f"{where}.")
+        return suite, suite.settings(spec.preset, spec.suites[name])
 
 
 def _locked(folder: Path) -> ExitStack:

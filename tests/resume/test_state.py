@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_plugins import Checkpoints, plugins
 from sae_plugins.framework.plugin import Stateful
-from sae_plugins.resume import checkpoints, state, stream
+from sae_plugins.resume import checkpoints, files, state, stream
 from sae_plugins.resume.state import StateError, changes, read_state, restored, write_state
 from sae_plugins.testing import advance, tiny_batches, tiny_sae, tiny_trainer
 
@@ -482,7 +482,7 @@ def test_a_file_with_a_digest_and_another_encoding_is_refused(tmp_path: Path, te
 CALLS_THAT_RUN_CODE = {"eval", "exec", "compile", "__import__"}
 
 
-@pytest.mark.parametrize("module", [state, checkpoints, stream])
+@pytest.mark.parametrize("module", [state, files, checkpoints, stream])
 def test_no_module_that_reads_state_could_run_code_from_it(module: Any) -> None:
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.Import):

@@ -10,7 +10,9 @@ import torch
 from sae_lens import SAE
 from safetensors.torch import load_file
 
+from sae_plugins.base.errors import PluginError
 from sae_plugins.entrypoints.main import main
+from sae_plugins.runs.setup import SAELensSettings, sae_config
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.world.synthetic_models import SYNTHETIC_MODELS
 
@@ -84,3 +86,15 @@ def test_logging_to_wandb_changes_no_weight():
     off = train("off")
     often = "--wandb_log_frequency 2 --eval_every_n_wandb_logs 2 --eval_frequency 1"
     assert same(off, train("on", "--log_to_wandb", *often.split()))
+
+
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "batchtopk"])
+def test_sparse_activations_are_refused_where_training_has_them(architecture: str) -> None:
+    settings = SAELensSettings(
+        "synthetic:toy", architecture, sae={"k": 4, "use_sparse_activations": True}
+    )
+    if architecture == "topk":
+        with pytest.raises(PluginError, match="--use_sparse_activations: PyTorch cannot train"):
+            sae_config(settings, 48)
+    else:
+        assert sae_config(settings, 48).use_sparse_activations

@@ -429,12 +429,12 @@ def test_wrong_metrics_are_refused_before_training(
         ({"cor": {}}, "models.toy.suites.cor: no suite 'cor' is installed: did you mean 'core'"),
         (
             {"ground-truth": {"sample": 5}},
-            "there is no key models.toy.suites.ground-truth.sample: did you mean "
-            "'models.toy.suites.ground-truth.samples'?",
+            "models.toy.suites.ground-truth: there is no option --ground-truth.sample: did you "
+            "mean '--ground-truth.samples'?",
         ),
         (
             {"ground-truth": {"samples": 0}},
-            "models.toy.suites.ground-truth.samples 0: it must be greater than 0",
+            "models.toy.suites.ground-truth: --ground-truth.samples 0: it must be greater than 0",
         ),
     ],
 )
