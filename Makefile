@@ -64,12 +64,12 @@ types: env ## check types with mypy --strict
 	$(BIN)/mypy -p sae_plugins
 
 # The variable silences an announcement of mkdocs-material's.
-docs: env ## write the generated parts of docs/ anew, and build the site into build/site
+docs: env ## rewrite the generated parts of docs/, and build the site into build/site
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo 'open build/site/index.html'
 
-world: env ## train the embedded world's language model anew
+world: env ## train the embedded world's language model again
 	$(BIN)/python examples/embedded-world/train.py --work_path world-build
 
 bench: env ## time plugins against plain SAELens, and checkpoints against plain safetensors
@@ -77,7 +77,7 @@ bench: env ## time plugins against plain SAELens, and checkpoints against plain 
 	$(BIN)/python benchmarks/bench_checkpoint.py
 
 # Neither index nor host is written down: whoever installs uses the registry of their own settings.
-lock: $(UV) ## resolve requirements.lock anew (UPGRADE=1: to the newest versions)
+lock: $(UV) ## resolve requirements.lock again (UPGRADE=1: to the newest versions)
 	UV_FIND_LINKS= $(UV) --no-config pip compile pyproject.toml --extra dev \
 	    --universal --python-version 3.10 --no-python-downloads --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --no-emit-index-annotation \

@@ -186,7 +186,7 @@ def _check_numbers(source: str, sae: Any) -> None:
         if bad.any():
             raise SuiteError(
                 f"{source}: {int(bad.sum())} of {tensor.numel()} numbers in {name} are NaN or "
-                "infinite; train it anew"
+                "infinite; train it again"
             )
 
 

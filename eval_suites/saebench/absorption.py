@@ -195,7 +195,7 @@ def _encoded_once(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class _Together:
-    """Stands in for `sklearn.metrics`, which counts anew for each of F1, recall and precision."""
+    """Stands in for `sklearn.metrics`, which counts again for each of F1, recall and precision."""
 
     def __init__(self, own: Any) -> None:
         self._own = own

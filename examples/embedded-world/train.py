@@ -4,7 +4,7 @@
 
 Half of each step's tokens are the mix of all genres; the other half are alphabetical lists and, at
 every fourth step, spelling prompts (loss on the answers alone). The halves run on one core each.
-Text is made anew for each pass, so that no document but the reference prose is seen twice. Nothing
+Each pass makes its own text, so that no document but the reference prose is seen twice. Nothing
 is planted in the weights: the model learns to spell from prompts about the train words, and how
 held-out words begin from the lists.
 
@@ -49,7 +49,7 @@ LISTS, FIRST_LIST_SEED = 20_000, 1_000_000  # of the list pages; the mix has see
 
 
 def keep_memory() -> None:
-    """Have glibc keep freed memory: large activations would be mapped anew at every step."""
+    """Have glibc keep freed memory: large activations would be mapped again at every step."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_max = -1, -4

@@ -75,7 +75,7 @@
   the store, so that a prefetching thread pulls from it too.
 - `ActivationsStore.iterable_sequences`, missing without a dataset, gives all text that is read; it
   is an unstarted generator at first, and `_iterate_tokenized_sequences`, looked up on the instance,
-  makes it anew for each epoch; `n_dataset_processed` counts documents.
+  makes a new one for each epoch; `n_dataset_processed` counts documents.
 - `ActivationsStore.load` skips no text where `n_dataset_processed` is already what was saved.
 - `ActivationsStore.current_row_idx` is the row of `cached_activation_dataset` that is read next.
 - `PrefetchingIterator` pulls in another thread and hands on the very objects, in order.

@@ -266,7 +266,7 @@ def quiet(repeats: bool = True) -> Iterator[None]:
     """Keep SAELens from announcing what its caller arranged: our model, our text, no tokens.
 
     Args:
-        repeats: also that the text begins anew, which is news about a dataset of the user's.
+        repeats: also that the text begins again, which is news about a dataset of the user's.
     """
     logger = logging.getLogger("sae_lens")
     level = logger.level

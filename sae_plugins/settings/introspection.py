@@ -190,7 +190,7 @@ def _argument_docs(config: Any) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write `sae_lens_flags.json` anew."""
+    """Write `sae_lens_flags.json` again."""
     contents = introspect()
     FLAGS_FILE.write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
     print(f"{FLAGS_FILE.name}: {len(contents['flags'])} flags of SAELens {contents['sae_lens']}")

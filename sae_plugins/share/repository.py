@@ -54,7 +54,7 @@ class Repository:
     Attributes:
         repo: such as `user/saes`.
         branch: made when it is needed.
-        private: whether the repository is to be so where it is made anew.
+        private: whether the repository is to be so where this upload makes it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From a study's folder to its `Findings`: nothing is computed anew but the statistics."""
+"""From a study's folder to its `Findings`: only the statistics are computed again."""
 
 from __future__ import annotations
 

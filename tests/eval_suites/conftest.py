@@ -168,7 +168,7 @@ class Lab:
     def evaluate(
         self, name: str, subject: Any, bench: Any = None, seed: int = 7, **overrides: Any
     ) -> Any:
-        """Scores of a suite, computed anew."""
+        """Scores of a suite, computed again."""
         suite, settings = self.suite(name, **overrides)
         bench = bench or self.bench()
         with self.few_words():

@@ -241,7 +241,7 @@ def test_who_reads_first_letter_probes() -> None:
             assert not re.search(r"torch\.load\(|np\.load\(", text), file.stem
 
 
-@seam("`absorption.k_sparse_probing._get_sae_acts` encodes anew for every probe of some features")
+@seam("`absorption.k_sparse_probing._get_sae_acts` encodes again for every probe of some features")
 def test_how_often_absorption_encodes(lab: Any) -> None:
     asked: list[Any] = []
     own = k_sparse_probing._get_sae_acts
