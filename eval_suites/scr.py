@@ -20,7 +20,12 @@ from sae_plugins.eval_suites.probing import (
     cost,
     mean_over_items,
 )
-from sae_plugins.eval_suites.saebench.facts import default_batch_size, numbers_of, refuse_heads
+from sae_plugins.eval_suites.saebench.facts import (
+    default_batch_size,
+    numbers_of,
+    refuse_heads,
+    reported_numbers,
+)
 from sae_plugins.eval_suites.saebench.probing import run_scr
 from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
@@ -105,7 +110,8 @@ class SCR(Suite):
     def evaluate(
         self, subject: Subject, bench: Bench, settings: SCRSettings, seed: int, prepared: Any
     ) -> Scores:
-        check_reported(self.name, "n_values", settings.n_values, subject.d_sae)
+        reported = reported_numbers("scr_and_tpp", "scr_metric_threshold_{k}")
+        check_reported("--scr.n_values", settings.n_values, reported, subject.d_sae)
         sae = subject.copy(bench.model.device, bench.model.dtype)
         pairs: dict[str, list[tuple[str, ...]]] = {}
         for pair in settings.pairs:

@@ -21,6 +21,7 @@ from sae_plugins.eval_suites.saebench.facts import (
     default_batch_size,
     has_attribute,
     refuse_heads,
+    reported_numbers,
 )
 from sae_plugins.eval_suites.saebench.probing import run_sparse_probing
 from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
@@ -103,7 +104,8 @@ class SparseProbing(Suite):
         seed: int,
         prepared: Any,
     ) -> Scores:
-        check_reported(self.name, "k_values", settings.k_values, subject.d_sae)
+        reported = reported_numbers("sparse_probing", "sae_top_{k}_test_accuracy")
+        check_reported("--sparse-probing.k_values", settings.k_values, reported, subject.d_sae)
         sae = subject.copy(bench.model.device, bench.model.dtype)
         config = settings.model_dump(exclude={"share_probes"}) | {
             "random_seed": seed,

@@ -4,10 +4,11 @@ The names are those of SAELens' training registry. An architecture that is missi
 parameter that is missing from its row, is an error and never guessed from shapes: b_dec [d_in] and
 b_enc [d_sae] look alike when d_in equals d_sae.
 
-A new architecture is a row here, and then all tests of the contract and of combinations run on it.
-`python -m sae_plugins.settings.introspection` gives its settings flags; if it has a coefficient of
-its own, `settings.defaults` and `settings.checks` take a default and a bound. Only if a saved SAE
-of it holds thresholds in another place than a parameter `threshold`,
+A new architecture is a row here and one in `tests/expected.py`; then all tests of the contract and
+of combinations run on it. `python -m sae_plugins.settings.introspection` writes its settings into
+`sae_lens_flags.json`, and with that they are flags; one that has no meaning below 0 gets its bound
+in `settings.values`, a coefficient of its own its defaults in `settings.defaults`. Only if a saved
+SAE of it holds thresholds in another place than a parameter `threshold`,
 `mechanisms.activation_threshold.raise_thresholds` must know it.
 """
 
@@ -32,7 +33,8 @@ class Architecture:
         biases: per-feature vectors [d_sae] and the value a reset gives them; a string names the
             config field that holds it.
         log_scales: biases that act through exp(), so that merging features averages them.
-        tied: the encoder is a view of the decoder, so W_dec is the only weight matrix.
+        tied: the encoder is a view of the decoder, so W_dec is the only weight matrix; W_enc can be
+            read.
         shared: parameters and buffers without a feature axis.
         sparsity_coefficient: SAELens' name for the coefficient of the sparsity loss, if any.
         weighs_tokens: whether that coefficient multiplies each token's loss before the mean over
