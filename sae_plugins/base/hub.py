@@ -154,7 +154,7 @@ def _may_pass(error: BaseException) -> bool:
 
     if any(isinstance(link, (OfflineModeIsEnabled, HubError)) for link in _chain(error)):
         return False
-    status = _status(error)
+    status = http_status(error)
     return status in _TRANSIENT if status is not None else _is_broken(error)
 
 
@@ -175,7 +175,7 @@ def _chain(error: BaseException) -> Iterator[Any]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """The Hub's answer, if it gave one."""
     responses = (getattr(link, "response", None) for link in _chain(error))
     return next((int(r.status_code) for r in responses if r is not None), None)
@@ -195,7 +195,7 @@ def why(error: BaseException) -> str:
     def is_any(kind: type[BaseException]) -> bool:
         return any(isinstance(link, kind) for link in _chain(error))
 
-    status = _status(error)
+    status = http_status(error)
     if is_any(errors.OfflineModeIsEnabled):
         return "huggingface_hub is offline: unset HF_HUB_OFFLINE"
     if is_any(errors.GatedRepoError):

@@ -23,6 +23,7 @@ LINES = {
     # one mistake
     "trian": ["no command 'trian': did you mean 'train'?"],
     "study runn quick": ["no command 'study runn': did you mean 'study run'?"],
+    "train --version": ["--version goes to the program itself: `sae-plugins --version`"],
     "--verison": ["no flag --verison: did you mean '--version'?"],
     "train --plugin reodrer": ["no plugin 'reodrer' is installed: did you mean 'reorder'?"],
     "train --plugin hybrid-order --start 200": ["no flag --start: did you mean '--reorder.start'?"],
