@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from expected import SUITES
+
+from sae_plugins.base.patches import replaced
 
 PROBING = "sparse-probing"
 SAES = ("standard", "topk")
@@ -73,6 +81,35 @@ def test_without_shortcuts_every_number_is_saebenchs(suite, sae, lab):
     check_equal(lab.scores(suite, subject, **SUITES[suite].exact), theirs)
 
 
+@contextmanager
+def one_random_state() -> Iterator[None]:
+    """SAEBench's absorption goes on from one random state for all SAEs of a call."""
+    from sae_bench.evals.absorption import k_sparse_probing
+
+    own, states = k_sparse_probing.load_or_train_probe, []
+
+    def load_or_train_probe(*args: Any, **options: Any) -> Any:
+        probe = own(*args, **options)  # trained for the first SAE, found by the second
+        states.append((random.getstate(), torch.get_rng_state()))
+        random.setstate(states[0][0])
+        torch.set_rng_state(states[0][1])
+        return probe
+
+    with replaced(k_sparse_probing, load_or_train_probe=load_or_train_probe):
+        yield
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("suite", ["core", "scr", "absorption"])
+def test_the_second_sae_of_a_call_has_saebenchs_numbers(suite, lab):
+    """Nothing of the first SAE reaches the second, neither in SAEBench nor here."""
+    with one_random_state():
+        _, theirs = lab.saebench(suite, lab.standard, lab.topk)
+    exact = {**SUITES[suite].exact, "cache": "in one call"}
+    _, ours = (lab.scores(suite, subject, **exact) for subject in (lab.standard, lab.topk))
+    check_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("sae", ["topk", slow("standard")])
 @pytest.mark.parametrize("suite", ["core", "absorption", "scr"])
 def test_shortcuts_move_no_number(suite, sae, lab):
@@ -106,12 +143,6 @@ def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
 @pytest.mark.parametrize("suite", SUITES)
 def test_evaluations_leave_no_trace(suite, lab, tmp_path, monkeypatch):
     """Neither in random states, grad mode and environment nor in the working folder."""
-    import os
-    import random
-
-    import numpy as np
-    import torch
-
     monkeypatch.chdir(tmp_path)
     torch.set_grad_enabled(False)
     before = dict(os.environ), random.getstate(), torch.get_rng_state(), np.random.get_state()[1]
