@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -72,3 +73,11 @@ class Result(_Model):
             item: {k: v if v is not None and math.isfinite(v) else None for k, v in row.items()}
             for item, row in details.items()
         }
+
+
+def read_result(file: Path) -> Result | None:
+    """The result in a file; None if there is none that can be read."""
+    try:
+        return Result.model_validate_json(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
