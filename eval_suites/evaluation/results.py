@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, field_validator
 
 from sae_plugins.eval_suites.suite import Value
 
@@ -15,11 +15,7 @@ KEYED_VERSIONS = ("sae-bench", "sae-lens")
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class SAEInfo(_Model):
+class SAEInfo(BaseModel, extra="forbid"):
     """Which SAE it was."""
 
     name: str
@@ -31,7 +27,7 @@ class SAEInfo(_Model):
     hook_name: str
 
 
-class ModelInfo(_Model):
+class ModelInfo(BaseModel, extra="forbid"):
     """Which language model it was."""
 
     name: str
@@ -39,7 +35,7 @@ class ModelInfo(_Model):
     dtype: str
 
 
-class Result(_Model):
+class Result(BaseModel, extra="forbid"):
     """One suite's verdict about one SAE, with one seed."""
 
     schema_version: Literal[1] = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,16 +11,6 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 CONTEXT = 256  # tokens, with <bos>
-
-
-def load_hf_model(folder: Path) -> Any:
-    """The saved model in float32 and eval mode (it is stored in float16)."""
-    from transformers import Gemma2ForCausalLM
-
-    model: Any = Gemma2ForCausalLM.from_pretrained(
-        str(folder), dtype=torch.float32, attn_implementation="eager"
-    )
-    return model.eval()
 
 
 def to_hooked_transformer(
