@@ -16,7 +16,7 @@ RESULTS_TABLE, DETAILS_TABLE, FIGURES = "results.csv", "details.csv", "figures"
 
 
 class Folder:
-    """What is in the folder, and how it is written."""
+    """What is in the folder, of all evaluations into it, and how it is written."""
 
     def __init__(self, path: Path) -> None:
         """Read the manifest; nothing is written.
