@@ -118,7 +118,7 @@ def print_results(evaluation: Evaluation) -> None:
     from sae_plugins.eval_suites.evaluation.tables import labels
 
     console = terminal.console()
-    found = evaluation.results(evaluation.rows)
+    found = evaluation.output.results(evaluation.rows)
     names = labels(row for row, _ in found)
     for name, (suite, _) in evaluation.request.suites.items():
         results: dict[str, list[Result]] = {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from pydantic import AfterValidator
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.subjects import Subject
@@ -12,6 +14,18 @@ from sae_plugins.eval_suites.saebench.facts import bytes_of_activation
 from sae_plugins.eval_suites.suite import Cost, Value
 
 BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
+
+
+def known(what: str, names: Collection[str]) -> AfterValidator:
+    """Of a setting: refuses any but these names of pairs or datasets."""
+
+    def check(given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            if name not in names:
+                raise ValueError(f"no {what} {name!r}; there are {', '.join(names)}")
+        return given
+
+    return AfterValidator(check)
 
 
 def cost(subject: Subject, tokens: int) -> Cost:
@@ -32,7 +46,7 @@ def mean_over_items(
     return means
 
 
-def check_reported(flag: str, wanted: Iterable[int], reported: Sequence[int], d_sae: int) -> None:
+def check_reported(flag: str, wanted: Iterable[int], reported: Collection[int], d_sae: int) -> None:
     """Refuse numbers that SAEBench computes and then drops (hazard 4), or that exceed d_sae."""
     for number in wanted:
         if number not in reported:

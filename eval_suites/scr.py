@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
@@ -18,6 +18,7 @@ from sae_plugins.eval_suites.probing import (
     check_reported,
     check_whole,
     cost,
+    known,
     mean_over_items,
 )
 from sae_plugins.eval_suites.saebench.facts import (
@@ -48,7 +49,9 @@ _CLASSES = 6
 class SCRSettings(SuiteSettings):
     """Settings of SCR; the defaults are SAEBench's."""
 
-    pairs: tuple[str, ...] = Field(tuple(PAIRS), description="pairs of classes, FIRST/SECOND")
+    pairs: Annotated[tuple[str, ...], known("pair", PAIRS)] = Field(
+        tuple(PAIRS), description="pairs of classes, FIRST/SECOND"
+    )
     n_values: tuple[int, ...] = Field(
         (2, 5, 10, 20, 50, 100, 500), description="numbers of latents to ablate"
     )
@@ -66,14 +69,6 @@ class SCRSettings(SuiteSettings):
         "equal up to rounding",
         json_schema_extra={"shortcut": True},
     )
-
-    @field_validator("pairs")
-    @classmethod
-    def _known(cls, pairs: tuple[str, ...]) -> tuple[str, ...]:
-        for pair in pairs:
-            if pair not in PAIRS:
-                raise ValueError(f"no pair {pair!r}; there are {', '.join(PAIRS)}")
-        return pairs
 
 
 class SCR(Suite):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.data import Need
@@ -14,6 +14,7 @@ from sae_plugins.eval_suites.probing import (
     check_reported,
     check_whole,
     cost,
+    known,
     mean_over_items,
 )
 from sae_plugins.eval_suites.saebench.facts import (
@@ -43,7 +44,9 @@ _CLASSES = 5
 class SparseProbingSettings(SuiteSettings):
     """Settings of sparse probing; the defaults are SAEBench's."""
 
-    dataset_names: tuple[str, ...] = Field(DATASETS, description="the datasets to probe on")
+    dataset_names: Annotated[tuple[str, ...], known("dataset", DATASETS)] = Field(
+        DATASETS, description="the datasets to probe on"
+    )
     k_values: tuple[int, ...] = Field((1, 2, 5), description="numbers of latents to probe with")
     probe_train_set_size: int = Field(4000, ge=8, description="texts to train a probe on")
     probe_test_set_size: int = Field(1000, ge=8, description="texts to test it on")
@@ -55,14 +58,6 @@ class SparseProbingSettings(SuiteSettings):
         "their own, as SAEBench does from its second SAE on",
         json_schema_extra={"shortcut": True},
     )
-
-    @field_validator("dataset_names")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in DATASETS:
-                raise ValueError(f"no dataset {name!r}; there are {', '.join(DATASETS)}")
-        return names
 
 
 class SparseProbing(Suite):

@@ -12,7 +12,7 @@ import dataclasses
 import gc
 import tempfile
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,7 @@ from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import versions
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.evaluation.folder import Folder
-from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
+from sae_plugins.eval_suites.evaluation.manifest import Row
 from sae_plugins.eval_suites.evaluation.meter import Meter
 from sae_plugins.eval_suites.evaluation.plan import DATA, Task, plan, reason_of
 from sae_plugins.eval_suites.evaluation.results import (
@@ -114,7 +114,7 @@ class Evaluation:
             cache_path=request.cache_path.absolute(),
             data=data if data in (None, *DATA) else str(Path(str(data)).absolute()),
         )
-        self._folder = Folder(request.output_path)
+        self.output = Folder(request.output_path)
         planned = plan(request.sources, request.suites, request.seeds)
         self.subjects, self.notes = planned.subjects, planned.notes
         self.hashes = planned.hashes
@@ -125,23 +125,9 @@ class Evaluation:
 
     # -- what there is --------------------------------------------------------------------------
 
-    @property
-    def folder(self) -> Path:
-        """The output folder."""
-        return self._folder.path
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the output folder holds, of all evaluations into it."""
-        return self._folder.manifest
-
-    def results(self, rows: Iterable[Row]) -> list[tuple[Row, Result]]:
-        """The rows that are ok, each with its result; one whose file is gone is left out."""
-        return self._folder.results(rows)
-
     def _is_finished(self, task: Task, data: Data | None) -> bool:
         """Whether the result is there, of the same SAE and the same data."""
-        result = self._folder.result(task.file)
+        result = self.output.result(task.file)
         if result is None or result.status != "ok" or result.sae.hash != task.subject.hash:
             return False
         if data is None:
@@ -167,8 +153,8 @@ class Evaluation:
             data = None
             if task.suite.needs_model:
                 with contextlib.suppress(Exception):
-                    data = data_source(self.request.data, name, self.manifest.revisions)
-            task.place(self.manifest.models.get(name), data)
+                    data = data_source(self.request.data, name, self.output.manifest.revisions)
+            task.place(self.output.manifest.models.get(name), data)
             if self._is_finished(task, None):
                 task.row.status = "ok"
                 done += 1
@@ -189,7 +175,7 @@ class Evaluation:
             SaePluginsError: another evaluation writes into the folder, or it takes no more files.
         """
         self._progress = progress
-        with self._folder.locked(self.rows):
+        with self.output.locked(self.rows):
             for row in self.rows:
                 if row.status == "failed":  # its SAE could not be loaded
                     progress.finished(row, again=False)
@@ -223,7 +209,7 @@ class Evaluation:
                 self._progress.finished(task.row, again=True)
             else:
                 groups.setdefault(task.group, []).append(task)
-        self._folder.save()
+        self.output.save()
         for group in groups.values():
             self._evaluate_group(group, tools)
         del tools
@@ -234,9 +220,9 @@ class Evaluation:
         from sae_plugins.eval_suites.inputs.models import load_language_model
         from sae_plugins.eval_suites.saebench.facts import default_dtype
 
-        data = data_source(self.request.data, name, self.manifest.revisions)
+        data = data_source(self.request.data, name, self.output.manifest.revisions)
         model = load_language_model(name, self.request.device, default_dtype(name))
-        self.manifest.models[name] = model.hash
+        self.output.manifest.models[name] = model.hash
         return _Tools(model, data)
 
     def _evaluate_group(self, tasks: Sequence[Task], tools: _Tools) -> None:
@@ -271,7 +257,8 @@ class Evaluation:
                 return
             for number, task in enumerate(tasks, 1):
                 self._progress.stage(f"{name}, {task.row.sae}")
-                self._start(task)
+                task.row.status = "running"
+                self.output.save_manifest()
                 meter = Meter(self.request.device)
                 try:
                     if task.suite.needs_model:
@@ -285,19 +272,15 @@ class Evaluation:
                 except BaseException:  # interrupted
                     task.row.status = "planned"
                     with contextlib.suppress(SaePluginsError):
-                        self._folder.save_manifest()
+                        self.output.save_manifest()
                     raise
                 else:
                     if tools.data is not None:
-                        self.manifest.revisions |= tools.data.revisions
+                        self.output.manifest.revisions |= tools.data.revisions
                     task.row.status = "ok"
                     self._close(task, tools, scores, data.used if data else {}, meter.read())
 
     # -- what is written ------------------------------------------------------------------------
-
-    def _start(self, task: Task) -> None:
-        task.row.status = "running"
-        self._folder.save_manifest()
 
     def _fail(self, tasks: Sequence[Task], error: Exception) -> None:
         """The rows have failed, all for one reason."""
@@ -308,7 +291,7 @@ class Evaluation:
             self._close(task)
             if not isinstance(error, SaePluginsError):
                 text = without_secrets("".join(traceback.format_exception(error)))
-                self._folder.write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
+                self.output.write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
 
     def _close(
         self,
@@ -345,5 +328,5 @@ class Evaluation:
             raw=raw,
             **(measured or {}),
         )
-        self._folder.keep(row, task.file, result, scores.raw)
+        self.output.keep(row, task.file, result, scores.raw)
         self._progress.finished(row, again=False)

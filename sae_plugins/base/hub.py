@@ -17,34 +17,18 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-
 T = TypeVar("T")
-
-
 MAIN, CARD = "main", "README.md"
-
-
 TRIES = 6
 """How often something is done that the Hub or the network keeps from being done."""
-
-
 _LONGEST_WAIT = 300.0
 """Seconds; the Hub counts requests in windows of five minutes."""
-
-
 _PATIENCE = 900.0
 """Seconds after which nothing is tried again; the client's own waiting counts."""
-
-
 _TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
 """Answers that another try may change; 409 and 412: somebody else is committing."""
-
-
 _BROKEN = ("TransportError", "ConnectionError", "TimeoutError")
 """Classes of broken connections, by name: which HTTP library the client has is its own business."""
-
-
 _MISCONFIGURED = ("UnsupportedProtocol", "LocalProtocolError", "SSLCertVerificationError")
 """Those that no other try would change."""
 

@@ -69,13 +69,10 @@ def numbers_in_training(sae: Any) -> int:
 
 
 def memory_of(device: str) -> float:
-    """Bytes of memory that a device has, at most; infinite where that is not known."""
+    """Bytes of memory that a device has, at most."""
     if torch.device(device).type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError):  # Windows
-        return float("inf")
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 _FOLDERS = {

@@ -195,7 +195,10 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
     started = time.perf_counter()
     failures: dict[str, Exception] = {}
     setup = arms[0].setup
-    running = _drawn(arms, failures)
+    running = []
+    for arm in arms:
+        with _ends_alone(arm, failures):
+            running.append(_Training(arm))
     seed_data(setup.settings.seed)
     stream = setup.stream()
     scaler = _scaler(running[0].trainer, stream) if running else ActivationScaler()
@@ -281,14 +284,6 @@ def _scaler(trainer: SAETrainer[Any, Any], stream: Iterator[Tensor]) -> Activati
     elif config.normalize_activations == "covariance_whitening":
         scaler.estimate_whitening(config.d_in, stream, batches)
     return scaler
-
-
-def _drawn(arms: Sequence[LockstepRun], failures: dict[str, Exception]) -> list[_Training]:
-    drawn = []
-    for arm in arms:
-        with _ends_alone(arm, failures):
-            drawn.append(_Training(arm))
-    return drawn
 
 
 def _step(

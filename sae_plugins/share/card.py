@@ -157,11 +157,10 @@ def _scores(found: SuiteFacts) -> list[EvalResult]:
     versions = {k: v for k, v in found.results[0].versions.items() if k in KEYED_VERSIONS}
     scores = []
     for metric, row in found.metrics.items():
-        rows = [(r, r.metrics[metric].value) for r in found.results if metric in r.metrics]
-        known = [(r, value) for r, value in rows if value is not None]
-        if not known:
+        values = tables.known(found.results, metric)
+        if not values:
             continue
-        values = [value for _, value in known]
+        seeds = [result.seed for result in found.results if tables.known([result], metric)]
         spread = {"sd": _rounded(stdev(values))} if len(values) > 1 else {}
         scores.append(
             EvalResult(
@@ -174,7 +173,7 @@ def _scores(found: SuiteFacts) -> list[EvalResult]:
                 metric_type=metric,
                 metric_name=row.paper,
                 metric_value=_rounded(fmean(values)),
-                metric_args={"seeds": [r.seed for r, _ in known], **spread, **versions},
+                metric_args={"seeds": seeds, **spread, **versions},
             )
         )
     return scores
@@ -224,7 +223,8 @@ def _with_section(body: str, name: str, section: str, newline: str) -> str:
     before, after = (body[: found.start()], body[found.end() :]) if found else (body, None)
     # comments that are left over would pair up wrongly the next time
     ours = [_comment(word, name) for word in (*_SECTION, *_RESULTS)]
-    before, after = (_without(text, *ours) for text in (before, after or ""))
+    left_over = "|".join(map(re.escape, ours))
+    before, after = (re.sub(left_over, "", text) for text in (before, after or ""))
     if found is not None:
         return before + section + after
     gap = next(n for n in range(3) if (before + newline * n).endswith(newline * 2))
@@ -239,12 +239,6 @@ def _between(words: tuple[str, str], name: str) -> re.Pattern[str]:
     """What stands between two comments about an SAE, them included, with no other such between."""
     begin, end = (re.escape(_comment(word, name)) for word in words)
     return re.compile(rf"{begin}(?:(?!<!-- sae-plugins: (?:{'|'.join(words)}) )[\s\S])*{end}")
-
-
-def _without(text: str, *markers: str) -> str:
-    for marker in markers:
-        text = text.replace(marker, "")
-    return text
 
 
 @cache
@@ -271,11 +265,8 @@ def _public(text: str) -> str:
 
 
 def _shown(value: Any) -> Any:
-    return (
-        as_markdown(_public(value))
-        if isinstance(value, str) and not isinstance(value, Markup)
-        else value
-    )
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return as_markdown(_public(value)) if is_text else value
 
 
 def _code(value: Any) -> Markup:

@@ -17,7 +17,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation.metrics import described
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, Result
-from sae_plugins.eval_suites.evaluation.tables import headline_names
+from sae_plugins.eval_suites.evaluation.tables import headline_names, known
 from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.framework import registry
 from sae_plugins.runs import folder as runs
@@ -180,9 +180,8 @@ def _first(*values: Any) -> Any:
 
 def _l0(evaluations: Sequence[SuiteFacts]) -> float | None:
     core = next((found.results for found in evaluations if found.suite == "core"), ())
-    values = [r.metrics["l0"].value for r in core if "l0" in r.metrics]
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+    values = known(core, "l0")
+    return fmean(values) if values else None
 
 
 def _base_model(name: str, model_class: str | None) -> str | None:

@@ -262,6 +262,3 @@ def _same(content: Content, there: RepoFile) -> bool:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest() == (there.lfs.sha256 if there.lfs else there.blob_id)
-
-
-# -- what goes wrong -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import yaml
 from sae_plugins.base.files import versions
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
-from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.eval_suites.inputs.cache import fingerprint
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.settings.values import as_text
@@ -232,7 +232,7 @@ def _results(
             if (row.settings, row.seed) != wanted or not _is_of(row, cell, hashes):
                 continue
             if row.status not in ("planned", "running"):
-                yield cell, row, _result(there, row)
+                yield cell, row, read_result(there / row.file) if row.file else None
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -248,15 +248,6 @@ def _is_of(row: Row, cell: Cell, hashes: Mapping[str, str]) -> bool:
     if row.sae_hash is None:  # it could not be loaded
         return Path(row.source).name == name and name not in hashes
     return hashes.get(name) == row.sae_hash
-
-
-def _result(folder: Path, row: Row) -> Result | None:
-    if row.file is None:
-        return None
-    try:
-        return Result.model_validate_json((folder / row.file).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 # -- what it says --------------------------------------------------------------------------------

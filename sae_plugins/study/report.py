@@ -19,13 +19,13 @@ from sae_plugins.base import text as base_text
 from sae_plugins.base.files import write as write_file
 from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
-from sae_plugins.study import sections, words
+from sae_plugins.study import sections
 from sae_plugins.study.facts import DECIDED, Facts
 from sae_plugins.study.findings import ArmInfo, Contrast, Findings, ReportedMetric, Trained
 from sae_plugins.study.metrics import OF_PAPERS
 from sae_plugins.study.spec import Kind
 from sae_plugins.study.statistics import Comparison, Verdict
-from sae_plugins.study.words import Table, difference, mean_interval, number, p, span
+from sae_plugins.study.words import Table, difference, grid, mean_interval, number, p, span
 
 HTML, MARKDOWN = "report.html", "report.md"
 VERDICTS, SCORES, DETAILS = "verdicts.csv", "scores.csv", "details.csv"
@@ -126,6 +126,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "papers": [table for model in models if (table := _paper(facts, model))],
         "saes": [_saes(facts, model) for model in models],
         "middle_l0": facts.middle_l0,
+        "decided": DECIDED,
         "yaml": _yaml(study),
         "provenance": _yaml(findings.provenance),
         "unreliable": dict.fromkeys(
@@ -315,35 +316,6 @@ def _environment(**options: Any) -> Environment:
     )  # fmt: skip
     environment.filters |= {
         "arrow": base_text.arrow, "difference": difference, "number": number, "p": p, "span": span,
-        "raw": Markup, "grid": words.grid, "verdict_grid": _verdict_grid,
+        "raw": Markup, "grid": grid,
     }  # fmt: skip
     return environment
-
-
-def _verdict_grid(table: Verdicts, reference: str, l0: float | None) -> Markup:
-    """The verdict table in Markdown."""
-    heads = [
-        f"{metric.paper} {base_text.arrow(metric.better)}{' †' if metric.unreliable else ''} "
-        f"({metric.suite}/{metric.name})"
-        for metric in table.metrics
-    ]
-    rows: list[Sequence[str]] = [
-        ["arm", "kind", *heads],
-        ["---"] * (len(heads) + 2),
-        [reference, f"reference, at L0 {number(l0)}", *table.reference],
-    ]
-    for kind, members in table.groups:
-        rows += [[arm.name, kind, *map(_verdict_cell, found)] for arm, found in members]
-    return words.rows(rows)
-
-
-def _verdict_cell(found: Comparison | None) -> str:
-    if found is None:
-        return "not compared"
-    verdict = f"**{found.verdict}**" if found.verdict in DECIDED else found.verdict
-    detects = (
-        f"; detects {number(found.smallest_detectable)} or more"
-        if found.verdict == "not distinguishable" and found.smallest_detectable is not None
-        else ""
-    )
-    return Markup(verdict) + " " + Markup(base_text.as_markdown(difference(found) + detects))
