@@ -117,13 +117,7 @@ class TrainProgress(_Bar):
         self._first: tuple[int, int, float] | None = None
 
     def trained(self, step: int, tokens: int, row: Mapping[str, Any]) -> None:
-        """A step has ended.
-
-        Args:
-            step: steps that are done.
-            tokens: tokens that were trained on.
-            row: the last row of `metrics.jsonl`.
-        """
+        """Say how many steps are done on how many tokens, and the last row of `metrics.jsonl`."""
         now = time.perf_counter()
         first_step, first_tokens, began = self._first = self._first or (step, tokens, now)
         is_last = step >= self._total

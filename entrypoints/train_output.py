@@ -65,10 +65,7 @@ def _described(settings: Settings) -> Iterator[str]:
 def print_summary(title: str, rows: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a table of names and values, grouped by what precedes the first "/" of a name.
 
-    Args:
-        title: above the table.
-        rows: numbers, text or None by name; groups come in the order of their first row.
-        console: where to print; standard output if None.
+    Groups come in the order of their first row.
     """
     from rich.console import Console
     from rich.table import Table

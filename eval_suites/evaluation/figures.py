@@ -29,12 +29,7 @@ _LETTERS_PER_INCH = 12
 
 
 def save_all(results: Mapping[str, Labelled], folder: Path) -> list[Path]:
-    """Draw what there are results for, by suite; the files that were written.
-
-    Args:
-        results: by the suite's name, then by the SAE's label.
-        folder: made if need be.
-    """
+    """Draw what there are results for, by suite; the files that were written."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for suite, name, draw in DRAWN:

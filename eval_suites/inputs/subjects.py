@@ -83,13 +83,7 @@ class Subject:
 
 
 def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Subject:
-    """An SAE with what is known about it.
-
-    Args:
-        name: what it is called.
-        source: as the user gave it.
-        sae: as loaded.
-        facts: the config of the run that trained it, or nothing.
+    """An SAE with what is known about it, also by the config of the run that trained it.
 
     Raises:
         SuiteError: SAEBench cannot evaluate it, or its config does not say where it belongs.

@@ -107,11 +107,7 @@ class Setup(Protocol):
         ...
 
     def trainer(self, folder: Path) -> tuple[SAETrainer[Any, Any], Save]:
-        """Draw the SAE's weights as `prepare` does, for a caller who gives it the batches.
-
-        Args:
-            folder: where the SAE will lie.
-        """
+        """Draw the SAE's weights as `prepare` does, for a caller who gives it the batches."""
         ...
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
@@ -229,11 +225,8 @@ def write_summary(
 ) -> dict[str, Any]:
     """Write a run's `summary.json`, into which the recorder's `training_summary.json` goes.
 
-    Args:
-        folder: the run's.
-        heldout: held-out metrics.
-        found: what else is known about the SAE, by name.
-        seconds: what the run took, together with those that it shared its batches with.
+    `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
+    run took, together with those that it shared its batches with.
     """
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}

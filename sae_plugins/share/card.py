@@ -1,8 +1,8 @@
 """The model card, README.md, of SAEs in a repository on the Hugging Face Hub.
 
-`entry` reads what is known about one SAE, `card` writes it into the card of a repository: a section
-between two comments, its results between two more, and the SAE's part of the metadata. Everything
-else is people's and stays.
+`card` writes what is known about one SAE into the card of a repository: a section between two
+comments, its results between two more, and the SAE's part of the metadata. Everything else is
+people's and stays.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def card(
 
     What people wrote stays byte for byte, and so do their metadata, to whose lists it adds. Where
     they deleted one of a section's two comments, its text is theirs from then on, and a fresh
-    section goes to the end. The same entry again changes nothing.
+    section goes to the end. The same facts again change nothing.
 
     Args:
-        entry: of the SAE.
+        facts: of the SAE.
         previous: the card that is there, with its own line ends; None if there is none.
         repo: OWNER/NAME of the repository.
         branch: of the repository.

@@ -53,13 +53,9 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
 
 
 def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None:
-    """Train and evaluate what is missing.
+    """Train and evaluate what is missing in a study's folder, in so many processes.
 
-    Args:
-        study: the study.
-        folder: where its SAEs and results are, and go.
-        jobs: processes; None for one per core on a CPU, and one on a GPU.
-        progress: hears of it.
+    Where `jobs` is None, that is one per core on a CPU, and one on a GPU.
 
     Raises:
         SaePluginsError: the study is wrong, or the folder is in use or cannot be written to.

@@ -41,12 +41,7 @@ FINDINGS = "findings.json"
 
 
 def gather(name: str, study: Study, folder: Path) -> Findings:
-    """What is known of a study, whether or not all of it has been run.
-
-    Args:
-        name: of the study, for the report's head.
-        study: the study.
-        folder: where its SAEs and results are.
+    """What is known of a study by its folder, whether or not all of it has been run.
 
     Raises:
         SaePluginsError: something in the study is wrong, or the folder is damaged.

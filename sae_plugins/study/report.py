@@ -39,15 +39,7 @@ _KINDS: Mapping[Kind, str] = {
 
 
 def write(findings: Findings, folder: Path) -> Path:
-    """Write the report of a study into its folder, in place of an earlier one.
-
-    Args:
-        findings: what the study found.
-        folder: the study's, in which the runs' folders are.
-
-    Returns:
-        The HTML page.
-    """
+    """Write the report of a study into its folder, in place of an earlier one; the HTML page."""
     from plotly.offline import get_plotlyjs
 
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
@@ -65,43 +57,32 @@ def write(findings: Findings, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the verdicts say of one model, for whoever reads nothing else.
-
-    Attributes:
-        model: its name.
-        seeds: with which SAEs were trained.
-        metrics: that are compared.
-        decided: arms with a "better" or a "worse": on which metrics better, on which worse, and
-            on how many there is no verdict.
-        same: arms that are neither on any metric, but have a verdict.
-        silent: arms without any verdict.
-    """
+    """What the verdicts say of one model, for whoever reads nothing else."""
 
     model: str
     seeds: int
+    """How many; likewise the metrics that are compared."""
     metrics: int
     decided: Sequence[tuple[ArmInfo, str, str, str]]
+    """Arms with a "better" or a "worse": on which metrics each, and on how many no verdict."""
     same: Sequence[str]
+    """Arms that are neither on any metric, but have a verdict."""
     silent: Sequence[str]
+    """Arms without any verdict."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The verdict table of one model.
-
-    Attributes:
-        model: its name.
-        metrics: the columns.
-        reference: the reference's scores at its middle sparsity.
-        groups: of arms, by kind, with a comparison for each metric; None where there is none.
-        notes: reasons of no verdict and warnings, with what they are about.
-    """
+    """The verdict table of one model, with a column for each metric."""
 
     model: str
     metrics: Sequence[ReportedMetric]
     reference: Sequence[str]
+    """The reference's scores at its middle sparsity."""
     groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[Comparison | None]]]]]
+    """Arms by kind, with a comparison for each metric; None where there is none."""
     notes: Sequence[tuple[str, str]]
+    """Reasons of no verdict and warnings, after what they are about."""
 
 
 def _view(facts: Facts) -> dict[str, Any]:
