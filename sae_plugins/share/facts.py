@@ -14,6 +14,7 @@ import yaml
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation.metrics import described
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, Result
@@ -162,7 +163,7 @@ def facts_of(
 
 def _mapping(file: Path) -> dict[str, Any]:
     """A JSON or YAML file; empty where there is none."""
-    read = json.loads if file.suffix == ".json" else yaml.safe_load
+    read = json.loads if file.suffix == ".json" else parse
     try:
         contents = read(file.read_text("utf-8"))
     except FileNotFoundError:
