@@ -7,7 +7,7 @@ b_enc [d_sae] look alike when d_in equals d_sae.
 A new architecture is a row here and one in `tests/expected.py`; then all tests of the contract and
 of combinations run on it. `python -m sae_plugins.settings.introspection` writes its settings into
 `sae_lens_flags.json`, and with that they are flags; one that has no meaning below 0 gets its bound
-in `settings.values`, a coefficient of its own its defaults in `settings.defaults`. Only if a saved
+in `settings.values`, a coefficient of its own its two defaults in `settings.defaults`. Only if a saved
 SAE of it holds thresholds in another place than a parameter `threshold`,
 `mechanisms.activation_threshold.raise_thresholds` must know it.
 """
@@ -36,7 +36,8 @@ class Architecture:
         tied: the encoder is a view of the decoder, so W_dec is the only weight matrix; W_enc can be
             read.
         shared: parameters and buffers without a feature axis.
-        sparsity_coefficient: SAELens' name for the coefficient of the sparsity loss, if any.
+        sparsity_coefficient: the coefficient of the sparsity loss, if any, as SAELens names it in
+            the coefficients of a step: "l1" for `l1_coefficient`.
         weighs_tokens: whether that coefficient multiplies each token's loss before the mean over
             the batch, so that it may be a vector [B].
         signed: activations may be negative; a feature is active where it is not 0.
@@ -78,7 +79,7 @@ class Architecture:
     def lacks_coefficient(self) -> str | None:
         """Why what scales the sparsity coefficient cannot work; None where there is one."""
         if self.sparsity_coefficient is None:
-            return "they have no sparsity coefficient (l1 or l0) to scale"
+            return "they have no sparsity coefficient to scale"
         return None
 
 
