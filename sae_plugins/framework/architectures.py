@@ -7,8 +7,8 @@ b_enc [d_sae] look alike when d_in equals d_sae.
 A new architecture is a row here and one in `tests/expected.py`; then all tests of the contract and
 of combinations run on it. `python -m sae_plugins.settings.introspection` writes its settings into
 `sae_lens_flags.json`, and with that they are flags; one that has no meaning below 0 gets its bound
-in `settings.values`, a coefficient of its own its two defaults in `settings.defaults`. Only if a saved
-SAE of it holds thresholds in another place than a parameter `threshold`,
+in `settings.values`, a coefficient of its own its two defaults in `settings.defaults`. Only if a
+saved SAE of it holds thresholds in another place than a parameter `threshold`,
 `mechanisms.activation_threshold.raise_thresholds` must know it.
 """
 
