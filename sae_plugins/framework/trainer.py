@@ -33,6 +33,7 @@ from sae_plugins.framework.losses import LOSS_FORMS
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.framework.run import Run
+from sae_plugins.framework.steps import in_steps
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.state import check_fits
 
@@ -73,8 +74,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
         if self.checkpoints is not None:
             self.checkpoints.check(self)
         settings = self.plan.training
-        self.host = Host([plugin(options) for plugin, options in self.plan.plugins])
         self.run = Run(self, next(self.numbers))
+        self.host = Host(
+            [plugin(in_steps(given, self.run.total_steps)) for plugin, given in self.plan.plugins]
+        )
         self._window: GradientWindow | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
         if not self._inert:
