@@ -44,7 +44,8 @@ _BOUNDS = {
 def read(annotation: Any, text: str) -> Any:
     """A text as the type has it: none, 100k, the text itself, JSON, or words that make a list.
 
-    Where a type takes both whole and other numbers, 8 is a whole one and 8.0 is not. A text that fits in no way is for validation to refuse, read as far as it fits.
+    Where a type takes both whole and other numbers, 8 is a whole one and 8.0 is not. A text that
+    fits in no way is for validation to refuse, read as far as it fits.
     """
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     best, fitted = text, 0
