@@ -174,7 +174,7 @@ def _fit(
     from sae_plugins.framework.attach import plugins
     from sae_plugins.runs.recorder import Recorder
 
-    progress = TrainProgress(settings.batches)
+    progress = TrainProgress(settings.batches, done=checkpoints.step or 0)
 
     class Shown(Recorder):
         def show(self, run: Run) -> None:

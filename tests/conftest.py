@@ -7,7 +7,7 @@ import gc
 import logging
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +22,17 @@ from hub import Ask, LoopbackHub
 __all__ = ["pytest_collection_modifyitems"]
 
 
-gc.disable()  # while tests are imported: looking for garbage is a quarter of that
 atexit.register(gc.unfreeze)
 
 
-def pytest_collection_finish() -> None:
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Tests are imported without a search for garbage, which would be a quarter of that."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()  # in xdist's controller, too, which collects nothing
 
 
 @pytest.fixture(autouse=True, scope="module")

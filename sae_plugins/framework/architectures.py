@@ -43,8 +43,8 @@ class Architecture:
         signed: activations may be negative; a feature is active where it is not 0.
         batch_coupled: why accumulating micro-batches is not the same as one large batch, if it is
             not: the loss is no mean over tokens, or it depends on how long features have not fired,
-            which SAELens counts in micro-batches. (A JumpReLU SAE's does if it has a
-            `pre_act_loss_coefficient`, which is not the default.)
+            which SAELens counts in micro-batches.
+        batch_coupled_by: the same, by the settings that make it so.
         ordered: the position of a feature has a meaning (prefixes are trained to reconstruct).
         k_per_token: k features are active on each token, so k is a whole number.
         rescaled: activations are divided by the norm of the feature's decoder row.
@@ -63,6 +63,7 @@ class Architecture:
     weighs_tokens: bool = False
     signed: bool = False
     batch_coupled: str | None = None
+    batch_coupled_by: Mapping[str, str] = field(default_factory=dict)
     ordered: bool = False
     k_per_token: bool = False
     rescaled: bool = False
@@ -117,6 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             biases={"b_enc": 0.0, "threshold": "jumprelu_init_threshold"},
             sparsity_coefficient="l0",
             weighs_tokens=True,
+            batch_coupled_by={"pre_act_loss_coefficient": _DEAD},
             straight_through=True,
         ),
         Architecture(

@@ -147,9 +147,10 @@ def sae_config(settings: SAELensSettings, d_in: int) -> Any:
             "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
             "out, or add --rescale_acts_by_decoder_norm false"
         )
-    k = fields.get("k")
-    if row.k_per_token and isinstance(k, float):
-        raise PluginError(f"--k {k}: {row.name} SAEs need a whole number")
+    if row.k_per_token and "k" in fields:
+        if fields["k"] != int(fields["k"]):
+            raise PluginError(f"--k {fields['k']}: {row.name} SAEs need a whole number")
+        fields["k"] = int(fields["k"])  # as SAELens has it; it may be 8.0
     _, config_class = get_sae_training_class(settings.architecture)
     with settings_accepted():
         config: Any = config_class(

@@ -145,7 +145,9 @@ def test_an_evaluation_prints_its_plan_tables_and_files(run):
     assert "score 2 ↑" in done.out
     assert "0.9250 ± 0.0071" in done.out
     assert "results.csv" in done.out
-    assert done.err.splitlines()[0].startswith("1/4 dummy, a, seed 42: ok")
+    said = [line.partition(" (")[0] for line in done.err.splitlines()]
+    assert said[:2] == ["0/4 loading gpt2", "0/4 dummy, seed 42: preparing"]
+    assert "1/4 dummy, a, seed 42: ok" in said
     assert Path("evaluations/manifest.json").exists()
     again = run("runs/a runs/b --suite dummy --seed 42,43 --dummy.k_values 2 10")
     assert "ok, was there" in again.err
