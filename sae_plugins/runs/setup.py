@@ -82,6 +82,11 @@ class Setup(Protocol):
     settings: SAELensSettings
     sae_config: Any
 
+    @property
+    def loaded_as(self) -> str:
+        """By whose code its model is loaded, in words."""
+        ...
+
     def sharing(self, settings: SAELensSettings) -> Setup:
         """A setup with other settings, and this one's model and text where they are the same."""
         ...

@@ -10,13 +10,13 @@ from sae_plugins.settings.settings import Settings
 
 
 def check_code(values: Mapping[str, Any]) -> None:
-    """Refuse to run code that comes with a model, whoever asks for it."""
-    for name in ("model_from_pretrained_kwargs", "model_kwargs"):
-        if "trust_remote_code" in str(values.get(name)):
-            raise SaePluginsError(
-                f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
-                "comes with a model"
-            )
+    """Refuse arguments of a model that could run code that comes with it, whoever gives them."""
+    from sae_plugins.runs.language_models.kwargs import HOOKED, check_kwargs
+
+    with prefixed("--model_from_pretrained_kwargs"):
+        check_kwargs(
+            values.get("model_from_pretrained_kwargs"), values.get("model_class_name") or HOOKED
+        )
 
 
 def check_interval(values: Mapping[str, Any]) -> None:

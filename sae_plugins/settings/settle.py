@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
@@ -125,7 +126,13 @@ def _merged(
                 problems.add(f"--{name}: {reason}")
             elif layer is recipe and value != all_flags()[name].default:
                 notes.append(f"the recipe's {name} is left out: {reason}")
-    return {**merged, "model_name": model_name, "architecture": architecture}
+    return {**merged, "model_name": _placed(model_name), "architecture": architecture}
+
+
+def _placed(model_name: str) -> str:
+    """A folder with a language model by its whole path, by which it is found from anywhere."""
+    folder = Path(model_name).expanduser()
+    return str(folder.absolute()) if (folder / "config.json").is_file() else model_name
 
 
 def _note_coefficient(settings: Settings, given: Collection[str]) -> None:

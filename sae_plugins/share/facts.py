@@ -196,8 +196,10 @@ def _base_model(name: str, model_class: str | None) -> str | None:
     names = {official.lower(): official for official in OFFICIAL_MODEL_NAMES}
     names |= {a.lower(): official for official, known in MODEL_ALIASES.items() for a in known}
     found = names.get(name.lower())
+    if found is None:  # TransformerLens lists it not, and converts it
+        return name if on_hub(name) else None
     # llama-7b-hf and its like are in a folder of the user's
-    return found if found and ("/" in found or "gpt2" in found) else None
+    return found if "/" in found or "gpt2" in found else None
 
 
 def on_hub(name: str) -> bool:

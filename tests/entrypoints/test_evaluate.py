@@ -82,13 +82,14 @@ def run(monkeypatch, tmp_path, capsys):
     def data_source(name, *_):
         return SimpleNamespace(name=name, folder=name, revisions={}, fingerprint=lambda *_: "v1")
 
-    model = SimpleNamespace(name="gpt2", hash="m1", dtype="float32", hooked=None)
+    model = SimpleNamespace(name="gpt2", hash="m1", dtype="float32", hooked=None, loaded_as="dummy")
+    expected = SimpleNamespace(
+        loader=SimpleNamespace(kind="a dummy"), check=lambda *_: None, load=lambda _: model
+    )
     for name, functions in {
         "evaluation.loading": {"load_subject": load_subject},
         "inputs.models": {
-            "load_language_model": lambda *_: model,
-            "check_hook": lambda *_: None,
-            "check_d_in": lambda *_: None,
+            "expected": lambda *_: expected,
         },
         "inputs.data_source": {"data_source": data_source},
         "saebench.facts": {"default_dtype": lambda _: "float32"},
