@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, answered between two steps instead of in the middle of one."""
+"""SIGINT and SIGTERM, answered between two steps, or two states of a folder, and not within."""
 
 from __future__ import annotations
 
@@ -23,20 +23,6 @@ class Signals:
         self._deferring = False
         self._training = True
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Put back today's handlers afterwards; SAELens' runners replace them."""
-        if not _in_main_thread():
-            yield
-            return
-        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                if handler is not None:  # one that was not set from Python
-                    signal.signal(number, handler)
-
     def defer(self) -> None:
         """Answer signals from now on, whoever did before."""
         if self._deferring or not _in_main_thread():
@@ -56,6 +42,33 @@ class Signals:
             raise interruption()
         self.received = True
         _say("finishing the step and writing a checkpoint" if self._training else "saving the SAE")
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back today's handlers afterwards; SAELens' runners replace them."""
+    if not _in_main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # one that was not set from Python
+                signal.signal(number, handler)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Answer signals that come inside when the block has ended, as they would have been."""
+    received: list[int] = []
+    with handlers_kept():
+        for number in _SIGNALS if _in_main_thread() else ():
+            signal.signal(number, lambda number, _: received.append(number))
+        yield
+    for first in received[:1]:
+        signal.raise_signal(first)
 
 
 def _say(what: str) -> None:
