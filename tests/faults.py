@@ -1,7 +1,7 @@
 """Every change that a process makes to its files is an event, at which it can be killed.
 
-Python tells its audit hooks of files that are opened, moved and removed. What it does not tell
-of is added here: the first write into a file, what PyTorch and safetensors write, and fsync.
+Python tells its audit hooks of files that are opened, moved and removed. What it does not tell of
+is added here: the first write into a file, and the files that PyTorch and safetensors write.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,8 @@ LOG = "log.txt"
 _EVENTS = "events.json"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = (
-    "os.rename",
-    "os.remove",
-    "os.mkdir",
-    "os.rmdir",
-    "os.truncate",
-    "os.link",
-    "os.symlink",
+    *("os.rename", "os.remove", "os.mkdir", "os.rmdir"),
+    *("os.truncate", "os.link", "os.symlink"),
 )
 
 
@@ -46,28 +41,23 @@ class Faults:
         self.root = os.getcwd() + os.sep
         self.quiet = False
 
-    def open(self) -> None:
+    def watch(self) -> None:
         """Begin; there is no end, so that this is for processes that end soon."""
         import safetensors.torch
         import torch
 
         sys.addaudithook(self._audited)
-        fsync, builtin = os.fsync, builtins.open
+        opening = builtins.open
 
-        def syncing(handle: int) -> None:
-            self.event("fsync")
-            fsync(handle)
-
-        def opening(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            opened = builtin(file, mode, *args, **kwargs)
+        def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            result = opening(file, mode, *args, **kwargs)
             if set(mode) & set("wax+") and self._counts(file):
-                self._watch(opened, str(file))
-            return opened
+                self._watch_writing(result, str(file))
+            return result
 
-        os.fsync = syncing
-        builtins.open = io.open = opening
-        safetensors.torch.serialize_file = self._whole(safetensors.torch.serialize_file, 1)
-        torch.save = self._whole(torch.save, 1)
+        builtins.open = io.open = opened
+        safetensors.torch.serialize_file = self._as_events(safetensors.torch.serialize_file)
+        torch.save = self._as_events(torch.save)
 
     def event(self, what: str, half: Callable[[], Any] = bool) -> None:
         """Something is about to be done; `half` does half of it, for a process that is killed."""
@@ -76,12 +66,12 @@ class Faults:
         self.events.append(what.replace(self.root, ""))
         if len(self.events) == self.at:
             if self.number == signal.SIGKILL:
-                with self.unseen():
+                with self._unseen():
                     half()
             os.kill(os.getpid(), self.number)
 
     @contextmanager
-    def unseen(self) -> Any:
+    def _unseen(self) -> Iterator[None]:
         before, self.quiet = self.quiet, True
         try:
             yield
@@ -89,9 +79,8 @@ class Faults:
             self.quiet = before
 
     def _counts(self, path: Any) -> bool:
-        return not isinstance(path, int) and os.path.abspath(os.fsdecode(path)).startswith(
-            self.root
-        )
+        is_path = not isinstance(path, int)
+        return is_path and os.path.abspath(os.fsdecode(path)).startswith(self.root)
 
     def _audited(self, name: str, args: tuple[Any, ...]) -> None:
         if name == "open":
@@ -99,15 +88,14 @@ class Faults:
             if flags & _WRITING and self._counts(path):
                 self.event(f"open {path}")
         elif name in _CHANGES and self._counts(args[0]):
-            path, *others = args
-            if isinstance(others[-1], int) and others[-1] < 0:  # of which folder the name is
-                if os.path.exists(path) is (name == "os.mkdir"):
-                    return  # which changes nothing
-            self.event(f"{name} {path}")
+            path, folder = args[0], args[-1]
+            is_there = os.path.exists(path) if folder == -1 else None
+            if is_there is not (name == "os.mkdir"):  # which would change nothing
+                self.event(f"{name} {path}")
 
-    def _watch(self, file: Any, name: str) -> None:
+    def _watch_writing(self, file: Any, name: str) -> None:
         """The first write into a file is an event."""
-        write, self_ = file.write, self
+        write, event = file.write, self.event
 
         def writing(data: Any) -> Any:
             file.write = write
@@ -116,25 +104,23 @@ class Faults:
                 write(data[: len(data) // 2])
                 file.flush()
 
-            self_.event(f"write {name}", half)
+            event(f"write {name}", half)
             return write(data)
 
         file.write = writing
 
-    def _whole(self, write: Callable[..., Any], place: int) -> Callable[..., Any]:
+    def _as_events(self, write: Callable[..., Any]) -> Callable[..., Any]:
         """A function that writes a whole file, as two events: nothing and half of it is there."""
 
-        def writing(*args: Any, **kwargs: Any) -> Any:
-            path = args[place]
-
+        def writing(what: Any, path: Any, **kwargs: Any) -> Any:
             def half() -> None:
-                write(*args, **kwargs)
+                write(what, path, **kwargs)
                 os.truncate(path, os.path.getsize(path) // 2)
 
-            self.event(f"save {path}")
+            self.event(f"open {path}")
             self.event(f"write {path}", half)
-            with self.unseen():
-                return write(*args, **kwargs)
+            with self._unseen():
+                return write(what, path, **kwargs)
 
         return writing
 
@@ -149,7 +135,7 @@ def _child(act: Callable[[], int], at: int, number: signal.Signals) -> None:
     with Path(LOG).open("w", buffering=1) as sys.stdout:
         sys.stderr = sys.stdout
         faults = Faults(at, number)
-        faults.open()
+        faults.watch()
         code = act()
     faults.quiet = True
     Path(_EVENTS).write_text(json.dumps(faults.events))

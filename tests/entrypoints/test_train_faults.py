@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import faults
+import pytest
 from faults import contents, forked
+
 from sae_plugins.entrypoints.main import main
 
 LANGUAGE_MODEL = [
@@ -22,13 +21,19 @@ LANGUAGE_MODEL = [
     *("--plugin", "activation-threshold", "--recorder.every", "1"),
 ]
 """5 steps, with a plugin that edits what is saved."""
+SYNTHETIC = [
+    *("--model_name", "synthetic:toy", "--training_tokens", "480", "--d_sae", "64"),
+    *("--train_batch_size_tokens", "96", "--eval_samples", "500", "--heldout_tokens", "500"),
+    *("--n_batches_for_norm_estimate", "2", "--save_synthetic_model", "true"),
+]
 RUNS = {
     "n_checkpoints": [*LANGUAGE_MODEL, "--checkpoint_every", "2", "--n_checkpoints", "3"],
-    "none": [*LANGUAGE_MODEL, "--checkpoint_every", "2"],
-    "never": [*LANGUAGE_MODEL, "--checkpoint_every", "0", "--n_checkpoints", "3"],
+    "no n_checkpoints": [*LANGUAGE_MODEL, "--checkpoint_every", "2"],
+    "nothing to go on from": [*LANGUAGE_MODEL, "--checkpoint_every", "0", "--n_checkpoints", "3"],
+    "synthetic": [*SYNTHETIC, "--checkpoint_every", "2", "--n_checkpoints", "3"],
 }
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-RUN, WHOLE = Path("run"), Path("whole")
+RUN, KILLED, WHOLE = Path("run"), Path("killed"), Path("whole")
 RESUME = ["--resume", str(RUN)]
 
 
@@ -42,78 +47,64 @@ def train(arguments: list[str], **fault: Any) -> int:
 
 
 def go_on(command: list[str], first: list[str]) -> None:
-    """Do as the user who begins with `first` is advised to do, until the run has ended."""
+    """Do as a user does who begins with `first`, and follows the advice."""
     tried = []
-    for _ in range(4):
-        code = train(first)
-        tried.append((first, faults.said()))
+    words = first
+    while len(tried) < 4:
+        code = train(words)
+        tried.append((words, code, faults.said()))
         if code == 0 or "is finished: there is nothing to go on with" in faults.said():
             return
         assert code == 2, tried
-        if "--overwrite" in faults.said() and first != RESUME and "resume run" not in faults.said():
-            first = [*command, "--overwrite"]
+        if "train --resume run" in faults.said():
+            words = RESUME
+        elif "--overwrite" in faults.said():
+            words = [*command, "--overwrite"]
         else:
-            first = command if first == RESUME else RESUME
+            words = command if words == RESUME else RESUME
     raise AssertionError(tried)
 
 
-def check(kind: str, number: signal.Signals, every: int = 1, last: int | None = None) -> int:
-    """Send a signal at events; the number of events that there are.
+def check(kind: str, number: signal.Signals, first: int = 1, every: int = 1) -> int:
+    """Send a signal at events, go on, and compare; the number of events that there are.
 
     Args:
         kind: of run.
         number: the signal.
-        every: of so many events one is chosen,
-        last: of so many at the end.
+        first: the first event; those of the end are negative.
+        every: and each so many after it.
     """
     command = [*RUNS[kind], "--output_path", str(RUN)]
-    assert (
-        main(["train", *RUNS[kind], "--output_path", "warm"]) == 0
-    )  # imports what is imported late
+    assert main(["train", *RUNS[kind], "--output_path", "warm"]) == 0  # what is imported late
     assert train(command) == 0, faults.said()
-    total, what = len(faults.events()), faults.events()
-    RUN.rename(WHOLE)
-    wanted = contents(WHOLE)
-    wrong = []
-    for at in range(
-        1 if last is None else total - last + 1, total + 1, int(os.environ.get("EVERY", every))
-    ):
-        for first in (command, RESUME):
-            code = train(command, at=at, number=number)
-            try:
-                assert code != 1, faults.said()
-                if code or not RUN.exists():
-                    go_on(command, first)
-                found = contents(RUN)
-                assert found.keys() == wanted.keys(), set(found) ^ set(wanted)
-                assert found == wanted, [n for n in found if found[n] != wanted[n]]
-            except Exception as e:
-                wrong.append((at, what[at - 1], first[0], str(e)[:600]))
-            with open(os.environ.get("PROGRESS", os.devnull), "a") as f:
-                print(
-                    kind,
-                    number.name,
-                    at,
-                    total,
-                    what[at - 1],
-                    first[0],
-                    "WRONG " + wrong[-1][-1][:300].replace(chr(10), " ")
-                    if wrong and wrong[-1][0] == at and wrong[-1][2] == first[0]
-                    else "ok",
-                    file=f,
-                )
-            shutil.rmtree(RUN, ignore_errors=True)
-    for each in wrong:
-        print(*each)
-    print(kind, number, "events", total, "wrong", len(wrong))
-    for each in what if os.environ.get("SHOW") else ():
-        print("   ", each)
-    assert not wrong
-    return total
+    events = faults.events()
+    wanted = contents(RUN.rename(WHOLE))
+    for at in range(first if first > 0 else len(events) + 1 + first, len(events) + 1, every):
+        code = train(command, at=at, number=number)
+        assert code in (0, 130, -number), faults.said()
+        if RUN.exists():
+            RUN.rename(KILLED)
+        for words in (command, RESUME):
+            if KILLED.exists():
+                shutil.copytree(KILLED, RUN)
+            if code:
+                go_on(command, words)
+            found = contents(RUN)
+            differ = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+            assert found == wanted, (kind, number, at, events[at - 1], words[0], differ)
+            shutil.rmtree(RUN)
+        shutil.rmtree(KILLED, ignore_errors=True)
+    return len(events)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("kind", RUNS)
-def test_every_event(kind: str, number: signal.Signals) -> None:
-    check(kind, number)
+def test_every_event(kind: str, number: signal.Signals, record_property: Any) -> None:
+    record_property("events", check(kind, number))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_some_events_of_the_end(number: signal.Signals) -> None:
+    check("n_checkpoints", number, first=-70, every=10)

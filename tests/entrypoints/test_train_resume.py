@@ -417,10 +417,11 @@ def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.shutil, "rmtree", interrupted)
+        patched.setattr(runs, "_remove_checkpoints", interrupted)
         train("--resume", "run", code=130)
     assert list((unfinished / UNFINISHED / OUR_CHECKPOINTS).iterdir())
     train(*SHORT, "--output_path", "run", code=2)  # an SAE is there
+    assert not list(unfinished.glob("unfinished*"))
     train(*SHORT, "--output_path", "run", "--overwrite")
     assert not list(unfinished.glob("unfinished*"))
 
