@@ -126,7 +126,7 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         setup = load_setup(settings.for_saelens())
         if earlier is None:
             _fit(settings, setup, folder, checkpoints, started)
-        before = earlier["seconds"] if earlier else 0.0
+        before = earlier.get("seconds", 0.0) if earlier else 0.0
         with begun():
             _score(setup, folder, before + time.perf_counter() - started)
             left = folder.finish()

@@ -35,13 +35,14 @@ class Signals:
         """From now on the first signal lets the SAE be saved: there is nothing to go on from."""
         self._training = False
         if self.received:
-            _say("training has ended meanwhile, and the SAE is being saved")
+            _say("training has ended meanwhile, and the SAE is being saved; again to stop at once")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received or not self._deferring:
             raise interruption()
         self.received = True
-        _say("finishing the step and writing a checkpoint" if self._training else "saving the SAE")
+        what = "finishing the step and writing a checkpoint" if self._training else "saving the SAE"
+        _say(f"{what}; again to stop at once")
 
 
 @contextmanager
@@ -60,12 +61,21 @@ def handlers_kept() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Answer signals that come inside when the block has ended, as they would have been."""
+def deferred(what: str) -> Iterator[None]:
+    """Answer signals that come inside when the block has ended, as they would have been.
+
+    Args:
+        what: is being done, for who sends one.
+    """
     received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        _say(f"{what}, and stopping then")
+
     with handlers_kept():
         for number in _SIGNALS if _in_main_thread() else ():
-            signal.signal(number, lambda number, _: received.append(number))
+            signal.signal(number, receive)
         yield
     for first in received[:1]:
         signal.raise_signal(first)
@@ -73,7 +83,7 @@ def deferred() -> Iterator[None]:
 
 def _say(what: str) -> None:
     # not print: the signal may have come in the middle of one
-    os.write(2, f"\n{what}; again to stop at once\n".encode())
+    os.write(2, f"\n{what}\n".encode())
 
 
 def _in_main_thread() -> bool:

@@ -68,6 +68,7 @@ _PARTIAL = (
 """What a process that is killed leaves of files that it was writing."""
 _WORKING = (TRAINED, TRAINING_SUMMARY, *_PARTIAL)
 """What is in `unfinished/` only, besides the checkpoints to go on from."""
+_MOVING = "moving the run's files to their places"
 
 
 def default_path(names: Iterable[str], model_name: str, architecture: str, seed: int) -> Path:
@@ -258,7 +259,7 @@ class RunFolder:
         Raises:
             PluginError: that failed; no file that the run wrote is lost.
         """
-        with deferred():
+        with deferred(_MOVING):
             try:
                 names = self._names()
                 journal.begin(self.unfinished, self.path, names)
@@ -276,7 +277,7 @@ class RunFolder:
         names = journal.pending(self.path)
         if names is None:
             return False
-        with deferred():
+        with deferred(_MOVING):
             self._move(names)
         return True
 

@@ -46,9 +46,7 @@ def pending(folder: Path) -> list[str] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise PluginError(
-            f"{path}, which lists files to be moved, is damaged: {error!r}"
-        ) from error
+        raise PluginError(f"{path}, a list of files to be moved, is damaged: {error!r}") from error
     if not inside:
         raise PluginError(f"{path} lists files outside {folder}: it was not written by sae-plugins")
     return list(names)
