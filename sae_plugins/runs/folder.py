@@ -85,7 +85,7 @@ class RunFolder:
         self.path = path
         self.unfinished = path / UNFINISHED
         self._lock = ExitStack()
-        self._started = False
+        self._started = self._ended = False
 
     def check(self, overwrite: bool) -> None:
         """Refuse a folder that is taken or cannot be written to; make and lock it otherwise.
@@ -293,6 +293,7 @@ class RunFolder:
             _remove_checkpoints(self.unfinished)
             _remove_empty_folders(self.unfinished)
             journal.end(self.path)
+            self._ended = True
         except OSError as error:
             raise PluginError(f"moving the trained SAE to {self.path} failed: {error}") from error
 
@@ -332,13 +333,13 @@ class RunFolder:
         if not self._started:
             _remove_if_empty(self.path)
             return None
+        if self._ended:
+            return f"the trained SAE is in {self.path}"
         go_on = f"go on with it: sae-plugins train --resume {self.path}"
         if (self.path / journal.JOURNAL).exists():
             return f"the trained SAE is being moved to {self.path}; {go_on}"
         if self.trained is not None:
             return f"the trained SAE is in {self.unfinished}; {go_on}"
-        if not self.unfinished.exists():
-            return f"the trained SAE is in {self.path}"
         if not _is_saved(self.unfinished):
             self._remove_half_saved()
         if self._can_go_on():

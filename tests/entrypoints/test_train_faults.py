@@ -26,12 +26,14 @@ SYNTHETIC = [
     *("--train_batch_size_tokens", "96", "--eval_samples", "500", "--heldout_tokens", "500"),
     *("--n_batches_for_norm_estimate", "2", "--save_synthetic_model", "true"),
 ]
+QUICK = ["--recorder.figures", "false"]
 RUNS = {
     "n_checkpoints": [*LANGUAGE_MODEL, "--checkpoint_every", "2", "--n_checkpoints", "3"],
-    "no n_checkpoints": [*LANGUAGE_MODEL, "--checkpoint_every", "2"],
-    "nothing to go on from": [*LANGUAGE_MODEL, "--checkpoint_every", "0", "--n_checkpoints", "3"],
-    "synthetic": [*SYNTHETIC, "--checkpoint_every", "2", "--n_checkpoints", "3"],
+    "none": [*LANGUAGE_MODEL, *QUICK, "--checkpoint_every", "2"],
+    "last": [*LANGUAGE_MODEL, *QUICK, "--checkpoint_every", "0", "--n_checkpoints", "3"],
+    "synthetic": [*SYNTHETIC, *QUICK, "--checkpoint_every", "2", "--n_checkpoints", "3"],
 }
+"""With SAELens' own checkpoints; without; with nothing else to go on from; and other data."""
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 RUN, WHOLE = Path("run"), Path("whole")
 RESUME = ["--resume", str(RUN)]

@@ -151,6 +151,7 @@ def test_signals_wait_until_all_has_moved(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace, folder = os.replace, trained()
+    fill(folder.unfinished, "resume/notes.txt")
 
     def replacing(source: Any, target: Any) -> None:
         signal.raise_signal(number)
@@ -166,7 +167,7 @@ def test_signals_wait_until_all_has_moved(
             folder.finish()
     finally:
         signal.signal(number, before)
-    assert found() == {*OF_A_RUN, "run.yaml"}
+    assert found() == {*OF_A_RUN, "run.yaml", "unfinished/resume/notes.txt"}
     assert folder.abandon() == "the trained SAE is in run"
 
 
