@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test combinations slow smollm2 browser lint format types docs world bench lock clean
+.PHONY: help env demo test combinations slow faults smollm2 browser lint format types docs world bench lock clean
 
 help: ## this page
 	@echo 'sae-plugins: start with `make env`, then `make demo`.'
@@ -37,7 +37,7 @@ demo: env ## train a small SAE with the hybrid-order method, offline, into runs/
 	$(BIN)/sae-plugins train --recipe hybrid-order-demo --output_path runs/demo --overwrite
 
 # pytest's workers share the cores already.
-test combinations slow smollm2 browser: export OMP_NUM_THREADS ?= 1
+test combinations slow faults smollm2 browser: export OMP_NUM_THREADS ?= 1
 
 test: env ## run the quick tests
 	$(BIN)/python -m pytest --durations=10 $(PYTEST_ARGS)
@@ -47,6 +47,9 @@ combinations: env ## run every mechanism, and every pair of them, on every archi
 
 slow: env ## run the tests that take minutes
 	$(BIN)/python -m pytest -m "(slow or ci) and not gpu" $(PYTEST_ARGS)
+
+faults: env ## kill and interrupt small runs at every change of their files
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) tests/entrypoints/test_train_faults.py
 
 smollm2: env ## download a real language model into build/smollm2, and run the tests on it
 	$(BIN)/python benchmarks/smollm2.py build/smollm2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import os
 import random
 import sys
 from collections.abc import Generator, Iterator
@@ -40,6 +41,14 @@ def _few_objects() -> None:
     """No search for garbage looks at what imports have left: that would take half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_power_cut() -> Iterator[None]:
+    """Nothing waits for the disk, which takes 10 ms each time: no test pulls the plug."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

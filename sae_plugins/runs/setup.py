@@ -229,7 +229,7 @@ def _as_flags(reason: str) -> str:
 def write_summary(
     folder: Path, heldout: Mapping[str, float], found: Mapping[str, float], seconds: float
 ) -> dict[str, Any]:
-    """Write a run's `summary.json`, into which the recorder's `training_summary.json` goes.
+    """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
 
     `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
     run took, together with those that it shared its batches with.
@@ -243,7 +243,6 @@ def write_summary(
         for name, value in values.items()
     }
     write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    recorded.unlink(missing_ok=True)
     return summary
 
 

@@ -290,6 +290,18 @@ def test_an_arm_that_fails_is_tried_again_when_it_is_mended(tmp_path: Path) -> N
     assert findings.failures == []
 
 
+def test_files_of_others_stay_where_an_sae_would_lie(copy: Path) -> None:
+    one, other = sorted(copy.glob("saes/toy/topk*seed0*"))
+    for folder in (one, other):
+        (folder / "summary.json").unlink()
+    (one / "notes.txt").write_text("mine")
+    findings, _ = run(changed(seeds=[0]), copy)
+    assert [*one.iterdir()] == [one / "notes.txt"]
+    assert (other / "summary.json").is_file()
+    (failure,) = findings.failures
+    assert f"{one} holds no whole run, but files of others: move them away" in failure
+
+
 def test_two_arms_that_are_the_same_sae_both_have_scores(tmp_path: Path) -> None:
     findings, heard = run(changed(arms={"l1": {}, "same": {}}, seeds=[0]), tmp_path)
     assert heard.done == pytest.approx(8)
