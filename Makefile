@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## this page
 	@echo 'sae-plugins: start with `make env`, then `make demo`.'
 	@echo
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s %s\n", $$1, $$2}'
 	@echo
 	@echo 'PYTHON=python3.12 chooses another Python; PYTEST_ARGS="-k reorder" is handed to pytest.'
 
