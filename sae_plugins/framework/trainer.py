@@ -110,6 +110,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.sae.save_model = self.sae.save_inference_model
         with torch.no_grad():
             self.host.notify("attached", run=self.run)
+        self.run.features.check_held()
 
     # -- SAELens' public seams -----------------------------------------------------------------
 
@@ -134,6 +135,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         run.firing_counts = self.act_freq_scores - fired_before
         with torch.no_grad():
             self.host.notify("step_ended", run=run, output=output)
+            run.features.check_held()
             if run.updated:
                 for change in run.features.carry_out():
                     self.host.notify("features_changed", run=run, change=change)
