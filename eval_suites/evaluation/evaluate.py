@@ -140,20 +140,14 @@ class Evaluation:
 
     def forecast(self) -> Forecast:
         """What `run` would do; the language models' hashes are taken from earlier runs."""
-        from sae_plugins.eval_suites.inputs.data_source import data_source
-
         done, costs = sum(row.status == "failed" for row in self.rows), []
         shared: set[Any] = set()
         for task in self._tasks:
-            task.refuse()
+            name, data = task.subject.model_name, self._data_of(task)
+            task.refuse(data)
             if task.row.status != "planned":
                 done += 1
                 continue
-            name = task.subject.model_name
-            data = None
-            if task.suite.needs_model:
-                with contextlib.suppress(Exception):
-                    data = data_source(self.request.data, name, self.output.manifest.revisions)
             task.place(self.output.manifest.models.get(name), data)
             if self._is_finished(task, None):
                 task.row.status = "ok"
@@ -165,6 +159,16 @@ class Evaluation:
             )
             shared.add(group)
         return Forecast(done, costs)
+
+    def _data_of(self, task: Task) -> Data | None:
+        """What a task's suite would read; None where it reads nothing, or that is not there."""
+        from sae_plugins.eval_suites.inputs.data_source import data_source
+
+        if task.suite.needs_model:
+            with contextlib.suppress(SaePluginsError):
+                name = task.subject.model_name
+                return data_source(self.request.data, name, self.output.manifest.revisions)
+        return None
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -180,7 +184,7 @@ class Evaluation:
                 if row.status == "failed":  # its SAE could not be loaded
                     progress.finished(row, again=False)
             for task in self._tasks:
-                task.refuse()
+                task.refuse(self._data_of(task))
                 if task.row.status != "planned":
                     task.place(None, None)
                     self._close(task)

@@ -100,6 +100,7 @@ class LanguageModelSetup:
                 seed=self.settings.seed,
                 dtype=self.sae_config.dtype,
                 dataset_trust_remote_code=False,
+                is_dataset_tokenized=False,  # which SAELens reads off the columns itself
                 checkpoint_path=None,
                 **fields,
             )
