@@ -78,9 +78,9 @@ class Task:
             else:
                 self.row.reason = self.suite.refusal(self.subject)
                 text = self.suite.open_text(self.settings)
-                if data and text and self.row.reason is None:
-                    if lack := data.lack_of_text(text):
-                        raise SuiteError(lack)
+                lack = data.lack_of_text(text) if data and text else None
+                if lack and self.row.reason is None:
+                    raise SuiteError(lack)
         except Exception as error:
             self.row.status, self.row.reason = "failed", reason_of(error)
         else:

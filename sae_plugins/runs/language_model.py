@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
+from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
@@ -26,6 +27,7 @@ from sae_plugins.runs.models import (
     load_model,
     model_facts,
 )
+from sae_plugins.runs.pretrained import begin_with, check_pretrained
 from sae_plugins.runs.setup import (
     SAELensSettings,
     Save,
@@ -64,6 +66,7 @@ class LanguageModelSetup:
         check_positions(settings)
         check_tokens(self.model, settings)
         self.sae_config = sae_config(settings, activation_size(self.model, settings))
+        check_pretrained(settings, self.sae_config)
         check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
         if other is not None and text_facts(other.settings) == text_facts(settings):
             self.text: TextSplits = other.text
@@ -128,8 +131,16 @@ class LanguageModelSetup:
 
     def _runner(self, folder: Path) -> Any:
         with settings_accepted(), quiet():
+            config = self.config(folder)
+            sae: Any = None
+            if config.from_pretrained_path:  # SAELens would take all else of it, too
+                sae = TrainingSAE.from_dict(config.get_training_sae_cfg_dict())
+                begin_with(sae, config.from_pretrained_path)
             runner: Any = LanguageModelSAETrainingRunner(
-                self.config(folder), override_dataset=self.text.train, override_model=self.model
+                config,
+                override_dataset=self.text.train,
+                override_model=self.model,
+                override_sae=sae,
             )
             # SAELens' own evaluator reads on in the training text, so that logging would change
             # what the SAE is trained on.

@@ -177,9 +177,7 @@ def _check_tokenizer(settings: SAELensSettings, model: Any) -> None:
         )
 
 
-def _first_documents(
-    rows: Any, column: str, settings: SAELensSettings, model: Any
-) -> list[Any]:
+def _first_documents(rows: Any, column: str, settings: SAELensSettings, model: Any) -> list[Any]:
     """As many documents as `heldout_tokens` tokens and one batch of the model need."""
     if not settings.heldout_tokens:
         return []

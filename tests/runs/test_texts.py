@@ -136,5 +136,7 @@ def test_a_dataset_on_the_hub_says_whose_its_tokens_are(monkeypatch: pytest.Monk
 )
 def test_what_is_for_texts_is_refused_of_tokens(name: str, value: Any) -> None:
     tokens("data")
-    with pytest.raises(PluginError, match=f"--{name} (true|none): --dataset_path data holds tokens"):
+    with pytest.raises(
+        PluginError, match=f"--{name} (true|none): --dataset_path data holds tokens"
+    ):
         load_text(settings(**{name: value}), Model())
