@@ -98,8 +98,8 @@ def text_facts(settings: SAELensSettings) -> list[Any]:
 def _with_plain_lists(rows: Any) -> Any:
     """The rows such that SAELens reads tokens as plain lists.
 
-    It has a `Dataset` with tokens give tensors, for which datasets 3 imports a part of torchvision
-    that newer ones lack; an `IterableDataset` it leaves alone.
+    It has a `Dataset` with tokens give tensors, which it copies with a warning for each; an
+    `IterableDataset` it leaves alone.
     """
     if isinstance(rows, datasets.Dataset) and {*TOKENS} & {*rows.column_names}:
         return rows.to_iterable_dataset()

@@ -1,0 +1,17 @@
+"""datasets 3 beside a torchvision that has no `VideoReader` any more, as newer ones have none.
+
+datasets asks torchvision for that class at every value of which it makes a tensor, once anything
+has imported torchvision. Cached activations are read as tensors, and so are tokens by SAELens.
+"""
+
+from __future__ import annotations
+
+
+def without_videos() -> None:
+    """Have datasets make tensors of numbers where it cannot read videos anyway."""
+    import datasets
+
+    try:
+        from torchvision.io import VideoReader  # noqa: F401
+    except ImportError:
+        datasets.config.TORCHVISION_AVAILABLE = False
