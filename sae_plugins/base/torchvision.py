@@ -6,12 +6,15 @@ has imported torchvision. Cached activations are read as tensors, and so are tok
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
+
 
 def without_videos() -> None:
     """Have datasets make tensors of numbers where it cannot read videos anyway."""
     import datasets
 
-    try:
-        from torchvision.io import VideoReader  # noqa: F401
-    except ImportError:
-        datasets.config.TORCHVISION_AVAILABLE = False
+    with suppress(ImportError):
+        if hasattr(import_module("torchvision.io"), "VideoReader"):
+            return
+    datasets.config.TORCHVISION_AVAILABLE = False

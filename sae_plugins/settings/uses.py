@@ -33,7 +33,7 @@ def is_synthetic(value: Values) -> bool:
 
 
 def _is_world(value: Values) -> bool:
-    return value("model_name") == WORLD
+    return str(value("model_name")) == WORLD
 
 
 def _evaluates(value: Values) -> bool:

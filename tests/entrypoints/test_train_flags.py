@@ -1,0 +1,319 @@
+"""Every flag of `train` shows in what a run leaves, or is refused, in each kind of run.
+
+A run with a flag is compared with the same run without it: its weights, its metrics, its files and
+what it asks of others must differ, and what only repeats the settings does not count.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Array2D, Dataset, Features
+from safetensors.torch import load_file
+
+from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.entrypoints.main import main
+from sae_plugins.settings.command_line import train_flags
+from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.settle import settle
+
+BASE = (
+    "--training_tokens 320 --train_batch_size_tokens 32 --d_sae 16 --heldout_tokens 64 "
+    "--recorder.every 1"
+)
+PROMPTS = "--context_size 16 --store_batch_size_prompts 4 --n_batches_in_buffer 16"
+ESTIMATE = "--normalize_activations expected_average_only_in --n_batches_for_norm_estimate 2"
+KINDS = {
+    "world": f"{BASE} {PROMPTS}",
+    "text": f"{BASE} {PROMPTS} --dataset_path texts",
+    "cached": f"{BASE} {PROMPTS} --use_cached_activations --cached_activations_path cached",
+    "synthetic": f"{BASE} --model_name synthetic:toy --eval_samples 64",
+}
+ELSEWHERE = {
+    **dict.fromkeys(("recipe", "plugin", "without", "overwrite", "resume"), "test_train"),
+    **dict.fromkeys(("output_path", "model_name"), "every run here has it"),
+    **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "resume_buffer"), "test_train_resume"),
+    **dict.fromkeys(("model_class_name", "model_from_pretrained_kwargs"), "models that are loaded"),
+}
+"""Flags that other tests hold."""
+REPEATED = {"prepend_bos"}
+"""Flags that tokens need not show: an SAE that is trained on tokens says how to read other text."""
+WANDB = "--log_to_wandb"
+OF_TOPK = "--architecture topk --k 4 --normalize_activations none"
+OF_JUMPRELU = "--architecture jumprelu"
+OF_PURSUIT = "--architecture matching_pursuit --max_iterations 3"
+OTHERWISE: dict[str, str | tuple[str, str]] = {
+    "architecture": "gated",
+    "seed": "7",
+    "heldout_tokens": "200",
+    "accumulate": "2",
+    "clip": "0.001",
+    "weight_decay": "0.5",
+    "loss_form": "mean",
+    "lr_warm_up_fraction": "0.5",
+    "hook_name": "blocks.0.hook_resid_post",
+    "hook_head_index": ("--hook_name blocks.1.attn.hook_z", "1"),
+    "dataset_path": "others",
+    "streaming": "false",
+    "use_chat_formatting": "true",
+    "context_size": "8",
+    "use_cached_activations": ("--cached_activations_path cached", "true"),
+    "cached_activations_path": ("--use_cached_activations", "others-cached"),
+    "from_pretrained_path": ("--normalize_activations none", "first"),
+    "n_batches_in_buffer": "8",
+    "training_tokens": "640",
+    "store_batch_size_prompts": "2",
+    "seqpos_slice": "1 -1",
+    "disable_concat_sequences": "true",
+    "sequence_separator_token": "none",
+    "activations_mixing_fraction": "0.1",
+    "device": "meta",
+    "llm_device": "meta",
+    "act_store_device": "meta",
+    "prefetch_llm_batches": "true",
+    "dtype": "bfloat16",
+    "prepend_bos": "false",
+    "autocast": "true",
+    "autocast_lm": "true",
+    "compile_llm": "true",
+    "llm_compilation_mode": ("--compile_llm", "default"),
+    "compile_sae": "true",
+    "sae_compilation_mode": ("--compile_sae", "default"),
+    "train_batch_size_tokens": "64",
+    "adam_beta1": "0.5",
+    "adam_beta2": "0.5",
+    "lr": "0.01",
+    "lr_scheduler_name": "cosineannealing",
+    "lr_warm_up_steps": "5",
+    "lr_end": ("--lr_scheduler_name cosineannealing", "0.0009"),
+    "lr_decay_steps": "5",
+    "n_restart_cycles": ("--lr_scheduler_name cosineannealingwarmrestarts", "3"),
+    "dead_feature_window": ("--architecture topk --k 1", "1"),
+    "feature_sampling_window": "4",
+    "n_eval_batches": (f"{WANDB} --wandb_log_frequency 2 --eval_every_n_wandb_logs 2", "1"),
+    "eval_batch_size_prompts": (
+        f"{WANDB} --wandb_log_frequency 2 --eval_every_n_wandb_logs 2 --n_eval_batches 1",
+        "2",
+    ),
+    "n_checkpoints": "2",
+    "checkpoint_path": ("--n_checkpoints 1", "elsewhere"),
+    "save_final_checkpoint": "true",
+    "resume_from_checkpoint": "checkpoint",
+    "model_kwargs": '{"a":1}',
+    "exclude_special_tokens": "1 2 3 4 5",
+    "n_batches_for_norm_estimate": (ESTIMATE, "4"),
+    "d_in": "7",
+    "d_sae": "8",
+    "apply_b_dec_to_input": "false",
+    "normalize_activations": "layer_norm",
+    "reshape_activations": ("--hook_name blocks.1.attn.hook_z --heldout_tokens 0", "hook_z"),
+    "decoder_init_norm": "1",
+    "l1_coefficient": "20",
+    "lp_norm": "2",
+    "l1_warm_up_steps": "5",
+    "k": ("--architecture topk", "2"),
+    "use_sparse_activations": (
+        "--architecture batchtopk --k 4 --rescale_acts_by_decoder_norm false "
+        "--run_final_eval false",
+        "true",
+    ),
+    "aux_loss_coefficient": (f"{OF_TOPK} --k 1 --dead_feature_window 1", "5"),
+    "rescale_acts_by_decoder_norm": (OF_TOPK, "false"),
+    "jumprelu_init_threshold": (OF_JUMPRELU, "0.5"),
+    "jumprelu_bandwidth": (f"{OF_JUMPRELU} --jumprelu_init_threshold 0.5", "2"),
+    "jumprelu_sparsity_loss_mode": (OF_JUMPRELU, "tanh"),
+    "l0_coefficient": (f"{OF_JUMPRELU} --jumprelu_bandwidth 2", "30"),
+    "l0_warm_up_steps": (f"{OF_JUMPRELU} --jumprelu_bandwidth 2", "5"),
+    "pre_act_loss_coefficient": (
+        f"{OF_JUMPRELU} --dead_feature_window 1 --jumprelu_init_threshold 3",
+        "1",
+    ),
+    "jumprelu_tanh_scale": (f"{OF_JUMPRELU} --jumprelu_sparsity_loss_mode tanh", "1"),
+    "jumprelu_ste_to_input": (f"{OF_JUMPRELU} --jumprelu_bandwidth 2", "true"),
+    "target_l0": (
+        f"{OF_JUMPRELU} --jumprelu_bandwidth 2 --jumprelu_sparsity_loss_mode quadratic "
+        "--target_l0 5",
+        "9",
+    ),
+    "topk_threshold_lr": ("--architecture batchtopk --k 4", "0.5"),
+    "matryoshka_widths": ("--architecture matryoshka_batchtopk --k 4", "3 16"),
+    "use_matryoshka_aux_loss": (
+        "--architecture matryoshka_batchtopk --k 1 --dead_feature_window 1",
+        "true",
+    ),
+    "residual_threshold": (OF_PURSUIT, "3"),
+    "max_iterations": (OF_PURSUIT, "1"),
+    "stop_on_duplicate_support": (f"{OF_PURSUIT} --max_iterations 16", "false"),
+    "autocast_data": "true",
+    "save_synthetic_model": "true",
+    "eval_frequency": (f"{WANDB} --wandb_log_frequency 2", "4"),
+    "eval_samples": "128",
+    "run_final_eval": "false",
+    "log_to_wandb": "true",
+    "log_weights_to_wandb": (WANDB, "false"),
+    "wandb_project": (WANDB, "other"),
+    "wandb_id": (WANDB, "other"),
+    "run_name": (WANDB, "other"),
+    "wandb_entity": (WANDB, "other"),
+    "wandb_log_frequency": (WANDB, "3"),
+    "eval_every_n_wandb_logs": (f"{WANDB} --wandb_log_frequency 2 --n_eval_batches 1", "2"),
+}
+"""Another value of each flag, and the flags without which it would be refused."""
+
+
+def test_every_flag_is_tried():
+    assert {*OTHERWISE, *ELSEWHERE} == {*all_flags()}
+
+
+# -- what a run leaves ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked of Weights & Biases, of torch.compile, and of a thread that reads ahead."""
+    import wandb
+    from sae_lens import llm_sae_training_runner as runner
+
+    calls: list[Any] = []
+
+    class Artifact:
+        def __init__(self, name: str, **_: Any) -> None:
+            self.name = name
+
+        def add_file(self, path: str) -> None:
+            calls.append((self.name, Path(path).name))
+
+    def init(**given: Any) -> None:
+        given.pop("config")
+        calls.append(("init", given, wandb.setup().settings.run_id))
+
+    def log(values: dict[str, Any], step: int | None = None) -> None:
+        seconds = ("per_second", "seconds", "time")
+        kept = {n: v for n, v in values.items() if not any(word in n for word in seconds)}
+        calls.append((step, {n: v if isinstance(v, (int, float)) else n for n, v in kept.items()}))
+
+    def compiled(function: Any, **how: Any) -> Any:
+        calls.append(("compile", function.__name__, how))
+        return function
+
+    class Prefetching(runner.PrefetchingIterator):
+        def __init__(self, *given: Any, **how: Any) -> None:
+            calls.append("prefetch")
+            super().__init__(*given, **how)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0")
+    for name, what in (("init", init), ("log", log), ("Artifact", Artifact)):
+        monkeypatch.setattr(wandb, name, what)
+    for name in ("log_artifact", "Histogram", "Image", "finish"):
+        monkeypatch.setattr(wandb, name, lambda *_, **__: None)
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(runner, "PrefetchingIterator", Prefetching)
+    return calls
+
+
+Left = Callable[[str], Any]
+
+
+@pytest.fixture
+def left(
+    tiny_world: Any, sketched: None, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> Left:
+    """What a command line leaves; of one that is refused, what is said."""
+    _write_texts(tiny_world)
+    count = iter(range(1000))
+
+    @functools.cache
+    def trained(line: str) -> Any:
+        asked.clear()
+        folder = Path(f"run-{next(count)}")
+        code = main(["train", *line.split(), "--output_path", str(folder)])
+        said = capsys.readouterr().err
+        return said if code else (*_left(folder), json.dumps(asked, default=str))
+
+    trained(f"{KINDS['world']} --normalize_activations none --n_checkpoints 1 --training_tokens 64")
+    Path("run-0").rename("first")
+    next(Path("first/checkpoints").iterdir()).rename("checkpoint")
+    return trained
+
+
+def _left(folder: Path) -> Iterator[Any]:
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
+        if file.suffix == ".safetensors":
+            tensors = {n: (t.dtype, t.shape, _hash(t)) for n, t in load_file(file).items()}
+            yield name, str(tensors)
+        elif file.is_file():
+            yield name
+    yield _without_times((folder / "summary.json").read_text())
+    yield [_without_times(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    yield sorted(map(str, Path("elsewhere").rglob("*")))
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:8]
+
+
+def _without_times(row: str) -> str:
+    values = json.loads(row)
+    return str({n: v for n, v in values.items() if "second" not in n and "time" not in n})
+
+
+def _write_texts(tiny_world: Any) -> None:
+    for name, split in (("texts", "train"), ("others", "heldout")):
+        Path(name).mkdir()
+        rows = tiny_world.text(split)["tokens"]
+        lines = "\n".join(json.dumps({"tokens": row}) for row in rows)
+        Path(name, "train.jsonl").write_text(lines)
+        hook = "blocks.1.hook_resid_post"
+        _, found = tiny_world.model().run_with_cache(torch.tensor(rows), names_filter=[hook])
+        shape = Array2D((tiny_world.context, tiny_world.d_model), "float32")
+        columns = {hook: found[hook].numpy(), "token_ids": rows}
+        tokens = Dataset.from_dict({"token_ids": rows})
+        features = Features({hook: shape, **tokens.features})
+        path = "cached" if name == "texts" else "others-cached"
+        Dataset.from_dict(columns, features=features).save_to_disk(path)
+
+
+# -- the tests -----------------------------------------------------------------------------------
+
+
+def _lines(kind: str) -> Iterator[tuple[str, str, str]]:
+    """Each flag with a command line without it and one with it."""
+    for name, how in OTHERWISE.items():
+        needed, value = how if isinstance(how, tuple) else ("", how)
+        line = f"{KINDS[kind]} {needed}"
+        if _refusal(line) is not None:  # the flag must be refused by itself
+            line = KINDS[kind]
+        yield name, line, f"{line} --{name} {value}"
+
+
+def _refusal(line: str) -> str | None:
+    try:
+        settle(train_flags(line.split()))
+    except SaePluginsError as error:
+        return "\n".join(error.args)
+    return None
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_flag_shows_or_is_refused(kind: str, left: Left):
+    silent = []
+    for name, without, given in _lines(kind):
+        said = _refusal(given)
+        if said is None:
+            before, after = left(without), left(given)
+            said = after if isinstance(after, str) else None
+            if before == after and not (kind != "text" and name in REPEATED):
+                silent.append(name)
+        if said is not None and f"--{name}" not in said:
+            silent.append(f"{name}, refused as: {said}")
+    assert not silent, "\n".join(silent)
