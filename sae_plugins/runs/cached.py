@@ -90,7 +90,9 @@ def _text(cached: Any, held: int, context_size: int) -> TextSplits:
         # SAELens wants a text, from which it reads no more than what its columns are
         return TextSplits([{"tokens": [0] * context_size}], None)
     tokens = cached.with_format(None).select_columns([_TOKENS]).rename_column(_TOKENS, "tokens")
-    first = len(cached) - held
-    parts = tokens.select(range(first)), tokens.select(range(first, len(cached)))
-    train, heldout = (part.to_iterable_dataset() for part in parts)
-    return TextSplits(train, heldout if held else None)
+    train = tokens.select(range(len(cached) - held)).to_iterable_dataset()
+    if not held:
+        return TextSplits(train, None)
+    return TextSplits(
+        train, tokens.select(range(len(cached) - held, len(cached))).to_iterable_dataset()
+    )

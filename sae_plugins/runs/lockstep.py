@@ -50,7 +50,9 @@ _OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {
     *("resume_from_checkpoint",),
 }
 """Settings of a run on which its batches do not depend."""
-_ALONE = ("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint")
+_ALONE = (
+    *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint", "prefetch_llm_batches"),
+)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ RULES = (
         (
             *("streaming", "use_chat_formatting", "autocast_lm", "compile_llm", "seqpos_slice"),
             *("model_kwargs", "disable_concat_sequences", "sequence_separator_token"),
+            "hook_head_index",
         ),
         lambda value: not value("use_cached_activations"),
         "--use_cached_activations reads no text, and the activations as they are",
