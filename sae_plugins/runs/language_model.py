@@ -27,6 +27,7 @@ from sae_plugins.runs.models import (
     check_tokens,
     load_model,
     model_facts,
+    with_tokens_there,
 )
 from sae_plugins.runs.pretrained import begin_with, check_pretrained
 from sae_plugins.runs.setup import (
@@ -63,6 +64,7 @@ class LanguageModelSetup:
             self.model: Any = other.model
         else:
             self.model = load_model(settings)
+        self.settings = settings = with_tokens_there(self.model, settings)
         check_context_size(self.model, settings)
         check_positions(settings)
         check_tokens(self.model, settings)

@@ -182,13 +182,16 @@ def _first_documents(rows: Any, column: str, settings: SAELensSettings, model: A
     if not settings.heldout_tokens:
         return []
     prompts = settings.runner.get("store_batch_size_prompts", 32)
-    wanted = settings.heldout_tokens + prompts * settings.runner.get("context_size", 128)
+    size = settings.runner.get("context_size", 128)
+    alone = settings.runner.get("disable_concat_sequences", False)
+    wanted = settings.heldout_tokens + prompts * size
     held: list[Any] = []
     for row in rows:
         if wanted <= 0:
             break
         held.append(row[column])
-        wanted -= _length(row[column], model)
+        length = _length(row[column], model)
+        wanted -= length // size and size if alone else length  # a prompt at most of a document
     return held
 
 

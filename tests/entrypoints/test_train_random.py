@@ -388,7 +388,10 @@ COMMON = settings(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--model_name=nowhere --normalize_activations=layer_norm", "--n_batches_for_norm_estimate"),
+        (
+            "--model_name=nowhere --normalize_activations=expected_average_only_in",
+            "--model_name nowhere needs --hook_name",
+        ),
         ("--hook_name=blocks.0.attn.hook_pattern", "has no vector per token"),
         ("--hook_head_index=1", "--hook_head_index 1: blocks.1.hook_resid_post has no heads"),
         ("--sequence_separator_token=1000000000000", "the tokens of sae-plugins-world are 0 to"),
