@@ -191,7 +191,7 @@ def _first_documents(rows: Any, column: str, settings: SAELensSettings, model: A
             break
         held.append(row[column])
         length = _length(row[column], model)
-        wanted -= length // size and size if alone else length  # a prompt at most of a document
+        wanted -= size * (length >= size) if alone else length  # a document is one prompt, or none
     return held
 
 
