@@ -84,7 +84,7 @@ OTHERWISE: dict[str, str | tuple[str, str]] = {
     "from_pretrained_path": ("--normalize_activations none", "first"),
     "n_batches_in_buffer": "8",
     "training_tokens": "640",
-    "store_batch_size_prompts": "2",
+    "store_batch_size_prompts": "8",
     "seqpos_slice": "1 -1",
     "disable_concat_sequences": "true",
     "sequence_separator_token": "none",
