@@ -137,6 +137,7 @@ def _request(
         cache_path=Path(cache).expanduser() if cache else default_folder(),
         data=given.get("data"),
         device=given.get("device") or _default_device(),
+        model_class=given.get("model_class_name"),
     )
 
 

@@ -79,6 +79,8 @@ def print_plan(evaluation: Evaluation) -> None:
     }
     for name, value in shown.items():
         print(f"{name:<10}{value}")
+    for name, kind in evaluation.language_models().items():
+        print(f"{'model':<10}{name}: {kind}")
     for note in [*evaluation.notes, *_paper_notes(evaluation)]:
         print(f"note: {note}")
     print(flush=True)

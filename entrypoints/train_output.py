@@ -27,6 +27,7 @@ def print_plan(
     where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
     rows = {
         "model": f"{settings.model_name}{where}",
+        "loaded as": setup.loaded_as,
         "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
         "plugins": " -> ".join(_described(settings)),
         "training": f"{settings.batches} steps of {batch} tokens, seed {settings.get('seed')}, on "

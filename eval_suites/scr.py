@@ -77,6 +77,7 @@ class SCR(Suite):
     name = "scr"
     item = "pair"
     Settings = SCRSettings
+    context = "context_length"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"train_set_size": 400, "test_set_size": 200, "context_length": 64},
     }

@@ -66,6 +66,7 @@ class SparseProbing(Suite):
     name = "sparse-probing"
     item = "dataset"
     Settings = SparseProbingSettings
+    context = "context_length"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"probe_train_set_size": 400, "probe_test_set_size": 200, "context_length": 64},
         "paper": {"k_values": (1, 5, 20)},

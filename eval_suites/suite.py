@@ -102,6 +102,8 @@ class Suite(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """The settings of a preset that are not the defaults, which are those of `canonical`."""
     needs_model: ClassVar[bool] = True
+    context: ClassVar[str | None] = None
+    """The setting that says how many tokens a prompt has, which the language model must read."""
 
     def settings(self, preset: str, overrides: Mapping[str, Any]) -> Any:
         """The settings of a preset with some of them replaced.

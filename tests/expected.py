@@ -95,12 +95,12 @@ MECHANISMS = {
     "resample": Mechanism(
         {"per": "token", "threshold": 0.3},
         on={dense: {"threshold": 0.6} for dense in WITH_COEFFICIENT},
-        together={"per": "token", "threshold": 0.2, "stop": 1},
+        together={"per": "token", "threshold": 0.2, "stop": None},
         nothing={"threshold": 0},
     ),
     "merge": Mechanism(
         {"every": 5, "threshold": 0.4},
-        together={"every": 3, "threshold": 0.6, "arithmetic": "auto", "stop": 1},
+        together={"every": 3, "threshold": 0.6, "arithmetic": "auto", "stop": None},
         nothing={"every": 13},
     ),
     "firing-frequency": Mechanism(

@@ -36,7 +36,7 @@ from sae_plugins.eval_suites.suite import Cost, Scores, Suite
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.data import Data
-    from sae_plugins.eval_suites.inputs.models import LanguageModel
+    from sae_plugins.eval_suites.inputs.models import Expected, LanguageModel
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
 VERSIONS = ("sae-plugins", "sae-bench", "sae-lens", "transformer-lens", "torch", "numpy", "python")
@@ -55,6 +55,7 @@ class Request:
         cache_path: folder of what is kept of the language model alone.
         data: "world", "hub", a folder, or None for what suits the model.
         device: of torch.
+        model_class: how language models are loaded; None for what suits each.
     """
 
     sources: Sequence[str]
@@ -65,6 +66,7 @@ class Request:
     cache_path: Path
     data: str | None = None
     device: str = "cpu"
+    model_class: str | None = None
 
 
 class Progress(Protocol):
@@ -122,6 +124,7 @@ class Evaluation:
         self.rows = planned.rows
         """Those of this run, in the order in which they are computed."""
         self._tasks = planned.tasks
+        self._expected: dict[str, Expected | Exception] = {}
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -143,12 +146,13 @@ class Evaluation:
         done, costs = sum(row.status == "failed" for row in self.rows), []
         shared: set[Any] = set()
         for task in self._tasks:
-            name, data = task.subject.model_name, self._data_of(task)
-            task.refuse(data)
+            data = self._data_of(task)
+            self._refuse(task, data)
             if task.row.status != "planned":
                 done += 1
                 continue
-            task.place(self.output.manifest.models.get(name), data)
+            name = task.subject.model_name
+            task.place(self.output.manifest.models.get(self._known_as(name)), data)
             if self._is_finished(task, None):
                 task.row.status = "ok"
                 done += 1
@@ -170,6 +174,50 @@ class Evaluation:
                 return data_source(self.request.data, name, self.output.manifest.revisions)
         return None
 
+    def language_models(self) -> dict[str, str]:
+        """By whose code each language model is loaded, in words, or why it cannot be."""
+        names = {task.subject.model_name for task in self._tasks if task.is_on_language_model}
+        return {name: self._loaded_as(name) for name in sorted(names)}
+
+    def _loaded_as(self, name: str) -> str:
+        try:
+            return self._expect(name).loader.kind
+        except Exception as error:
+            return reason_of(error)
+
+    def _expect(self, name: str) -> Expected:
+        """What a language model's config says; it is read once."""
+        from sae_plugins.eval_suites.inputs.models import expected
+        from sae_plugins.eval_suites.saebench.facts import default_dtype
+
+        if name not in self._expected:
+            try:
+                self._expected[name] = expected(name, default_dtype(name), self.request.model_class)
+            except Exception as error:
+                self._expected[name] = error
+        found = self._expected[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _known_as(self, name: str) -> str:
+        """A language model in the manifest, which has its hash; loaded by a flag, it is another."""
+        return f"{name} as {self.request.model_class}" if self.request.model_class else name
+
+    def _refuse(self, task: Task, data: Data | None) -> None:
+        """Give the row its status and reason if its suite, its SAE and its model do not fit."""
+        task.refuse(data)
+        if task.row.status != "planned" or not task.suite.needs_model:
+            return
+        setting = task.suite.context
+        flag, prompt = f"--{task.suite.name}.{setting}", None
+        if setting is not None:
+            prompt = getattr(task.settings, setting)
+        try:
+            self._expect(task.subject.model_name).check(task.subject, flag, prompt)
+        except Exception as error:
+            task.row.status, task.row.reason = "failed", reason_of(error)
+
     # -- the run --------------------------------------------------------------------------------
 
     def run(self, progress: Progress) -> None:
@@ -184,7 +232,7 @@ class Evaluation:
                 if row.status == "failed":  # its SAE could not be loaded
                     progress.finished(row, again=False)
             for task in self._tasks:
-                task.refuse(self._data_of(task))
+                self._refuse(task, self._data_of(task))
                 if task.row.status != "planned":
                     task.place(None, None)
                     self._close(task)
@@ -221,18 +269,15 @@ class Evaluation:
 
     def _load(self, name: str) -> _Tools:
         from sae_plugins.eval_suites.inputs.data_source import data_source
-        from sae_plugins.eval_suites.inputs.models import load_language_model
-        from sae_plugins.eval_suites.saebench.facts import default_dtype
 
         data = data_source(self.request.data, name, self.output.manifest.revisions)
-        model = load_language_model(name, self.request.device, default_dtype(name))
-        self.output.manifest.models[name] = model.hash
+        model = self._expect(name).load(self.request.device)
+        self.output.manifest.models[self._known_as(name)] = model.hash
         return _Tools(model, data)
 
     def _evaluate_group(self, tasks: Sequence[Task], tools: _Tools) -> None:
         """Prepare once, then evaluate each SAE."""
         from sae_plugins.eval_suites.inputs.cache import Cache
-        from sae_plugins.eval_suites.inputs.models import check_d_in, check_hook
         from sae_plugins.eval_suites.saebench.isolation import undisturbed
 
         first = tasks[0]
@@ -252,8 +297,6 @@ class Evaluation:
 
             self._progress.stage(f"{name}: preparing")
             try:
-                if first.suite.needs_model:
-                    check_hook(model, first.subject.hook_name)
                 with undisturbed():
                     prepared = first.suite.prepare(bench(0, "preparing"), first.settings, seed)
             except Exception as error:
@@ -265,8 +308,6 @@ class Evaluation:
                 self.output.save_manifest()
                 meter = Meter(self.request.device)
                 try:
-                    if task.suite.needs_model:
-                        check_d_in(model, task.subject)
                     with undisturbed():
                         scores = task.suite.evaluate(
                             task.subject, bench(number, task.row.sae), task.settings, seed, prepared
@@ -317,7 +358,9 @@ class Evaluation:
             status=row.status,
             reason=row.reason,
             sae=SAEInfo(**info),
-            model=ModelInfo(name=model.name, hash=model.hash, dtype=str(model.dtype))
+            model=ModelInfo(
+                name=model.name, hash=model.hash, dtype=str(model.dtype), loaded_as=model.loaded_as
+            )
             if model
             else None,
             datasets=dict(datasets or {}),

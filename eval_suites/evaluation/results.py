@@ -33,6 +33,8 @@ class ModelInfo(BaseModel, extra="forbid"):
     name: str
     hash: str
     dtype: str
+    loaded_as: str | None = None
+    """By whose code, in words."""
 
 
 class Result(BaseModel, extra="forbid"):

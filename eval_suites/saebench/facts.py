@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -9,15 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sae_plugins.base.errors import PluginError
+
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
 
 def default_dtype(model_name: str) -> str:
-    """The dtype in which SAEBench runs a language model."""
+    """The dtype in which a language model is run: SAEBench's, else the one of its config."""
     from sae_bench.sae_bench_utils.activation_collection import LLM_NAME_TO_DTYPE
 
-    return str(LLM_NAME_TO_DTYPE.get(_short(model_name), "float32"))
+    from sae_plugins.runs.language_models.choice import loader_of
+
+    known = LLM_NAME_TO_DTYPE.get(_short(model_name))
+    if known is None:
+        with contextlib.suppress(PluginError):  # which is said where it is loaded
+            known = loader_of(model_name).dtype
+    return str(known or "float32")
 
 
 def bytes_of_activation(subject: Subject) -> int:

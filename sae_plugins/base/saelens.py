@@ -4,7 +4,8 @@
 
 - `SAETrainer(cfg, sae, data_provider, evaluator, save_checkpoint_fn)`: all runners build their
   trainer through this class, which has no `__new__` of its own (`trainer_class`).
-- `SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`: public seams, overridden.
+- `SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`, `save_checkpoint`: public
+  seams, overridden.
 - `SAETrainer.maybe_reset_sparsity` is called by `fit` and `MultiSAETrainer`, for one trainer after
   another, when a step begins: `n_training_steps` is advanced, and the batch not yet pulled.
 - the attributes of a `SAETrainer` are those that `PluginTrainer.state_dict` covers or that its

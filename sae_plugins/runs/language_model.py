@@ -20,13 +20,17 @@ from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.cached import cached_activations
 from sae_plugins.runs.checks import check_devices, check_memory, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
+from sae_plugins.runs.language_models.loader import Loader, Looks
 from sae_plugins.runs.models import (
     activation_size,
+    check_chat,
     check_context_size,
     check_positions,
     check_tokens,
     load_model,
     model_facts,
+    model_loader,
+    model_looks,
     with_tokens_there,
 )
 from sae_plugins.runs.pretrained import begin_with, check_pretrained
@@ -46,7 +50,7 @@ class LanguageModelSetup:
     """A `Setup` on a TransformerLens or Hugging Face model."""
 
     def __init__(self, settings: SAELensSettings, other: LanguageModelSetup | None = None) -> None:
-        """Load the model, check everything that can be checked, and find the text.
+        """Check everything that a model's config tells, load the model, and find the text.
 
         Args:
             settings: the run's.
@@ -60,25 +64,33 @@ class LanguageModelSetup:
         check_devices(settings)
         self.settings = settings = _with_local_sae(settings)
         check_sources(settings)
+        shared = None
         if other is not None and model_facts(other.settings) == model_facts(settings):
-            self.model: Any = other.model
-        else:
-            self.model = load_model(settings)
-        self.settings = settings = with_tokens_there(self.model, settings)
-        check_context_size(self.model, settings)
+            shared = other
+        self.loader: Loader = shared.loader if shared else model_loader(settings)
+        self.looks: Looks = shared.looks if shared else model_looks(self.loader)
+        check_context_size(self.looks, settings)
         check_positions(settings)
-        check_tokens(self.model, settings)
-        self.sae_config = sae_config(settings, activation_size(self.model, settings))
+        check_tokens(self.looks, settings)
+        self.sae_config = sae_config(settings, activation_size(self.looks, settings))
         check_pretrained(settings, self.sae_config)
         check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
         self.cached = cached_activations(self.config(None), settings.heldout_tokens)
+        self.model: Any = shared.model if shared else load_model(self.loader, self.looks, settings)
+        check_chat(self.model, settings)
+        self.settings = settings = with_tokens_there(self.model, settings)
         if self.cached is not None:
             self.text: TextSplits = self.cached.text
         elif other is not None and text_facts(other.settings) == text_facts(settings):
             self.text = other.text
         else:
-            self.text = load_text(settings, self.model)
+            self.text = load_text(settings, self.model, self.looks.vocabulary)
         self.check_heldout()
+
+    @property
+    def loaded_as(self) -> str:
+        """By whose code its language model is loaded, in words."""
+        return self.loader.kind
 
     def sharing(self, settings: SAELensSettings) -> LanguageModelSetup:
         """A setup with other settings, and this one's model and text where they are the same."""
@@ -148,6 +160,7 @@ class LanguageModelSetup:
                 override_model=self.model,
                 override_sae=sae,
             )
+            runner.sae.cfg.metadata.model_loaded_as = self.loaded_as
             if self.cached is not None:
                 self.cached.narrow(runner.activations_store, heldout=False)
             # SAELens' own evaluator reads on in the training text, so that logging would change

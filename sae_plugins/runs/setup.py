@@ -82,6 +82,11 @@ class Setup(Protocol):
     settings: SAELensSettings
     sae_config: Any
 
+    @property
+    def loaded_as(self) -> str:
+        """By whose code its model is loaded, in words."""
+        ...
+
     def sharing(self, settings: SAELensSettings) -> Setup:
         """A setup with other settings, and this one's model and text where they are the same."""
         ...
@@ -147,9 +152,10 @@ def sae_config(settings: SAELensSettings, d_in: int) -> Any:
             "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
             "out, or add --rescale_acts_by_decoder_norm false"
         )
-    k = fields.get("k")
-    if row.k_per_token and isinstance(k, float):
-        raise PluginError(f"--k {k}: {row.name} SAEs need a whole number")
+    if row.k_per_token and "k" in fields:
+        if fields["k"] != int(fields["k"]):
+            raise PluginError(f"--k {fields['k']}: {row.name} SAEs need a whole number")
+        fields["k"] = int(fields["k"])  # as SAELens has it; it may be 8.0
     _, config_class = get_sae_training_class(settings.architecture)
     with settings_accepted():
         config: Any = config_class(
@@ -223,7 +229,7 @@ def _as_flags(reason: str) -> str:
 def write_summary(
     folder: Path, heldout: Mapping[str, float], found: Mapping[str, float], seconds: float
 ) -> dict[str, Any]:
-    """Write a run's `summary.json`, into which the recorder's `training_summary.json` goes.
+    """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
 
     `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
     run took, together with those that it shared its batches with.
@@ -237,7 +243,6 @@ def write_summary(
         for name, value in values.items()
     }
     write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    recorded.unlink(missing_ok=True)
     return summary
 
 

@@ -60,6 +60,11 @@ class SyntheticSetup:
                 "leave it out, or add --run_final_eval false"
             )
 
+    @property
+    def loaded_as(self) -> str:
+        """SAELens makes its model."""
+        return "SAELens' synthetic model"
+
     def sharing(self, settings: SAELensSettings) -> SyntheticSetup:
         """A setup with other settings; models are shared anyway."""
         return SyntheticSetup(settings)

@@ -16,12 +16,12 @@ from sae_lens.tokenization_and_batching import tokenize_with_chat_template
 from transformers import AutoTokenizer
 
 from sae_plugins import world
-from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.models import model_facts
+from sae_plugins.base.errors import PluginError, prefixed
+from sae_plugins.runs.models import check_range, model_facts
 from sae_plugins.runs.setup import SAELensSettings
 
 TOKENS = ("tokens", "input_ids")
-"""Columns of datasets that are tokenized already."""
+"""Columns that SAELens takes for text in tokens."""
 TOKENIZATION = "sae_lens.json"
 """Where SAELens says how it tokenized a dataset."""
 SHUFFLE_BUFFER = 10_000
@@ -36,13 +36,18 @@ class TextSplits:
     heldout: Any
 
 
-def load_text(settings: SAELensSettings, model: Any) -> TextSplits:
+def load_text(settings: SAELensSettings, model: Any, vocabulary: int | None = None) -> TextSplits:
     """The training text, in the seed's order, and held-out text, which no seed changes.
 
     The first documents of a dataset are held out, as many as the held-out tokens need.
 
+    Args:
+        settings: the run's.
+        model: it reads the text.
+        vocabulary: how many tokens it has, if that is known.
+
     Raises:
-        PluginError: the dataset cannot be loaded or is too small.
+        PluginError: the dataset cannot be loaded, is too small, or not for this model.
     """
     if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
         train = world.load_text("train").shuffle(seed=settings.seed)
@@ -50,10 +55,8 @@ def load_text(settings: SAELensSettings, model: Any) -> TextSplits:
         return TextSplits(_with_plain_lists(train), _with_plain_lists(heldout))
     rows = load_dataset(settings)
     column = _column(rows, settings)
+    _check_rows(rows, column, settings, model, vocabulary)
     held = _first_documents(rows, column, settings, model)
-    if column in TOKENS:
-        _check_tokenized(settings)
-        _check_tokenizer(settings, model)
     if isinstance(rows, datasets.Dataset):
         if 2 * len(held) > len(rows):
             raise PluginError(
@@ -93,6 +96,33 @@ def text_facts(settings: SAELensSettings) -> list[Any]:
     names = ("dataset_path", "streaming", "store_batch_size_prompts", "context_size")
     of_runner = [settings.runner.get(name) for name in names]
     return [settings.seed, settings.heldout_tokens, *of_runner, *model_facts(settings)]
+
+
+def _check_rows(
+    rows: Any, column: str, settings: SAELensSettings, model: Any, vocabulary: int | None
+) -> None:
+    """Refuse text where the model has no tokenizer, and tokens that it does not have.
+
+    What a stream holds further on shows only when it is read.
+    """
+    if column not in TOKENS and getattr(model, "tokenizer", None) is None:
+        raise PluginError(
+            f"--model_name {settings.model_name} has no tokenizer, and --dataset_path "
+            f"{settings.runner['dataset_path']} no column {' or '.join(TOKENS)}: save the model's "
+            "tokenizer there with its save_pretrained"
+        )
+    if column in TOKENS:
+        _check_tokenized(settings)
+        _check_tokenizer(settings, model)
+    if column not in TOKENS or vocabulary is None or not isinstance(rows, datasets.Dataset):
+        return
+    from pyarrow import compute
+
+    found = compute.min_max(compute.list_flatten(rows.data.column(column)))
+    if found["min"].is_valid:
+        with prefixed(f"--dataset_path {settings.runner['dataset_path']}"):
+            lowest, highest = found["min"].as_py(), found["max"].as_py()
+            check_range(lowest, highest, vocabulary, settings.model_name)
 
 
 def _with_plain_lists(rows: Any) -> Any:
@@ -200,5 +230,6 @@ def _length(document: Any, model: Any) -> int:
     if document and isinstance(document, list) and isinstance(document[0], dict):
         return len(tokenize_with_chat_template(document, model.tokenizer))
     if isinstance(document, str):
-        return int(model.to_tokens(document, truncate=False, prepend_bos=False).shape[1])
+        tokens = model.to_tokens(document, truncate=False, move_to_device=False, prepend_bos=False)
+        return int(tokens.shape[1])
     return len(document)

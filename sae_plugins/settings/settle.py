@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
@@ -85,6 +86,7 @@ def settle(
     assert plan is not None
     settings = Settings(values, names, without, plan, notes)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
+    _note_accumulation(settings)
     with problems:
         check_architecture(settings)
     if not blind and not problems.mention(*(f"--{name}" for name in SCHEDULE)):
@@ -126,7 +128,14 @@ def _merged(
                 problems.add(f"--{name}: {reason}")
             elif layer is recipe and given != all_flags()[name].default:
                 notes.append(f"the recipe's {name} is left out: {reason}")
-    return {**merged, **{name: value[name] for name in ("model_name", "architecture")}}
+    own = {"model_name": _placed(value["model_name"]), "architecture": value["architecture"]}
+    return {**merged, **own}
+
+
+def _placed(model_name: str) -> str:
+    """A folder with a language model by its whole path, by which it is found from anywhere."""
+    folder = Path(model_name).expanduser()
+    return str(folder.absolute()) if (folder / "config.json").is_file() else model_name
 
 
 def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
@@ -137,6 +146,20 @@ def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
         settings.notes.append(
             f"--l1_coefficient is {settings.get(flag.name)}, for squared errors; beside "
             "--loss_form l2_norm 0.04 to 0.3 is usual, and more may leave no feature alive"
+        )
+
+
+def _note_accumulation(settings: Settings) -> None:
+    """Say so where the batches of one update are not the same as one large batch."""
+    from sae_plugins.framework.architectures import architecture
+
+    row, batches = architecture(settings.architecture), settings.plan.training.accumulate
+    by_settings = (why for name, why in row.batch_coupled_by.items() if settings.get(name))
+    reason = row.batch_coupled or next(by_settings, None)
+    if reason and batches > 1:
+        settings.notes.append(
+            f"--accumulate {batches} is not the same as batches {batches} times as large for a "
+            f"{row.name} SAE: {reason}"
         )
 
 

@@ -29,6 +29,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.hub import MAIN
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.base.text import arrow, as_markdown, format_value
+from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation import tables
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, UNRELIABLE, described
@@ -110,7 +111,7 @@ def card(
 def _metadata(block: str, repo: str) -> dict[str, Any]:
     where = f"the metadata at the top of README.md in {repo}"
     try:
-        found = yaml.safe_load(block) or {}
+        found = parse(block) or {}
     except yaml.YAMLError as error:
         raise PluginError(f"{where} is not YAML; mend it there: {error}") from error
     if not isinstance(found, dict) or not all(
@@ -185,7 +186,7 @@ def _rounded(value: float) -> float:
 
 def _spliced(block: str, new: Mapping[str, Any], newline: str) -> str:
     """A YAML block with new values; the lines of what does not change stay, comments included."""
-    old = yaml.safe_load(block) or {}
+    old = parse(block) or {}
     lines = block.splitlines(keepends=True)
     node = yaml.compose(block)
     keys = [key for key, _ in node.value] if node is not None else []
@@ -200,7 +201,7 @@ def _spliced(block: str, new: Mapping[str, Any], newline: str) -> str:
     lines += [_dumped({name: new[name]}, newline) for name in new if name not in old]
     spliced = "".join(lines)
     try:
-        if yaml.safe_load(spliced) == new:
+        if parse(spliced) == new:
             return spliced
     except yaml.YAMLError:
         pass

@@ -14,6 +14,7 @@ import yaml
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation.metrics import described
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, Result
@@ -162,7 +163,7 @@ def facts_of(
 
 def _mapping(file: Path) -> dict[str, Any]:
     """A JSON or YAML file; empty where there is none."""
-    read = json.loads if file.suffix == ".json" else yaml.safe_load
+    read = json.loads if file.suffix == ".json" else parse
     try:
         contents = read(file.read_text("utf-8"))
     except FileNotFoundError:
@@ -195,8 +196,10 @@ def _base_model(name: str, model_class: str | None) -> str | None:
     names = {official.lower(): official for official in OFFICIAL_MODEL_NAMES}
     names |= {a.lower(): official for official, known in MODEL_ALIASES.items() for a in known}
     found = names.get(name.lower())
+    if found is None:  # TransformerLens lists it not, and converts it
+        return name if on_hub(name) else None
     # llama-7b-hf and its like are in a folder of the user's
-    return found if found and ("/" in found or "gpt2" in found) else None
+    return found if "/" in found or "gpt2" in found else None
 
 
 def on_hub(name: str) -> bool:

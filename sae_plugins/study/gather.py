@@ -12,9 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from sae_plugins.base.files import versions
+from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
@@ -292,7 +291,7 @@ def _versions(
 ) -> dict[str, list[str]]:
     """The versions that SAEs were trained with and results computed with, by distribution."""
     found: dict[str, set[str]] = {}
-    recipes = (yaml.safe_load((folder / cell.folder / RECIPE).read_text("utf-8")) for cell in cells)
+    recipes = (parse((folder / cell.folder / RECIPE).read_text("utf-8")) for cell in cells)
     for names in (*(recipe["versions"] for recipe in recipes), *(r.versions for r in results)):
         for name, version in names.items():
             found.setdefault(name, set()).add(version)

@@ -113,12 +113,13 @@ def test_runners_build_their_trainer_through_the_class() -> None:
         pass  # raises if SAELens has given the class a __new__ of its own
 
 
-@seam("`SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`")
+@seam("`SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`, `save_checkpoint`")
 def test_public_seams_of_the_trainer() -> None:
     for name, parameters in {
         "step": ["self", "batch"],
         "load_trainer_state": ["self", "checkpoint_path"],
         "set_final_sae_metadata": ["self"],
+        "save_checkpoint": ["self", "checkpoint_name", "base_path", "wandb_aliases"],
     }.items():
         assert list(inspect.signature(getattr(SAETrainer, name)).parameters) == parameters
 

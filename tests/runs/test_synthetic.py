@@ -98,3 +98,14 @@ def test_sparse_activations_are_refused_where_training_has_them(architecture: st
             sae_config(settings, 48)
     else:
         assert sae_config(settings, 48).use_sparse_activations
+
+
+@pytest.mark.parametrize(
+    ("architecture", "k", "expected"),
+    [("topk", 8.0, 8), ("abstopk", 8.0, 8), ("batchtopk", 8.0, 8.0), ("batchtopk", 8.5, 8.5)],
+)
+def test_k_is_whole_where_saelens_has_it_whole(
+    architecture: str, k: float, expected: float
+) -> None:
+    config = sae_config(SAELensSettings("synthetic:toy", architecture, sae={"k": k}), 48)
+    assert repr(config.k) == repr(expected)

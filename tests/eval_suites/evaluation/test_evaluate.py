@@ -113,7 +113,10 @@ class Progress:
 @pytest.fixture
 def loaders(monkeypatch):
     """Fake loaders in the place of those that need torch and SAELens."""
-    state = SimpleNamespace(model_hash="m1", models=[], data=Data, model_error=None, revisions=[])
+    state = SimpleNamespace(
+        model_hash="m1", models=[], data=Data, model_error=None, revisions=[], configs=[],
+        checked=[], unfit=[],
+    )  # fmt: skip
 
     def load_subject(source):
         name = Path(source).name
@@ -126,11 +129,23 @@ def loaders(monkeypatch):
             warnings=("decoder norms",), dataset=None, training_tokens=None,
         )  # fmt: skip
 
-    def load_language_model(name, device, dtype):
-        state.models.append(name)
-        if state.model_error:
-            raise state.model_error
-        return SimpleNamespace(name=name, hash=state.model_hash, dtype="float32", hooked=None)
+    def expected(name, dtype, model_class):
+        def load(device):
+            state.models.append(name)
+            if state.model_error:
+                raise state.model_error
+            return SimpleNamespace(
+                name=name, hash=state.model_hash, dtype=dtype, hooked=None, loaded_as="dummy"
+            )
+
+        def check(subject, flag, prompt):
+            state.checked.append((subject.name, flag, prompt))
+            if subject.name in state.unfit:
+                raise SuiteError("it does not fit")
+
+        state.configs.append(name)
+        loader = SimpleNamespace(kind=f"a {model_class or 'dummy'}")
+        return SimpleNamespace(loader=loader, check=check, load=load)
 
     def data_source(name, model_name, revisions):
         state.revisions.append(dict(revisions))
@@ -139,9 +154,7 @@ def loaders(monkeypatch):
     fakes = {
         "evaluation.loading": {"load_subject": load_subject},
         "inputs.models": {
-            "load_language_model": load_language_model,
-            "check_hook": lambda *_: None,
-            "check_d_in": lambda *_: None,
+            "expected": expected,
         },
         "inputs.data_source": {"data_source": data_source},
         "saebench.facts": {"default_dtype": lambda _: "float32"},
