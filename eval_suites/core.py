@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.bench import Bench
+from sae_plugins.eval_suites.inputs.data import OPEN_TEXT
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.saebench.core import run_core
 from sae_plugins.eval_suites.saebench.facts import bytes_of_activation
@@ -22,7 +23,7 @@ TOKENS_PER_DOCUMENT = 400
 class CoreSettings(SuiteSettings):
     """Settings of core; the defaults are those of SAEBench's scripts."""
 
-    dataset: str = Field("Skylion007/openwebtext", description="the open text to evaluate on")
+    dataset: str = Field(OPEN_TEXT, description="the open text to evaluate on")
     context_size: int = Field(128, ge=2, description="tokens of a prompt")
     batch_size_prompts: int = Field(16, ge=1, description="prompts of a batch")
     n_eval_reconstruction_batches: int = Field(
@@ -97,6 +98,9 @@ class Core(Suite):
         Metric("average_max_decoder_cosine_sim", "decoder similarity",
                "largest cosine of a decoder direction with another, mean", "lower"),
     )  # fmt: skip
+
+    def open_text(self, settings: CoreSettings) -> str:
+        return settings.dataset
 
     def cost(self, subject: Subject, settings: CoreSettings) -> Cost:
         batch = settings.batch_size_prompts * settings.context_size

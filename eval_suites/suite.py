@@ -118,6 +118,10 @@ class Suite(ABC):
         """Why this suite does not apply to an SAE, or None if it does."""
         return None
 
+    def open_text(self, settings: Any) -> str | None:
+        """The name of the open text that these settings have it read, if any."""
+        return None
+
     @abstractmethod
     def cost(self, subject: Subject, settings: Any) -> Cost:
         """About what it takes."""

@@ -94,6 +94,10 @@ SCHEMAS: Mapping[str, Schema] = {
 }
 
 
+OPEN_TEXT = "Skylion007/openwebtext"
+"""What SAEBench's scripts evaluate on."""
+
+
 def _language(config: str | None) -> str:
     """`"fr"` of `"fr-it"`: SAEBench always wants the first."""
     return (config or "").partition("-")[0]
@@ -142,12 +146,16 @@ class Data(ABC):
             self._check_cells(dataset, split, have, schema.cells(need.classes), least)
         return splits
 
+    def lack_of_text(self, dataset: str) -> str | None:
+        """Why there can be no open text of this name, or None if there may be."""
+        return None
+
     @abstractmethod
     def text(self, dataset: str, skip_documents: int, seed: int) -> IterableDataset:
         """Open text, one document a row in the one column `text`.
 
         Args:
-            dataset: its name; the world has one text only, whatever the name.
+            dataset: its name.
             skip_documents: how many documents to leave out from its start, where an SAE may have
                 been trained on them.
             seed: which of the documents come first; it cannot be undone by another shuffling.

@@ -12,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.eval_suites.inputs.data import (
+    OPEN_TEXT,
     SCHEMAS,
     Data,
     Need,
@@ -44,6 +45,15 @@ class WorldData(Data):
 
     def _rows(self, dataset: str, config: str | None, need: Need) -> list[Record]:
         return list(_world_rows(dataset, config, need))
+
+    def lack_of_text(self, dataset: str) -> str | None:
+        """The one text stands in for the one that is usual, and for no other."""
+        if dataset == OPEN_TEXT:
+            return None
+        return (
+            f"there is no open text {dataset!r} in the embedded world, which has its own in place "
+            f"of {OPEN_TEXT}; leave the name out, or choose other data: --data hub, or a folder"
+        )
 
     def text(self, dataset: str, skip_documents: int, seed: int) -> IterableDataset:
         """The world's mix of all genres; every seed gives other documents."""

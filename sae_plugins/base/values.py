@@ -83,6 +83,21 @@ def _of_word(text: str) -> Any:
     return text
 
 
+def booleans_as_text(value: Any) -> list[str]:
+    """The names, at any depth, of texts that say true or false; as conditions they are all true."""
+    found: list[str] = []
+    waiting = [("", value)]
+    while waiting:
+        name, one = waiting.pop()
+        if isinstance(one, Mapping):
+            waiting += [(str(key), inside) for key, inside in one.items()]
+        elif isinstance(one, (list, tuple)):
+            waiting += [(name, inside) for inside in one]
+        elif isinstance(one, str) and one.lower() in ("true", "false"):
+            found.append(name)
+    return found
+
+
 def validated(model: type[M], values: Mapping[str, Any], stem: str) -> M:
     """A model of these values.
 

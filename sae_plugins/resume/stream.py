@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.torchvision import without_videos
 
 if TYPE_CHECKING:
     from sae_lens.training.activations_store import ActivationsStore
@@ -57,6 +58,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         Raises:
             PluginError: it has been.
         """
+        without_videos()
         self.store = store
         self.lock = threading.RLock()
         self._widths: dict[str, int] | None = None  # d_in by hook, in multi-hook mode

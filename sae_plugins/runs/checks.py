@@ -81,7 +81,7 @@ _FOLDERS = {
         ACTIVATIONS_STORE_STATE_FILENAME,
     ),
     "from_pretrained_path": (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME),
-    "cached_activations_path": (),
+    "cached_activations_path": ("dataset_info.json", "state.json"),
 }
 """Flags that name a folder to read, and what SAELens looks for in it."""
 
@@ -108,7 +108,7 @@ def check_sources(settings: SAELensSettings) -> None:
         ("hook_name", "--hook_name blocks.6.hook_resid_post"),
         ("dataset_path", "--dataset_path NeelNanda/pile-10k"),
     ):
-        if not settings.runner.get(name):
+        if not settings.runner.get(name) and (name, used) != ("dataset_path", True):
             raise PluginError(
                 f"--model_name {settings.model_name} needs --{name}, for example {example}"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
+from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
@@ -16,6 +17,7 @@ from sae_plugins.base.errors import PluginError, prefixed
 from sae_plugins.base.saelens import language_model_trainer
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
+from sae_plugins.runs.cached import cached_activations
 from sae_plugins.runs.checks import check_devices, check_memory, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
 from sae_plugins.runs.language_models.loader import Loader, Looks
@@ -29,7 +31,9 @@ from sae_plugins.runs.models import (
     model_facts,
     model_loader,
     model_looks,
+    with_tokens_there,
 )
+from sae_plugins.runs.pretrained import begin_with, check_pretrained
 from sae_plugins.runs.setup import (
     SAELensSettings,
     Save,
@@ -69,11 +73,16 @@ class LanguageModelSetup:
         check_positions(settings)
         check_tokens(self.looks, settings)
         self.sae_config = sae_config(settings, activation_size(self.looks, settings))
+        check_pretrained(settings, self.sae_config)
         check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
+        self.cached = cached_activations(self.config(None), settings.heldout_tokens)
         self.model: Any = shared.model if shared else load_model(self.loader, self.looks, settings)
         check_chat(self.model, settings)
-        if other is not None and text_facts(other.settings) == text_facts(settings):
-            self.text: TextSplits = other.text
+        self.settings = settings = with_tokens_there(self.model, settings)
+        if self.cached is not None:
+            self.text: TextSplits = self.cached.text
+        elif other is not None and text_facts(other.settings) == text_facts(settings):
+            self.text = other.text
         else:
             self.text = load_text(settings, self.model, self.looks.vocabulary)
         self.check_heldout()
@@ -112,6 +121,7 @@ class LanguageModelSetup:
                 seed=self.settings.seed,
                 dtype=self.sae_config.dtype,
                 dataset_trust_remote_code=False,
+                is_dataset_tokenized=False,  # which SAELens reads off the columns itself
                 checkpoint_path=None,
                 **fields,
             )
@@ -139,16 +149,26 @@ class LanguageModelSetup:
 
     def _runner(self, folder: Path) -> Any:
         with settings_accepted(), quiet():
+            config = self.config(folder)
+            sae: Any = None
+            if config.from_pretrained_path:  # SAELens would take all else of it, too
+                sae = TrainingSAE.from_dict(config.get_training_sae_cfg_dict())
+                begin_with(sae, config.from_pretrained_path)
             runner: Any = LanguageModelSAETrainingRunner(
-                self.config(folder), override_dataset=self.text.train, override_model=self.model
+                config,
+                override_dataset=self.text.train,
+                override_model=self.model,
+                override_sae=sae,
             )
             runner.sae.cfg.metadata.model_loaded_as = self.loaded_as
+            if self.cached is not None:
+                self.cached.narrow(runner.activations_store, heldout=False)
             # SAELens' own evaluator reads on in the training text, so that logging would change
             # what the SAE is trained on.
             if self.text.heldout is None or not runner.cfg.logger.log_to_wandb:
                 runner.evaluator = None
             else:
-                runner.evaluator.activations_store = self._store(self.text.heldout)
+                runner.evaluator.activations_store = self._store(heldout=True)
                 runner.evaluator = isolated(runner.evaluator)
         return runner
 
@@ -165,24 +185,24 @@ class LanguageModelSetup:
     def stream(self) -> Iterator[Tensor]:
         """The batches of a store over the training text."""
         with quiet():
-            return iter(self._store(self.text.train))
+            return iter(self._store(heldout=False))
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same text."""
-        if self.text.heldout is None:
+        if not self.settings.heldout_tokens:
             return [{} for _ in saes]
         with quiet(), isolated_random_state():
-            store = self._store(self.text.heldout)
+            store = self._store(heldout=True)
             return heldout_metrics(saes, store, self.settings.heldout_tokens)
 
     def check_heldout(self) -> None:
         """Refuse held-out text that is less than the one batch that scoring starts with."""
-        if self.text.heldout is None:
+        if self.text.heldout is None or self.cached is not None:
             return
         config = self.config(None)
         with settings_accepted(), quiet(), isolated_random_state():
             try:
-                self._store(self.text.heldout).get_batch_tokens(raise_at_epoch_end=True)
+                self._store(heldout=True).get_batch_tokens(raise_at_epoch_end=True)
             except StopIteration:
                 raise PluginError(
                     f"the held-out text is less than --store_batch_size_prompts "
@@ -190,8 +210,13 @@ class LanguageModelSetup:
                     f"{config.context_size} tokens: lower them, or set --heldout_tokens 0"
                 ) from None
 
-    def _store(self, rows: Any) -> ActivationsStore:
-        return ActivationsStore.from_config(self.model, self.config(None), override_dataset=rows)
+    def _store(self, *, heldout: bool) -> ActivationsStore:
+        held, train = self.text.heldout, self.text.train
+        rows = held if heldout and held is not None else train
+        store = ActivationsStore.from_config(self.model, self.config(None), override_dataset=rows)
+        if self.cached is not None:
+            self.cached.narrow(store, heldout)
+        return store
 
 
 def _with_local_sae(settings: SAELensSettings) -> SAELensSettings:

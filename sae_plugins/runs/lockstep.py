@@ -45,13 +45,15 @@ SHARE_OF_MEMORY = 0.5
 _OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {
     *("device", "n_batches_for_norm_estimate")
 } | {
-    *("sae", "from_pretrained_path", "training_tokens", "dead_feature_threshold", "output_path"),
+    *("sae", "from_pretrained_path", "training_tokens", "output_path"),
     *("compile_sae", "sae_compilation_mode", "n_eval_batches", "eval_batch_size_prompts"),
-    *("eval_frequency", "eval_samples", "run_final_eval", "save_synthetic_model", "verbose"),
+    *("eval_frequency", "eval_samples", "run_final_eval", "save_synthetic_model"),
     *("resume_from_checkpoint",),
 }
 """Settings of a run on which its batches do not depend."""
-_ALONE = ("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint")
+_ALONE = (
+    *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint", "prefetch_llm_batches"),
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from sae_plugins.runs.language_models.hooks import as_transformer_lens, near_hoo
 from sae_plugins.runs.language_models.kwargs import HOOKED, PROXY
 from sae_plugins.runs.language_models.loader import Loader, Looks
 from sae_plugins.runs.setup import SAELensSettings
+
+logger = logging.getLogger(__name__)
 
 
 def model_loader(settings: SAELensSettings) -> Loader:
@@ -133,6 +137,38 @@ def check_chat(model: Any, settings: SAELensSettings) -> None:
             f"--use_chat_formatting: the tokenizer of {settings.model_name} has no chat template; "
             "leave it out"
         )
+
+
+def with_tokens_there(model: Any, settings: SAELensSettings) -> SAELensSettings:
+    """The settings as they can be followed: without special tokens that the tokenizer lacks.
+
+    SAELens leaves such tokens out and says in the SAE's config that they were there.
+
+    Raises:
+        PluginError: somebody has asked for one of them.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return settings
+    lacking: dict[str, Any] = {}
+    for name, default, without in (
+        ("prepend_bos", True, False),
+        ("sequence_separator_token", "bos", None),
+    ):
+        value = settings.runner.get(name, default)
+        token = "bos" if value is True else value
+        if (
+            token not in ("bos", "eos", "sep")
+            or getattr(tokenizer, f"{token}_token_id") is not None
+        ):
+            continue
+        why = f"the tokenizer of {settings.model_name} has no {token.upper()} token"
+        if name in settings.runner:
+            shown = str(without).lower()
+            raise PluginError(f"--{name} {str(value).lower()}: {why}; give --{name} {shown}")
+        logger.warning("--%s: %s, so there is none in the text", name, why)
+        lacking[name] = without
+    return replace(settings, runner={**settings.runner, **lacking}) if lacking else settings
 
 
 def activation_size(looks: Looks, settings: SAELensSettings) -> int:

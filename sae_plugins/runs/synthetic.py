@@ -74,11 +74,19 @@ class SyntheticSetup:
         fields = runner_fields(self.settings, folder)
         names = saelens.SYNTHETIC_NAMES
         fields = {names.get(name, name): value for name, value in fields.items()}
-        fields.pop("verbose", None)
         with settings_accepted():
-            return SyntheticSAERunnerConfig(
+            config: Any = SyntheticSAERunnerConfig(
                 synthetic_model=self.model.cfg, sae=replace(self.sae_config), **fields
             )
+        # SAELens evaluates after so many logged steps, whatever its eval_frequency is
+        logged = config.logger.wandb_log_frequency
+        if config.eval_frequency % logged:
+            raise PluginError(
+                f"--eval_frequency {config.eval_frequency} must be a multiple of the "
+                f"--wandb_log_frequency, which is {logged}"
+            )
+        config.logger.eval_every_n_wandb_logs = max(1, config.eval_frequency // logged)
+        return config
 
     def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
         """Build SAELens' runner, with its SAE; the function that is returned runs it."""
@@ -88,7 +96,8 @@ class SyntheticSetup:
         if runner.cfg.logger.log_to_wandb:
 
             def log(path: Path) -> None:
-                files = [path / name for name in (WEIGHTS, CONFIG, SPARSITY)]
+                weights = [WEIGHTS] if runner.cfg.logger.log_weights_to_wandb else []
+                files = [path / name for name in (*weights, CONFIG, SPARSITY)]
                 weights_and_biases.log_sae(files, runner.sae.get_name())
 
             saelens.call_when_saved(runner, log)

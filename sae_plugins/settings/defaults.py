@@ -10,7 +10,6 @@ from sae_plugins.world.synthetic_models import SYNTHETIC
 
 WORLD_DEFAULTS: dict[str, Any] = {
     "hook_name": "blocks.1.hook_resid_post",
-    "is_dataset_tokenized": False,
     "streaming": False,
     "training_tokens": 1_000_000,
     "train_batch_size_tokens": 1024,
@@ -65,7 +64,7 @@ def model_defaults(model_name: str) -> dict[str, Any]:
     ours = [WORLD, *(f"{SYNTHETIC}{name}" for name in SYNTHETIC_DEFAULTS)]
     if "/" not in model_name and nearest(model_name, ours, CLEAR):
         raise PluginError(f"--model_name {model_name}: {did_you_mean(model_name, ours)}")
-    return {"is_dataset_tokenized": False, "n_batches_in_buffer": 64}
+    return {"n_batches_in_buffer": 64}
 
 
 def _of_preset(name: str) -> dict[str, Any]:

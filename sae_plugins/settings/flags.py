@@ -149,6 +149,11 @@ def our_flags() -> dict[str, Flag]:
 REFUSED = {
     "dataset_trust_remote_code": "sae-plugins never runs code that comes with a dataset",
     "hook_eval": "SAELens does not use it any more",
+    "is_dataset_tokenized": "the dataset's columns say so",
+    "verbose": "`train` says itself what it does",
+    "dead_feature_threshold": "SAELens does not use it any more",
+    "log_activations_store_to_wandb": "SAELens does not use it any more",
+    "log_optimizer_state_to_wandb": "SAELens does not use it any more",
     "sae_lens_version": "it is read from what is installed",
     "sae_lens_training_version": "it is read from what is installed",
 }

@@ -51,8 +51,6 @@ _OWN_HELP = {
     "save_synthetic_model": "Save the synthetic model in the run's folder.",
     "run_final_eval": "Compare the SAE with the true features when it is trained.",
     "log_to_wandb": "Log to Weights & Biases.",
-    "log_activations_store_to_wandb": "Log the activation store too.",
-    "log_optimizer_state_to_wandb": "Log the optimizer's state too.",
     "log_weights_to_wandb": "Upload the weights as an artifact.",
     "wandb_project": "The project to log to.",
     "wandb_id": "The run's id.",

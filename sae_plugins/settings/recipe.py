@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, nearest, prefixed
-from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.flags import REFUSED, all_flags
 from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.settings.values import convert
 
@@ -38,12 +38,14 @@ def read_recipe(flags: Mapping[str, Any], problems: Problems) -> tuple[dict[str,
     for key, value in contents.items():
         if key in _ON_THE_LINE:
             own.add(f"{key!r} belongs on the command line, not in a recipe")
+        elif key in REFUSED:
+            notes.append(f"the recipe's {key} is left out: {REFUSED[key]}")
         elif key not in _ABOUT_A_RECIPE:
             with own:
                 found |= converted({key: value})
     if "resume" not in flags:  # of a resumed run, the checkpoint knows the versions
         with own:
-            notes = _version_notes(name, contents.get("versions", {}), found)
+            notes += _version_notes(name, contents.get("versions", {}), found)
     with problems, prefixed(f"recipe {name}"):
         own.stop()
     return found, notes

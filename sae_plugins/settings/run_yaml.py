@@ -22,6 +22,9 @@ def recipe_of(settings: Settings, setup: Setup) -> dict[str, Any]:
     sae, runner = setup.sae_config, setup.config(None)
     known = {name: getattr(sae, name) for name in ("d_in", "d_sae", "device")}
     known["log_to_wandb"] = runner.logger.log_to_wandb
+    for name in ("prepend_bos", "sequence_separator_token"):  # which the tokenizer decides, too
+        if hasattr(runner, name):
+            known[name] = getattr(runner, name)
     if hasattr(sae, "matryoshka_widths"):
         known["matryoshka_widths"] = list(sae.matryoshka_widths)
     plugins = [plugin.name for plugin, _ in settings.plan.plugins]

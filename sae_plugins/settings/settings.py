@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.base.saelens import SYNTHETIC_NAMES
-from sae_plugins.settings.flags import Flag, all_flags
+from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.suggestions import unknown_flag
-from sae_plugins.world.synthetic_models import SYNTHETIC
+from sae_plugins.settings.uses import does_not_apply, is_synthetic
 
 if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
 GROUPS = ("sae", "runner", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
 NOT_IN_RUN_YAML = ("checkpoint_path",)
-_ON_SYNTHETIC = {
-    *SYNTHETIC_NAMES,
-    *("model_name", "device", "adam_beta1", "adam_beta2", "lr", "lr_scheduler_name", "lr_end"),
-    *("lr_warm_up_steps", "lr_decay_steps", "n_restart_cycles", "dead_feature_window"),
-    *("feature_sampling_window", "n_checkpoints", "save_final_checkpoint", "dtype", "verbose"),
-    *("n_batches_for_norm_estimate",),
-}
 
 
 @dataclass
@@ -58,7 +50,7 @@ class Settings:
     @property
     def is_synthetic(self) -> bool:
         """Whether the run is on SAELens' synthetic model."""
-        return self.model_name.startswith(SYNTHETIC)
+        return is_synthetic(self.get)
 
     @property
     def architecture(self) -> str:
@@ -107,7 +99,7 @@ class Settings:
         """
         values = {name: self.get(name) for name in ("seed", "heldout_tokens", *RESUMING)}
         for name, flag in all_flags().items():
-            applies = does_not_apply(flag, self.model_name, self.architecture) is None
+            applies = does_not_apply(flag, self.get) is None
             if applies and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
                 value = self.values.get(name, resolved.get(name, flag.default))
                 values[name] = list(value) if isinstance(value, tuple) else value
@@ -132,18 +124,4 @@ def applies(name: str, settings: Settings) -> bool:
         return any(plugin == chosen.name for chosen, _ in settings.plan.plugins)
     if name not in all_flags():
         raise SaePluginsError(unknown_flag(name, all_flags()))
-    flag = all_flags()[name]
-    return does_not_apply(flag, settings.model_name, settings.architecture) is None
-
-
-def does_not_apply(flag: Flag, model_name: str, architecture: str) -> str | None:
-    """Why a flag does not belong to runs of an architecture on a model; None if it does."""
-    if flag.architectures and architecture not in flag.architectures:
-        owners = " and ".join(flag.architectures)
-        return f"{architecture} SAEs do not have it; {owners} SAEs do"
-    synthetic = model_name.startswith(SYNTHETIC)
-    if flag.group == "synthetic" and not synthetic:
-        return "it is for --model_name synthetic:PRESET only"
-    if flag.group == "runner" and synthetic and flag.name not in _ON_SYNTHETIC:
-        return f"it does not apply to {model_name}"
-    return None
+    return does_not_apply(all_flags()[name], settings.get) is None

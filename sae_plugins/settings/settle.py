@@ -19,8 +19,9 @@ from sae_plugins.settings.checks import (
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.recipe import converted, read_recipe
-from sae_plugins.settings.settings import Settings, does_not_apply
+from sae_plugins.settings.settings import Settings
 from sae_plugins.settings.suggestions import unknown_flag
+from sae_plugins.settings.uses import does_not_apply
 from sae_plugins.world import NAME as WORLD
 
 _ONE_OF = ("lr_warm_up_steps", "lr_warm_up_fraction")
@@ -79,7 +80,7 @@ def settle(
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
     for check in (check_code, check_interval):
         with problems:
-            check(values)
+            check({**given[0], **given[1], **values})  # what does not apply here, too
     if plan is None:
         problems.stop()
     assert plan is not None
@@ -110,23 +111,25 @@ def _merged(
     """
     _, _, recipe, flags = layers
     together = {name: value for layer in layers for name, value in layer.items()}
-    model_name = together.get("model_name") or WORLD
-    architecture = together.get("architecture") or all_flags()["architecture"].default
+    for name, default in (("model_name", WORLD), ("architecture", "standard")):
+        together[name] = together.get(name) or default
+    value = {name: flag.default for name, flag in all_flags().items()} | together
     merged: dict[str, Any] = {}
     for layer in layers:
         if all(name in layer for name in _ONE_OF):
             problems.add(f"give only one of --{_ONE_OF[0]} and --{_ONE_OF[1]}")
-        for name, value in layer.items():
-            reason = does_not_apply(all_flags()[name], model_name, architecture)
+        for name, given in layer.items():
+            reason = does_not_apply(all_flags()[name], value.get)
             if reason is None:
                 for other in _ONE_OF if name in _ONE_OF else ():
                     merged.pop(other, None)
-                merged[name] = value
+                merged[name] = given
             elif name in flags:
                 problems.add(f"--{name}: {reason}")
-            elif layer is recipe and value != all_flags()[name].default:
+            elif layer is recipe and given != all_flags()[name].default:
                 notes.append(f"the recipe's {name} is left out: {reason}")
-    return {**merged, "model_name": _placed(model_name), "architecture": architecture}
+    own = {"model_name": _placed(value["model_name"]), "architecture": value["architecture"]}
+    return {**merged, **own}
 
 
 def _placed(model_name: str) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from sae_plugins.base.values import fitting, read
+from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.values import booleans_as_text, fitting, read
 from sae_plugins.settings.flags import Flag
 
 BOUNDS: dict[str, dict[str, Any]] = {
@@ -45,10 +46,15 @@ def convert(flag: Flag, value: Any) -> Any:
     Raises:
         SaePluginsError: it does not have the flag's type, or is out of its bounds.
     """
-    if isinstance(value, dict) and "dict" in flag.alternatives:
-        return value
-    annotation = _annotation(flag)
-    return fitting(annotation, read(annotation, as_text(value)), f"--{flag.name}")
+    if not (isinstance(value, dict) and "dict" in flag.alternatives):
+        annotation = _annotation(flag)
+        value = fitting(annotation, read(annotation, as_text(value)), f"--{flag.name}")
+    if isinstance(value, dict) and (texts := booleans_as_text(value)):
+        raise SaePluginsError(
+            f"--{flag.name}: {texts[0]} is a text, which counts as true whatever it says; write "
+            "true or false without quotes"
+        )
+    return value
 
 
 def as_text(value: Any) -> str:

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from sae_plugins.base.errors import SaePluginsError, prefixed
+from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import versions
 from sae_plugins.runs.folder import RECIPE, SUMMARY
-from sae_plugins.settings.recipe import converted
+from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import Settings, applies
 from sae_plugins.settings.settle import settle
 from sae_plugins.study.moved import FORMER
@@ -34,7 +34,8 @@ _DIRECT = ("k", "target_l0")
 _NOT_IN_A_STUDY = (
     *("seed", "output_path", "overwrite", "resume", "checkpoint_path", "log_to_wandb"),
     *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint"),
-    *("checkpoint_every", "keep_checkpoints", "resume_buffer"),
+    *("checkpoint_every", "keep_checkpoints", "resume_buffer", "prefetch_llm_batches"),
+    *("eval_frequency", "eval_samples", "run_final_eval"),
 )
 _ALIKE_FOR_ALL = (
     *("model_name", "hook_name", "hook_head_index", "dataset_path", "context_size"),
@@ -156,14 +157,13 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> StudyPlan:
 
 def _shared(name: str, model: Model) -> Flags:
     """The flags that all arms share on a model, its recipe's included."""
-    from sae_plugins import recipes
-
     train = dict(model.train)
-    recipe = train.pop("recipe", None)
+    named = {"recipe": train.pop("recipe")} if "recipe" in train else {}
+    problems = Problems()
+    contents, _ = read_recipe(named, problems)
     with prefixed(f"models.{name}.train"):
-        contents = recipes.load(str(recipe)) if recipe is not None else {}
-        left_out = ("description", "versions", *_NOT_IN_A_STUDY)
-        contents = {flag: value for flag, value in contents.items() if flag not in left_out}
+        problems.stop()
+        contents = {flag: v for flag, v in contents.items() if flag not in _NOT_IN_A_STUDY}
         return contents | _checked(train)
 
 

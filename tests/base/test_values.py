@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.base.values import fitting, read, validated
+from sae_plugins.base.values import booleans_as_text, fitting, read, validated
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,12 @@ def test_every_value_of_a_model_that_does_not_fit_has_a_sentence() -> None:
         "--odd.needed: it is needed",
         "there is no option --odd.evry: did you mean '--odd.every'?",
     )
+
+
+def test_texts_that_say_true_or_false_are_found_at_any_depth():
+    told = {"a": "False", "b": [{"c": ("true",)}], "d": "falsehood", "e": False, "f": {"g": 1}}
+    assert sorted(booleans_as_text(told)) == ["a", "c"]
+    deep: list[Any] = ["true"]
+    for _ in range(10_000):
+        deep = [deep]
+    assert booleans_as_text({"x": deep}) == ["x"]

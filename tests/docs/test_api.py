@@ -83,7 +83,7 @@ def test_python_names_for_suites() -> None:
         "collect",
         "fingerprint",
     }  # as SAEBench's are read
-    assert rows.pop("bench.data") == public(Data) - of_labelled_texts
+    assert rows.pop("bench.data") == public(Data) - of_labelled_texts - {"lack_of_text"}
     assert rows.pop("bench.cache") == public(Cache) - {"path"}  # its files are its own
     assert rows.pop("subject") == public(Subject)
     assert rows == {}

@@ -24,6 +24,7 @@ RUN = [
     *("--n_batches_for_norm_estimate", "2", "--heldout_tokens", "256"),
 ]
 """31 steps, and one of what is left of the 2000 tokens."""
+OTHER = "--normalize_activations expected_average_only_in --model_name"
 FILES = {
     *("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json"),
     *("run.yaml", "metrics.jsonl", "summary.json"),
@@ -184,7 +185,7 @@ def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, st
 
     (folder / "data").mkdir()
     documents = [
-        {"tokens": [i % tiny_world.vocabulary] * tiny_world.context, "id": i} for i in range(100)
+        {"tokens": [i // 10, i % 10] * (tiny_world.context // 2), "id": i} for i in range(100)
     ]
     lines = "\n".join(json.dumps(document) for document in documents)
     (folder / "data" / "train.jsonl").write_text(lines)
@@ -193,10 +194,10 @@ def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, st
     text = load_text(
         SAELensSettings("x", seed=1, heldout_tokens=64, runner=runner), tiny_world.model()
     )
-    trained = [row["tokens"][0] for row in text.train]
-    held = [row["tokens"][0] for row in text.heldout]
+    trained = [10 * row["tokens"][0] + row["tokens"][1] for row in text.train]
+    held = [10 * row["tokens"][0] + row["tokens"][1] for row in text.heldout]
     assert held == list(range(8))  # (64 + 4 x 16) tokens of the first documents
-    assert sorted([*held, *trained]) == sorted(i % tiny_world.vocabulary for i in range(100))
+    assert sorted([*held, *trained]) == list(range(100))
     assert trained != sorted(trained)
 
 
@@ -208,7 +209,7 @@ def test_a_dataset_that_is_too_small(
     assert "data is too small" in capsys.readouterr().err
     tiny_world.text("train").rename_column("tokens", "words").save_to_disk("other")
     train("run", "--dataset_path", "other", code=2)
-    assert "has the columns words: one must be called text" in capsys.readouterr().err
+    assert "has the columns words: one must be called tokens or" in capsys.readouterr().err
     assert not Path("run").exists()
 
 
@@ -240,10 +241,10 @@ def test_text_that_is_read_twice_is_news(tiny_world: Any):
         ("--store_batch_size_prompts 8192", "the held-out text is less than"),
         ("--n_checkpoints 1000000000", "is more than the run's 31 steps"),
         ("--d_sae 999999999", "--d_sae needs 528 GB of memory, and cpu has"),
-        ("--model_name tiny --hook_name x", "--model_name tiny needs --dataset_path"),
-        ("--model_name tiny --dataset_path x", "--model_name tiny needs --hook_name"),
+        (f"{OTHER} tiny --hook_name x", "--model_name tiny needs --dataset_path"),
+        (f"{OTHER} tiny --dataset_path x", "--model_name tiny needs --hook_name"),
         (
-            "--model_name gemma-2-2bb --hook_name x --dataset_path y",
+            f"{OTHER} gemma-2-2bb --hook_name x --dataset_path y",
             "cannot be loaded as a HookedTransformer: did you mean 'gemma-2-2b'",
         ),
         ("--dataset_path nowhere", "--dataset_path nowhere cannot be loaded"),

@@ -34,7 +34,7 @@ from sae_plugins.framework.resolve import choose
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.settings.choice import option_value
 from sae_plugins.settings.flags import Flag, all_flags, architectures
-from sae_plugins.settings.settings import does_not_apply
+from sae_plugins.settings.uses import does_not_apply
 from sae_plugins.settings.values import BOUNDS, convert
 
 STEPS = 5
@@ -108,6 +108,14 @@ LIVELY = {
     "resample.threshold": "0.5",
 }
 """Options with which the mechanisms act within the run, where they would not by themselves."""
+OPENING = [
+    *[{}] * 6,
+    {"lr_scheduler_name": "cosineannealing"},
+    {"lr_scheduler_name": "cosineannealingwarmrestarts"},
+    {"n_checkpoints": "1"},
+    {"jumprelu_sparsity_loss_mode": "tanh", "architecture": "jumprelu"},
+]
+"""Flags without which others would not be used."""
 INSTEAD = ("log_to_wandb", "compile_llm", "compile_sae")
 
 INTEGERS = ["-1", "0", "1", "2", "3", "5", "16", "17", "1000000000000", "1" + "0" * 30]
@@ -242,6 +250,8 @@ def command_lines(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Line:
     given = {"model_name": model, **BASE, **MODELS.get(model, {}), "architecture": architecture}
     if architecture in WITH_K:
         given["k"] = "4"
+    given |= draw(st.sampled_from(OPENING))
+    value = {name: flag.default for name, flag in all_flags().items()} | given
     plugins = draw(st.lists(st.sampled_from([*installed()]), max_size=4, unique=True))
     brought = list(dict.fromkeys(name for plugin in plugins for name in installed()[plugin]))
     given |= {name: value for name, value in LIVELY.items() if name.split(".")[0] in brought}
@@ -250,8 +260,8 @@ def command_lines(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Line:
         name: flag
         for name, flag in all_flags().items()
         if name not in NOT_DRAWN
-        # flags of other models and architectures would only be refused
-        and (does_not_apply(flag, model, architecture) is None or draw(rarely))
+        # flags that other runs use would only be refused
+        and (does_not_apply(flag, value.get) is None or draw(rarely))
     }
     applying = [name for name in options() if name.split(".")[0] in (*brought, "nan-guard")]
     count = draw(st.sampled_from([0, 1, 1, 2, 2, 3, 4, 6]))
@@ -378,12 +388,15 @@ COMMON = settings(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--model_name=nowhere", "--model_name nowhere needs --hook_name"),
+        (
+            "--model_name=nowhere --normalize_activations=expected_average_only_in",
+            "--model_name nowhere needs --hook_name",
+        ),
         ("--hook_name=blocks.0.attn.hook_pattern", "has no vector per token"),
         ("--hook_head_index=1", "--hook_head_index 1: blocks.1.hook_resid_post has no heads"),
         ("--sequence_separator_token=1000000000000", "the tokens of sae-plugins-world are 0 to"),
         ("--exclude_special_tokens=99999", "--exclude_special_tokens 99999: the tokens of"),
-        ("--use_chat_formatting --is_dataset_tokenized=false", "has no chat template"),
+        ("--use_chat_formatting --dataset_path=x", "has no chat template"),
         ("--seqpos_slice=0", "--seqpos_slice 0 leaves none of the --context_size 16 positions"),
         ("--reshape_activations=hook_z", "is for a --hook_name that ends in hook_z"),
         ("--device=meta", "--device meta cannot be used"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -18,6 +19,7 @@ from typing import Any
 import faults
 import pytest
 import torch
+from datasets import Array2D, Dataset, Features
 from tqdm import tqdm
 
 from sae_plugins.entrypoints.main import main
@@ -195,6 +197,40 @@ def test_a_run_may_be_killed_at_any_moment(
     kind: str, number: signal.Signals, seed: int, made: Made
 ):
     check(kind, number, 1000 + seed, made)
+
+
+# -- on other data -----------------------------------------------------------------------------
+
+PLAIN = [
+    *("--training_tokens", "1280", "--train_batch_size_tokens", "64", "--context_size", "16"),
+    *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "16", "--d_sae", "32"),
+    *("--normalize_activations", "none", "--heldout_tokens", "64", *METHOD),
+]
+OTHER = {
+    "a stream": ["--dataset_path", "data", "--streaming"],
+    "cached": ["--use_cached_activations", "--cached_activations_path", "cached"],
+    "begun with another SAE": ["--from_pretrained_path", "first"],
+}
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("on", OTHER)
+def test_a_run_on_other_data_goes_on_as_if_nothing_had_happened(on: str, tiny_world: Any):
+    rows = tiny_world.text("train")["tokens"]
+    Path("data").mkdir()
+    for shard in range(4):
+        lines = (json.dumps({"tokens": row}) for row in rows[shard::4])
+        Path("data", f"{shard}.jsonl").write_text("\n".join(lines))
+    hook = "blocks.1.hook_resid_post"
+    _, acts = tiny_world.model().run_with_cache(torch.tensor(rows), names_filter=[hook])
+    features = Features({hook: Array2D((16, tiny_world.d_model), "float32")})
+    Dataset.from_dict({hook: acts[hook].numpy()}, features=features).save_to_disk("cached")
+    if on == "begun with another SAE":
+        train(*PLAIN, "--seed", "3", "--output_path", "first")
+    train(*PLAIN, *OTHER[on], "--output_path", "whole")
+    stopped(signal.SIGKILL, 11, *PLAIN, *OTHER[on], "--output_path", "run")
+    train("--resume", "run")
+    assert contents(Path("run")) == contents(Path("whole"))
 
 
 # -- what is refused, and what is said ---------------------------------------------------------

@@ -228,7 +228,8 @@ def test_training_begins_with_an_sae_on_the_hub(
     flags = (
         "--architecture standard --d_sae 16 --training_tokens 64 --heldout_tokens 0 --lr 1e-9 "
         "--train_batch_size_tokens 32 --context_size 8 --store_batch_size_prompts 4 "
-        "--n_batches_in_buffer 8 --output_path again --from_pretrained_path"
+        "--n_batches_in_buffer 8 --normalize_activations none --output_path again "
+        "--from_pretrained_path"
     )
     assert main(["train", *flags.split(), f"{REPO}:none"]) == 2
     assert f"{REPO} has no SAE 'none'" in capsys.readouterr().err

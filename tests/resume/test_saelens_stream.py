@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from datasets import Array2D, Dataset, Features
@@ -16,6 +15,8 @@ from sae_lens.training import activations_store
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.prefetch import PrefetchingIterator
+
+from sae_plugins.base.torchvision import without_videos
 
 
 def seam(beginning: str) -> Callable[[Any], Any]:
@@ -180,8 +181,8 @@ def test_saelens_own_fast_forward_stays_where_the_count_is_right(tmp_path: Any) 
 
 
 @seam("`ActivationsStore.current_row_idx`")
-def test_cached_activations_are_read_by_row(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "TORCHVISION_AVAILABLE", False)
+def test_cached_activations_are_read_by_row(tmp_path: Any) -> None:
+    without_videos()
     rows = torch.arange(5 * CONTEXT * D_IN).view(5, CONTEXT, D_IN).float()
     features = Features({HOOK: Array2D((CONTEXT, D_IN), "float32")})
     Dataset.from_dict({HOOK: rows.numpy()}, features=features).save_to_disk(tmp_path / "cached")

@@ -11,7 +11,6 @@ from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from datasets import Array2D, Dataset, Features, Sequence, Value
@@ -25,6 +24,7 @@ from torch.utils.weak import TensorWeakRef
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import prefetched
+from sae_plugins.base.torchvision import without_videos
 from sae_plugins.resume.state import read_state, write_state
 from sae_plugins.resume.stream import Stream, parameters_fingerprint
 
@@ -123,6 +123,7 @@ def tensors(batch: Any) -> list[torch.Tensor]:
 
 def upstreams(n: int, **fields: Any) -> list[Any]:
     """The first `n` batches of SAELens' own loader, from torch's seed 0."""
+    without_videos()  # a `Stream` does it itself
     torch.manual_seed(0)
     store = make_store(**fields)
     multi_hook = fields.get("multi_hook")
@@ -192,9 +193,7 @@ def pulls_with_stops(stops: list[tuple[int, int]], n: int, folder: Any, **fields
 
 
 @pytest.fixture(autouse=True)
-def _silent(monkeypatch: pytest.MonkeyPatch) -> Any:
-    # what datasets 3 does with tensors needs an older torchvision, if any is imported
-    monkeypatch.setattr(datasets.config, "TORCHVISION_AVAILABLE", False)
+def _silent() -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All samples in the training dataset")
         yield

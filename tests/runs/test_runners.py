@@ -85,7 +85,6 @@ def language_model() -> tuple[HookedTransformer, IterableDataset]:
         act_fn="relu",
     )
     tokens = torch.randint(20, (512, 16)).tolist()
-    # iterable: what datasets 3 does with a `Dataset` of tokens needs an older torchvision
     return HookedTransformer(config), Dataset.from_dict({"tokens": tokens}).to_iterable_dataset()
 
 

@@ -21,10 +21,13 @@ SHORT = (
 )
 WORLD = (
     *("--context_size", "16", "--store_batch_size_prompts", "4", "--n_batches_in_buffer", "16"),
-    *("--n_eval_batches", "1"),
 )
-SYNTHETIC = ("--model_name", "synthetic:toy", "--eval_frequency", "16", "--eval_samples", "2000")
-LOG = ("--log_to_wandb", "--wandb_log_frequency", "2", "--eval_every_n_wandb_logs", "3")
+SYNTHETIC = ("--model_name", "synthetic:toy", "--eval_samples", "2000")
+_LOG = ("--log_to_wandb", "--wandb_log_frequency", "2")
+LOG = {
+    WORLD: (*_LOG, "--eval_every_n_wandb_logs", "3", "--n_eval_batches", "1"),
+    SYNTHETIC: (*_LOG, "--eval_frequency", "6"),
+}
 FIGURES = {"firing_by_position.png", "loss_and_l0.png"}
 
 
@@ -85,9 +88,9 @@ def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(
     off = train("off", *chosen, "--recorder.figures", "false")
     assert not (off / "figures").exists()
     assert not Path("wandb").exists()
-    on = train("on", *chosen, *LOG)
-    assert {file.name for file in (on / "figures").iterdir()} == FIGURES
-    weights = [load_file(run / "sae_weights.safetensors") for run in (off, on)]
+    logging = train("on", *chosen, *LOG[on])
+    assert {file.name for file in (logging / "figures").iterdir()} == FIGURES
+    weights = [load_file(run / "sae_weights.safetensors") for run in (off, logging)]
     assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
 
     names, artifacts = logged()
@@ -106,7 +109,7 @@ def test_without_a_login_the_log_is_kept_here(
     monkeypatch.setenv("HOME", str(tmp_path))  # where wandb and netrc keep keys
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_MODE", "online")
-    train("run", *WORLD, *LOG)
+    train("run", *WORLD, *LOG[WORLD])
     assert "nobody is logged in" in caplog.text
     assert "wandb sync" in caplog.text
     assert "losses/overall_loss" in logged()[0]
@@ -127,6 +130,6 @@ def test_what_cannot_be_logged_costs_no_training(
         raise wandb.errors.CommError("the server is away")
 
     monkeypatch.setattr(f"wandb.{what}", fails)
-    run = train("run", *on, *LOG)
+    run = train("run", *on, *LOG[on])
     assert "not logged to Weights & Biases: the server is away" in caplog.text
     assert json.loads((run / "summary.json").read_text())["training/steps"] == 32

@@ -14,6 +14,9 @@ from sae_plugins.settings.values import convert
         ("lr", "1e-3", 0.001),  # YAML reads this as a text
         ("training_tokens", 5, 5),
         ("autocast", True, True),
+        ("prepend_bos", "false", False),
+        ("prepend_bos", "No", False),
+        ("exclude_special_tokens", "false", False),
         ("n_checkpoints", 1, 1),
         ("clip", None, None),
         ("seqpos_slice", [None, 5], [None, 5]),
@@ -38,6 +41,9 @@ def test_values_of_recipes(name: str, value: object, expected: object):
         ("autocast", 1),
         ("lr", None),
         ("model_kwargs", "[1]"),
+        ("model_kwargs", {"use_cache": "false"}),
+        ("model_from_pretrained_kwargs", '{"fold_ln": "false"}'),
+        ("prepend_bos", "falsch"),
     ],
 )
 def test_values_that_do_not_fit(name: str, value: object):

@@ -68,6 +68,33 @@ def test_what_does_not_apply_to_an_arm_of_what_all_share_is_left_out() -> None:
     assert "l1_warm_up_steps" not in topk[0].settings.values
 
 
+def test_a_recipe_s_texts_are_converted_and_its_keys_are_flags(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("lr: 1e-2\nautocast: 'false'\nn_checkpoints: 3\nverbose: true\n")
+    toy = TOY | {"train": TOY["train"] | {"recipe": str(recipe)}}
+    settings = cells(models={"toy": toy})[0].settings
+    assert (settings.get("lr"), settings.get("autocast")) == (0.01, False)
+    assert settings.get("n_checkpoints") == 0  # which a study itself decides
+    recipe.write_text("odd: 1\n")
+    with pytest.raises(SaePluginsError, match="there is no flag --odd"):
+        cells(models={"toy": toy})
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("prefetch_llm_batches", "the study itself decides it"),
+        ("run_final_eval", "the study itself decides it"),
+        ("log_to_wandb", "the study itself decides it"),
+        ("wandb_project", "it needs --log_to_wandb"),
+        ("streaming", "it does not apply to synthetic:toy"),
+    ],
+)
+def test_flags_that_a_study_does_not_use_are_refused(flag: str, reason: str) -> None:
+    with pytest.raises(SaePluginsError, match=f"{flag}: {reason}"):
+        cells(arms={"l1": {"train": {flag: True}}})
+
+
 def test_a_key_changes_with_what_the_sae_depends_on_and_with_nothing_else() -> None:
     def keys(**contents: Any) -> dict[tuple[str, str, int], str]:
         return {(c.arm, c.sparsity, c.seed): c.key for c in cells(**contents)}

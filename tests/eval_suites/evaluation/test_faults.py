@@ -221,10 +221,20 @@ def test_no_sae_is_scored_on_anothers_text(sae: Callable[..., Path], tmp_path: P
     assert clean[0] != clean[1]
 
 
+def test_open_text_that_is_not_in_the_embedded_world_is_refused(
+    sae: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in ("", "--dry_run"):
+        assert evaluate([sae("run")], tmp_path / "out", f"--core.dataset another {flags}") == 1
+        said = " ".join(capsys.readouterr().out.split())
+        assert "there is no open text 'another' in the embedded world, which has its own" in said
+    assert not results(tmp_path / "out")
+
+
 def test_results_of_other_settings_stay_apart(sae: Callable[..., Path], tmp_path: Path) -> None:
     folder, out = sae("run"), tmp_path / "out"
     assert evaluate([folder], out) == 0
-    assert evaluate([folder], out, "--core.dataset another") == 0
+    assert evaluate([folder], out, "--core.context_size 8") == 0
     rows = (out / "results.csv").read_text().splitlines()
     settings = {line.split(",")[rows[0].split(",").index("settings")] for line in rows[1:]}
     assert len(settings) == 2

@@ -488,3 +488,14 @@ def test_saebench_has_no_other_loaders():
         for kind, load in TRAINERCUSTOM_LOADERS.items()
     }
     assert own == CUSTOM_LOADERS
+
+
+@pytest.mark.parametrize(
+    "entries", [{"metadata": {"prepend_bos": "false"}}, {"apply_b_dec_to_input": "False"}]
+)
+def test_a_truth_value_that_is_a_text_is_refused(entries: Any, tmp_path: Path) -> None:
+    change(saved(tmp_path / "sae"), **entries)
+    with pytest.raises(
+        SuiteError, match=r"(prepend_bos|apply_b_dec_to_input) in its cfg.json is a"
+    ):
+        load_subject(str(tmp_path / "sae"))
