@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sae_plugins.base.children import SAFE_PATH, environment
 from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.help import help_text
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     name = " ".join(["sae-plugins", *(word for word in words[:1] if word in COMMANDS)])
     try:
-        return _run(words)
+        with environment(**SAFE_PATH):
+            return _run(words)
     except SaePluginsError as error:
         for sentence in error.args:
             print(f"{name}: error: {sentence}", file=sys.stderr)
