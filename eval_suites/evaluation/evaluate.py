@@ -242,7 +242,7 @@ class Evaluation:
     def _evaluate_group(self, tasks: Sequence[Task], tools: _Tools) -> None:
         """Prepare once, then evaluate each SAE."""
         from sae_plugins.eval_suites.inputs.cache import Cache
-        from sae_plugins.eval_suites.inputs.models import check_d_in, check_hook
+        from sae_plugins.eval_suites.inputs.models import check_context, check_d_in, check_hook
         from sae_plugins.eval_suites.saebench.isolation import undisturbed
 
         first = tasks[0]
@@ -264,6 +264,7 @@ class Evaluation:
             try:
                 if first.suite.needs_model:
                     check_hook(model, first.subject.hook_name)
+                    check_context(model, first.suite.name, first.settings)
                 with undisturbed():
                     prepared = first.suite.prepare(bench(0, "preparing"), first.settings, seed)
             except Exception as error:

@@ -115,6 +115,21 @@ def check_hook(model: LanguageModel, hook_name: str) -> None:
     raise SuiteError(f"{model.name} has no hook {hook_name!r}; {near_hooks(hook_name, known)}")
 
 
+def check_context(model: LanguageModel, suite: str, settings: Any) -> None:
+    """Refuse prompts that are longer than the model's.
+
+    Raises:
+        SuiteError: it names the setting and the model's limit.
+    """
+    limit = model.hooked.cfg.n_ctx
+    for name in ("context_size", "context_length"):
+        size = getattr(settings, name, 0)
+        if size > limit:
+            raise SuiteError(
+                f"--{suite}.{name} {size} is too large: {model.name} reads {limit} tokens"
+            )
+
+
 def check_d_in(model: LanguageModel, subject: Subject) -> None:
     """Refuse an SAE for activations of another size than those at its hook, which must be there.
 

@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.saelens import ADAM_MOMENTS, TRAINER_COUNTERS, not_passed
+from sae_plugins.base.saelens import ADAM_MOMENTS, not_passed
 from sae_plugins.base.seeds import generator
 from sae_plugins.framework.accumulate import GradientWindow
 from sae_plugins.framework.architectures import architecture_of
+from sae_plugins.framework.counters import COUNTERS, check_counters
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host
 from sae_plugins.framework.losses import LOSS_FORMS
@@ -41,13 +42,6 @@ logger = logging.getLogger(__name__)
 STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
 
-
-COUNTERS = (
-    *TRAINER_COUNTERS,
-    *("n_training_steps", "n_training_samples", "n_frac_active_samples"),
-    *("started_fine_tuning", "checkpoint_thresholds"),
-)
-"""What SAELens' trainer counts."""
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
 """Fields of SAELens' trainer config that do not change what is trained."""
 
@@ -228,6 +222,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             ValueError: the other one was not.
         """
         check_fits(state, {**self.state_dict(), "plugins": {}})
+        check_counters(state, self.cfg)
         self.sae.load_state_dict(state["sae"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._check_moments()

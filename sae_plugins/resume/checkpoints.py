@@ -200,6 +200,11 @@ class Checkpoints:
         if self.saved is not None:
             with self._fitting():
                 trainer.load_state_dict(self.saved["trainers"][len(self._trainers)])
+            if not self._trainers and trainer.n_training_steps != self.step:
+                raise StateError(
+                    f"{self.path} holds the state after step {trainer.n_training_steps}: give it "
+                    "back its name, or remove it to go on with the one before it"
+                )
         self._trainers.append(trainer)
 
     def step_begins(self, trainer: Resumable) -> None:

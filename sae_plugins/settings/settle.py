@@ -14,6 +14,7 @@ from sae_plugins.settings.checks import (
     check_code,
     check_interval,
     check_schedule,
+    check_wandb,
 )
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
@@ -76,7 +77,7 @@ def settle(
     # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
-    for check in (check_code, check_interval):
+    for check in (check_code, check_interval, check_wandb):
         with problems:
             check(values)
     if plan is None:

@@ -172,6 +172,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         for cell in members:
             settings, wanted = cell.settings, cell.settings.for_saelens()
             folder = task.folder / cell.folder
+            folder.parent.mkdir(parents=True, exist_ok=True)  # also of what says why it failed
             try:
                 setup = shared.sharing(wanted) if shared else load_setup(wanted)
             except Exception as error:
@@ -179,7 +180,6 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
                 continue
             shared = setup
             shutil.rmtree(folder, ignore_errors=True)  # without a summary: not whole
-            folder.parent.mkdir(parents=True, exist_ok=True)
             arms[cell] = LockstepRun(
                 name=cell.folder.name,
                 setup=setup,

@@ -137,7 +137,7 @@ def loaders(monkeypatch):
         return state.data(revisions)
 
     fakes = {
-        "evaluation.loading": {"load_subject": load_subject},
+        "evaluation.loading": {"load_subject": load_subject, "check_source": lambda _: None},
         "inputs.models": {
             "load_language_model": load_language_model,
             "check_hook": lambda *_: None,
