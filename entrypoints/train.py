@@ -260,4 +260,5 @@ def _summary(
         sae: SAE[Any] = SAE.load_from_disk(str(folder.path), device=setup.sae_config.device)
     (heldout,) = setup.heldout([sae])
     with _disk_errors(folder, f"The trained SAE is in {folder.path}"):
-        return write_summary(folder.path, heldout, found, seconds)
+        k = getattr(setup.sae_config, "k", None)
+        return write_summary(folder.path, heldout, found, seconds, k)

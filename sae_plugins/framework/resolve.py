@@ -35,6 +35,11 @@ class TrainingSettings(BaseModel):
         0.0, ge=0, description="decoupled weight decay of all parameters, as in AdamW"
     )
     clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm, or none")
+    calibrate_threshold: bool = Field(
+        False,
+        description="set the threshold of a BatchTopK SAE when training ends, such that on the "
+        "activations that follow in the buffer k features per token are active",
+    )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from sae_plugins.framework.losses import LOSS_FORMS
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.framework.run import Run
+from sae_plugins.framework.thresholds import CALIBRATION_TOKENS, calibrate, check_calibration
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.state import check_fits
 
@@ -69,6 +70,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         settings = self.plan.training
         self.host = Host([plugin(options) for plugin, options in self.plan.plugins])
         self.run = Run(self, next(self.numbers))
+        self._last_batch: Tensor | None = None
         self._window: GradientWindow | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
         if not self._inert:
@@ -82,6 +84,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.sae.mse_loss_fn = LOSS_FORMS[settings.loss_form]
         if settings.accumulate > 1 or settings.clip != STOCK_SETTINGS.clip:
             self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
+        if settings.calibrate_threshold:
+            check_calibration(self.sae)
         self._ends_window = True
         self._activation_scale: float | None = None
         self.optimizer.register_step_pre_hook(self._before_update)
@@ -113,9 +117,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
         run = self.run
         run.metrics, run.updated = {}, False
         self._activation_scale = self.activation_scaler.scaling_factor
+        is_last = self.n_training_samples + batch.shape[0] >= self.cfg.total_training_samples
+        self._last_batch = batch if is_last else None
         self._ends_window = self._window is None or (
-            self._window.batches + 1 >= self._window.size
-            or self.n_training_samples + batch.shape[0] >= self.cfg.total_training_samples
+            self._window.batches + 1 >= self._window.size or is_last
         )
         if not self.host.plugins:
             return super().step(batch)
@@ -140,7 +145,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         """Resume from a checkpoint of SAELens' own; refused with plugins, whose state it lacks."""
         observers = all(plugin.observes_only for plugin in self.host.plugins)
-        if not (observers and self.plan.training == STOCK_SETTINGS):
+        # to calibrate needs no state
+        as_stock = self.plan.training.model_copy(update={"calibrate_threshold": False})
+        if not (observers and as_stock == STOCK_SETTINGS):
             raise PluginError(
                 f"cannot resume from {checkpoint_path}: SAELens' checkpoints do not hold the state "
                 "of plugins and accumulated gradients, so the run would silently differ; resume "
@@ -160,6 +167,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def set_final_sae_metadata(self) -> None:
         """Record SAELens' closing statistics, then tell the plugins that training has ended."""
         super().set_final_sae_metadata()
+        if count := self.batches_to_calibrate:
+            calibrate(self.sae, self.data_provider, count, self._last_batch)
         if self.checkpoints is not None:
             self.checkpoints.ended()
         if self.host.plugins:
@@ -167,6 +176,13 @@ class PluginTrainer(SAETrainer[Any, Any]):
                 self.host.notify(
                     "training_ended", run=self.run, activation_scale=self._activation_scale
                 )
+
+    @property
+    def batches_to_calibrate(self) -> int:
+        """How many batches after the last one of the training serve to set the threshold."""
+        if not self.plan.training.calibrate_threshold:
+            return 0
+        return -(-CALIBRATION_TOKENS // self.cfg.train_batch_size_samples)
 
     # -- the whole state -----------------------------------------------------------------------
 

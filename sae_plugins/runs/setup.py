@@ -225,7 +225,11 @@ def _as_flags(reason: str) -> str:
 
 
 def write_summary(
-    folder: Path, heldout: Mapping[str, float], found: Mapping[str, float], seconds: float
+    folder: Path,
+    heldout: Mapping[str, float],
+    found: Mapping[str, float],
+    seconds: float,
+    k: float | None = None,
 ) -> dict[str, Any]:
     """Write a run's `summary.json`, into which the recorder's `training_summary.json` goes.
 
@@ -234,10 +238,15 @@ def write_summary(
         heldout: held-out metrics.
         found: what else is known about the SAE, by name.
         seconds: what the run took, together with those that it shared its batches with.
+        k: the L0 that was wanted, which stands beside the held-out one.
     """
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
-    named = {f"heldout/{name}": value for name, value in heldout.items()}
+    named: dict[str, float] = {}
+    for name, value in heldout.items():
+        named[f"heldout/{name}"] = value
+        if name == "l0" and k is not None:
+            named["heldout/k"] = k
     values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
     summary = {  # JSON has no NaN
         name: None if isinstance(value, float) and not math.isfinite(value) else value

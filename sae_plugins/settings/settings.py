@@ -82,6 +82,10 @@ class Settings:
 
         return any(interval(self.get("checkpoint_every")))
 
+    def applies(self, name: str) -> bool:
+        """Whether a flag belongs to the run."""
+        return does_not_apply(all_flags()[name], self.model_name, self.architecture) is None
+
     def for_saelens(self) -> SAELensSettings:
         """The settings that are SAELens' own."""
         from sae_plugins.runs.setup import SAELensSettings
@@ -107,8 +111,7 @@ class Settings:
         """
         values = {name: self.get(name) for name in ("seed", "heldout_tokens", *RESUMING)}
         for name, flag in all_flags().items():
-            applies = does_not_apply(flag, self.model_name, self.architecture) is None
-            if applies and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
+            if self.applies(name) and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
                 value = self.values.get(name, resolved.get(name, flag.default))
                 values[name] = list(value) if isinstance(value, tuple) else value
         options = {
@@ -117,6 +120,7 @@ class Settings:
             for name, value in chosen.model_dump(mode="json").items()
         }
         training = self.plan.training.model_dump(mode="json")
+        training = {name: value for name, value in training.items() if self.applies(name)}
         lists = {"plugin": self.names, "without": self.without}
         return {**lists, "architecture": self.architecture, **training, **options, **values}
 
@@ -132,8 +136,7 @@ def applies(name: str, settings: Settings) -> bool:
         return any(plugin == chosen.name for chosen, _ in settings.plan.plugins)
     if name not in all_flags():
         raise SaePluginsError(unknown_flag(name, all_flags()))
-    flag = all_flags()[name]
-    return does_not_apply(flag, settings.model_name, settings.architecture) is None
+    return settings.applies(name)
 
 
 def does_not_apply(flag: Flag, model_name: str, architecture: str) -> str | None:

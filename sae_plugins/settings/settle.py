@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
@@ -84,6 +85,7 @@ def settle(
         problems.stop()
     assert plan is not None
     settings = Settings(values, names, without, plan, notes)
+    _settle_calibration(settings)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     with problems:
         check_architecture(settings)
@@ -137,6 +139,14 @@ def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
             f"--l1_coefficient is {settings.get(flag.name)}, for squared errors; beside "
             "--loss_form l2_norm 0.04 to 0.3 is usual, and more may leave no feature alive"
         )
+
+
+def _settle_calibration(settings: Settings) -> None:
+    """Calibrate thresholds where there are some, and nobody says otherwise."""
+    name = "calibrate_threshold"
+    update = {name: settings.applies(name) and settings.get(name)}
+    training = settings.plan.training.model_copy(update=update)
+    settings.plan = replace(settings.plan, training=training)
 
 
 def _settle_warm_up(settings: Settings) -> None:

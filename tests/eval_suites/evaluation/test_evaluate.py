@@ -142,6 +142,7 @@ def loaders(monkeypatch):
             "load_language_model": load_language_model,
             "check_hook": lambda *_: None,
             "check_d_in": lambda *_: None,
+            "check_context": lambda *_: None,
         },
         "inputs.data_source": {"data_source": data_source},
         "saebench.facts": {"default_dtype": lambda _: "float32"},
