@@ -69,10 +69,10 @@ def calibrate(sae: Any, following: Iterator[Tensor], count: int, last: Tensor | 
         count: how many of them serve.
         last: serves where none follow.
     """
-    batches = _read(following, count)
-    if not batches and last is None:
+    batches = _read(following, count) or ([] if last is None else [last])
+    if not batches:
         return
-    sae_in = sae.process_sae_in(torch.cat(batches or [last]).to(sae.device))
+    sae_in = sae.process_sae_in(torch.cat(batches).to(sae.device))
     hidden_pre = sae_in @ sae.W_enc + sae.b_enc
     if sae.cfg.rescale_acts_by_decoder_norm:
         hidden_pre = hidden_pre * sae.W_dec.norm(dim=-1)

@@ -225,6 +225,9 @@ class _Training:
         is_saved: whether there is nothing left to do.
     """
 
+    trainer: Any
+    """A `PluginTrainer`, built as SAELens' own."""
+
     def __init__(self, arm: LockstepRun) -> None:
         """Draw the SAE's weights and attach the plugins."""
         self.arm = arm
