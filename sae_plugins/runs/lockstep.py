@@ -243,7 +243,8 @@ class _Training:
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to train on."""
-        return self.trainer.n_training_samples >= self.trainer.cfg.total_training_samples
+        total = self.trainer.cfg.total_training_samples
+        return bool(self.trainer.n_training_samples >= total)
 
     def start(self, scaler: ActivationScaler) -> None:
         """Normalise activations like this from now on."""
