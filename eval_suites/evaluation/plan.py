@@ -155,9 +155,8 @@ def plan(
 
 def reason_of(error: Exception) -> str:
     """What an error says, in one sentence."""
-    text = str(error)
+    text = without_secrets(str(error))
     if isinstance(error, SaePluginsError):
         return text
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    first = without_secrets(first)[:300]
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

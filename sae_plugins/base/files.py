@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.secrets import redacted_json
 
 VERSIONS = ("sae-plugins", "sae-lens", "torch", "transformer-lens", "numpy", "python")
 """Distributions whose versions `run.yaml` names; the plugins' own come on top."""
@@ -78,7 +79,9 @@ def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file that is either whole or as it was."""
+    """Write a text file that is either whole or as it was; JSON without secrets."""
+    if path.suffix == ".json":
+        text = redacted_json(text)
     with whole(path) as partial:
         partial.write_text(text, "utf-8")
 

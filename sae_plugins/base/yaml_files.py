@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import PluginError, did_you_mean, prefixed
+from sae_plugins.base.secrets import redacted
 
 _MOST_ANCESTORS = 20
 
@@ -37,6 +39,14 @@ def layers(kind: str, name_or_file: str, folder: Path) -> list[dict[str, Any]]:
             path = _find(kind, under, folder, path.parent)
         found.append(_read(kind, path))
     return found
+
+
+def dump(tree: Mapping[str, Any], width: int | None = None) -> str:
+    """The text of a YAML file, without secrets."""
+    import yaml
+
+    shown = redacted(tree)
+    return str(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=width or 80))
 
 
 def _find(kind: str, name_or_file: str, packaged: Path, folder: Path) -> Path:

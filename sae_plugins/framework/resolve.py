@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sae_plugins.base.errors import PluginError, Problems, did_you_mean
+from sae_plugins.base.secrets import redacted
 from sae_plugins.base.values import validated
 from sae_plugins.framework import registry
 from sae_plugins.framework.architectures import Architecture
@@ -62,7 +63,7 @@ class Plan:
                     "name": plugin.name,
                     "package": next((e.distribution for e in entries.get(plugin.name, [])), None),
                     "version": next((e.version for e in entries.get(plugin.name, [])), None),
-                    "options": options.model_dump(mode="json"),
+                    "options": redacted(options.model_dump(mode="json")),
                 }
                 for plugin, options in self.plugins
                 if not plugin.observes_only

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.saelens import ADAM_MOMENTS, not_passed
+from sae_plugins.base.saelens import ADAM_MOMENTS, hide_in_metadata, not_passed
 from sae_plugins.base.seeds import generator
 from sae_plugins.framework.accumulate import GradientWindow
 from sae_plugins.framework.architectures import architecture_of
@@ -75,6 +75,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
         if not self._inert:
             self._prepare(settings)
+        hide_in_metadata(self.sae)
         if self.checkpoints is not None:
             self.checkpoints.joined(self)
 

@@ -13,7 +13,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, prefixed
-from sae_plugins.base.saelens import language_model_trainer
+from sae_plugins.base.saelens import language_model_trainer, with_no_secrets_told
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.checks import check_devices, check_memory, check_sources
@@ -94,7 +94,7 @@ class LanguageModelSetup:
         if "seqpos_slice" in fields:
             fields["seqpos_slice"] = tuple(fields["seqpos_slice"])
         with settings_accepted(), quiet():
-            config: Any = LanguageModelSAERunnerConfig(
+            config: Any = with_no_secrets_told(LanguageModelSAERunnerConfig)(
                 sae=replace(self.sae_config),
                 model_name=self.settings.model_name,
                 seed=self.settings.seed,

@@ -67,7 +67,7 @@ class SyntheticSetup:
         fields = {names.get(name, name): value for name, value in fields.items()}
         fields.pop("verbose", None)
         with settings_accepted():
-            return SyntheticSAERunnerConfig(
+            return saelens.with_no_secrets_told(SyntheticSAERunnerConfig)(
                 synthetic_model=self.model.cfg, sae=replace(self.sae_config), **fields
             )
 

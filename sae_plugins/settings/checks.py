@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
+from sae_plugins.base.secrets import HIDDEN, holds_hidden
 from sae_plugins.settings.settings import Settings
 
 
@@ -17,6 +18,22 @@ def check_code(values: Mapping[str, Any]) -> None:
                 f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
                 "comes with a model"
             )
+
+
+def check_secrets(values: Mapping[str, Any]) -> None:
+    """Refuse values out of which a secret was taken when a recipe was written.
+
+    Raises:
+        SaePluginsError: a sentence for each flag.
+    """
+    problems = Problems()
+    for name, value in values.items():
+        if holds_hidden(value):
+            problems.add(
+                f"--{name}: {HIDDEN} stands where a secret was, which is never written: give the "
+                "flag again, with the secret in it"
+            )
+    problems.stop()
 
 
 _NOT_IN_WANDB = r"/\#?%:"

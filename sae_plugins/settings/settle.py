@@ -15,6 +15,7 @@ from sae_plugins.settings.checks import (
     check_code,
     check_interval,
     check_schedule,
+    check_secrets,
     check_wandb,
 )
 from sae_plugins.settings.defaults import model_defaults
@@ -81,6 +82,8 @@ def settle(
     for check in (check_code, check_interval, check_wandb):
         with problems:
             check(values)
+    with problems:
+        check_secrets({**recipe, **flags})
     if plan is None:
         problems.stop()
     assert plan is not None
