@@ -16,8 +16,9 @@ from sae_plugins.base.errors import PluginError, prefixed
 from sae_plugins.base.saelens import language_model_trainer, with_no_secrets_told
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
-from sae_plugins.runs.checks import check_devices, check_memory, check_sources
+from sae_plugins.runs.checks import check_devices, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
+from sae_plugins.runs.memory import check_memory, needs_of_language_model, needs_of_sae
 from sae_plugins.runs.models import (
     activation_size,
     check_context_size,
@@ -64,7 +65,12 @@ class LanguageModelSetup:
         check_positions(settings)
         check_tokens(self.model, settings)
         self.sae_config = sae_config(settings, activation_size(self.model, settings))
-        check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
+        check_memory(
+            [
+                *needs_of_sae(settings, self.sae_config),
+                *needs_of_language_model(self.model, self.config(None)),
+            ]
+        )
         if other is not None and text_facts(other.settings) == text_facts(settings):
             self.text: TextSplits = other.text
         else:
@@ -74,18 +80,6 @@ class LanguageModelSetup:
     def sharing(self, settings: SAELensSettings) -> LanguageModelSetup:
         """A setup with other settings, and this one's model and text where they are the same."""
         return LanguageModelSetup(settings, self)
-
-    @staticmethod
-    def _in_buffers(config: Any) -> dict[str, int]:
-        """Numbers that are in memory at once on account of a flag, besides the SAE's own."""
-        positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
-        d_in = config.sae.d_in
-        return {
-            "n_batches_in_buffer": config.n_batches_in_buffer * positions * d_in,
-            "store_batch_size_prompts": config.store_batch_size_prompts
-            * config.context_size
-            * d_in,
-        }
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""

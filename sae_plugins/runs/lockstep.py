@@ -34,7 +34,7 @@ from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS
-from sae_plugins.runs.checks import memory_of, numbers_in_training
+from sae_plugins.runs.memory import memory_of, numbers_in_training
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet, write_summary
 

@@ -29,7 +29,8 @@ class SyntheticSetup:
 
     def __init__(self, settings: SAELensSettings) -> None:
         """Make the synthetic model and check the settings."""
-        from sae_plugins.runs.checks import check_devices, check_memory
+        from sae_plugins.runs.checks import check_devices
+        from sae_plugins.runs.memory import check_memory, needs_of_sae
         from sae_plugins.runs.setup import sae_config
 
         if settings.logger.get("log_to_wandb"):
@@ -39,7 +40,7 @@ class SyntheticSetup:
         self.model = synthetic_model(settings.model_name.partition(":")[2], settings.device)
         self.sae_config = sae_config(settings, self.model.cfg.hidden_dim)
         self.config(None)
-        check_memory(settings, self.sae_config, {})
+        check_memory(needs_of_sae(settings, self.sae_config))
         scored = settings.runner.get("run_final_eval", True) and settings.runner.get("eval_samples")
         row = architecture(settings.architecture)
         sparse = row.sparse and self.sae_config.use_sparse_activations
