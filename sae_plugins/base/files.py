@@ -86,6 +86,28 @@ def write(path: Path, text: str) -> None:
         partial.write_text(text, "utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON in UTF-8, or nested deeper than anything that is meant.
+    """
+    try:
+        contents = json.loads(path.read_text("utf-8"))
+        _check_depth(contents)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return contents
+
+
+def _check_depth(tree: Any, levels: int = 100) -> None:
+    if levels == 0:
+        raise RecursionError
+    for item in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        _check_depth(item, levels - 1)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, without an unfinished last line."""
     lines = path.read_text().splitlines(keepends=True)
