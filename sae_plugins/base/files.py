@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +29,7 @@ def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
             continue
         try:
             found[name] = _version(name)
-        except PackageNotFoundError:
+        except (PackageNotFoundError, ValueError):  # "" is no name
             continue
     return found
 
@@ -93,19 +93,29 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is no JSON in UTF-8, or nested deeper than anything that is meant.
     """
+    return not_too_deep(lambda: json.loads(path.read_text("utf-8")))
+
+
+def not_too_deep(read: Callable[[], Any], most: int = 100) -> Any:
+    """What is read, if everybody who looks into it can get to its ends.
+
+    Raises:
+        ValueError: it is nested deeper than anything that is meant, or contains itself.
+    """
+
+    def check(tree: Any, left: int) -> None:
+        if not left:
+            raise RecursionError
+        inside = tree.values() if isinstance(tree, dict) else tree
+        for item in inside if isinstance(tree, (dict, list)) else ():
+            check(item, left - 1)
+
     try:
-        contents = json.loads(path.read_text("utf-8"))
-        _check_depth(contents)
+        contents = read()
+        check(contents, most)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return contents
-
-
-def _check_depth(tree: Any, levels: int = 100) -> None:
-    if levels == 0:
-        raise RecursionError
-    for item in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        _check_depth(item, levels - 1)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

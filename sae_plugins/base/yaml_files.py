@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import PluginError, did_you_mean, prefixed
+from sae_plugins.base.files import not_too_deep
 from sae_plugins.base.secrets import redacted
 
 _MOST_ANCESTORS = 20
@@ -69,10 +70,10 @@ def _read(kind: str, path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        contents = yaml.safe_load(path.read_text("utf-8"))
+        contents = not_too_deep(lambda: yaml.safe_load(path.read_text("utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise PluginError(f"{kind} {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # of dates and numbers, too
         raise PluginError(f"{kind} {path} is not YAML: {error}") from error
     if not isinstance(contents, dict) or not all(isinstance(key, str) for key in contents):
         raise PluginError(f"{kind} {path} must be a mapping of names to values")
