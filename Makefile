@@ -10,12 +10,12 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test combinations slow browser lint format types docs world bench lock clean
+.PHONY: help env demo test combinations slow faults smollm2 browser lint format types docs world bench lock clean
 
 help: ## this page
 	@echo 'sae-plugins: start with `make env`, then `make demo`.'
 	@echo
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s %s\n", $$1, $$2}'
 	@echo
 	@echo 'PYTHON=python3.12 chooses another Python; PYTEST_ARGS="-k reorder" is handed to pytest.'
 
@@ -37,7 +37,7 @@ demo: env ## train a small SAE with the hybrid-order method, offline, into runs/
 	$(BIN)/sae-plugins train --recipe hybrid-order-demo --output_path runs/demo --overwrite
 
 # pytest's workers share the cores already.
-test combinations slow browser: export OMP_NUM_THREADS ?= 1
+test combinations slow faults smollm2 browser: export OMP_NUM_THREADS ?= 1
 
 test: env ## run the quick tests
 	$(BIN)/python -m pytest --durations=10 $(PYTEST_ARGS)
@@ -47,6 +47,13 @@ combinations: env ## run every mechanism, and every pair of them, on every archi
 
 slow: env ## run the tests that take minutes
 	$(BIN)/python -m pytest -m "(slow or ci) and not gpu" $(PYTEST_ARGS)
+
+faults: env ## kill and interrupt small runs at every change of their files
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) tests/entrypoints/test_train_faults.py
+
+smollm2: env ## download a real language model into build/smollm2, and run the tests on it
+	$(BIN)/python benchmarks/smollm2.py build/smollm2
+	SAE_PLUGINS_SMOLLM2=$(CURDIR)/build/smollm2 $(BIN)/python -m pytest -m smollm2
 
 browser: env ## look at a study's report and the documentation in headless Chromium
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
@@ -64,12 +71,12 @@ types: env ## check types with mypy --strict
 	$(BIN)/mypy -p sae_plugins
 
 # The variable silences an announcement of mkdocs-material's.
-docs: env ## write the generated parts of docs/ anew, and build the site into build/site
+docs: env ## rewrite the generated parts of docs/, and build the site into build/site
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo 'open build/site/index.html'
 
-world: env ## train the embedded world's language model anew
+world: env ## train the embedded world's language model again
 	$(BIN)/python examples/embedded-world/train.py --work_path world-build
 
 bench: env ## time plugins against plain SAELens, and checkpoints against plain safetensors
@@ -77,7 +84,7 @@ bench: env ## time plugins against plain SAELens, and checkpoints against plain 
 	$(BIN)/python benchmarks/bench_checkpoint.py
 
 # Neither index nor host is written down: whoever installs uses the registry of their own settings.
-lock: $(UV) ## resolve requirements.lock anew (UPGRADE=1: to the newest versions)
+lock: $(UV) ## resolve requirements.lock again (UPGRADE=1: to the newest versions)
 	UV_FIND_LINKS= $(UV) --no-config pip compile pyproject.toml --extra dev \
 	    --universal --python-version 3.10 --no-python-downloads --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --no-emit-index-annotation \

@@ -145,7 +145,7 @@ def timed(work: Callable[[], Any]) -> Spent:
 
 
 def forget_texts() -> None:
-    """Have the embedded world's texts generated anew."""
+    """Have the embedded world's texts generated again."""
     world_data._world_rows.cache_clear()
     world_data._world_splits.cache_clear()
 

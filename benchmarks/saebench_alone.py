@@ -30,12 +30,12 @@ def run(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Metrics by name, of each SAE, as one call of SAEBench's entry point for `suite` gives them.
 
+    The function below that calls it is named as the suite.
+
     Artifacts go to `folder`: a call into an empty one shares nothing with others.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    call = {
-        "core": _core, "absorption": _absorption, "scr": _scr, "sparse-probing": _sparse_probing,
-    }[suite.name]  # fmt: skip
+    call = globals()[f"_{suite.name.replace('-', '_')}"]
     with undisturbed(), contextlib.redirect_stdout(io.StringIO()):
         os.chdir(folder)
         with contextlib.redirect_stderr(io.StringIO()):

@@ -69,7 +69,7 @@ NO_FLAGS = ("description", "extends", "plugin")
 
 
 def page(text: str) -> str:
-    """The page with its generated parts written anew."""
+    """The page with its generated parts written again."""
     heading = re.search(r"^# (.+)$", text, re.M)
     title = heading[1] if heading else ""
 
@@ -401,12 +401,12 @@ def commands(command: Command) -> Iterator[Command]:
 
 
 def main() -> int:
-    """Write every page below this folder anew."""
+    """Write every page below this folder again."""
     for file in sorted(FOLDER.rglob("*.md")):
         text = file.read_text("utf-8")
         if (written := page(text)) != text:
             file.write_text(written, "utf-8")
-            print(f"{file.relative_to(FOLDER.parent)}: written anew")
+            print(f"{file.relative_to(FOLDER.parent)}: written again")
     return 0
 
 

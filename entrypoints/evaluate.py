@@ -136,6 +136,7 @@ def _request(
         cache_path=Path(cache).expanduser() if cache else default_folder(),
         data=given.get("data"),
         device=given.get("device") or _default_device(),
+        model_class=given.get("model_class_name"),
     )
 
 
@@ -151,10 +152,10 @@ def _draw(evaluation: Evaluation) -> None:
     from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
     from sae_plugins.eval_suites.evaluation.tables import labels
 
-    folder = evaluation.folder
+    output = evaluation.output
     alike = {(row.suite, row.settings) for row in evaluation.rows}
-    rows = [row for row in evaluation.manifest.rows if (row.suite, row.settings) in alike]
-    found = evaluation.results(rows)
+    rows = [row for row in output.manifest.rows if (row.suite, row.settings) in alike]
+    found = output.results(rows)
     if not found:
         return
     from sae_plugins.eval_suites.evaluation.figures import save_all
@@ -165,13 +166,12 @@ def _draw(evaluation: Evaluation) -> None:
         saes = by_suite.setdefault(row.suite, {})
         saes.setdefault(names[result.sae.hash], []).append(result)
     try:
-        drawn = save_all(by_suite, folder / FIGURES)
+        drawn = save_all(by_suite, output.path / FIGURES)
     except OSError as error:
         raise SaePluginsError(
             f"the figures could not be written: {error.strerror or error}; all results are in "
-            f"{folder}"
+            f"{output.path}"
         ) from error
     figures = f", {FIGURES}/" if drawn else ""
-    print(
-        f"in {folder}: {RESULTS_TABLE}, {DETAILS_TABLE}, {MANIFEST}{figures}, and a folder per SAE"
-    )
+    files = f"{RESULTS_TABLE}, {DETAILS_TABLE}, {MANIFEST}{figures}"
+    print(f"in {output.path}: {files}, and a folder per SAE")

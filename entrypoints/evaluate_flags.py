@@ -26,6 +26,9 @@ FLAGS = {
         Flag("data", "none | str", "where the suites' data come from: world (embedded, offline), "
              "hub (the Hugging Face Hub), or a folder (default: what suits the model)"),
         Flag("device", "none | str", "cpu, cuda, cuda:1 (default: cuda if there is one)"),
+        Flag("model_class_name", "none | choice", "how language models are loaded (default: as a "
+             "HookedTransformer where TransformerLens can do that)",
+             choices=("HookedTransformer", "TransformerBridge")),
         Flag("cache_path", "none | str", "folder of activations and probes of language models, "
              "which all SAEs share (default: sae-plugins/evaluation in the user's cache folder)"),
         Flag("exact", "bool", "switch off every shortcut that can move a number",

@@ -79,6 +79,8 @@ def print_plan(evaluation: Evaluation) -> None:
     }
     for name, value in shown.items():
         print(f"{name:<10}{value}")
+    for name, kind in evaluation.language_models().items():
+        print(f"{'model':<10}{name}: {kind}")
     for note in [*evaluation.notes, *_paper_notes(evaluation)]:
         print(f"note: {note}")
     print(flush=True)
@@ -118,7 +120,7 @@ def print_results(evaluation: Evaluation) -> None:
     from sae_plugins.eval_suites.evaluation.tables import labels
 
     console = terminal.console()
-    found = evaluation.results(evaluation.rows)
+    found = evaluation.output.results(evaluation.rows)
     names = labels(row for row, _ in found)
     for name, (suite, _) in evaluation.request.suites.items():
         results: dict[str, list[Result]] = {}

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def chosen_suites(line: Line, problems: Problems) -> list[str]:
     """The names of the suites to run; none is imported.
 
-    Args:
-        line: the command line.
-        problems: hears of suites that there are not, and of settings and flags that are none.
+    `problems` hears of suites that there are not, and of settings and flags that are none.
     """
     from sae_plugins.eval_suites import registry
 
@@ -51,13 +49,8 @@ def with_settings(
 ) -> dict[str, tuple[Suite, Any]]:
     """Each suite with its settings: the preset's, without shortcuts if so wished, then the flags'.
 
-    Args:
-        names: of the suites.
-        preset: of their settings.
-        exact: without shortcuts.
-        options: texts by setting.
-        problems: hears of suites that cannot be imported, and of settings that do not fit. If there
-            are some already, suites without settings are not imported.
+    `problems` hears of suites that cannot be imported, and of settings that do not fit. If there
+    are some already, suites without settings are not imported.
     """
     from sae_plugins.eval_suites import registry
     from sae_plugins.settings.choice import option_value  # which imports pydantic

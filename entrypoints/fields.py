@@ -16,6 +16,8 @@ def type_name(annotation: Any) -> str:
         return "|".join(type_name(part) for part in parts)
     if annotation is type(None):
         return "none"
+    if hasattr(annotation, "__metadata__"):
+        return type_name(annotation.__origin__)
     if annotation is bool:
         return "true|false"
     return str(getattr(annotation, "__name__", annotation)).lower()
@@ -26,7 +28,8 @@ def bounds(field: Any) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "a multiple of"}
     said = ["required" if field.is_required() else f"default {shown(field.get_default())}"]
     for bound in field.metadata:
-        said += [f"{sign} {getattr(bound, n)}" for n, sign in signs.items() if hasattr(bound, n)]
+        known = {n: getattr(bound, n, None) for n in signs}
+        said += [f"{signs[n]} {value}" for n, value in known.items() if value is not None]
     return ", ".join(said)
 
 

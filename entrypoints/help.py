@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.fields import shown
+from sae_plugins.framework.architectures import ARCHITECTURES
 from sae_plugins.settings.flags import Flag
 
 _KINDS = {
@@ -88,4 +89,5 @@ def _text(flag: Flag) -> str:
 
 
 def _family(names: Sequence[str]) -> str:
-    return "topk kinds" if len(names) == 4 and "topk" in names else ", ".join(names)
+    kinds = {name for name in ARCHITECTURES if "topk" in name}
+    return "topk kinds" if kinds == set(names) else ", ".join(names)

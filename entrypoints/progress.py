@@ -1,6 +1,7 @@
 """Progress on standard error: a bar that moves on a terminal, and lines elsewhere.
 
-Where there is no terminal, a line comes with every stage and every 30 seconds.
+Where there is no terminal, a line comes with every stage, and every 30 seconds where steps are
+counted.
 """
 
 from __future__ import annotations
@@ -40,10 +41,6 @@ class _Bar:
         """Leave the bar as it is."""
         self._bar.close()
 
-    def stage(self, text: str) -> None:
-        """Show what is being done now."""
-        self._bar.set_description_str(text)
-
     def _say(self, text: str) -> None:
         """Print a line, and the seconds so far, where there is no terminal."""
         if self._bar.disable:
@@ -56,39 +53,51 @@ class _Bar:
         return bool(self._bar.disable) and passed >= _SECONDS_BETWEEN_LINES
 
 
-class RowsProgress(_Bar):
-    """The rows of an evaluation: counted in a bar, or a line per finished one."""
+class _StagesBar(_Bar):
+    """A bar, or a line for each stage: how much is done, and what is being done."""
+
+    _done: float = 0
+    _stage = ""
+
+    def stage(self, text: str) -> None:
+        """Show what is being done now."""
+        self._stage = text
+        self._bar.set_description_str(text)
+        self._say(self._line())
+
+    def _line(self) -> str:
+        raise NotImplementedError
+
+
+class RowsProgress(_StagesBar):
+    """The rows of an evaluation: counted in a bar, or a line per stage and per finished one."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total, "{n_fmt}/{total_fmt} |{bar:20}| {elapsed} {desc}", unit="row")
-        self._done = 0
 
     def finished(self, row: Row, again: bool) -> None:
         """Count a row."""
         self._done += 1
         self._bar.update()
         status = "ok, was there" if again else row.status
-        self._say(f"{self._done}/{self._total} {row.suite}, {row.sae}, seed {row.seed}: {status}")
+        self._stage = f"{row.suite}, {row.sae}, seed {row.seed}: {status}"
+        self._say(self._line())
+
+    def _line(self) -> str:
+        return f"{self._done}/{self._total} {self._stage}"
 
 
-class StudyProgress(_Bar):
+class StudyProgress(_StagesBar):
     """All SAEs and evaluations of a study: their share in a bar, or a line per stage."""
 
     def __init__(self) -> None:
         super().__init__(0, "{percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {desc}")
-        self._done, self._stage = 0.0, ""
 
     def expect(self, shares: int) -> None:
         """Lengthen the bar."""
         self._total += shares
         self._bar.total = self._total
         self._bar.refresh()
-
-    def stage(self, text: str) -> None:
-        """Show what is being done now."""
-        super().stage(text)
-        self._stage = text
-        self._say(self._line())
 
     def advance(self, share: float) -> None:
         """Count what was done."""
@@ -111,19 +120,13 @@ _SHOWN = {
 class TrainProgress(_Bar):
     """The steps of a training, with its speed and what the last row of its metrics says."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, done: int = 0) -> None:
         bar = "{percentage:3.0f}% |{bar:20}| step {n:.0f}/{total:.0f} {elapsed}<{remaining} {desc}"
-        super().__init__(total, bar)
+        super().__init__(total, bar, initial=done)
         self._first: tuple[int, int, float] | None = None
 
     def trained(self, step: int, tokens: int, row: Mapping[str, Any]) -> None:
-        """A step has ended.
-
-        Args:
-            step: steps that are done.
-            tokens: tokens that were trained on.
-            row: the last row of `metrics.jsonl`.
-        """
+        """Say how many steps are done on how many tokens, and the last row of `metrics.jsonl`."""
         now = time.perf_counter()
         first_step, first_tokens, began = self._first = self._first or (step, tokens, now)
         is_last = step >= self._total

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ _OF_TORCH_SAVE = "inline_container"
 def _run(line: Line, problems: Problems) -> int:
     settings, folder = (_resumed if line.given.get("resume") else _new)(line, problems)
     try:
-        _train(settings, folder)
+        if settings is not None:
+            _train(settings, folder)
+        _print_end(folder)
     finally:
         folder.release()
     return 0
@@ -70,8 +73,8 @@ def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     return settings, folder
 
 
-def _resumed(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
-    """The settings and the folder, locked, of a run that goes on."""
+def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder]:
+    """The settings and the folder, locked, of a run that goes on; None if it has just ended."""
     from sae_plugins.runs.folder import RunFolder
     from sae_plugins.settings.run_yaml import of_resumed
     from sae_plugins.settings.settle import settle
@@ -83,7 +86,8 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     problems.add(*(unknown_flag(name, all_flags()) for name in line.unknown))
     problems.stop()
     folder = RunFolder(Path(given["resume"]).expanduser())
-    folder.reopen()
+    if not folder.reopen():
+        return None, folder
     try:
         return settle(of_resumed(given, folder.path)), folder
     except BaseException:
@@ -110,36 +114,29 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
 
 
 def _train(settings: Settings, folder: RunFolder) -> None:
+    """Train, score the SAE that was saved, and only then move all files to their places."""
     from sae_plugins.runs.load import load_setup
-    from sae_plugins.settings.run_yaml import recipe_of
 
     started = time.perf_counter()
     resumed = bool(settings.get("resume"))
     try:
-        checkpoints = _checkpoints(settings, folder) if resumed else None
+        earlier = folder.trained if resumed else None
+        checkpoints = _checkpoints(settings, folder) if resumed and earlier is None else None
         print(f"loading {settings.model_name} ...", flush=True)
         setup = load_setup(settings.for_saelens())
-        each = bytes_of_checkpoint(settings, setup)
-        # one more than stay is there while it is written
-        kept = settings.get("keep_checkpoints") + 1 if settings.is_saved_regularly else 1
-        folder.check_space(bytes_on_disk(settings, setup), kept * each)
-        recipe = recipe_of(settings, setup)
-        with _disk_errors(folder):
-            if not resumed:
-                folder.start(recipe)
-        checkpoints = checkpoints or _checkpoints(settings, folder)
-        print_plan(settings, setup, folder, checkpoints, each)
-        found = _fit(settings, setup, folder, checkpoints)
+        if earlier is None:
+            _fit(settings, setup, folder, checkpoints, started)
+        before = earlier.get("seconds", 0.0) if earlier else 0.0
         with begun():
-            folder.finish()
+            _score(setup, folder, before + time.perf_counter() - started)
+            left = folder.finish()
     except BaseException as error:
-        left = folder.abandon()
-        if left and not (resumed and isinstance(error, SaePluginsError) and error.exit_code == 2):
-            print(left)
+        kept = folder.abandon()
+        if kept and not (resumed and isinstance(error, SaePluginsError) and error.exit_code == 2):
+            print(kept)
         raise
-    summary = _summary(setup, folder, found, time.perf_counter() - started)
-    print_summary(str(folder.path), summary)
-    print(f'load it with: SAE.load_from_disk("{folder.path}")')
+    if left:
+        print(f"left in {folder.path}, since they are no run's: {', '.join(left)}")
 
 
 def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
@@ -168,13 +165,42 @@ def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
 
 
 def _fit(
-    settings: Settings, setup: Setup, folder: RunFolder, checkpoints: Checkpoints
-) -> dict[str, float]:
-    from sae_plugins.base.saelens import interruption, no_bars
+    settings: Settings,
+    setup: Setup,
+    folder: RunFolder,
+    checkpoints: Checkpoints | None,
+    started: float,
+) -> None:
+    """Train from the start, or from `checkpoints`, until the SAE is saved in `unfinished/`."""
+    from sae_plugins.base.saelens import no_bars
+    from sae_plugins.settings.run_yaml import recipe_of
+
+    each = bytes_of_checkpoint(settings, setup)
+    # one more than stay is there while it is written
+    kept = settings.get("keep_checkpoints") + 1 if settings.is_saved_regularly else 1
+    folder.check_space(bytes_on_disk(settings, setup), kept * each)
+    recipe = recipe_of(settings, setup)
+    with _disk_errors(folder):
+        if checkpoints is None:
+            folder.start(recipe)
+    checkpoints = checkpoints or _checkpoints(settings, folder)
+    print_plan(settings, setup, folder, checkpoints, each)
+    with _trainable(settings, folder, checkpoints):
+        run = setup.prepare(folder.unfinished)
+        with _disk_errors(folder), _wandb_errors(), no_bars():
+            found = run()
+            # here, where signals wait
+            folder.note_trained({"found": found, "seconds": time.perf_counter() - started})
+
+
+@contextmanager
+def _trainable(settings: Settings, folder: RunFolder, checkpoints: Checkpoints) -> Iterator[None]:
+    """SAELens trains inside with the plugins, the recorder, a bar and the log that are wanted."""
+    from sae_plugins.base.saelens import interruption
     from sae_plugins.framework.attach import plugins
     from sae_plugins.runs.recorder import Recorder
 
-    progress = TrainProgress(settings.batches)
+    progress = TrainProgress(settings.batches, done=checkpoints.step or 0)
 
     class Shown(Recorder):
         def show(self, run: Run) -> None:
@@ -187,9 +213,7 @@ def _fit(
             _wandb(settings, checkpoints),
             plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints),
         ):
-            run = setup.prepare(folder.unfinished)
-            with _disk_errors(folder), _wandb_errors(), no_bars():
-                return run()
+            yield
     except interruption() as error:
         raise KeyboardInterrupt from error
 
@@ -248,17 +272,25 @@ def _reason(error: Exception) -> str:
     return "no space left on the disk" if "space left" in text.lower() else text
 
 
-def _summary(
-    setup: Setup, folder: RunFolder, found: Mapping[str, float], seconds: float
-) -> dict[str, Any]:
-    """Score the SAE that was saved, and write `summary.json`."""
+def _score(setup: Setup, folder: RunFolder, seconds: float) -> None:
+    """Write `summary.json`: what the SAE that was saved does on held-out data, and all else."""
     from sae_lens import SAE
 
     from sae_plugins.runs.setup import quiet, write_summary
 
     with quiet():
-        sae: SAE[Any] = SAE.load_from_disk(str(folder.path), device=setup.sae_config.device)
+        sae: SAE[Any] = SAE.load_from_disk(str(folder.unfinished), device=setup.sae_config.device)
     (heldout,) = setup.heldout([sae])
-    with _disk_errors(folder, f"The trained SAE is in {folder.path}"):
+    found = (folder.trained or {}).get("found", {})
+    with _disk_errors(folder, f"The trained SAE is in {folder.unfinished}"):
         k = getattr(setup.sae_config, "k", None)
-        return write_summary(folder.path, heldout, found, seconds, k)
+        write_summary(folder.unfinished, heldout, found, seconds, k)
+
+
+def _print_end(folder: RunFolder) -> None:
+    """What has come of the run, which is in its place."""
+    from sae_plugins.runs.folder import SUMMARY
+
+    summary = json.loads((folder.path / SUMMARY).read_text("utf-8"))
+    print_summary(str(folder.path), summary)
+    print(f'load it with: SAE.load_from_disk("{folder.path}")')

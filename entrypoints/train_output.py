@@ -28,6 +28,7 @@ def print_plan(
     where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
     rows = {
         "model": f"{settings.model_name}{where}",
+        "loaded as": setup.loaded_as,
         "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
         "plugins": " -> ".join(_described(settings)),
         "training": f"{settings.batches} steps of {batch} tokens, seed {settings.get('seed')}, on "
@@ -67,10 +68,7 @@ def _described(settings: Settings) -> Iterator[str]:
 def print_summary(title: str, rows: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a table of names and values, grouped by what precedes the first "/" of a name.
 
-    Args:
-        title: above the table.
-        rows: numbers, text or None by name; groups come in the order of their first row.
-        console: where to print; standard output if None.
+    Groups come in the order of their first row.
     """
     from rich.console import Console
     from rich.table import Table

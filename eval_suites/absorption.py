@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -85,6 +86,7 @@ class Absorption(Suite):
         bench.stage("the language model's first letters")
         layer = layer_of(bench.hook_name)
         probe = first_letter_probe(bench, layer, TEMPLATE, POSITION, seed)
+        _check_letters(probe.f1(), bench, settings)
         shared = SharedModel(bench.model, bench.hook_name, bench.cache)
         shared.position = POSITION
         return shared, probe
@@ -135,3 +137,15 @@ class Absorption(Suite):
         if settings.min_letters != 20:
             deviations.append(f"{settings.min_letters} letters suffice instead of 20")
         return Scores(metrics, dict(sorted(details.items())), [], deviations, raw)
+
+
+def _check_letters(f1: Mapping[str, float], bench: Bench, settings: AbsorptionSettings) -> None:
+    """Refuse a language model off which too few first letters can be read, whatever the SAE."""
+    found = [letter for letter, value in f1.items() if value > settings.min_GT_probe_f1]
+    if len(found) < settings.min_letters:
+        raise SuiteError(
+            f"{len(found)} first letters ({', '.join(found) or 'none'}) can be read off "
+            f"{bench.model.name} at {bench.hook_name} with an F1 above "
+            f"{settings.min_GT_probe_f1}, and {settings.min_letters} are needed: evaluate another "
+            "layer, or lower --absorption.min_letters"
+        )

@@ -44,6 +44,7 @@ class Core(Suite):
 
     name = "core"
     Settings = CoreSettings
+    context = "context_size"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"n_eval_reconstruction_batches": 8, "n_eval_sparsity_variance_batches": 24},
     }

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from pydantic import AfterValidator
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.subjects import Subject
-from sae_plugins.eval_suites.saebench.facts import bytes_of_activation, reported_numbers
+from sae_plugins.eval_suites.saebench.facts import bytes_of_activation
 from sae_plugins.eval_suites.suite import Cost, Value
 
 BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
+
+
+def known(what: str, names: Collection[str]) -> AfterValidator:
+    """Of a setting: refuses any but these names of pairs or datasets."""
+
+    def check(given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            if name not in names:
+                raise ValueError(f"no {what} {name!r}; there are {', '.join(names)}")
+        return given
+
+    return AfterValidator(check)
 
 
 def cost(subject: Subject, tokens: int) -> Cost:
@@ -32,17 +46,15 @@ def mean_over_items(
     return means
 
 
-def check_reported(suite: str, setting: str, wanted: Iterable[int], d_sae: int) -> None:
+def check_reported(flag: str, wanted: Iterable[int], reported: Collection[int], d_sae: int) -> None:
     """Refuse numbers that SAEBench computes and then drops (hazard 4), or that exceed d_sae."""
-    known = reported_numbers(suite)
     for number in wanted:
-        if number not in known:
+        if number not in reported:
             raise SuiteError(
-                f"--{suite}.{setting} {number}: SAEBench drops it; it reports "
-                f"{', '.join(map(str, known))}"
+                f"{flag} {number}: SAEBench drops it; it reports {', '.join(map(str, reported))}"
             )
         if number > d_sae:
-            raise SuiteError(f"--{suite}.{setting} {number}: the SAE has only {d_sae} latents")
+            raise SuiteError(f"{flag} {number}: the SAE has only {d_sae} latents")
 
 
 def check_whole(

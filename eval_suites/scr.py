@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
@@ -18,9 +18,15 @@ from sae_plugins.eval_suites.probing import (
     check_reported,
     check_whole,
     cost,
+    known,
     mean_over_items,
 )
-from sae_plugins.eval_suites.saebench.facts import default_batch_size, numbers_of, refuse_heads
+from sae_plugins.eval_suites.saebench.facts import (
+    default_batch_size,
+    numbers_of,
+    refuse_heads,
+    reported_numbers,
+)
 from sae_plugins.eval_suites.saebench.probing import run_scr
 from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
@@ -44,7 +50,9 @@ _CLASSES = 6
 class SCRSettings(SuiteSettings):
     """Settings of SCR; the defaults are SAEBench's."""
 
-    pairs: tuple[str, ...] = Field(tuple(PAIRS), description="pairs of classes, FIRST/SECOND")
+    pairs: Annotated[tuple[str, ...], known("pair", PAIRS)] = Field(
+        tuple(PAIRS), description="pairs of classes, FIRST/SECOND"
+    )
     n_values: tuple[int, ...] = Field(
         (2, 5, 10, 20, 50, 100, 500), description="numbers of latents to ablate"
     )
@@ -63,14 +71,6 @@ class SCRSettings(SuiteSettings):
         json_schema_extra={"shortcut": True},
     )
 
-    @field_validator("pairs")
-    @classmethod
-    def _known(cls, pairs: tuple[str, ...]) -> tuple[str, ...]:
-        for pair in pairs:
-            if pair not in PAIRS:
-                raise ValueError(f"no pair {pair!r}; there are {', '.join(PAIRS)}")
-        return pairs
-
 
 class SCR(Suite):
     """Spurious correlation removal by ablating latents (SAEBench SCR)."""
@@ -78,6 +78,7 @@ class SCR(Suite):
     name = "scr"
     item = "pair"
     Settings = SCRSettings
+    context = "context_length"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"train_set_size": 400, "test_set_size": 200, "context_length": 64},
     }
@@ -106,7 +107,8 @@ class SCR(Suite):
     def evaluate(
         self, subject: Subject, bench: Bench, settings: SCRSettings, seed: int, prepared: Any
     ) -> Scores:
-        check_reported(self.name, "n_values", settings.n_values, subject.d_sae)
+        reported = reported_numbers("scr_and_tpp", "scr_metric_threshold_{k}")
+        check_reported("--scr.n_values", settings.n_values, reported, subject.d_sae)
         sae = subject.copy(bench.model.device, bench.model.dtype)
         pairs: dict[str, list[tuple[str, ...]]] = {}
         for pair in settings.pairs:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.data import Need
@@ -14,6 +14,7 @@ from sae_plugins.eval_suites.probing import (
     check_reported,
     check_whole,
     cost,
+    known,
     mean_over_items,
 )
 from sae_plugins.eval_suites.saebench.facts import (
@@ -21,6 +22,7 @@ from sae_plugins.eval_suites.saebench.facts import (
     default_batch_size,
     has_attribute,
     refuse_heads,
+    reported_numbers,
 )
 from sae_plugins.eval_suites.saebench.probing import run_sparse_probing
 from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
@@ -42,7 +44,9 @@ _CLASSES = 5
 class SparseProbingSettings(SuiteSettings):
     """Settings of sparse probing; the defaults are SAEBench's."""
 
-    dataset_names: tuple[str, ...] = Field(DATASETS, description="the datasets to probe on")
+    dataset_names: Annotated[tuple[str, ...], known("dataset", DATASETS)] = Field(
+        DATASETS, description="the datasets to probe on"
+    )
     k_values: tuple[int, ...] = Field((1, 2, 5), description="numbers of latents to probe with")
     probe_train_set_size: int = Field(4000, ge=8, description="texts to train a probe on")
     probe_test_set_size: int = Field(1000, ge=8, description="texts to test it on")
@@ -55,14 +59,6 @@ class SparseProbingSettings(SuiteSettings):
         json_schema_extra={"shortcut": True},
     )
 
-    @field_validator("dataset_names")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in DATASETS:
-                raise ValueError(f"no dataset {name!r}; there are {', '.join(DATASETS)}")
-        return names
-
 
 class SparseProbing(Suite):
     """Accuracy of probes on a few latents, beside the language model's own (SAEBench)."""
@@ -70,6 +66,7 @@ class SparseProbing(Suite):
     name = "sparse-probing"
     item = "dataset"
     Settings = SparseProbingSettings
+    context = "context_length"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"probe_train_set_size": 400, "probe_test_set_size": 200, "context_length": 64},
         "paper": {"k_values": (1, 5, 20)},
@@ -103,7 +100,8 @@ class SparseProbing(Suite):
         seed: int,
         prepared: Any,
     ) -> Scores:
-        check_reported(self.name, "k_values", settings.k_values, subject.d_sae)
+        reported = reported_numbers("sparse_probing", "sae_top_{k}_test_accuracy")
+        check_reported("--sparse-probing.k_values", settings.k_values, reported, subject.d_sae)
         sae = subject.copy(bench.model.device, bench.model.dtype)
         config = settings.model_dump(exclude={"share_probes"}) | {
             "random_seed": seed,

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, field_validator
 
 from sae_plugins.base.values import validated
 from sae_plugins.eval_suites.inputs.bench import Bench
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
 
-class SuiteSettings(BaseModel):
+class SuiteSettings(BaseModel, extra="forbid", frozen=True):
     """A suite's settings: a subclass has a field, with a description, for each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,8 @@ class Metric:
         return None if match is None else match.groupdict()
 
 
-class Value(BaseModel):
+class Value(BaseModel, extra="forbid"):
     """A metric: null where it is not defined, never NaN."""
-
-    model_config = ConfigDict(extra="forbid")
 
     value: float | None
     n: int | None = None
@@ -106,6 +102,8 @@ class Suite(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """The settings of a preset that are not the defaults, which are those of `canonical`."""
     needs_model: ClassVar[bool] = True
+    context: ClassVar[str | None] = None
+    """The setting that says how many tokens a prompt has, which the language model must read."""
 
     def settings(self, preset: str, overrides: Mapping[str, Any]) -> Any:
         """The settings of a preset with some of them replaced.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +23,17 @@ from hub import Ask, LoopbackHub
 __all__ = ["pytest_collection_modifyitems"]
 
 
-gc.disable()  # while tests are imported: looking for garbage is a quarter of that
 atexit.register(gc.unfreeze)
 
 
-def pytest_collection_finish() -> None:
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Tests are imported without a search for garbage, which would be a quarter of that."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()  # in xdist's controller, too, which collects nothing
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,6 +41,14 @@ def _few_objects() -> None:
     """No search for garbage looks at what imports have left: that would take half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_power_cut() -> Iterator[None]:
+    """Nothing waits for the disk, which takes 10 ms each time: no test pulls the plug."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

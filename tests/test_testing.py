@@ -138,7 +138,7 @@ class Hides(Good):
 
 
 class Renews(Hides):
-    """State that is saved and then made anew."""
+    """State that is saved and then made again."""
 
     transient = ()
 

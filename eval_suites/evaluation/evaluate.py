@@ -12,7 +12,7 @@ import dataclasses
 import gc
 import tempfile
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,7 @@ from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import versions
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.evaluation.folder import Folder
-from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
+from sae_plugins.eval_suites.evaluation.manifest import Row
 from sae_plugins.eval_suites.evaluation.meter import Meter
 from sae_plugins.eval_suites.evaluation.plan import DATA, Task, plan, reason_of
 from sae_plugins.eval_suites.evaluation.results import (
@@ -36,7 +36,7 @@ from sae_plugins.eval_suites.suite import Cost, Scores, Suite
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.data import Data
-    from sae_plugins.eval_suites.inputs.models import LanguageModel
+    from sae_plugins.eval_suites.inputs.models import Expected, LanguageModel
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
 VERSIONS = ("sae-plugins", "sae-bench", "sae-lens", "transformer-lens", "torch", "numpy", "python")
@@ -55,6 +55,7 @@ class Request:
         cache_path: folder of what is kept of the language model alone.
         data: "world", "hub", a folder, or None for what suits the model.
         device: of torch.
+        model_class: how language models are loaded; None for what suits each.
     """
 
     sources: Sequence[str]
@@ -65,6 +66,7 @@ class Request:
     cache_path: Path
     data: str | None = None
     device: str = "cpu"
+    model_class: str | None = None
 
 
 class Progress(Protocol):
@@ -114,7 +116,7 @@ class Evaluation:
             cache_path=request.cache_path.absolute(),
             data=data if data in (None, *DATA) else str(Path(str(data)).absolute()),
         )
-        self._folder = Folder(request.output_path)
+        self.output = Folder(request.output_path)
         planned = plan(request.sources, request.suites, request.seeds)
         self.subjects, self.notes = planned.subjects, planned.notes
         self.hashes = planned.hashes
@@ -122,26 +124,13 @@ class Evaluation:
         self.rows = planned.rows
         """Those of this run, in the order in which they are computed."""
         self._tasks = planned.tasks
+        self._expected: dict[str, Expected | Exception] = {}
 
     # -- what there is --------------------------------------------------------------------------
 
-    @property
-    def folder(self) -> Path:
-        """The output folder."""
-        return self._folder.path
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the output folder holds, of all evaluations into it."""
-        return self._folder.manifest
-
-    def results(self, rows: Iterable[Row]) -> list[tuple[Row, Result]]:
-        """The rows that are ok, each with its result; one whose file is gone is left out."""
-        return self._folder.results(rows)
-
     def _is_finished(self, task: Task, data: Data | None) -> bool:
         """Whether the result is there, of the same SAE and the same data."""
-        result = self._folder.result(task.file)
+        result = self.output.result(task.file)
         if result is None or result.status != "ok" or result.sae.hash != task.subject.hash:
             return False
         if data is None:
@@ -159,7 +148,7 @@ class Evaluation:
         done, costs = sum(row.status == "failed" for row in self.rows), []
         shared: set[Any] = set()
         for task in self._tasks:
-            task.refuse()
+            self._refuse(task)
             if task.row.status != "planned":
                 done += 1
                 continue
@@ -167,8 +156,8 @@ class Evaluation:
             data = None
             if task.suite.needs_model:
                 with contextlib.suppress(Exception):
-                    data = data_source(self.request.data, name, self.manifest.revisions)
-            task.place(self.manifest.models.get(name), data)
+                    data = data_source(self.request.data, name, self.output.manifest.revisions)
+            task.place(self.output.manifest.models.get(self._known_as(name)), data)
             if self._is_finished(task, None):
                 task.row.status = "ok"
                 done += 1
@@ -180,6 +169,50 @@ class Evaluation:
             shared.add(group)
         return Forecast(done, costs)
 
+    def language_models(self) -> dict[str, str]:
+        """By whose code each language model is loaded, in words, or why it cannot be."""
+        names = {task.subject.model_name for task in self._tasks if task.is_on_language_model}
+        return {name: self._loaded_as(name) for name in sorted(names)}
+
+    def _loaded_as(self, name: str) -> str:
+        try:
+            return self._expect(name).loader.kind
+        except Exception as error:
+            return reason_of(error)
+
+    def _expect(self, name: str) -> Expected:
+        """What a language model's config says; it is read once."""
+        from sae_plugins.eval_suites.inputs.models import expected
+        from sae_plugins.eval_suites.saebench.facts import default_dtype
+
+        if name not in self._expected:
+            try:
+                self._expected[name] = expected(name, default_dtype(name), self.request.model_class)
+            except Exception as error:
+                self._expected[name] = error
+        found = self._expected[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _known_as(self, name: str) -> str:
+        """A language model in the manifest, which has its hash; loaded by a flag, it is another."""
+        return f"{name} as {self.request.model_class}" if self.request.model_class else name
+
+    def _refuse(self, task: Task) -> None:
+        """Give the row its status and reason if its suite, its SAE and its model do not fit."""
+        task.refuse()
+        if task.row.status != "planned" or not task.suite.needs_model:
+            return
+        setting = task.suite.context
+        flag, prompt = f"--{task.suite.name}.{setting}", None
+        if setting is not None:
+            prompt = getattr(task.settings, setting)
+        try:
+            self._expect(task.subject.model_name).check(task.subject, flag, prompt)
+        except Exception as error:
+            task.row.status, task.row.reason = "failed", reason_of(error)
+
     # -- the run --------------------------------------------------------------------------------
 
     def run(self, progress: Progress) -> None:
@@ -189,12 +222,12 @@ class Evaluation:
             SaePluginsError: another evaluation writes into the folder, or it takes no more files.
         """
         self._progress = progress
-        with self._folder.locked(self.rows):
+        with self.output.locked(self.rows):
             for row in self.rows:
                 if row.status == "failed":  # its SAE could not be loaded
                     progress.finished(row, again=False)
             for task in self._tasks:
-                task.refuse()
+                self._refuse(task)
                 if task.row.status != "planned":
                     task.place(None, None)
                     self._close(task)
@@ -223,7 +256,7 @@ class Evaluation:
                 self._progress.finished(task.row, again=True)
             else:
                 groups.setdefault(task.group, []).append(task)
-        self._folder.save()
+        self.output.save()
         for group in groups.values():
             self._evaluate_group(group, tools)
         del tools
@@ -231,18 +264,15 @@ class Evaluation:
 
     def _load(self, name: str) -> _Tools:
         from sae_plugins.eval_suites.inputs.data_source import data_source
-        from sae_plugins.eval_suites.inputs.models import load_language_model
-        from sae_plugins.eval_suites.saebench.facts import default_dtype
 
-        data = data_source(self.request.data, name, self.manifest.revisions)
-        model = load_language_model(name, self.request.device, default_dtype(name))
-        self.manifest.models[name] = model.hash
+        data = data_source(self.request.data, name, self.output.manifest.revisions)
+        model = self._expect(name).load(self.request.device)
+        self.output.manifest.models[self._known_as(name)] = model.hash
         return _Tools(model, data)
 
     def _evaluate_group(self, tasks: Sequence[Task], tools: _Tools) -> None:
         """Prepare once, then evaluate each SAE."""
         from sae_plugins.eval_suites.inputs.cache import Cache
-        from sae_plugins.eval_suites.inputs.models import check_context, check_d_in, check_hook
         from sae_plugins.eval_suites.saebench.isolation import undisturbed
 
         first = tasks[0]
@@ -262,9 +292,6 @@ class Evaluation:
 
             self._progress.stage(f"{name}: preparing")
             try:
-                if first.suite.needs_model:
-                    check_hook(model, first.subject.hook_name)
-                    check_context(model, first.suite.name, first.settings)
                 with undisturbed():
                     prepared = first.suite.prepare(bench(0, "preparing"), first.settings, seed)
             except Exception as error:
@@ -272,11 +299,10 @@ class Evaluation:
                 return
             for number, task in enumerate(tasks, 1):
                 self._progress.stage(f"{name}, {task.row.sae}")
-                self._start(task)
+                task.row.status = "running"
+                self.output.save_manifest()
                 meter = Meter(self.request.device)
                 try:
-                    if task.suite.needs_model:
-                        check_d_in(model, task.subject)
                     with undisturbed():
                         scores = task.suite.evaluate(
                             task.subject, bench(number, task.row.sae), task.settings, seed, prepared
@@ -286,19 +312,15 @@ class Evaluation:
                 except BaseException:  # interrupted
                     task.row.status = "planned"
                     with contextlib.suppress(SaePluginsError):
-                        self._folder.save_manifest()
+                        self.output.save_manifest()
                     raise
                 else:
                     if tools.data is not None:
-                        self.manifest.revisions |= tools.data.revisions
+                        self.output.manifest.revisions |= tools.data.revisions
                     task.row.status = "ok"
                     self._close(task, tools, scores, data.used if data else {}, meter.read())
 
     # -- what is written ------------------------------------------------------------------------
-
-    def _start(self, task: Task) -> None:
-        task.row.status = "running"
-        self._folder.save_manifest()
 
     def _fail(self, tasks: Sequence[Task], error: Exception) -> None:
         """The rows have failed, all for one reason."""
@@ -309,7 +331,7 @@ class Evaluation:
             self._close(task)
             if not isinstance(error, SaePluginsError):
                 text = without_secrets("".join(traceback.format_exception(error)))
-                self._folder.write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
+                self.output.write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
 
     def _close(
         self,
@@ -331,7 +353,9 @@ class Evaluation:
             status=row.status,
             reason=row.reason,
             sae=SAEInfo(**info),
-            model=ModelInfo(name=model.name, hash=model.hash, dtype=str(model.dtype))
+            model=ModelInfo(
+                name=model.name, hash=model.hash, dtype=str(model.dtype), loaded_as=model.loaded_as
+            )
             if model
             else None,
             datasets=dict(datasets or {}),
@@ -346,5 +370,5 @@ class Evaluation:
             raw=raw,
             **(measured or {}),
         )
-        self._folder.keep(row, task.file, result, scores.raw)
+        self.output.keep(row, task.file, result, scores.raw)
         self._progress.finished(row, again=False)

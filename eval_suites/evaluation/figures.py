@@ -14,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from sae_plugins.base.plots import COLOURS, GREY, INK, save, style
 from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.evaluation.tables import known
 
 Labelled = Mapping[str, Sequence[Result]]
 """The results of one suite by the SAE's label, one per seed."""
@@ -28,12 +29,7 @@ _LETTERS_PER_INCH = 12
 
 
 def save_all(results: Mapping[str, Labelled], folder: Path) -> list[Path]:
-    """Draw what there are results for, by suite; the files that were written.
-
-    Args:
-        results: by the suite's name, then by the SAE's label.
-        folder: made if need be.
-    """
+    """Draw what there are results for, by suite; the files that were written."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for suite, name, draw in DRAWN:
@@ -46,21 +42,22 @@ def save_all(results: Mapping[str, Labelled], folder: Path) -> list[Path]:
 
 def core_overview(saes: Labelled) -> Figure | None:
     """Bars of what each SAE keeps of the activations and of the language model, with its L0."""
-    saes = {label: found for label, found in saes.items() if any(_has(found, m) for m in SHARES)}
+    saes = {label: found for label, found in saes.items() if any(known(found, m) for m in SHARES)}
     if not saes:
         return None
     figure = Figure(figsize=(8.4, 1.7 + 0.62 * len(saes)), layout="constrained")
     panel = figure.subplots()
     width, lowest = 0.8 / len(SHARES), 0.0
     for place, (metric, title) in enumerate(SHARES.items()):
-        means, spreads = _of_each(saes, metric)
+        values = [known(found, metric) for found in saes.values()]
+        means, spreads = [_mean(each) for each in values], [_spread(each) for each in values]
         lowest = float(np.nanmin([lowest, *means]))
         panel.barh(
             np.arange(len(saes)) + (place - 1) * width, means, 0.92 * width, label=title,
             color=COLOURS[place], xerr=spreads if np.nansum(spreads) else None, ecolor=INK,
             capsize=2,
         )  # fmt: skip
-    l0s, _ = _of_each(saes, "l0")
+    l0s = [_mean(known(found, "l0")) for found in saes.values()]
     names = [
         name if np.isnan(l0) else f"{name}\nL0 {l0:.3g}" for name, l0 in zip(saes, l0s, strict=True)
     ]
@@ -87,10 +84,11 @@ def absorption_by_letter(saes: Labelled) -> Figure | None:
     width = 0.84 / len(saes)
     highest = 0.0
     for place, (label, found) in enumerate(saes.items()):
-        rates = [
-            _mean([r.details.get(letter, {}).get("full_absorption_rate") for r in found])
+        of_seeds = [
+            [r.details.get(letter, {}).get("full_absorption_rate") for r in found]
             for letter in letters
         ]
+        rates = [_mean([rate for rate in each if rate is not None]) for each in of_seeds]
         highest = max(highest, float(np.nanmax([0.0, *rates])))
         offset = (place - (len(saes) - 1) / 2) * width
         panel.bar(
@@ -133,7 +131,7 @@ def probing_by_k(saes: Labelled) -> Figure | None:
             list(points), [_mean(values) for values in points.values()], "--", color=INK,
             linewidth=1.6, label="language model's own channels",
         )  # fmt: skip
-    full = _mean(_values(everything, "llm_test_accuracy"))
+    full = _mean(known(everything, "llm_test_accuracy"))
     if not np.isnan(full):
         panel.axhline(
             full, color=GREY, linestyle=":", linewidth=1.4, label="language model, all channels"
@@ -197,28 +195,12 @@ def _points(results: Sequence[Result], pattern: str) -> dict[int, list[float]]:
     return dict(sorted(points.items()))
 
 
-def _values(results: Sequence[Result], metric: str) -> list[float | None]:
-    return [result.metrics[metric].value for result in results if metric in result.metrics]
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
-def _has(results: Sequence[Result], metric: str) -> bool:
-    return any(value is not None for value in _values(results, metric))
-
-
-def _of_each(saes: Labelled, metric: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation over seeds, of each SAE; NaN and 0 where there is no value."""
-    values = [_values(found, metric) for found in saes.values()]
-    return [_mean(each) for each in values], [_spread(each) for each in values]
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def _spread(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+def _spread(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _colour(place: int, count: int) -> str | tuple[float, ...]:

@@ -6,19 +6,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock, write
 from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, Manifest, Row
-from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.eval_suites.evaluation.tables import details_table, results_table
 
 RESULTS_TABLE, DETAILS_TABLE, FIGURES = "results.csv", "details.csv", "figures"
 
 
 class Folder:
-    """What is in the folder, and how it is written."""
+    """What is in the folder, of all evaluations into it, and how it is written."""
 
     def __init__(self, path: Path) -> None:
         """Read the manifest; nothing is written.
@@ -39,15 +37,11 @@ class Folder:
 
     def result(self, file: str | None) -> Result | None:
         """The result in a file, or None if there is none that can be read."""
-        if file is None:
-            return None
-        if file not in self._results:
-            try:
-                text = (self.path / file).read_text("utf-8")
-                self._results[file] = Result.model_validate_json(text)
-            except (OSError, ValidationError):
+        if file is not None and file not in self._results:
+            if (found := read_result(self.path / file)) is None:
                 return None
-        return self._results[file]
+            self._results[file] = found
+        return None if file is None else self._results[file]
 
     @contextmanager
     def locked(self, rows: list[Row]) -> Iterator[None]:

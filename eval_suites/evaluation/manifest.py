@@ -6,17 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from sae_plugins.base.errors import SaePluginsError
 
 MANIFEST = "manifest.json"
 
 
-class Row(BaseModel):
+class Row(BaseModel, extra="forbid"):
     """One suite's verdict about one SAE with one seed, or that it is still to come."""
-
-    model_config = ConfigDict(extra="forbid")
 
     suite: str
     sae: str
@@ -40,10 +38,8 @@ class Row(BaseModel):
         )
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, extra="forbid"):
     """What an output folder holds, of all evaluations into it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
     revisions: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 
@@ -25,22 +26,17 @@ class Meter:
         The peak is that of the device's memory on CUDA, else that of the process since it began.
         """
         begin, cpu = self._begin
-        measured = {
+        return {
             "seconds": round(time.perf_counter() - begin, 3),
             "cpu_seconds": round(_cpu_seconds() - cpu, 3),
+            "peak_memory_bytes": self._peak(),
         }
-        peak = self._peak()
-        return measured | ({} if peak is None else {"peak_memory_bytes": peak})
 
-    def _peak(self) -> int | None:
+    def _peak(self) -> int:
         if self._cuda:
             import torch
 
             return int(torch.cuda.max_memory_allocated(self._device))
-        try:
-            import resource
-        except ImportError:  # on Windows
-            return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

@@ -49,6 +49,13 @@ class Task:
         """Where its result goes."""
         return f"{self.stem.as_posix()}.json"
 
+    @property
+    def is_on_language_model(self) -> bool:
+        """Whether a language model is needed, and the SAE is of one."""
+        from sae_plugins.world.synthetic_models import SYNTHETIC
+
+        return self.suite.needs_model and not self.subject.model_name.startswith(SYNTHETIC)
+
     def place(self, model_hash: str | None, data: Data | None) -> None:
         """Decide where its files go, by everything that its result depends on."""
         from sae_plugins.eval_suites.inputs.cache import fingerprint
@@ -69,11 +76,9 @@ class Task:
 
     def refuse(self) -> None:
         """Give the row its status and reason if the suite does not apply to the SAE."""
-        from sae_plugins.world.synthetic_models import SYNTHETIC
-
-        model = self.subject.model_name
         try:
-            if self.suite.needs_model and model.startswith(SYNTHETIC):
+            if self.suite.needs_model and not self.is_on_language_model:
+                model = self.subject.model_name
                 self.row.reason = f"needs a language model; this SAE was trained on {model}"
             else:
                 self.row.reason = self.suite.refusal(self.subject)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, field_validator
 
 from sae_plugins.eval_suites.suite import Value
 
@@ -14,11 +15,7 @@ KEYED_VERSIONS = ("sae-bench", "sae-lens")
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class SAEInfo(_Model):
+class SAEInfo(BaseModel, extra="forbid"):
     """Which SAE it was."""
 
     name: str
@@ -30,15 +27,17 @@ class SAEInfo(_Model):
     hook_name: str
 
 
-class ModelInfo(_Model):
+class ModelInfo(BaseModel, extra="forbid"):
     """Which language model it was."""
 
     name: str
     hash: str
     dtype: str
+    loaded_as: str | None = None
+    """By whose code, in words."""
 
 
-class Result(_Model):
+class Result(BaseModel, extra="forbid"):
     """One suite's verdict about one SAE, with one seed."""
 
     schema_version: Literal[1] = 1
@@ -72,3 +71,11 @@ class Result(_Model):
             item: {k: v if v is not None and math.isfinite(v) else None for k, v in row.items()}
             for item, row in details.items()
         }
+
+
+def read_result(file: Path) -> Result | None:
+    """The result in a file; None if there is none that can be read."""
+    try:
+        return Result.model_validate_json(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None

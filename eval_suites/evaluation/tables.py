@@ -38,13 +38,18 @@ def headline_names(result: Result) -> list[str]:
         return list(result.metrics)
 
 
+def known(results: Iterable[Result], metric: str) -> list[float]:
+    """A metric's values in results, such as those of several seeds, where it is defined."""
+    values = (result.metrics[metric].value for result in results if metric in result.metrics)
+    return [value for value in values if value is not None]
+
+
 def cell(results: Iterable[Result], metric: str) -> str:
     """A metric of one SAE: its mean ± sd over seeds."""
-    values = [result.metrics[metric].value for result in results if metric in result.metrics]
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return format_value(known[0] if known else None)
-    return f"{format_value(statistics.fmean(known))} ± {statistics.stdev(known):.2g}"
+    values = known(results, metric)
+    if len(values) < 2:
+        return format_value(values[0] if values else None)
+    return f"{format_value(statistics.fmean(values))} ± {statistics.stdev(values):.2g}"
 
 
 def results_table(results: Sequence[tuple[Row, Result]]) -> str:

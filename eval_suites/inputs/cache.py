@@ -2,7 +2,7 @@
 
 An entry is a safetensors file named by a hash of everything that it depends on. It is written
 beside its place and renamed, so that it is whole or not there, also when two evaluations write the
-same one; a file that cannot be read is computed anew. The least recently used entries go when the
+same one; a file that cannot be read is computed again. The least recently used entries go when the
 folder grows beyond its limit.
 """
 

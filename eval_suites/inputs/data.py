@@ -248,7 +248,7 @@ def _words(dataset: str, cell: Stratum) -> str:
 
 
 def iterable(documents: Any, **arguments: Any) -> IterableDataset:
-    """A dataset that calls a generator of texts anew whenever it is read from the start."""
+    """A dataset that calls a generator of texts whenever it is read from the start."""
     from datasets import Features, IterableDataset, Value
 
     dataset: IterableDataset = IterableDataset.from_generator(

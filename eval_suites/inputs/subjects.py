@@ -21,6 +21,7 @@ from torch import Tensor
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.cache import fingerprint
 from sae_plugins.runs.folder import CONFIG
+from sae_plugins.runs.language_models.hooks import as_transformer_lens
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 _LONGEST_NAME = 80
@@ -73,7 +74,7 @@ class Subject:
         sae.to(device=torch.device(device), dtype=getattr(torch, dtype))
         sae.cfg.device, sae.cfg.dtype = device, dtype
         where = _where(sae)
-        where.hook_layer = self.hook_layer
+        where.hook_name, where.hook_layer = self.hook_name, self.hook_layer
         where.model_from_pretrained_kwargs = {}
         where.prepend_bos = where.prepend_bos is None or where.prepend_bos
         return sae
@@ -83,19 +84,13 @@ class Subject:
 
 
 def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Subject:
-    """An SAE with what is known about it.
-
-    Args:
-        name: what it is called.
-        source: as the user gave it.
-        sae: as loaded.
-        facts: the config of the run that trained it, or nothing.
+    """An SAE with what is known about it, also by the config of the run that trained it.
 
     Raises:
         SuiteError: SAEBench cannot evaluate it, or its config does not say where it belongs.
     """
     where = _where(sae)
-    model_name, hook_name = where.model_name, where.hook_name or ""
+    model_name, hook_name = where.model_name, as_transformer_lens(where.hook_name or "")
     synthetic = str(model_name).startswith(SYNTHETIC)
     for needed, value in (("model_name", model_name), ("hook_name", hook_name or synthetic)):
         if not value:
@@ -186,7 +181,7 @@ def _check_numbers(source: str, sae: Any) -> None:
         if bad.any():
             raise SuiteError(
                 f"{source}: {int(bad.sum())} of {tensor.numel()} numbers in {name} are NaN or "
-                "infinite; train it anew"
+                "infinite; train it again"
             )
 
 
@@ -227,6 +222,11 @@ def _warnings(sae: Any, architecture: str, synthetic: bool) -> Iterator[str]:
         )
     if synthetic:
         return
+    if where.hook_name != as_transformer_lens(where.hook_name):
+        yield (
+            f"it was trained at {where.hook_name} of Hugging Face's model, which is "
+            f"{as_transformer_lens(where.hook_name)} of TransformerLens'"
+        )
     if where.prepend_bos is None:
         yield "its config does not say whether prompts begin with BOS (prepend_bos): they do here"
     processing = {

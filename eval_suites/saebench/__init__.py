@@ -30,7 +30,7 @@ they should not. Only this folder does so: `isolation.py` around every run, `cor
 - `absorption.common.train_and_save_probes` trains the first-letter probes; the functions
   `load_or_train_probe`, `load_probe_data_split_or_train` (of `absorption.k_sparse_probing`) and
   `load_probe` (of `absorption.feature_absorption`) are all that reads them.
-- `absorption.k_sparse_probing._get_sae_acts` encodes anew for every probe of some features, and
+- `absorption.k_sparse_probing._get_sae_acts` encodes again for every probe of some features, and
   `metrics` there is `sklearn.metrics`, asked for F1, recall and precision of the same two arrays.
 - `absorption.main` writes through `run_k_sparse_probing_experiment` and
   `run_feature_absortion_experiment`, which take folders, and into the working folder.

@@ -82,15 +82,9 @@ def load_dictionary_learning(folder: Path, device: str) -> Any:
 def _load(
     trainer: str, config: Path, weights: Path, model_name: str, layer: int, device: str
 ) -> Any:
-    """What SAEBench's loader makes of two files.
+    """What SAEBench's loader for a trainer makes of two files.
 
-    Args:
-        trainer: one of `CUSTOM_LOADERS`.
-        config: its `config.json`.
-        weights: its `ae.pt`, which the caller has found to hold tensors only: it is unpickled.
-        model_name: of the language model.
-        layer: of its residual stream.
-        device: where the SAE shall be.
+    It unpickles the weights, which the caller has found to hold tensors only.
     """
     module_name, _, function = CUSTOM_LOADERS[trainer].partition(".")
     module = importlib.import_module(f"sae_bench.custom_saes.{module_name}")

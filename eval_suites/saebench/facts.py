@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from dataclasses import is_dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from sae_plugins.base.errors import PluginError
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
 
 def default_dtype(model_name: str) -> str:
-    """The dtype in which SAEBench runs a language model."""
+    """The dtype in which a language model is run: SAEBench's, else the one of its config."""
     from sae_bench.sae_bench_utils.activation_collection import LLM_NAME_TO_DTYPE
 
-    return str(LLM_NAME_TO_DTYPE.get(_short(model_name), "float32"))
+    from sae_plugins.runs.language_models.choice import loader_of
+
+    known = LLM_NAME_TO_DTYPE.get(_short(model_name))
+    if known is None:
+        with contextlib.suppress(PluginError):  # which is said where it is loaded
+            known = loader_of(model_name).dtype
+    return str(known or "float32")
 
 
 def bytes_of_activation(subject: Subject) -> int:
@@ -36,18 +47,17 @@ def _short(model_name: str) -> str:
     return model_name.rpartition("/")[2]
 
 
-def reported_numbers(suite: str) -> list[int]:
-    """The k of sparse probing, or the N of SCR, that SAEBench's result has a field for."""
-    if suite == "scr":
-        from sae_bench.evals.scr_and_tpp.eval_output import ScrMetrics as Metrics
+def reported_numbers(evaluation: str, metric: str) -> list[int]:
+    """Each k for which the result of an evaluation of SAEBench has a field.
 
-        pattern = r"scr_metric_threshold_(\d+)"
-    else:
-        from sae_bench.evals.sparse_probing.eval_output import SparseProbingSaeMetrics as Metrics
-
-        pattern = r"sae_top_(\d+)_test_accuracy"
-    fields = [re.fullmatch(pattern, name) for name in Metrics.__dataclass_fields__]
-    return sorted(int(found.group(1)) for found in fields if found)
+    Args:
+        evaluation: its package below `sae_bench.evals`, such as "scr_and_tpp".
+        metric: the field, such as "scr_metric_threshold_{k}".
+    """
+    output = import_module(f"sae_bench.evals.{evaluation}.eval_output")
+    pattern = re.escape(metric).replace(re.escape("{k}"), r"(\d+)")
+    names = {n for v in vars(output).values() if is_dataclass(v) for n in v.__dataclass_fields__}
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(pattern, name)))
 
 
 def has_attribute(dataset: str) -> bool:

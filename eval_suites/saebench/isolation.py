@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,7 @@ def running(bench: Bench, *modules: Any) -> Iterator[Path]:
         for module in modules:
             stack.enter_context(replaced(module, HookedTransformer=_Given(bench.model.hooked)))
         stack.enter_context(on_a_fresh_install())
+        stack.enter_context(taking(bench.model.hooked))
         text = stack.enter_context(log.open("a", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(text))
         stack.enter_context(contextlib.redirect_stderr(text))
@@ -67,6 +69,21 @@ def on_a_fresh_install() -> Iterator[None]:
 
     own = probe_training.train_sklearn_probe
     with replaced(probe_training, train_sklearn_probe=getattr(own, "__wrapped__", own)):
+        yield
+
+
+@contextmanager
+def taking(model: Any) -> Iterator[None]:
+    """Let functions that insist on a HookedTransformer take another model with such hooks."""
+    from sae_bench.sae_bench_utils import activation_collection
+    from transformer_lens import HookedTransformer
+
+    own: dict[str, Any] = {}
+    if not isinstance(model, HookedTransformer):
+        for name, function in vars(activation_collection).items():
+            if HookedTransformer in getattr(function, "__annotations__", {}).values():
+                own[name] = inspect.unwrap(function)
+    with replaced(activation_collection, **own):
         yield
 
 

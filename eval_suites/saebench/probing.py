@@ -28,7 +28,7 @@ def run_sparse_probing(
     from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 
     eval_config = SparseProbingEvalConfig(
-        model_name=bench.model.name, llm_dtype=bench.model.dtype, **config
+        model_name=bench.model.label, llm_dtype=bench.model.dtype, **config
     )
     own_seed = eval_config.random_seed if share_probes else None
     with running(bench, main) as folder, _probing(bench, main, need, own_seed):
@@ -78,7 +78,7 @@ def run_scr(
             )  # fmt: skip
 
     eval_config = ScrAndTppEvalConfig(
-        model_name=bench.model.name, llm_dtype=bench.model.dtype, perform_scr=True, **config
+        model_name=bench.model.label, llm_dtype=bench.model.dtype, perform_scr=True, **config
     )
     with (
         running(bench, main) as folder,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformer_lens import HookedTransformer
 
 from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites.inputs.cache import Cache, fingerprint
@@ -22,12 +23,13 @@ MEMORY = 2_000_000_000
 
 
 class SharedModel:
-    """The forward passes that SAEBench asks a HookedTransformer for, each computed once.
+    """The forward passes that SAEBench asks a language model for, each computed once.
 
     Activations at the hook come from the cache, else from a pass that stops at the hook's layer.
     What goes on from there (logits with an SAE's reconstruction in place) starts at the next layer,
-    where the hook is a residual stream's; clean and zero-ablated logits are kept in memory. None of
-    this moves a number: tests/eval_suites/saebench/test_shared_model.py compares them bit by bit.
+    where the hook is a residual stream's and the model a HookedTransformer; clean and zero-ablated
+    logits are kept in memory. None of this moves a number: tests/eval_suites/saebench/
+    test_shared_model.py compares them bit by bit.
     """
 
     def __init__(self, model: LanguageModel, hook_name: str, cache: Cache) -> None:
@@ -117,7 +119,8 @@ class SharedModel:
     def _can_go_on(self) -> bool:
         """Whether activations at the hook are all that the layers after it depend on."""
         padded_left = getattr(self.hooked.tokenizer, "padding_side", "right") == "left"
-        return self.hook_name.endswith("hook_resid_post") and not padded_left
+        can_start_there = isinstance(self.hooked, HookedTransformer)
+        return can_start_there and self.hook_name.endswith("hook_resid_post") and not padded_left
 
     def _from_hook(self, tokens: Tensor, acts: Tensor | None, kwargs: dict[str, Any]) -> Any:
         """Go on from activations at the hook; from the model's own where there are none."""

@@ -4,7 +4,7 @@
 
 Half of each step's tokens are the mix of all genres; the other half are alphabetical lists and, at
 every fourth step, spelling prompts (loss on the answers alone). The halves run on one core each.
-Text is made anew for each pass, so that no document but the reference prose is seen twice. Nothing
+Each pass makes its own text, so that no document but the reference prose is seen twice. Nothing
 is planted in the weights: the model learns to spell from prompts about the train words, and how
 held-out words begin from the lists.
 
@@ -31,14 +31,16 @@ from random import Random
 from typing import Any
 
 import measure
+import tokenizer
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from sae_plugins.world import model, path, text, tokenizer
+from sae_plugins.world import path, text
+from sae_plugins.world.model import CONTEXT
 
 SEED = 0
-TEXT_BATCH, TEXT_TOKENS = 4, model.CONTEXT  # sequences x tokens
+TEXT_BATCH, TEXT_TOKENS = 4, CONTEXT  # sequences x tokens
 SPELLING_BATCH, SPELLING_TOKENS = 8, 128
 SPELLING_EVERY, SPELLING_NOISE = 4, 0.3  # else lists; noise keeps the answer from single words
 WARMUP_STEPS, WEIGHT_DECAY, CLIP = 100, 0.1, 1.0
@@ -48,8 +50,34 @@ HELDOUT_DOCUMENTS = 1_000
 LISTS, FIRST_LIST_SEED = 20_000, 1_000_000  # of the list pages; the mix has seeds from 0
 
 
+def new_model(vocabulary: int, tokenizer: Any) -> Any:
+    """An untrained `Gemma2ForCausalLM` of about three million parameters."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 48,
+        "query_pre_attn_scalar": 48,
+        "sliding_window": 64,
+        "max_position_embeddings": CONTEXT,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "attn_implementation": "eager",  # the only one with softcaps
+    }
+    return Gemma2ForCausalLM(Gemma2Config(**shape))
+
+
 def keep_memory() -> None:
-    """Have glibc keep freed memory: large activations would be mapped anew at every step."""
+    """Have glibc keep freed memory: large activations would be mapped again at every step."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_max = -1, -4
@@ -150,7 +178,7 @@ def optimizer_of(lm: Any) -> torch.optim.AdamW:
 def train(tok: Any, work: Path, minutes: float, learning_rate: float) -> None:
     """Train for `minutes` of wall time in all, from the checkpoint in `work` where there is one."""
     torch.manual_seed(SEED)
-    lm = model.new_model(len(tok), tok)
+    lm = new_model(len(tok), tok)
     optimizer = optimizer_of(lm)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "pass": 0, "lists_pass": 0}
     checkpoint = work / "checkpoint.pt"
@@ -218,7 +246,7 @@ def averaged_model(tok: Any, work: Path) -> Any:
     files = sorted(work.glob("weights-*.pt")) or [work / "checkpoint.pt"]
     kept = [torch.load(file, weights_only=True) for file in files]
     kept = [weights.get("model", weights) for weights in kept]
-    lm = model.new_model(len(tok), tok)
+    lm = new_model(len(tok), tok)
     lm.load_state_dict({name: sum(w[name] for w in kept) / len(kept) for name in kept[0]})
     return lm.eval()
 

@@ -1,7 +1,8 @@
-"""Files that are whole or absent, locks, and versions."""
+"""Files that are whole or absent, and stay so when the power fails; locks, and versions."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -59,6 +60,37 @@ def lock(folder: Path, busy: SaePluginsError) -> ExitStack:
     return unlock
 
 
+def durable(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Have files of a folder on the disk, with their names, so that a power cut costs none.
+
+    Args:
+        folder: it has its name there, too.
+        names: paths in it; None for all that it holds.
+
+    Raises:
+        OSError: the disk takes nothing more; some say so only now.
+    """
+    if names is None:
+        names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+    paths = [Path(name) for name in names]
+    inside = {parent for path in paths for parent in path.parents}
+    for path in (*paths, *inside):
+        _flush(folder / path)
+    _flush(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    """A file's contents, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as on some network disks
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
     """Give a file to write, which takes the place of `path` at the end, or goes if anything fails.
@@ -73,7 +105,9 @@ def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
     partial = path.with_name(f"{path.name}{writer}.partial")
     try:
         yield partial
+        _flush(partial)
         os.replace(partial, path)
+        _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

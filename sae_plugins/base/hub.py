@@ -17,34 +17,18 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-
 T = TypeVar("T")
-
-
 MAIN, CARD = "main", "README.md"
-
-
 TRIES = 6
 """How often something is done that the Hub or the network keeps from being done."""
-
-
 _LONGEST_WAIT = 300.0
 """Seconds; the Hub counts requests in windows of five minutes."""
-
-
 _PATIENCE = 900.0
 """Seconds after which nothing is tried again; the client's own waiting counts."""
-
-
 _TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
 """Answers that another try may change; 409 and 412: somebody else is committing."""
-
-
 _BROKEN = ("TransportError", "ConnectionError", "TimeoutError")
 """Classes of broken connections, by name: which HTTP library the client has is its own business."""
-
-
 _MISCONFIGURED = ("UnsupportedProtocol", "LocalProtocolError", "SSLCertVerificationError")
 """Those that no other try would change."""
 
@@ -154,7 +138,7 @@ def _may_pass(error: BaseException) -> bool:
 
     if any(isinstance(link, (OfflineModeIsEnabled, HubError)) for link in _chain(error)):
         return False
-    status = _status(error)
+    status = http_status(error)
     return status in _TRANSIENT if status is not None else _is_broken(error)
 
 
@@ -175,7 +159,7 @@ def _chain(error: BaseException) -> Iterator[Any]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """The Hub's answer, if it gave one."""
     responses = (getattr(link, "response", None) for link in _chain(error))
     return next((int(r.status_code) for r in responses if r is not None), None)
@@ -195,7 +179,7 @@ def why(error: BaseException) -> str:
     def is_any(kind: type[BaseException]) -> bool:
         return any(isinstance(link, kind) for link in _chain(error))
 
-    status = _status(error)
+    status = http_status(error)
     if is_any(errors.OfflineModeIsEnabled):
         return "huggingface_hub is offline: unset HF_HUB_OFFLINE"
     if is_any(errors.GatedRepoError):

@@ -4,7 +4,8 @@
 
 - `SAETrainer(cfg, sae, data_provider, evaluator, save_checkpoint_fn)`: all runners build their
   trainer through this class, which has no `__new__` of its own (`trainer_class`).
-- `SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`: public seams, overridden.
+- `SAETrainer.step`, `load_trainer_state`, `set_final_sae_metadata`, `save_checkpoint`: public
+  seams, overridden.
 - `SAETrainer.maybe_reset_sparsity` is called by `fit` and `MultiSAETrainer`, for one trainer after
   another, when a step begins: `n_training_steps` is advanced, and the batch not yet pulled.
 - the attributes of a `SAETrainer` are those that `PluginTrainer.state_dict` covers or that its
@@ -77,7 +78,7 @@
   the store, so that a prefetching thread pulls from it too.
 - `ActivationsStore.iterable_sequences`, missing without a dataset, gives all text that is read; it
   is an unstarted generator at first, and `_iterate_tokenized_sequences`, looked up on the instance,
-  makes it anew for each epoch; `n_dataset_processed` counts documents.
+  makes a new one for each epoch; `n_dataset_processed` counts documents.
 - `ActivationsStore.load` skips no text where `n_dataset_processed` is already what was saved.
 - `ActivationsStore.current_row_idx` is the row of `cached_activation_dataset` that is read next.
 - `PrefetchingIterator` pulls in another thread and hands on the very objects, in order.

@@ -22,12 +22,19 @@ from sae_plugins.base.patches import replaced
 
 HIDDEN = "***"
 """Stands where a secret was."""
-_SHAPES = re.compile(
-    r"\b(?:(?:hf|api_org|gh[opsur]|glpat)[_-][A-Za-z0-9]{8,}|github_pat_\w{8,}"
-    r"|sk-[A-Za-z0-9_-]{16,}|xox[abprs]-[\w-]{8,}|AKIA[0-9A-Z]{16}"
-    r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+)"
-)
-"""Tokens of the Hub, GitHub, GitLab, OpenAI, Slack and AWS, and those that are signed (JWT)."""
+
+
+def _shapes(least: int) -> re.Pattern[str]:
+    """Tokens of the Hub, GitHub, GitLab, OpenAI, Slack and AWS, and those that are signed (JWT)."""
+    return re.compile(
+        rf"\b(?:(?:hf|api_org|gh[opsur]|glpat)[_-][A-Za-z0-9]{{{least},}}"
+        rf"|github_pat_\w{{{least},}}|sk-[A-Za-z0-9_-]{{16,}}|xox[abprs]-[\w-]{{{least},}}"
+        r"|AKIA[0-9A-Z]{16}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+)"
+    )
+
+
+_IN_PROSE, _IN_VALUES = _shapes(8), _shapes(20)
+"""Tokens, part of one included; a value by itself may be a folder's name such as hf_pythia70m."""
 _BEARER = re.compile(r"(?i)(\b(?:bearer|authorization:\s*\w+)\s+)[\w.~+/=-]{6,}")
 _USER = re.compile(r"(?<=://)[^/\s\"']+(?=@)")
 _QUERY = re.compile(r"(?<=\?)[^\s\"'<>]+=[^\s\"'<>]+")
@@ -63,11 +70,11 @@ def is_secret(name: str) -> bool:
     return last == "key" and bool(before) and before[-1] in _KEYS
 
 
-def without_secrets(text: str) -> str:
+def without_secrets(text: str, shapes: re.Pattern[str] = _IN_PROSE) -> str:
     """A text without tokens, without `user:password@` in addresses, and without their queries."""
     text = _PAIR.sub(_hidden_pair, text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)
-    for pattern in (_SHAPES, _USER, _QUERY):
+    for pattern in (shapes, _USER, _QUERY):
         text = pattern.sub(HIDDEN, text)
     return text
 
@@ -95,7 +102,7 @@ def redacted(value: Any, name: str = "") -> Any:
         return items if isinstance(value, list) else tuple(items)
     if is_secret(name) and value not in (None, "") and not isinstance(value, bool):
         return HIDDEN
-    return without_secrets(value) if isinstance(value, str) else value
+    return without_secrets(value, _IN_VALUES) if isinstance(value, str) else value
 
 
 def _inner(name: str, key: str) -> str:

@@ -19,6 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 Place = Sequence[str | int]
 """Where a value is: names, and indices in lists."""
 
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?")
 _WHOLE = re.compile(r"([+-]?\d[\d_]*(?:\.\d+)?)(?:[eE]\+?(\d\d?)|([kKmM]))")
 _ZEROS = {"k": 3, "m": 6}
 _KIND = re.compile("(int|float|bool|string|list|tuple|dict|none)_(type|parsing|from|required)")
@@ -44,7 +45,8 @@ _BOUNDS = {
 def read(annotation: Any, text: str) -> Any:
     """A text as the type has it: none, 100k, the text itself, JSON, or words that make a list.
 
-    A text that fits in no way is for validation to refuse, read as far as it fits.
+    Where a type takes both whole and other numbers, 8 is a whole one and 8.0 is not. A text that
+    fits in no way is for validation to refuse, read as far as it fits.
     """
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     best, fitted = text, 0
@@ -70,9 +72,11 @@ def _readings(text: str) -> Iterable[Any]:
 
 
 def _of_word(text: str) -> Any:
-    """None, or a whole number such as 1e6, 100k or 2m; the text itself if it is neither."""
+    """None, or a number such as 8, 8.0, 1e6, 100k or 2m; the text itself if it is neither."""
     if text.lower() in ("none", "null"):
         return None
+    if match := _NUMBER.fullmatch(text):
+        return float(text) if match[2] else int(text)
     if match := _WHOLE.fullmatch(text):
         number, zeros, letter = match.groups()
         value = Decimal(number.replace("_", "")).scaleb(int(zeros or _ZEROS[letter.lower()]))

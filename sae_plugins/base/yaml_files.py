@@ -1,17 +1,72 @@
-"""YAML files by name or path, which may extend others: recipes and studies."""
+"""YAML that can be trusted, and files of it by name or path, which may extend others."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, did_you_mean, prefixed
 from sae_plugins.base.files import not_too_deep
 from sae_plugins.base.secrets import redacted
 
+if TYPE_CHECKING:
+    from yaml import Node
+
 _MOST_ANCESTORS = 20
+_MOST_VALUES = 100_000
+"""Aliases (`*name`) can make gigabytes of a few lines."""
+
+
+def parse(text: str) -> Any:
+    """The value of a YAML document, with SafeLoader's types.
+
+    Raises:
+        YAMLError: it is no YAML, a key stands twice in one mapping (YAML itself keeps the last
+            value, without a word), or its aliases make too much of it.
+    """
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    finally:
+        loader.dispose()
+
+
+def _count(node: Node, known: dict[int, int]) -> int:
+    """The values in a node, aliases written out; refuses what `parse` does not take."""
+    import yaml
+
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise yaml.MarkedYAMLError(None, None, "a value contains itself", node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0
+    values = 1
+    if isinstance(node, yaml.MappingNode):
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    said = f"the key {key.value!r} stands twice"
+                    raise yaml.MarkedYAMLError(None, None, said, key.start_mark)
+                keys.add((key.tag, key.value))
+            values += _count(key, known) + _count(value, known)
+    elif isinstance(node, yaml.SequenceNode):
+        values += sum(_count(item, known) for item in node.value)
+    if values > _MOST_VALUES:
+        said = f"aliases make more than {_MOST_VALUES:,} values of it"
+        raise yaml.MarkedYAMLError(None, None, said, node.start_mark)
+    known[id(node)] = values
+    return values
 
 
 def names(folder: Path) -> list[str]:
@@ -70,7 +125,7 @@ def _read(kind: str, path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        contents = not_too_deep(lambda: yaml.safe_load(path.read_text("utf-8")))
+        contents = not_too_deep(lambda: parse(path.read_text("utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise PluginError(f"{kind} {path} cannot be read: {error}") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # of dates and numbers, too

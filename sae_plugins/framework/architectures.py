@@ -4,10 +4,11 @@ The names are those of SAELens' training registry. An architecture that is missi
 parameter that is missing from its row, is an error and never guessed from shapes: b_dec [d_in] and
 b_enc [d_sae] look alike when d_in equals d_sae.
 
-A new architecture is a row here, and then all tests of the contract and of combinations run on it.
-`python -m sae_plugins.settings.introspection` gives its settings flags; if it has a coefficient of
-its own, `settings.defaults` and `settings.checks` take a default and a bound. Only if a saved SAE
-of it holds thresholds in another place than a parameter `threshold`,
+A new architecture is a row here and one in `tests/expected.py`; then all tests of the contract and
+of combinations run on it. `python -m sae_plugins.settings.introspection` writes its settings into
+`sae_lens_flags.json`, and with that they are flags; one that has no meaning below 0 gets its bound
+in `settings.values`, a coefficient of its own its two defaults in `settings.defaults`. Only if a
+saved SAE of it holds thresholds in another place than a parameter `threshold`,
 `mechanisms.activation_threshold.raise_thresholds` must know it.
 """
 
@@ -32,16 +33,18 @@ class Architecture:
         biases: per-feature vectors [d_sae] and the value a reset gives them; a string names the
             config field that holds it.
         log_scales: biases that act through exp(), so that merging features averages them.
-        tied: the encoder is a view of the decoder, so W_dec is the only weight matrix.
+        tied: the encoder is a view of the decoder, so W_dec is the only weight matrix; W_enc can be
+            read.
         shared: parameters and buffers without a feature axis.
-        sparsity_coefficient: SAELens' name for the coefficient of the sparsity loss, if any.
+        sparsity_coefficient: the coefficient of the sparsity loss, if any, as SAELens names it in
+            the coefficients of a step: "l1" for `l1_coefficient`.
         weighs_tokens: whether that coefficient multiplies each token's loss before the mean over
             the batch, so that it may be a vector [B].
         signed: activations may be negative; a feature is active where it is not 0.
         batch_coupled: why accumulating micro-batches is not the same as one large batch, if it is
             not: the loss is no mean over tokens, or it depends on how long features have not fired,
-            which SAELens counts in micro-batches. (A JumpReLU SAE's does if it has a
-            `pre_act_loss_coefficient`, which is not the default.)
+            which SAELens counts in micro-batches.
+        batch_coupled_by: the same, by the settings that make it so.
         ordered: the position of a feature has a meaning (prefixes are trained to reconstruct).
         k_per_token: k features are active on each token, so k is a whole number.
         rescaled: activations are divided by the norm of the feature's decoder row.
@@ -60,6 +63,7 @@ class Architecture:
     weighs_tokens: bool = False
     signed: bool = False
     batch_coupled: str | None = None
+    batch_coupled_by: Mapping[str, str] = field(default_factory=dict)
     ordered: bool = False
     k_per_token: bool = False
     rescaled: bool = False
@@ -76,7 +80,7 @@ class Architecture:
     def lacks_coefficient(self) -> str | None:
         """Why what scales the sparsity coefficient cannot work; None where there is one."""
         if self.sparsity_coefficient is None:
-            return "they have no sparsity coefficient (l1 or l0) to scale"
+            return "they have no sparsity coefficient to scale"
         return None
 
 
@@ -114,6 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             biases={"b_enc": 0.0, "threshold": "jumprelu_init_threshold"},
             sparsity_coefficient="l0",
             weighs_tokens=True,
+            batch_coupled_by={"pre_act_loss_coefficient": _DEAD},
             straight_through=True,
         ),
         Architecture(

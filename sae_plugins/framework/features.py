@@ -41,14 +41,14 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Reset:
-    """The features at `index` [k] start anew, along given directions."""
+    """The features at `index` [k] start again, along given directions."""
 
     index: Tensor
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Features `source` [k] were merged into `into` [k]; the sources start anew."""
+    """Features `source` [k] were merged into `into` [k]; the sources start again."""
 
     into: Tensor
     source: Tensor
@@ -144,7 +144,7 @@ class Features:
         self._move_moments = move_moments
 
     def reset(self, index: Tensor, directions: Tensor) -> None:
-        """Request that features `index` [k] start anew along `directions` [k, d_in].
+        """Request that features `index` [k] start again along `directions` [k, d_in].
 
         Directions live in the space of the SAE's processed input. Their length is ignored; a zero
         direction leaves the feature silent.
@@ -158,7 +158,7 @@ class Features:
 
         Encoder columns and biases become `weight` ([k] or a number) times their sum: 0.5 is right
         for features that fire on different tokens, 1 for exact duplicates, which fire together.
-        The decoder row gets the direction of the sum and the mean norm. The sources start anew
+        The decoder row gets the direction of the sum and the mean norm. The sources start again
         along `directions` [k, d_in].
         """
         pairs = self._indices(into), self._indices(source)

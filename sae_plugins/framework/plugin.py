@@ -25,7 +25,7 @@ class Stateful:
     """
 
     transient: ClassVar[tuple[str, ...]] = ()
-    """Attributes that are no state: `attached` or the constructor makes them anew."""
+    """Attributes that are no state: `attached` or the constructor makes them."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: every attribute but the transient ones, by name."""
@@ -61,7 +61,7 @@ class Plugin(Stateful):
         claims: exclusive resources, out of `CLAIMS`; a second claimant is an error that names both.
         observes_only: it changes nothing in the training, so the SAE's provenance does not mention
             it.
-        transient: attributes that are no state: `attached` or the constructor makes them anew.
+        transient: attributes that are no state: `attached` or the constructor makes them.
         state_version: raise it when the meaning of the saved attributes changes: older checkpoints
             are refused.
         options: the instance's validated `Options`.

@@ -18,6 +18,7 @@ class Run:
     """A narrow view of one trainer, given to every event.
 
     Attributes:
+        number: of this trainer among those that were built within one `plugins` context, from 1.
         features: the feature axis: track per-feature state, request changes of features.
         metrics: what plugins logged during this step, by name: callables are not called yet.
         summary: what plugins have to say at the end, by name.

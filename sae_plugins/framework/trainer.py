@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Any, ClassVar, cast
 
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.files import durable
 from sae_plugins.base.saelens import ADAM_MOMENTS, hide_in_metadata, not_passed
 from sae_plugins.base.seeds import generator
 from sae_plugins.framework.accumulate import GradientWindow
@@ -34,6 +34,7 @@ from sae_plugins.framework.losses import LOSS_FORMS
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.framework.run import Run
+from sae_plugins.framework.steps import in_steps
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS, calibrate, check_calibration
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.state import check_fits
@@ -68,9 +69,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
         if self.checkpoints is not None:
             self.checkpoints.check(self)
         settings = self.plan.training
-        self.host = Host([plugin(options) for plugin, options in self.plan.plugins])
         self.run = Run(self, next(self.numbers))
         self._last_batch: Tensor | None = None
+        self.host = Host(
+            [plugin(in_steps(given, self.run.total_steps)) for plugin, given in self.plan.plugins]
+        )
         self._window: GradientWindow | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
         if not self._inert:
@@ -164,6 +167,18 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.checkpoints.read_by_sae_lens(self.data_provider)
         super().load_trainer_state(checkpoint_path)
         self.checkpoint_thresholds = not_passed(self.checkpoint_thresholds, self)
+
+    def save_checkpoint(
+        self,
+        checkpoint_name: str,
+        base_path: Path | str | None = None,
+        wandb_aliases: list[str] | None = None,
+    ) -> None:
+        """Save one of SAELens' own, for good: a run that goes on may not come by here again."""
+        super().save_checkpoint(checkpoint_name, base_path, wandb_aliases)
+        folder = base_path or self.cfg.checkpoint_path
+        if self.checkpoints is not None and folder is not None:
+            durable(Path(folder) / checkpoint_name)
 
     def set_final_sae_metadata(self) -> None:
         """Record SAELens' closing statistics, then tell the plugins that training has ended."""
@@ -398,16 +413,22 @@ class PluginTrainer(SAETrainer[Any, Any]):
 def _export(trainer: PluginTrainer, sae: TrainingSAE[Any], path: str | Path) -> tuple[Path, Path]:
     """SAELens' `save_inference_model`, with the plugins' edits; both files or neither."""
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder) as staging:
-        staged = type(sae).save_inference_model(sae, staging)
+    staging = folder / "export.partial"  # always the same, so that none is left over for long
+    places = folder / SAE_WEIGHTS_FILENAME, folder / SAE_CFG_FILENAME
+    staged = staging / SAE_WEIGHTS_FILENAME, staging / SAE_CFG_FILENAME
+    try:
+        type(sae).save_inference_model(sae, staging)
         weights, config = load_file(staged[0]), json.loads(staged[1].read_text())
         trainer.host.notify("export_inference", run=trainer.run, weights=weights, config=config)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, staged[0])
         staged[1].write_text(json.dumps(config))
+        for file, place in zip(staged, places, strict=True):
+            os.replace(file, place)
+    finally:
         for file in staged:
-            os.replace(file, folder / file.name)
-    return folder / SAE_WEIGHTS_FILENAME, folder / SAE_CFG_FILENAME
+            file.unlink(missing_ok=True)
+        staging.rmdir()
+    return places
 
 
 def _by_name(plugin: Plugin, event: str, returned: Any) -> Iterable[tuple[str, Any]]:

@@ -16,8 +16,8 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.steps import Steps, warn_if_never
 from sae_plugins.mechanisms.importance import column_sums
-from sae_plugins.mechanisms.start import warn_if_never
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -156,7 +156,7 @@ class ActivationThreshold(Plugin):
             description="p (1 - p) of the frequency p, or the variance of a step's frequency over "
             "p^2; unscaled, that is near 1e-5, as good as a sensitivity of 0",
         )
-        start: int = Field(0, ge=0, description="first step with the gate")
+        start: Steps = Field(0, description="first step with the gate")
 
     options: Options
 
@@ -169,7 +169,7 @@ class ActivationThreshold(Plugin):
     def attached(self, run: Run) -> None:
         """Put the gate in place, open."""
         refuse_whitening(run)
-        warn_if_never(self.name, self.options.start, run)
+        warn_if_never(run, self.name, self.options.start)
         size, device = run.features.d_sae, run.sae.device
         self.tau = run.features.track(self, "tau", torch.zeros(size, device=device))
         decay = run.plugin("firing-frequency").options.decay

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
-from sae_plugins.mechanisms.start import warn_if_never
+from sae_plugins.framework.steps import InSteps, Steps, StepsOrShare, warn_if_never
 from sae_plugins.mechanisms.unit_norm_decoder import remove_parallel_
 
 if TYPE_CHECKING:
@@ -197,9 +197,9 @@ class DecoderOrthogonality(Plugin):
         reduction: Literal["mean", "sum"] = Field(
             "mean", description="over features; the sum, as printed, grows with d_sae^2 / d_in"
         )
-        start: int = Field(0, ge=0, description="first step with the penalty")
-        every: int = Field(
-            1, ge=1, description="approximation: only at every so many steps, as much stronger"
+        start: Steps = Field(0, description="first step with the penalty")
+        every: Annotated[StepsOrShare, InSteps(1)] = Field(
+            1, description="approximation: only at every so many steps, as much stronger"
         )
         top: float = Field(
             1.0,
@@ -221,7 +221,7 @@ class DecoderOrthogonality(Plugin):
     @hookimpl
     def attached(self, run: Run) -> None:
         """Ask for importance where it counts; warn of the reading that collapses."""
-        warn_if_never(self.name, self.options.start, run)
+        warn_if_never(run, self.name, max(self.options.start, self.options.every))
         if self.options.weighting == "importance":
             run.plugin("importance").use(run)
         n, d = run.sae.W_dec.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.steps import InSteps, StepsOrShare, share
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -40,7 +41,9 @@ class FiringWindow(Plugin):
     class Options(Plugin.Options):
         """The window's length."""
 
-        window: int = Field(100, ge=1, le=1000, title="w", description="steps in the window")
+        window: Annotated[StepsOrShare, InSteps(1, 1000)] = Field(
+            share(0.02), title="w", description="steps in the window"
+        )
 
     options: Options
 

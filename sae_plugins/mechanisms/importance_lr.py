@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
-from sae_plugins.mechanisms.start import warn_if_never
+from sae_plugins.framework.steps import Steps, warn_if_never
 
 if TYPE_CHECKING:
     from sae_plugins.framework.run import Run
@@ -40,14 +40,14 @@ class ImportanceLR(Plugin):
     class Options(Plugin.Options):
         """When it begins."""
 
-        start: int = Field(0, ge=0, description="first step whose update is scaled")
+        start: Steps = Field(0, description="first step whose update is scaled")
 
     options: Options
 
     @hookimpl
     def attached(self, run: Run) -> None:
         """Have importance measured."""
-        warn_if_never(self.name, self.options.start, run)
+        warn_if_never(run, self.name, self.options.start)
         run.plugin("importance").use(run)
         self.old_weights: dict[str, Tensor] = {}
 

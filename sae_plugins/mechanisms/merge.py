@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.features import FeatureChange, Merged
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.steps import InSteps, Steps, StepsOrShare, share, warn_if_never
 from sae_plugins.mechanisms.firing_window import FiringWindow
 from sae_plugins.mechanisms.resample import STOP, high_loss_directions
 
@@ -119,7 +120,7 @@ def firing_overlap(one: Tensor, other: Tensor) -> Tensor:
 
 
 class Merge(Plugin):
-    """Merge pairs of features whose decoder rows are alike, every hundred steps.
+    """Merge pairs of features whose decoder rows are alike, at regular steps.
 
     Of two features the one that started at the lower position stays (with Matryoshka SAEs the one
     in the inner prefix); the other is resampled from badly reconstructed inputs, so d_sae stays.
@@ -138,7 +139,9 @@ class Merge(Plugin):
     class Options(Plugin.Options):
         """Which features are merged, when and how."""
 
-        every: int = Field(100, ge=1, description="steps between merges")
+        every: Annotated[StepsOrShare, InSteps(1)] = Field(
+            share(0.02), description="steps between merges"
+        )
         threshold: float = Field(
             0.9, gt=0, lt=1, description="cosine above which two features are merged"
         )
@@ -155,7 +158,7 @@ class Merge(Plugin):
             description="what becomes of the feature that is merged into another; if silenced, the "
             "plugin resample starts it anew when its window is full",
         )
-        stop: float = Field(0.8, ge=0, le=1, description=STOP)
+        stop: Steps | None = Field(share(0.8), description=STOP)
 
     options: Options
 
@@ -173,13 +176,14 @@ class Merge(Plugin):
     def attached(self, run: Run) -> None:
         """Nothing merged yet."""
         self.window: FiringWindow = run.plugin("firing-window")
+        warn_if_never(run, self.name, self.options.every, self.options.stop)
         self.merged = 0
 
     @hookimpl
     def step_ended(self, run: Run, output: TrainStepOutput) -> None:
         """Every `every` steps, request the merges."""
         options = self.options
-        if run.step % options.every or run.step > options.stop * run.total_steps:
+        if run.step % options.every or (options.stop is not None and run.step > options.stop):
             return
         live = self.window.in_first_order(self.window.steps_fired.nonzero()[:, 0])
         pairs, cosines = similar_pairs(self._matrices(run), live, options.threshold)

@@ -13,6 +13,7 @@ from pydantic import Field
 from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.steps import Steps, share
 
 if TYPE_CHECKING:
     from sae_plugins.framework.run import Run
@@ -32,7 +33,7 @@ class ReconstructionWarmUp(Plugin):
     class Options(Plugin.Options):
         """How long."""
 
-        steps: int = Field(1000, ge=0, description="steps at the start without a sparsity loss")
+        steps: Steps = Field(share(0.2), description="steps at the start without a sparsity loss")
 
     options: Options
 

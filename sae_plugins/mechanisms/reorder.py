@@ -6,7 +6,6 @@ order of its own: it changes how features can be read, and neither the loss nor 
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from sae_plugins.framework.features import FeatureChange, Permuted
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.steps import Steps, share, warn_if_never
 from sae_plugins.mechanisms.order_report import OrderReport
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from sae_plugins.framework.run import Run
 
-logger = logging.getLogger(__name__)
 
 Statistic = Literal["cv2", "frequency", "count"]
 Reduction = Literal["weighted", "mean", "max"]
@@ -107,14 +106,14 @@ class Reorder(Plugin):
     class Options(Plugin.Options):
         """When to reorder, and by what."""
 
-        interval: int = Field(
-            500, ge=0, title="T", description="steps between periodic reorderings; 0 for none"
+        interval: Steps = Field(
+            share(0.1), title="T", description="steps between periodic reorderings; 0 for none"
         )
         adaptive: bool = Field(True, description="also reorder when the variance exceeds threshold")
         threshold: float = Field(
             0.1, ge=0, title="tau", description="activation variance that triggers a reordering"
         )
-        start: int = Field(2000, ge=0, description="first step at which features are reordered")
+        start: Steps = Field(share(0.4), description="first step at which features are reordered")
         key: Literal["frequency", "cluster"] = Field(
             "frequency",
             description="order by frequency; or clusters of features that fire together, then "
@@ -131,7 +130,7 @@ class Reorder(Plugin):
             title="k",
             description="steps in the variance, and between looks at it",
         )
-        cooldown: int = Field(50, ge=0, description="least steps between triggered reorderings")
+        cooldown: Steps = Field(50, description="least steps between triggered reorderings")
         decay: float = Field(
             0.99, ge=0, lt=1, description="decay per step of the frequency that orders features"
         )
@@ -144,13 +143,9 @@ class Reorder(Plugin):
     @hookimpl
     def attached(self, run: Run) -> None:
         """Track frequencies along the feature axis."""
-        if self.options.start >= run.total_steps:
-            logger.warning(
-                "reorder.start = %d is not before the end of the run (%d steps): features will "
-                "never be reordered; give --reorder.start and --reorder.interval",
-                self.options.start,
-                run.total_steps,
-            )
+        causes = [self.options.interval, self.options.window if self.options.adaptive else 0]
+        first = min((steps for steps in causes if steps), default=run.total_steps + 1)
+        warn_if_never(run, self.name, max(first, self.options.start))
         size, device = run.features.d_sae, run.sae.device
         ring = torch.zeros(self.options.window, size, device=device)
         self.recent = run.features.track(self, "recent_frequencies", ring, axes=(1,))

@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_plugins.framework.features import FeatureChange, Reset
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.steps import Steps, share, warn_if_never
 from sae_plugins.mechanisms.firing_window import FiringWindow, Per
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sae_plugins.framework.run import Run
 
 Direction = Literal["input", "residual"]
-STOP = "share of the training after which it stops, so that new features are trained; 1 never stops"
+STOP = "last step at which it acts, so that new features are trained; none for the run's last"
 
 
 def draw_rows(errors: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -122,7 +123,7 @@ class Resample(Plugin):
         direction: Direction = Field(
             "input", description="new directions: the input less b_dec, or its residual"
         )
-        stop: float = Field(0.8, ge=0, le=1, description=STOP)
+        stop: Steps | None = Field(share(0.8), description=STOP)
 
     options: Options
 
@@ -130,6 +131,7 @@ class Resample(Plugin):
     def attached(self, run: Run) -> None:
         """Nothing resampled yet."""
         self.window: FiringWindow = run.plugin("firing-window")
+        warn_if_never(run, self.name, self.window.options.window, self.options.stop)
         self.resampled = 0
 
     @hookimpl
@@ -137,7 +139,7 @@ class Resample(Plugin):
         """Once per window, request that dead features start anew."""
         options = self.options
         due = run.step % self.window.options.window == 0
-        if not due or run.step > options.stop * run.total_steps:
+        if not due or (options.stop is not None and run.step > options.stop):
             return
         dead = dead_features(self.window, options.rule, options.per, options.threshold).nonzero()
         index = self.window.in_first_order(dead[:, 0])

@@ -18,6 +18,7 @@ class Hierarchical(Method):
 
     name = "hierarchical"
     mechanisms = ("linear-l1", "reconstruction-l1", "resample", "merge", "unit-norm-decoder")
+    options = {"firing-window": {"window": 100}, "merge": {"every": 100}}
     training = {"clip": 1.0, "weight_decay": 0.01, "loss_form": "sum_of_squares"}
     sae_lens = {
         "architecture": "standard",
@@ -105,6 +106,6 @@ class Hierarchical(Method):
         PaperRow(
             table="Control",
             label="Resampling and merging until the end",
-            flags="--resample.stop 1 --merge.stop 1",
+            flags="--resample.stop none --merge.stop none",
         ),
     )

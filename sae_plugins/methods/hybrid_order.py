@@ -15,6 +15,7 @@ class HybridOrder(Method):
 
     name = "hybrid-order"
     mechanisms = ("reorder", "input-norm-l1", "unit-norm-decoder")
+    options = {"reorder": {"start": 2000, "interval": 500}}
     training = {"accumulate": 4, "clip": 1.0, "loss_form": "sum_of_squares"}
     sae_lens = {
         "architecture": "standard",

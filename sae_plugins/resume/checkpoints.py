@@ -31,8 +31,17 @@ from sae_plugins.base.saelens import (
 )
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import random_states, set_random_states
-from sae_plugins.resume.files import CURE, FORMAT, checkpoint, files, interval, newest, step_of
-from sae_plugins.resume.signals import Signals
+from sae_plugins.resume.files import (
+    CURE,
+    FORMAT,
+    checkpoint,
+    files,
+    interval,
+    newest,
+    partial_files,
+    step_of,
+)
+from sae_plugins.resume.signals import Signals, handlers_kept
 from sae_plugins.resume.state import changes, check_state, write_state
 
 if TYPE_CHECKING:
@@ -158,7 +167,7 @@ class Checkpoints:
             stack.enter_context(prefetched(self.taken))
             stack.enter_context(continued_multi_training())
             stack.enter_context(interrupted_runs_unsaved())
-            stack.enter_context(self._signals.kept())
+            stack.enter_context(handlers_kept())
             yield
 
     def _take_folder(self, stack: ExitStack) -> None:
@@ -267,7 +276,7 @@ class Checkpoints:
         # those of later steps were found to be damaged, and what is partial was killed
         stale = [old for old in files(self.folder) if step_of(old) > step]
         kept = [old for old in files(self.folder) if step_of(old) <= step]
-        for old in [*stale, *kept[self.keep :], *self.folder.glob("step-*.partial")]:
+        for old in [*stale, *kept[self.keep :], *partial_files(self.folder)]:
             with suppress(OSError):
                 old.unlink()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import PluginError, StateError
-from sae_plugins.resume.state import read_state
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +42,23 @@ def checkpoint(folder: Path, step: int) -> Path:
 
 def files(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
-    return sorted(folder.glob("step-*.safetensors"), key=step_of, reverse=True)
+    return sorted(_named(folder, ""), key=step_of, reverse=True)
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """What processes that were killed have left of checkpoints that they were writing."""
+    return _named(folder, r"\.partial")
+
+
+def _named(folder: Path, ending: str) -> list[Path]:
+    """Checkpoints by their names; whatever else is there is somebody's."""
+    name = re.compile(rf"step-\d+\.safetensors{ending}")
+    return [path for path in folder.glob("step-*") if name.fullmatch(path.name)]
 
 
 def step_of(path: Path) -> int:
-    """Completed training steps in a checkpoint, by its name; -1 where that has no number."""
-    number = re.sub(r"\D", "", path.stem)
-    return int(number) if number else -1
+    """Completed training steps in a checkpoint, by its name."""
+    return int(path.name.removeprefix("step-").partition(".")[0])
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -58,6 +67,8 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         StateError: there is none; says what is wrong with each.
     """
+    from sae_plugins.resume.state import read_state  # imports torch
+
     broken = []
     for path in files(folder):
         try:

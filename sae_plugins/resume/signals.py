@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, answered between two steps instead of in the middle of one."""
+"""SIGINT and SIGTERM, answered between two steps, or two states of a folder, and not within."""
 
 from __future__ import annotations
 
@@ -23,20 +23,6 @@ class Signals:
         self._deferring = False
         self._training = True
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Put back today's handlers afterwards; SAELens' runners replace them."""
-        if not _in_main_thread():
-            yield
-            return
-        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                if handler is not None:  # one that was not set from Python
-                    signal.signal(number, handler)
-
     def defer(self) -> None:
         """Answer signals from now on, whoever did before."""
         if self._deferring or not _in_main_thread():
@@ -49,18 +35,55 @@ class Signals:
         """From now on the first signal lets the SAE be saved: there is nothing to go on from."""
         self._training = False
         if self.received:
-            _say("training has ended meanwhile, and the SAE is being saved")
+            _say("training has ended meanwhile, and the SAE is being saved; again to stop at once")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received or not self._deferring:
             raise interruption()
         self.received = True
-        _say("finishing the step and writing a checkpoint" if self._training else "saving the SAE")
+        what = "finishing the step and writing a checkpoint" if self._training else "saving the SAE"
+        _say(f"{what}; again to stop at once")
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back today's handlers afterwards; SAELens' runners replace them."""
+    if not _in_main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # one that was not set from Python
+                signal.signal(number, handler)
+
+
+@contextmanager
+def deferred(what: str) -> Iterator[None]:
+    """Answer signals that come inside when the block has ended, as they would have been.
+
+    Args:
+        what: is being done, for who sends one.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        _say(f"{what}, and stopping then")
+
+    with handlers_kept():
+        for number in _SIGNALS if _in_main_thread() else ():
+            signal.signal(number, receive)
+        yield
+    for first in received[:1]:
+        signal.raise_signal(first)
 
 
 def _say(what: str) -> None:
     # not print: the signal may have come in the middle of one
-    os.write(2, f"\n{what}; again to stop at once\n".encode())
+    os.write(2, f"\n{what}\n".encode())
 
 
 def _in_main_thread() -> bool:

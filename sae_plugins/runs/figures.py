@@ -39,11 +39,9 @@ class Snapshot:
 
 
 def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The loss and its terms, L0 and explained variance over training steps.
+    """The loss and its terms, L0 and explained variance over training steps, by `metrics.jsonl`.
 
-    Args:
-        rows: rows of `metrics.jsonl`: `step` and whatever metrics were written with it. Steps with
-            a column under `CHANGES` are marked by vertical lines.
+    Steps with a column under `CHANGES` are marked by vertical lines.
     """
     figure = Figure(figsize=(9, 8), layout="constrained")
     loss, l0, variance = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
@@ -86,12 +84,7 @@ def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def firing_by_position(snapshots: Sequence[Snapshot], d_sae: int) -> Figure:
-    """Firing frequency by feature position, one panel per snapshot.
-
-    Args:
-        snapshots: the panels, from left to right.
-        d_sae: the number of feature positions.
-    """
+    """Firing frequency by feature position, one panel per snapshot, from left to right."""
     count = max(1, len(snapshots))
     figure = Figure(figsize=(1.2 + 3.6 * max(2, count), 4.4), layout="constrained")
     panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]

@@ -1,10 +1,11 @@
 """The folder of a run: which files it has, how they get there, and what is never touched.
 
 A run writes into `unfinished/` inside its folder, and moves everything to its place when the SAE
-is saved: what an earlier run left stays whole until then, and a full disk costs nothing of it.
-`unfinished/` stays behind only when a run fails or is interrupted: with its checkpoints, from which
-it can go on, and its `metrics.jsonl`. A new run into the folder renames it to `unfinished-1`. A run
-locks its folder, so that two never share one.
+is saved and scored: what an earlier run left stays whole until then, and a full disk costs nothing
+of it. `unfinished/` stays behind only when a run fails or is interrupted: with its checkpoints,
+from which it can go on, and its `metrics.jsonl`. A new run into the folder renames it to
+`unfinished-1`. A run locks its folder, so that two never share one, and removes only files that
+runs write.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import lock, size, write
+from sae_plugins.resume.files import files as checkpoints_in
+from sae_plugins.resume.files import partial_files
+from sae_plugins.resume.signals import deferred
+from sae_plugins.runs import journal
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -38,26 +42,34 @@ FIGURES = "figures"
 SAELENS_CHECKPOINTS = "checkpoints"
 OUR_CHECKPOINTS = "resume"
 """Folder of the checkpoints to go on from; `SAELENS_CHECKPOINTS` has SAELens' own."""
+TRAINED = "trained.json"
+"""In `unfinished/`: what is known of an SAE that is saved, and has only to be scored."""
 _CHECKPOINT_FILES = (
     "trainer_state.pt",
     "activation_scaler.json",
     "activations_store_state.safetensors",
 )
 _SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG)
-_FILES = (*_SAE_FILES, RECIPE, SUMMARY, "eval_stats.json")
 _PATTERNS = (
-    *_FILES,
+    *(*_SAE_FILES, RECIPE, SUMMARY, "eval_stats.json"),
     "metrics*.jsonl",
     "training_summary*.json",
-    "*.partial",
     f"{FIGURES}/loss_and_l0*.png",
     f"{FIGURES}/firing_by_position*.png",
     "synthetic_model/*.json",
     "synthetic_model/synthetic_model.safetensors",
     *(f"{SAELENS_CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),
 )
-"""Everything that a run writes, relative to its folder or to `unfinished/` in it."""
-_IN_PLACE = tuple(pattern for pattern in _PATTERNS if pattern != "*.partial")
+"""Everything that a run leaves in its folder."""
+_PARTIAL = (
+    *(f"{pattern}.partial" for pattern in (*_PATTERNS, TRAINED)),
+    *(f"{folder}*.partial/{name}" for folder in ("", f"{SAELENS_CHECKPOINTS}/*/")
+      for name in (WEIGHTS, CONFIG)),
+)  # fmt: skip
+"""What a process that is killed leaves of files that it was writing."""
+_WORKING = (TRAINED, TRAINING_SUMMARY, *_PARTIAL)
+"""What is in `unfinished/` only, besides the checkpoints to go on from."""
+_MOVING = "moving the run's files to their places"
 
 
 def default_path(names: Iterable[str], model_name: str, architecture: str, seed: int) -> Path:
@@ -74,7 +86,7 @@ class RunFolder:
         self.path = path
         self.unfinished = path / UNFINISHED
         self._lock = ExitStack()
-        self._started = self._moving = False
+        self._started = self._ended = False
 
     def check(self, overwrite: bool) -> None:
         """Refuse a folder that is taken or cannot be written to; make and lock it otherwise.
@@ -90,13 +102,18 @@ class RunFolder:
             raise self._not_writable(error) from error
         self._take_lock()
         try:
+            self._moved_rest()
             self._check_contents(overwrite)
-        except PluginError:
+        except BaseException:
             self.release()
             raise
 
-    def reopen(self) -> None:
+    def reopen(self) -> bool:
         """Lock the folder of an unfinished run, to go on with it.
+
+        Returns:
+            Whether there is anything to go on with. Otherwise the run had ended, and its files,
+            which were being moved, are in their places now.
 
         Raises:
             PluginError: it holds none, or none that can go on.
@@ -105,32 +122,52 @@ class RunFolder:
             raise PluginError(f"--resume {self.path}: there is no such folder")
         self._take_lock()
         try:
+            if self._moved_rest():
+                return False
             if not (self.unfinished / RECIPE).is_file():
                 state = "is finished" if _is_saved(self.path) else "holds no unfinished run"
                 raise PluginError(f"--resume {self.path} {state}: there is nothing to go on with")
-            if not self._checkpoints():
+            if not self._can_go_on():
                 raise PluginError(
                     f"--resume {self.path}: the run ended before its first checkpoint; start it "
                     f"anew: sae-plugins train --recipe {self.unfinished / RECIPE} "
-                    f"--output_path {self.path}"
+                    f"--output_path {self.path}{' --overwrite' if self._taken() else ''}"
                 )
-        except PluginError:
+        except BaseException:
             self.release()
             raise
         self._started = True
+        if self.trained is None:
+            self._remove_half_saved()
+        return True
+
+    @property
+    def trained(self) -> dict[str, Any] | None:
+        """What `note_trained` wrote, for a run that has only to be scored and moved."""
+        try:
+            trained: Any = json.loads((self.unfinished / TRAINED).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return trained if isinstance(trained, dict) else None
+
+    def note_trained(self, known: Mapping[str, Any]) -> None:
+        """The SAE is saved: from now on the run goes on by being scored, without training."""
+        write(self.unfinished / TRAINED, json.dumps(known) + "\n")
 
     def _checkpoints(self) -> list[Path]:
-        """Those of a run that can go on; without `run.yaml`, it has ended."""
-        if not (self.unfinished / RECIPE).is_file():
-            return []
-        return list(_matching(self.unfinished / OUR_CHECKPOINTS, ["*.safetensors"]))
+        return checkpoints_in(self.unfinished / OUR_CHECKPOINTS)
+
+    def _can_go_on(self) -> bool:
+        """Whether `unfinished/` has a run, and that something to go on from."""
+        is_run = (self.unfinished / RECIPE).is_file()
+        return is_run and (self.trained is not None or bool(self._checkpoints()))
 
     def _check_contents(self, overwrite: bool) -> None:
         try:
             taken = self._taken()
         except OSError as error:
             raise PluginError(f"--output_path {self.path} cannot be read: {_why(error)}") from error
-        if taken and self._checkpoints() and not overwrite:
+        if taken and self._can_go_on() and not overwrite:
             raise PluginError(
                 f"--output_path {self.path} holds an unfinished run: go on with it (sae-plugins "
                 f"train --resume {self.path}), choose another folder, or --overwrite to start anew"
@@ -142,8 +179,10 @@ class RunFolder:
                 "replace the run in it (other files stay)"
             )
         try:
-            with tempfile.NamedTemporaryFile(dir=self.path):
-                pass
+            # a name that is in nobody's way, if this process is killed here
+            probe = self.path / f"{UNFINISHED}-0"
+            probe.mkdir(exist_ok=True)
+            _remove_if_empty(probe)
         except OSError as error:
             raise self._not_writable(error) from error
 
@@ -165,7 +204,7 @@ class RunFolder:
             for entry in self.path.iterdir()
             if not re.fullmatch(rf"{UNFINISHED}(-\d+)?", entry.name)
             or (entry / SAELENS_CHECKPOINTS).exists()
-            or (any(_matching(entry, [f"{OUR_CHECKPOINTS}/*"])) and (entry / RECIPE).is_file())
+            or (checkpoints_in(entry / OUR_CHECKPOINTS) and (entry / RECIPE).is_file())
             or _is_saved(entry)
         )
 
@@ -184,63 +223,103 @@ class RunFolder:
     def start(self, recipe: Mapping[str, Any]) -> Path:
         """Make an empty `unfinished/` with `run.yaml` in it, and return it.
 
-        An earlier one, which `--overwrite` gave up, keeps its records and loses its checkpoints.
+        An earlier one, which failed or `--overwrite` gave up, keeps its records and loses its
+        checkpoints. One that was killed before its first is repeated by the same run, and goes.
         """
-        shutil.rmtree(self.unfinished / OUR_CHECKPOINTS, ignore_errors=True)
-        if not any(path.is_file() for path in self.unfinished.rglob("*")):
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+        text = as_yaml(recipe)
+        if not self._can_go_on() and (self._recipe() == text or not self._has_records()):
+            remove_run(self.unfinished)
+        _remove_checkpoints(self.unfinished)
+        _remove_empty_folders(self.unfinished)
         if self.unfinished.exists():
             names = (self.path / f"{UNFINISHED}-{number}" for number in itertools.count(1))
             self.unfinished.rename(next(name for name in names if not name.exists()))
         self.unfinished.mkdir()
         self._started = True
-        write(self.unfinished / RECIPE, as_yaml(recipe))
+        write(self.unfinished / RECIPE, text)
         return self.unfinished
 
-    def finish(self) -> None:
+    def _recipe(self) -> str | None:
+        try:
+            return (self.unfinished / RECIPE).read_text("utf-8")
+        except (OSError, ValueError):
+            return None
+
+    def _has_records(self) -> bool:
+        """Whether `unfinished/` has an SAE, rows of metrics, or SAELens' checkpoints."""
+        kept = (f"{SAELENS_CHECKPOINTS}/*/*", "metrics*.jsonl")
+        records = _matching(self.unfinished, kept)
+        return _is_saved(self.unfinished) or any(file.stat().st_size for file in records)
+
+    def finish(self) -> list[str]:
         """Move everything out of `unfinished/`, in place of an earlier run's files.
+
+        Returns:
+            What stays there: files of others, whose places are taken or among the checkpoints.
 
         Raises:
             PluginError: that failed; no file that the run wrote is lost.
         """
+        with deferred(_MOVING):
+            try:
+                names = self._names()
+                journal.begin(self.unfinished, self.path, names)
+            except OSError as error:
+                raise PluginError(
+                    f"the trained SAE could not be moved to {self.path}, where nothing was "
+                    f"changed: {error}"
+                ) from error
+            self._move(names)
+        left = self.unfinished.rglob("*")
+        return sorted(str(path.relative_to(self.path)) for path in left if not path.is_dir())
+
+    def _moved_rest(self) -> bool:
+        """Move what is left to be moved of a run that has ended, if there is anything."""
+        names = journal.pending(self.path)
+        if names is None:
+            return False
+        with deferred(_MOVING):
+            self._move(names)
+        return True
+
+    def _move(self, names: list[str]) -> None:
+        """Do what the journal says, or the rest of it."""
         try:
-            places = self._places()
-        except OSError as error:
-            raise PluginError(
-                f"the trained SAE could not be moved to {self.path}, where nothing was changed: "
-                f"{error}"
-            ) from error
-        self._moving = True
-        try:
-            # until its own is there, new weights beside an old cfg.json would pass for an SAE
-            (self.path / CONFIG).unlink(missing_ok=True)
-            for file, place in places.items():
-                os.replace(file, place)
-            _remove(self.path, _IN_PLACE, but=places.values())
-            # its folders, whose files are gone, and the checkpoints, from which nothing goes on
-            shutil.rmtree(self.unfinished)
+            if (self.unfinished / CONFIG).exists():
+                # until its own is there, new weights beside an old cfg.json would pass for an SAE
+                (self.path / CONFIG).unlink(missing_ok=True)
+            journal.carry_out(self.unfinished, self.path, names)
+            _remove(self.path, _PATTERNS, but={self.path / name for name in names})
+            _remove(self.unfinished, _WORKING)
+            _remove_checkpoints(self.unfinished)
+            _remove_empty_folders(self.unfinished)
+            journal.end(self.path)
+            self._ended = True
         except OSError as error:
             raise PluginError(f"moving the trained SAE to {self.path} failed: {error}") from error
 
-    def _places(self) -> dict[Path, Path]:
-        """Where each file goes; makes the folders, and checks what can be.
+    def _names(self) -> list[str]:
+        """The files that move, `cfg.json` last; makes their folders, and checks what can be.
 
-        `cfg.json` follows the SAE's other files, and says that it is whole. `run.yaml` is the last
-        of all: with it, the run can go on.
+        What is not a run's own moves along, unless something is in its place.
         """
         for config in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
             if (self.unfinished / config).exists():
                 self._correct_paths(self.unfinished / config)
-        files = [file for file in sorted(self.unfinished.rglob("*")) if not file.is_dir()]
-        files = [file for file in files if file.parent != self.unfinished / OUR_CHECKPOINTS]
-        last = [self.unfinished / name for name in (*_SAE_FILES, RECIPE)]
-        files.sort(key=lambda file: last.index(file) if file in last else -1)
-        places = {file: self.path / file.relative_to(self.unfinished) for file in files}
-        for place in places.values():
-            place.parent.mkdir(exist_ok=True, parents=True)
-            if place.is_dir():
+        own = {*_matching(self.unfinished, _PATTERNS)}
+        stay = {*_matching(self.unfinished, _WORKING)}
+        names = []
+        for file in sorted(self.unfinished.rglob("*")):
+            name = file.relative_to(self.unfinished)
+            place = self.path / name
+            if file.is_dir() or file in stay or name.parts[0] == OUR_CHECKPOINTS:
+                continue
+            if place.is_dir() and file in own:
                 raise IsADirectoryError(f"{place} is a folder")
-        return places
+            if file in own or not place.exists():
+                place.parent.mkdir(exist_ok=True, parents=True)
+                names.append(name.as_posix())
+        return sorted(names, key=CONFIG.__eq__)
 
     def _correct_paths(self, config: Path) -> None:
         """SAELens notes where it wrote; the files are about to move."""
@@ -255,24 +334,32 @@ class RunFolder:
         if not self._started:
             _remove_if_empty(self.path)
             return None
-        if self._moving:
-            if not _is_saved(self.path) and self._checkpoints():
-                return f"go on with it: sae-plugins train --resume {self.path}"
-            rest = f", but for what is still in {self.unfinished}"
-            return f"the trained SAE is in {self.path}{rest if self.unfinished.exists() else ''}"
-        if _is_saved(self.unfinished):
-            return f"the trained SAE is in {self.unfinished}"
-        _remove(self.unfinished, (*_SAE_FILES, "eval_stats.json", "*.partial"))
-        _remove_if_empty(self.unfinished / OUR_CHECKPOINTS)
-        if self._checkpoints():
-            return f"go on with it: sae-plugins train --resume {self.path}"
-        records = list(_matching(self.unfinished, ("metrics*.jsonl", f"{SAELENS_CHECKPOINTS}/*/*")))
-        if not any(record.stat().st_size for record in records):
-            _remove(self.unfinished, _PATTERNS)
+        if self._ended:
+            return f"the trained SAE is in {self.path}"
+        go_on = f"go on with it: sae-plugins train --resume {self.path}"
+        if (self.path / journal.JOURNAL).exists():
+            return f"the trained SAE is being moved to {self.path}; {go_on}"
+        if self.trained is not None:
+            return f"the trained SAE is in {self.unfinished}; {go_on}"
+        if not _is_saved(self.unfinished):
+            self._remove_half_saved()
+        if self._can_go_on():
+            return go_on
+        if not self._has_records():
+            remove_run(self.unfinished)
         if not self.unfinished.exists():
             _remove_if_empty(self.path)
             return None
+        if (recipe := self._recipe()) is not None:
+            with suppress(OSError):  # so that `start` tells it from a run that was killed
+                write(self.unfinished / RECIPE, f"{recipe}# This run ended early.\n")
+        if _is_saved(self.unfinished):
+            return f"the trained SAE is in {self.unfinished}"
         return f"what the run recorded until then is in {self.unfinished}"
+
+    def _remove_half_saved(self) -> None:
+        _remove(self.unfinished, (*_SAE_FILES, "eval_stats.json", *_PARTIAL))
+        _remove_if_empty(self.unfinished / OUR_CHECKPOINTS)
 
     def being_saved(self) -> Path:
         """The tensors that were being saved: those of the newest file, else the weights."""
@@ -302,19 +389,34 @@ def _matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
         yield from (path for path in sorted(folder.glob(pattern)) if not path.is_dir())
 
 
+def remove_run(folder: Path) -> None:
+    """Remove all that a run has written into a folder, and the folder unless more is in it."""
+    _remove(folder, (*_PATTERNS, *_WORKING))
+    _remove_checkpoints(folder)
+    _remove_empty_folders(folder)
+
+
 def _remove(folder: Path, patterns: Iterable[str], but: Iterable[Path] = ()) -> None:
-    """Remove what matches, and the folders inside, or itself, that are empty then."""
+    """Remove what matches, and the folders inside that are empty then."""
     keep = set(but)
-    if not folder.is_dir():
-        return
     for path in list(_matching(folder, patterns)):
         if path not in keep:
             path.unlink(missing_ok=True)
             for parent in path.parents:
                 if parent == folder or not _remove_if_empty(parent):
                     break
-    if folder.name == UNFINISHED:
-        _remove_if_empty(folder)
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    inside = folder / OUR_CHECKPOINTS
+    for file in (*checkpoints_in(inside), *partial_files(inside)):
+        file.unlink(missing_ok=True)
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    """Remove what holds no file, the folder itself included."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        _remove_if_empty(Path(path))
 
 
 def _remove_if_empty(folder: Path) -> bool:

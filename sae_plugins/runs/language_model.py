@@ -18,14 +18,18 @@ from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.checks import check_devices, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
+from sae_plugins.runs.language_models.loader import Loader, Looks
 from sae_plugins.runs.memory import check_memory, needs_of_language_model, needs_of_sae
 from sae_plugins.runs.models import (
     activation_size,
+    check_chat,
     check_context_size,
     check_positions,
     check_tokens,
     load_model,
     model_facts,
+    model_loader,
+    model_looks,
 )
 from sae_plugins.runs.setup import (
     SAELensSettings,
@@ -43,7 +47,7 @@ class LanguageModelSetup:
     """A `Setup` on a TransformerLens or Hugging Face model."""
 
     def __init__(self, settings: SAELensSettings, other: LanguageModelSetup | None = None) -> None:
-        """Load the model, check everything that can be checked, and find the text.
+        """Check everything that a model's config tells, load the model, and find the text.
 
         Args:
             settings: the run's.
@@ -57,25 +61,33 @@ class LanguageModelSetup:
         check_devices(settings)
         self.settings = settings = _with_local_sae(settings)
         check_sources(settings)
+        shared = None
         if other is not None and model_facts(other.settings) == model_facts(settings):
-            self.model: Any = other.model
-        else:
-            self.model = load_model(settings)
-        check_context_size(self.model, settings)
+            shared = other
+        self.loader: Loader = shared.loader if shared else model_loader(settings)
+        self.looks: Looks = shared.looks if shared else model_looks(self.loader)
+        check_context_size(self.looks, settings)
         check_positions(settings)
-        check_tokens(self.model, settings)
-        self.sae_config = sae_config(settings, activation_size(self.model, settings))
+        check_tokens(self.looks, settings)
+        self.sae_config = sae_config(settings, activation_size(self.looks, settings))
         check_memory(
             [
                 *needs_of_sae(settings, self.sae_config),
-                *needs_of_language_model(self.model, self.config(None)),
+                *needs_of_language_model(self.looks.model, self.config(None), shared is not None),
             ]
         )
+        self.model: Any = shared.model if shared else load_model(self.loader, self.looks, settings)
+        check_chat(self.model, settings)
         if other is not None and text_facts(other.settings) == text_facts(settings):
             self.text: TextSplits = other.text
         else:
-            self.text = load_text(settings, self.model)
+            self.text = load_text(settings, self.model, self.looks.vocabulary)
         self.check_heldout()
+
+    @property
+    def loaded_as(self) -> str:
+        """By whose code its language model is loaded, in words."""
+        return self.loader.kind
 
     def sharing(self, settings: SAELensSettings) -> LanguageModelSetup:
         """A setup with other settings, and this one's model and text where they are the same."""
@@ -124,6 +136,7 @@ class LanguageModelSetup:
             runner: Any = LanguageModelSAETrainingRunner(
                 self.config(folder), override_dataset=self.text.train, override_model=self.model
             )
+            runner.sae.cfg.metadata.model_loaded_as = self.loaded_as
             # SAELens' own evaluator reads on in the training text, so that logging would change
             # what the SAE is trained on.
             if self.text.heldout is None or not runner.cfg.logger.log_to_wandb:

@@ -11,11 +11,10 @@ import gc
 import json
 import logging
 import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,13 @@ from sae_lens.util import str_to_dtype
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.files import durable, write
 from sae_plugins.base.saelens import interruption, no_bars
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS
+from sae_plugins.runs.folder import RECIPE, TRAINING_SUMMARY, as_yaml, remove_run
 from sae_plugins.runs.memory import memory_of, numbers_in_training
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet, write_summary
@@ -63,6 +64,7 @@ class LockstepRun:
         setup: what it is trained on, and with which settings of SAELens; its seed is the arm's.
         folder: where the SAE will lie. It must not be there, and is once all its files are.
         plan: the plugins; a recorder is added.
+        recipe: what its `run.yaml` says; None for no such file.
         figures: whether the recorder draws some, which costs a second.
         untrained: save the SAE as it was drawn, a control.
     """
@@ -71,6 +73,7 @@ class LockstepRun:
     setup: Setup
     folder: Path
     plan: Plan
+    recipe: Mapping[str, Any] | None = None
     figures: bool = True
     untrained: bool = False
 
@@ -135,7 +138,8 @@ def train(
                 failures |= _train(together, advanced)
         finally:
             for arm in together:
-                shutil.rmtree(arm.unfinished, ignore_errors=True)
+                with suppress(OSError):
+                    remove_run(arm.unfinished)
         for arm in together:
             if arm.name not in failures:
                 finished(arm)
@@ -196,7 +200,10 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
     started = time.perf_counter()
     failures: dict[str, Exception] = {}
     setup = arms[0].setup
-    running = _drawn(arms, failures)
+    running = []
+    for arm in arms:
+        with _ends_alone(arm, failures):
+            running.append(_Training(arm))
     seed_data(setup.settings.seed)
     stream = setup.stream()
     scaler = _scaler(running[0].trainer, stream) if running else ActivationScaler()
@@ -231,7 +238,7 @@ class _Training:
     def __init__(self, arm: LockstepRun) -> None:
         """Draw the SAE's weights and attach the plugins."""
         self.arm = arm
-        shutil.rmtree(arm.unfinished, ignore_errors=True)
+        remove_run(arm.unfinished)
         own = {"output_path": str(arm.unfinished), **({} if arm.figures else {"figures": False})}
         with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=arm.setup.settings.seed):
             self.trainer, self.save = arm.setup.trainer(arm.folder)
@@ -316,14 +323,6 @@ def _scaler(trainer: SAETrainer[Any, Any], stream: Iterator[Tensor]) -> Activati
     return scaler
 
 
-def _drawn(arms: Sequence[LockstepRun], failures: dict[str, Exception]) -> list[_Training]:
-    drawn = []
-    for arm in arms:
-        with _ends_alone(arm, failures):
-            drawn.append(_Training(arm))
-    return drawn
-
-
 def _step(
     running: Sequence[_Training], batch: Tensor, failures: dict[str, Exception]
 ) -> list[_Training]:
@@ -371,4 +370,9 @@ def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started:
         with _ends_alone(arm, failures):
             k = getattr(arm.setup.sae_config, "k", None)
             write_summary(arm.unfinished, heldout, {}, seconds, k)
+            (arm.unfinished / TRAINING_SUMMARY).unlink(missing_ok=True)
+            if arm.recipe is not None:
+                write(arm.unfinished / RECIPE, as_yaml(arm.recipe))
+            durable(arm.unfinished)
             os.replace(arm.unfinished, arm.folder)
+            durable(arm.folder, [])

@@ -78,12 +78,13 @@ def numbers_in_training(sae: Any) -> int:
     return int(4 * sae.d_sae * (2 * sae.d_in + 1))  # weights, gradients, Adam's two moments
 
 
-def needs_of_language_model(model: Any, config: Any) -> list[Need]:
-    """What a language model that is loaded takes, a batch of it, and the buffer that it fills.
+def needs_of_language_model(model: Any, config: Any, is_loaded: bool) -> list[Need]:
+    """What a language model takes, a batch of it, and the buffer that it fills.
 
     Args:
-        model: in memory.
+        model: with its shapes, if without numbers.
         config: SAELens' of the run.
+        is_loaded: it is in memory already.
     """
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
     positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
@@ -94,7 +95,7 @@ def needs_of_language_model(model: Any, config: Any) -> list[Need]:
             "the language model",
             sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             config.llm_device,
-            is_there=True,
+            is_there=is_loaded,
         ),
         Need(
             f"a batch of it (--store_batch_size_prompts {prompts})",

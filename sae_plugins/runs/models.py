@@ -1,48 +1,81 @@
-"""The language model of a run, and whether its settings suit it."""
+"""The language model of a run, and whether its settings suit it, as far as its config says."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from sae_lens.load_model import load_model as load_with_sae_lens
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
-from sae_plugins import world
-from sae_plugins.base.errors import PluginError, did_you_mean
+from sae_plugins.base.errors import PluginError, prefixed
+from sae_plugins.runs.language_models.choice import loader_of
+from sae_plugins.runs.language_models.hooks import as_transformer_lens, near_hooks, shape_at
+from sae_plugins.runs.language_models.kwargs import HOOKED, PROXY
+from sae_plugins.runs.language_models.loader import Loader, Looks
 from sae_plugins.runs.setup import SAELensSettings
 
 
-def load_model(settings: SAELensSettings) -> Any:
-    """The language model.
+def model_loader(settings: SAELensSettings) -> Loader:
+    """How the run's language model is loaded.
 
     Raises:
-        PluginError: it cannot be loaded; near names are suggested.
+        PluginError: it cannot be.
     """
-    runner, name = settings.runner, settings.model_name
-    device = runner.get("llm_device") or settings.device
-    if name == world.NAME:
-        return world.load_hooked_transformer(device)
-    kind = runner.get("model_class_name", "HookedTransformer")
-    arguments = runner.get("model_from_pretrained_kwargs")
-    if arguments is None and kind == "HookedTransformer":
-        arguments = {"center_writing_weights": False}  # SAELens' own default
-    try:
-        return load_with_sae_lens(kind, name, device, arguments, [runner["hook_name"]])
-    except (
-        Exception
-    ) as error:  # whatever the loading libraries raise, the user must know which name
-        if "hook_names not found" in str(error):
-            raise PluginError(
-                f"--hook_name {runner['hook_name']} is no module of {name}"
-            ) from error
-        reason = (
-            near_models(name) or f" ({type(error).__name__}: {error}".splitlines()[0][:300] + ")"
+    runner = settings.runner
+    with prefixed("--model_name"):
+        return loader_of(
+            settings.model_name,
+            runner.get("model_class_name") or HOOKED,
+            runner.get("model_from_pretrained_kwargs"),
         )
-        raise PluginError(f"--model_name {name} cannot be loaded as a {kind}{reason}") from error
+
+
+def model_looks(loader: Loader) -> Looks:
+    """What the run's language model looks like.
+
+    Raises:
+        PluginError: it cannot be loaded.
+    """
+    with prefixed("--model_name"):
+        return loader.looks()
+
+
+def load_model(loader: Loader, looks: Looks, settings: SAELensSettings) -> Any:
+    """The language model with its numbers, where the run wants it.
+
+    Raises:
+        PluginError: it cannot be loaded.
+    """
+    device = settings.runner.get("llm_device") or settings.device
+    with prefixed("--model_name"):
+        model = loader.load(device, hook_name=settings.runner["hook_name"])
+    if looks.vocabulary is not None and not settings.runner.get("compile_llm"):
+        refuse_unknown_tokens(model, looks.vocabulary, loader.name)
+    return model
+
+
+def refuse_unknown_tokens(model: Any, vocabulary: int, name: str) -> None:
+    """Have a model say so when it is given tokens that it does not have."""
+
+    def check(_: Any, inputs: tuple[Any, ...]) -> None:
+        tokens = inputs[0] if inputs else None
+        if isinstance(tokens, torch.Tensor) and not tokens.is_floating_point() and len(tokens):
+            check_range(int(tokens.min()), int(tokens.max()), vocabulary, name)
+
+    model.register_forward_pre_hook(check)
+
+
+def check_range(lowest: int, highest: int, vocabulary: int, name: str) -> None:
+    """Refuse tokens of which one is none of the model's.
+
+    Raises:
+        PluginError: it names the token.
+    """
+    if lowest < 0 or highest >= vocabulary:
+        wrong = lowest if lowest < 0 else highest
+        raise PluginError(
+            f"the text has the token {wrong}, and those of {name} are 0 to {vocabulary - 1}: it is "
+            "in the tokens of another model, so give text, or text in this model's tokens"
+        )
 
 
 def model_facts(settings: SAELensSettings) -> list[Any]:
@@ -53,13 +86,13 @@ def model_facts(settings: SAELensSettings) -> list[Any]:
     return [settings.model_name, settings.device, *of_runner]
 
 
-def check_context_size(model: Any, settings: SAELensSettings) -> None:
+def check_context_size(looks: Looks, settings: SAELensSettings) -> None:
     """Refuse prompts that are longer than the model's."""
     size = settings.runner.get("context_size", 128)
-    limit = getattr(getattr(model, "cfg", None), "n_ctx", None)  # of TransformerLens models
-    if limit is not None and size > limit:
+    if looks.context is not None and size > looks.context:
         raise PluginError(
-            f"--context_size {size} is too large: {settings.model_name} reads {limit} tokens"
+            f"--context_size {size} is too large: {settings.model_name} reads {looks.context} "
+            "tokens"
         )
 
 
@@ -79,9 +112,9 @@ def check_positions(settings: SAELensSettings) -> None:
         )
 
 
-def check_tokens(model: Any, settings: SAELensSettings) -> None:
-    """Refuse tokens that the model does not have, and chats where it has no template for them."""
-    size = getattr(getattr(model, "cfg", None), "d_vocab", None)  # of TransformerLens models
+def check_tokens(looks: Looks, settings: SAELensSettings) -> None:
+    """Refuse tokens that the model does not have."""
+    size = looks.vocabulary
     for name in ("sequence_separator_token", "exclude_special_tokens"):
         given = settings.runner.get(name)
         tokens = given if isinstance(given, list) else [given]
@@ -90,6 +123,10 @@ def check_tokens(model: Any, settings: SAELensSettings) -> None:
             raise PluginError(
                 f"--{name} {wrong[0]}: the tokens of {settings.model_name} are 0 to {size - 1}"
             )
+
+
+def check_chat(model: Any, settings: SAELensSettings) -> None:
+    """Refuse chats where the model has no template for them."""
     template = getattr(getattr(model, "tokenizer", None), "chat_template", None)
     if settings.runner.get("use_chat_formatting") and not template:
         raise PluginError(
@@ -98,32 +135,16 @@ def check_tokens(model: Any, settings: SAELensSettings) -> None:
         )
 
 
-def near_models(name: str) -> str:
-    """A suggestion, for a name that TransformerLens does not know."""
-    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
-
-    aliases = [alias for names in MODEL_ALIASES.values() for alias in names]
-    known = [world.NAME, *OFFICIAL_MODEL_NAMES, *aliases]
-    if name in known:
-        return ""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return ": " + did_you_mean(name, near) if near else ""
-
-
-def activation_size(model: Any, settings: SAELensSettings) -> int:
-    """The d_in of a hook, from the model itself.
+def activation_size(looks: Looks, settings: SAELensSettings) -> int:
+    """The d_in of a hook, from the model's config.
 
     Raises:
         PluginError: the model has no such hook, or it has no such head.
     """
     hook, head = settings.runner["hook_name"], settings.runner.get("hook_head_index")
-    if hook not in model.hook_dict:
-        suggestion = near_hooks(hook, [name for name in model.hook_dict if name])
-        raise PluginError(
-            f"--hook_name {hook!r}: {settings.model_name} has no such hook; {suggestion}"
-        )
+    check_hook(hook, looks, settings.model_name, "--hook_name ")
     kwargs = settings.runner.get("model_kwargs", {})
-    shapes = [shape_at(hook, model, tokens, kwargs) for tokens in (1, 2)]
+    shapes = [shape_at(hook, looks.model, tokens, kwargs) for tokens in (1, 2)]
     if [shape[:2] for shape in shapes] != [(1, 1), (1, 2)] or shapes[0][2:] != shapes[1][2:]:
         raise PluginError(
             f"--hook_name {hook} of {settings.model_name} has no vector per token, but the shape "
@@ -137,35 +158,17 @@ def activation_size(model: Any, settings: SAELensSettings) -> int:
     return int(shape[-1] if head is not None else shape.numel())
 
 
-@torch.no_grad()
-def shape_at(hook: str, model: Any, tokens: int, kwargs: dict[str, Any]) -> torch.Size:
-    """The shape of what a hook sees of one prompt of so many tokens, with SAELens' model_kwargs.
+def check_hook(hook: str, looks: Looks, model_name: str, flag: str = "") -> None:
+    """Refuse a hook that a model does not have.
 
     Raises:
-        PluginError: the model does not take `kwargs`.
+        PluginError: it suggests near names, or the names of that way to load the model.
     """
-    device = next(model.parameters()).device
-    try:
-        cache = model.run_with_cache(
-            torch.zeros((1, tokens), dtype=torch.long, device=device),
-            names_filter=[hook],
-            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
-            prepend_bos=False,
-            **kwargs,
-        )[1]
-    except TypeError as error:
-        if not kwargs:
-            raise
-        raise PluginError(f"--model_kwargs {kwargs} do not suit the model: {error}") from error
-    shape: torch.Size = cache[hook].shape
-    return shape
-
-
-def near_hooks(hook: str, known: Iterable[str]) -> str:
-    """The nearest hooks; if none is near, all of them, with the layers as one."""
-    suggestion = did_you_mean(hook, known)
-    if not suggestion.startswith("known:"):
-        return suggestion
-    layers = [int(layer) for name in known for layer in re.findall(r"^blocks\.(\d+)\.", name)]
-    names = sorted({re.sub(r"^blocks\.\d+\.", "blocks.N.", name) for name in known})
-    return f"known: {', '.join(names)}" + (f", with N from 0 to {max(layers)}" if layers else "")
+    if hook in looks.hooks:
+        return
+    as_hooked = as_transformer_lens(hook)
+    if as_hooked in looks.hooks:
+        cure = f"it is called {as_hooked!r} here, or add --model_class_name {PROXY}"
+    else:
+        cure = near_hooks(hook, looks.hooks)
+    raise PluginError(f"{flag}{hook!r}: {model_name} has no such hook; {cure}")

@@ -82,6 +82,11 @@ class Setup(Protocol):
     settings: SAELensSettings
     sae_config: Any
 
+    @property
+    def loaded_as(self) -> str:
+        """By whose code its model is loaded, in words."""
+        ...
+
     def sharing(self, settings: SAELensSettings) -> Setup:
         """A setup with other settings, and this one's model and text where they are the same."""
         ...
@@ -107,11 +112,7 @@ class Setup(Protocol):
         ...
 
     def trainer(self, folder: Path) -> tuple[SAETrainer[Any, Any], Save]:
-        """Draw the SAE's weights as `prepare` does, for a caller who gives it the batches.
-
-        Args:
-            folder: where the SAE will lie.
-        """
+        """Draw the SAE's weights as `prepare` does, for a caller who gives it the batches."""
         ...
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
@@ -151,9 +152,10 @@ def sae_config(settings: SAELensSettings, d_in: int) -> Any:
             "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
             "out, or add --rescale_acts_by_decoder_norm false"
         )
-    k = fields.get("k")
-    if row.k_per_token and isinstance(k, float):
-        raise PluginError(f"--k {k}: {row.name} SAEs need a whole number")
+    if row.k_per_token and "k" in fields:
+        if fields["k"] != int(fields["k"]):
+            raise PluginError(f"--k {fields['k']}: {row.name} SAEs need a whole number")
+        fields["k"] = int(fields["k"])  # as SAELens has it; it may be 8.0
     _, config_class = get_sae_training_class(settings.architecture)
     with settings_accepted():
         config: Any = config_class(
@@ -231,14 +233,11 @@ def write_summary(
     seconds: float,
     k: float | None = None,
 ) -> dict[str, Any]:
-    """Write a run's `summary.json`, into which the recorder's `training_summary.json` goes.
+    """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
 
-    Args:
-        folder: the run's.
-        heldout: held-out metrics.
-        found: what else is known about the SAE, by name.
-        seconds: what the run took, together with those that it shared its batches with.
-        k: the L0 that was wanted, which stands beside the held-out one.
+    `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
+    run took, together with those that it shared its batches with; `k` is the L0 that
+    was wanted, which stands beside the held-out one.
     """
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
@@ -253,7 +252,6 @@ def write_summary(
         for name, value in values.items()
     }
     write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    recorded.unlink(missing_ok=True)
     return summary
 
 
@@ -275,7 +273,7 @@ def quiet(repeats: bool = True) -> Iterator[None]:
     """Keep SAELens from announcing what its caller arranged: our model, our text, no tokens.
 
     Args:
-        repeats: also that the text begins anew, which is news about a dataset of the user's.
+        repeats: also that the text begins again, which is news about a dataset of the user's.
     """
     logger = logging.getLogger("sae_lens")
     level = logger.level

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.synthetic import SyntheticSAERunner, SyntheticSAERunnerConfig
+from sae_lens.synthetic.training import SyntheticActivationIterator
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
 
 from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs import weights_and_biases
+from sae_plugins.runs.checks import check_devices
 from sae_plugins.runs.folder import CONFIG, SPARSITY, WEIGHTS
+from sae_plugins.runs.heldout import heldout_metrics
+from sae_plugins.runs.memory import check_memory, needs_of_sae
+from sae_plugins.runs.setup import (
+    SAELensSettings,
+    Save,
+    isolated,
+    quiet,
+    runner_fields,
+    sae_config,
+    settings_accepted,
+)
 from sae_plugins.world.synthetic_models import synthetic_model
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
-    from sae_lens.training.sae_trainer import SAETrainer
-    from torch import Tensor
-
-    from sae_plugins.runs.setup import SAELensSettings, Save
 
 HELDOUT_SEED = 1_000_003
 """Of the held-out samples, which are the same for every seed of training."""
@@ -29,10 +43,6 @@ class SyntheticSetup:
 
     def __init__(self, settings: SAELensSettings) -> None:
         """Make the synthetic model and check the settings."""
-        from sae_plugins.runs.checks import check_devices
-        from sae_plugins.runs.memory import check_memory, needs_of_sae
-        from sae_plugins.runs.setup import sae_config
-
         if settings.logger.get("log_to_wandb"):
             weights_and_biases.check()
         check_devices(settings)
@@ -51,18 +61,17 @@ class SyntheticSetup:
                 "leave it out, or add --run_final_eval false"
             )
 
+    @property
+    def loaded_as(self) -> str:
+        """SAELens makes its model."""
+        return "SAELens' synthetic model"
+
     def sharing(self, settings: SAELensSettings) -> SyntheticSetup:
         """A setup with other settings; models are shared anyway."""
         return SyntheticSetup(settings)
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
-        from dataclasses import replace
-
-        from sae_lens.synthetic import SyntheticSAERunnerConfig
-
-        from sae_plugins.runs.setup import runner_fields, settings_accepted
-
         fields = runner_fields(self.settings, folder)
         names = saelens.SYNTHETIC_NAMES
         fields = {names.get(name, name): value for name, value in fields.items()}
@@ -74,9 +83,6 @@ class SyntheticSetup:
 
     def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
         """Build SAELens' runner, with its SAE; the function that is returned runs it."""
-        from sae_plugins.base.seeds import seed_data
-        from sae_plugins.runs.setup import isolated, quiet
-
         runner = self._runner(folder)
         # it draws samples from the global random state, as the training does
         saelens.wrap_evaluator(runner, isolated)
@@ -97,10 +103,6 @@ class SyntheticSetup:
         return run
 
     def _runner(self, folder: Path) -> Any:
-        from sae_lens.synthetic import SyntheticSAERunner
-
-        from sae_plugins.runs.setup import quiet, settings_accepted
-
         with settings_accepted(), quiet():
             runner: Any = SyntheticSAERunner(
                 self.config(folder), override_synthetic_model=self.model
@@ -120,8 +122,6 @@ class SyntheticSetup:
 
     def stream(self) -> Iterator[Tensor]:
         """Batches of samples."""
-        from sae_lens.synthetic.training import SyntheticActivationIterator
-
         config = self.config(None)
         return SyntheticActivationIterator(
             self.model.feature_dict,
@@ -132,11 +132,6 @@ class SyntheticSetup:
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same fresh samples."""
-        import torch
-
-        from sae_plugins.base.seeds import isolated_random_state
-        from sae_plugins.runs.heldout import heldout_metrics
-
         if not self.settings.heldout_tokens:
             return [{} for _ in saes]
         with isolated_random_state():

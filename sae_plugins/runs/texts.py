@@ -10,12 +10,14 @@ from typing import Any
 import datasets
 
 from sae_plugins import world
-from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.models import model_facts
+from sae_plugins.base.errors import PluginError, prefixed
+from sae_plugins.runs.models import check_range, model_facts
 from sae_plugins.runs.setup import SAELensSettings
 
 SHUFFLE_BUFFER = 10_000
 """Documents among which a streamed dataset is shuffled."""
+TOKENS = ("tokens", "input_ids")
+"""Columns that SAELens takes for text in tokens."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,25 @@ class TextSplits:
     heldout: Any
 
 
-def load_text(settings: SAELensSettings, model: Any) -> TextSplits:
+def load_text(settings: SAELensSettings, model: Any, vocabulary: int | None = None) -> TextSplits:
     """The training text, in the seed's order, and held-out text, which no seed changes.
 
     The first documents of a dataset are held out, as many as the held-out tokens need.
 
+    Args:
+        settings: the run's.
+        model: it reads the text.
+        vocabulary: how many tokens it has, if that is known.
+
     Raises:
-        PluginError: the dataset cannot be loaded or is too small.
+        PluginError: the dataset cannot be loaded, is too small, or not for this model.
     """
     if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
         train = world.load_text("train").shuffle(seed=settings.seed)
         heldout = world.load_text("heldout") if settings.heldout_tokens else None
         return TextSplits(_with_plain_lists(train), _with_plain_lists(heldout))
     rows = load_dataset(settings)
+    _check_rows(rows, settings, model, vocabulary)
     held = _first_documents(rows, settings, model)
     if isinstance(rows, datasets.Dataset):
         if 2 * len(held) > len(rows):
@@ -63,13 +71,37 @@ def text_facts(settings: SAELensSettings) -> list[Any]:
     return [settings.seed, settings.heldout_tokens, *of_runner, *model_facts(settings)]
 
 
+def _check_rows(rows: Any, settings: SAELensSettings, model: Any, vocabulary: int | None) -> None:
+    """Refuse text where the model has no tokenizer, and tokens that it does not have.
+
+    What a stream holds further on shows only when it is read.
+    """
+    columns = rows.column_names or list(next(iter(rows), {}))
+    tokens = next((name for name in TOKENS if name in columns), None)
+    if "text" in columns and tokens is None and getattr(model, "tokenizer", None) is None:
+        raise PluginError(
+            f"--model_name {settings.model_name} has no tokenizer, and --dataset_path "
+            f"{settings.runner['dataset_path']} no column {' or '.join(TOKENS)}: save the model's "
+            "tokenizer there with its save_pretrained"
+        )
+    if tokens is None or vocabulary is None or not isinstance(rows, datasets.Dataset):
+        return
+    from pyarrow import compute
+
+    found = compute.min_max(compute.list_flatten(rows.data.column(tokens)))
+    if found["min"].is_valid:
+        with prefixed(f"--dataset_path {settings.runner['dataset_path']}"):
+            lowest, highest = found["min"].as_py(), found["max"].as_py()
+            check_range(lowest, highest, vocabulary, settings.model_name)
+
+
 def _with_plain_lists(rows: Any) -> Any:
     """The rows such that SAELens reads tokens as plain lists.
 
     It has a `Dataset` with tokens give tensors, for which datasets 3 imports a part of torchvision
     that newer ones lack; an `IterableDataset` it leaves alone.
     """
-    if isinstance(rows, datasets.Dataset) and {"tokens", "input_ids"} & set(rows.column_names):
+    if isinstance(rows, datasets.Dataset) and {*TOKENS} & {*rows.column_names}:
         return rows.to_iterable_dataset()
     return rows
 
@@ -104,9 +136,7 @@ def _first_documents(rows: Any, settings: SAELensSettings, model: Any) -> list[d
     for row in rows:
         if wanted <= 0:
             break
-        column = next(
-            (name for name in ("tokens", "input_ids", "text", "problem") if name in row), None
-        )
+        column = next((name for name in (*TOKENS, "text", "problem") if name in row), None)
         if column is None:
             raise PluginError(
                 f"--dataset_path {settings.runner['dataset_path']} has the columns "
@@ -120,5 +150,6 @@ def _first_documents(rows: Any, settings: SAELensSettings, model: Any) -> list[d
 def _length(document: Any, model: Any) -> int:
     """Tokens of a text or of a tokenised document."""
     if isinstance(document, str):
-        return int(model.to_tokens(document, truncate=False, prepend_bos=False).shape[1])
+        tokens = model.to_tokens(document, truncate=False, move_to_device=False, prepend_bos=False)
+        return int(tokens.shape[1])
     return len(document)

@@ -73,12 +73,8 @@ def one_log(notes: dict[str, Any], given: str | None, resumed: bool) -> Iterator
 
 
 def _can_upload(wandb: Any) -> bool:
-    return _mode(wandb) not in (None, "online", "shared") or _logged_in(wandb)
-
-
-def _mode(wandb: Any) -> str | None:
-    mode: str | None = wandb.setup().settings.mode
-    return mode
+    mode = wandb.setup().settings.mode
+    return mode not in (None, "online", "shared") or _logged_in(wandb)
 
 
 def _logged_in(wandb: Any) -> bool:

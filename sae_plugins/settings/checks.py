@@ -7,17 +7,18 @@ from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.secrets import HIDDEN, holds_hidden
+from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.settings import Settings
 
 
 def check_code(values: Mapping[str, Any]) -> None:
-    """Refuse to run code that comes with a model, whoever asks for it."""
-    for name in ("model_from_pretrained_kwargs", "model_kwargs"):
-        if "trust_remote_code" in str(values.get(name)):
-            raise SaePluginsError(
-                f"--{name}: trust_remote_code is not available: sae-plugins never runs code that "
-                "comes with a model"
-            )
+    """Refuse arguments of a model that could run code that comes with it, whoever gives them."""
+    from sae_plugins.runs.language_models.kwargs import HOOKED, check_kwargs
+
+    with prefixed("--model_from_pretrained_kwargs"):
+        check_kwargs(
+            values.get("model_from_pretrained_kwargs"), values.get("model_class_name") or HOOKED
+        )
 
 
 def check_secrets(values: Mapping[str, Any]) -> None:
@@ -88,6 +89,7 @@ SCHEDULE = (
     *("training_tokens", "train_batch_size_tokens", "n_checkpoints", "n_restart_cycles"),
     *("lr", "lr_end", "lr_scheduler_name"),
     *("lr_warm_up_steps", "lr_warm_up_fraction", "lr_decay_steps"),
+    *("l1_warm_up_steps", "l0_warm_up_steps"),
 )
 """What `check_schedule` looks at."""
 
@@ -113,6 +115,13 @@ def check_schedule(settings: Settings) -> None:
             f"{total} steps{f', of which {scheduler} needs {needed}' if needed else ''}: lower "
             "them, or raise --training_tokens"
         )
+    for name in ("l1_warm_up_steps", "l0_warm_up_steps"):
+        if settings.architecture in all_flags()[name].architectures and settings.get(name) > total:
+            raise SaePluginsError(
+                f"--{name} {settings.get(name)} is more than the run's {total} steps, so that the "
+                "coefficient would never be what --"
+                f"{name.replace('warm_up_steps', 'coefficient')} says: lower it"
+            )
     if settings.get("n_checkpoints") > total:
         raise SaePluginsError(
             f"--n_checkpoints {settings.get('n_checkpoints')} is more than the run's {total} steps"

@@ -1,4 +1,4 @@
-"""A run's settings where nobody says otherwise: by model, as SAELens' own suit none of ours."""
+"""The defaults of a run by its model, since SAELens' own suit none of ours."""
 
 from __future__ import annotations
 

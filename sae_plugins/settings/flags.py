@@ -1,7 +1,7 @@
 """The table of the flags of `sae-plugins train`; no slow imports.
 
 SAELens' own flags come from `sae_lens_flags.json`, because reading its dataclasses takes ten
-seconds of CPU. After an upgrade of SAELens, write that file anew::
+seconds of CPU. After an upgrade of SAELens, write that file again::
 
     python -m sae_plugins.settings.introspection
 """

@@ -18,10 +18,12 @@ from dataclasses import asdict
 from typing import Any
 
 from sae_plugins.base.saelens import SYNTHETIC_NAMES
+from sae_plugins.runs.language_models.kwargs import CLASSES
 from sae_plugins.settings.flags import FLAGS_FILE, REFUSED, TUPLES, Flag
 
 _OWN_HELP = {
-    "model_name": "A TransformerLens model, synthetic:PRESET, or sae-plugins-world, the default.",
+    "model_name": "A model of TransformerLens or the Hub, a folder with one, synthetic:PRESET, or "
+    "sae-plugins-world, the default.",
     "hook_name": "Where in the model; as in TransformerLens.",
     "dataset_path": "A dataset on the Hugging Face Hub, or a folder with one.",
     "hook_head_index": "The head, where the hook has several.",
@@ -58,7 +60,8 @@ _OWN_HELP = {
     "wandb_entity": "The user or team to log to.",
     "wandb_log_frequency": "Steps between logged steps.",
     "eval_every_n_wandb_logs": "Logged steps between evaluations, on held-out text.",
-    "model_class_name": "How the model is loaded.",
+    "model_class_name": "How the model is loaded; AutoModelForCausalLM has the names of Hugging "
+    "Face's modules as hooks, such as model.layers.6.",
     "lr_scheduler_name": "The schedule after the warm-up.",
 }
 """Where SAELens says nothing, or too much, or `train` differs."""
@@ -71,7 +74,7 @@ _OWN_DEFAULTS = {
 }
 _OWN_CHOICES = {
     "lr_scheduler_name": ("constant", "cosineannealing", "cosineannealingwarmrestarts"),
-    "model_class_name": ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM"),
+    "model_class_name": CLASSES,
     "dtype": ("float32", "float64", "float16", "bfloat16"),
 }
 _ELSEWHERE = {"sae", "logger", "metadata", "synthetic_model", "output_path", "seed", *REFUSED}
@@ -190,7 +193,7 @@ def _argument_docs(config: Any) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write `sae_lens_flags.json` anew."""
+    """Write `sae_lens_flags.json` again."""
     contents = introspect()
     FLAGS_FILE.write_text(json.dumps(contents, indent=1) + "\n", "utf-8")
     print(f"{FLAGS_FILE.name}: {len(contents['flags'])} flags of SAELens {contents['sae_lens']}")

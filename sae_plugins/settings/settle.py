@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
@@ -90,6 +91,7 @@ def settle(
     settings = Settings(values, names, without, plan, notes)
     _settle_calibration(settings)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
+    _note_accumulation(settings)
     with problems:
         check_architecture(settings)
     if not blind and not problems.mention(*(f"--{name}" for name in SCHEDULE)):
@@ -130,7 +132,13 @@ def _merged(
                 problems.add(f"--{name}: {reason}")
             elif layer is recipe and value != all_flags()[name].default:
                 notes.append(f"the recipe's {name} is left out: {reason}")
-    return {**merged, "model_name": model_name, "architecture": architecture}
+    return {**merged, "model_name": _placed(model_name), "architecture": architecture}
+
+
+def _placed(model_name: str) -> str:
+    """A folder with a language model by its whole path, by which it is found from anywhere."""
+    folder = Path(model_name).expanduser()
+    return str(folder.absolute()) if (folder / "config.json").is_file() else model_name
 
 
 def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
@@ -150,6 +158,20 @@ def _settle_calibration(settings: Settings) -> None:
     update = {name: settings.applies(name) and settings.get(name)}
     training = settings.plan.training.model_copy(update=update)
     settings.plan = replace(settings.plan, training=training)
+
+
+def _note_accumulation(settings: Settings) -> None:
+    """Say so where the batches of one update are not the same as one large batch."""
+    from sae_plugins.framework.architectures import architecture
+
+    row, batches = architecture(settings.architecture), settings.plan.training.accumulate
+    by_settings = (why for name, why in row.batch_coupled_by.items() if settings.get(name))
+    reason = row.batch_coupled or next(by_settings, None)
+    if reason and batches > 1:
+        settings.notes.append(
+            f"--accumulate {batches} is not the same as batches {batches} times as large for a "
+            f"{row.name} SAE: {reason}"
+        )
 
 
 def _settle_warm_up(settings: Settings) -> None:

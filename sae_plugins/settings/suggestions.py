@@ -45,6 +45,8 @@ def unknown_flag(
         owners: what has options.
         command: whose flags they are.
     """
+    if name == "version":
+        return "--version goes to the program itself: `sae-plugins --version`"
     if name in REFUSED:
         return f"--{name} is not available: {REFUSED[name]}"
     owners, flags = owners or Owners(), list(flags)

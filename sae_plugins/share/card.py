@@ -1,8 +1,8 @@
 """The model card, README.md, of SAEs in a repository on the Hugging Face Hub.
 
-`entry` reads what is known about one SAE, `card` writes it into the card of a repository: a section
-between two comments, its results between two more, and the SAE's part of the metadata. Everything
-else is people's and stays.
+`card` writes what is known about one SAE into the card of a repository: a section between two
+comments, its results between two more, and the SAE's part of the metadata. Everything else is
+people's and stays.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.hub import MAIN
 from sae_plugins.base.secrets import redacted, without_secrets
 from sae_plugins.base.text import arrow, as_markdown, format_value
+from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation import tables
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, UNRELIABLE, described
@@ -59,10 +60,10 @@ def card(
 
     What people wrote stays byte for byte, and so do their metadata, to whose lists it adds. Where
     they deleted one of a section's two comments, its text is theirs from then on, and a fresh
-    section goes to the end. The same entry again changes nothing.
+    section goes to the end. The same facts again change nothing.
 
     Args:
-        entry: of the SAE.
+        facts: of the SAE.
         previous: the card that is there, with its own line ends; None if there is none.
         repo: OWNER/NAME of the repository.
         branch: of the repository.
@@ -110,7 +111,7 @@ def card(
 def _metadata(block: str, repo: str) -> dict[str, Any]:
     where = f"the metadata at the top of README.md in {repo}"
     try:
-        found = yaml.safe_load(block) or {}
+        found = parse(block) or {}
     except yaml.YAMLError as error:
         raise PluginError(f"{where} is not YAML; mend it there: {error}") from error
     if not isinstance(found, dict) or not all(
@@ -157,11 +158,10 @@ def _scores(found: SuiteFacts) -> list[EvalResult]:
     versions = {k: v for k, v in found.results[0].versions.items() if k in KEYED_VERSIONS}
     scores = []
     for metric, row in found.metrics.items():
-        rows = [(r, r.metrics[metric].value) for r in found.results if metric in r.metrics]
-        known = [(r, value) for r, value in rows if value is not None]
-        if not known:
+        values = tables.known(found.results, metric)
+        if not values:
             continue
-        values = [value for _, value in known]
+        seeds = [result.seed for result in found.results if tables.known([result], metric)]
         spread = {"sd": _rounded(stdev(values))} if len(values) > 1 else {}
         scores.append(
             EvalResult(
@@ -174,7 +174,7 @@ def _scores(found: SuiteFacts) -> list[EvalResult]:
                 metric_type=metric,
                 metric_name=row.paper,
                 metric_value=_rounded(fmean(values)),
-                metric_args={"seeds": [r.seed for r, _ in known], **spread, **versions},
+                metric_args={"seeds": seeds, **spread, **versions},
             )
         )
     return scores
@@ -186,7 +186,7 @@ def _rounded(value: float) -> float:
 
 def _spliced(block: str, new: Mapping[str, Any], newline: str) -> str:
     """A YAML block with new values; the lines of what does not change stay, comments included."""
-    old = yaml.safe_load(block) or {}
+    old = parse(block) or {}
     lines = block.splitlines(keepends=True)
     node = yaml.compose(block)
     keys = [key for key, _ in node.value] if node is not None else []
@@ -201,7 +201,7 @@ def _spliced(block: str, new: Mapping[str, Any], newline: str) -> str:
     lines += [_dumped({name: new[name]}, newline) for name in new if name not in old]
     spliced = "".join(lines)
     try:
-        if yaml.safe_load(spliced) == new:
+        if parse(spliced) == new:
             return spliced
     except yaml.YAMLError:
         pass
@@ -224,7 +224,8 @@ def _with_section(body: str, name: str, section: str, newline: str) -> str:
     before, after = (body[: found.start()], body[found.end() :]) if found else (body, None)
     # comments that are left over would pair up wrongly the next time
     ours = [_comment(word, name) for word in (*_SECTION, *_RESULTS)]
-    before, after = (_without(text, *ours) for text in (before, after or ""))
+    left_over = "|".join(map(re.escape, ours))
+    before, after = (re.sub(left_over, "", text) for text in (before, after or ""))
     if found is not None:
         return before + section + after
     gap = next(n for n in range(3) if (before + newline * n).endswith(newline * 2))
@@ -239,12 +240,6 @@ def _between(words: tuple[str, str], name: str) -> re.Pattern[str]:
     """What stands between two comments about an SAE, them included, with no other such between."""
     begin, end = (re.escape(_comment(word, name)) for word in words)
     return re.compile(rf"{begin}(?:(?!<!-- sae-plugins: (?:{'|'.join(words)}) )[\s\S])*{end}")
-
-
-def _without(text: str, *markers: str) -> str:
-    for marker in markers:
-        text = text.replace(marker, "")
-    return text
 
 
 @cache
@@ -271,11 +266,8 @@ def _public(text: str) -> str:
 
 
 def _shown(value: Any) -> Any:
-    return (
-        as_markdown(_public(value))
-        if isinstance(value, str) and not isinstance(value, Markup)
-        else value
-    )
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return as_markdown(_public(value)) if is_text else value
 
 
 def _code(value: Any) -> Markup:

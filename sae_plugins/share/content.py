@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import HubError
 from sae_plugins.base.hub import CARD, local
 from sae_plugins.base.secrets import redacted_text, without_secrets
+from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
+from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.runs.folder import (
     CONFIG,
     FIGURES,
@@ -21,10 +22,6 @@ from sae_plugins.runs.folder import (
     TRAINING_SUMMARY,
     WEIGHTS,
 )
-
-if TYPE_CHECKING:
-    from sae_plugins.eval_suites.evaluation.manifest import Row
-    from sae_plugins.eval_suites.evaluation.results import Result
 
 Content = Path | bytes
 """A file to upload, or the bytes of one."""
@@ -129,8 +126,6 @@ def _check_sparsity(file: Path) -> None:
 
 def _rows(evaluations: Iterable[Path]) -> Iterator[tuple[Path, Row]]:
     """All that these folders of `evaluate` hold."""
-    from sae_plugins.eval_suites.evaluation.manifest import Manifest
-
     return ((folder, row) for folder in evaluations for row in Manifest.read(folder).rows)
 
 
@@ -139,23 +134,14 @@ def _results(
 ) -> Iterator[tuple[Path, Result]]:
     """Of this SAE, with their files: those beside it, as downloaded, and those of `evaluate`."""
     for file in sorted((folder / HUB_RESULTS).glob("*.json")):
-        result = _read(file)
+        result = read_result(file)
         if result is not None and result.sae.hash == sae_hash:
             yield file, result
     for evaluation, row in rows:
         if row.file and row.status in ("ok", "not applicable"):
-            result = _read(evaluation / row.file)
-            if result is not None:
+            result = read_result(evaluation / row.file)
+            if result is not None:  # a row whose file is gone or damaged counts for nothing
                 yield evaluation / row.file, result
-
-
-def _read(file: Path) -> Result | None:
-    from sae_plugins.eval_suites.evaluation.results import Result
-
-    try:
-        return Result.model_validate_json(file.read_text("utf-8"))
-    except (OSError, ValueError):  # a row whose file is gone or damaged counts for nothing
-        return None
 
 
 def _public(file: Path) -> Content:

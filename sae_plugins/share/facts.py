@@ -15,10 +15,11 @@ import yaml
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import not_too_deep
+from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation.metrics import described
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, Result
-from sae_plugins.eval_suites.evaluation.tables import headline_names
+from sae_plugins.eval_suites.evaluation.tables import headline_names, known
 from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.framework import registry
 from sae_plugins.runs import folder as runs
@@ -174,7 +175,7 @@ def _mechanism(plugin: Mapping[str, Any]) -> Mechanism:
 
 def _mapping(file: Path) -> dict[str, Any]:
     """A JSON or YAML file; empty where there is none."""
-    read = json.loads if file.suffix == ".json" else yaml.safe_load
+    read = json.loads if file.suffix == ".json" else parse
     try:
         contents = not_too_deep(lambda: read(file.read_text("utf-8")))
     except FileNotFoundError:
@@ -192,9 +193,8 @@ def _first(*values: Any) -> Any:
 
 def _l0(evaluations: Sequence[SuiteFacts]) -> float | None:
     core = next((found.results for found in evaluations if found.suite == "core"), ())
-    values = [r.metrics["l0"].value for r in core if "l0" in r.metrics]
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+    values = known(core, "l0")
+    return fmean(values) if values else None
 
 
 def _base_model(name: str, model_class: str | None) -> str | None:
@@ -208,8 +208,10 @@ def _base_model(name: str, model_class: str | None) -> str | None:
     names = {official.lower(): official for official in OFFICIAL_MODEL_NAMES}
     names |= {a.lower(): official for official, known in MODEL_ALIASES.items() for a in known}
     found = names.get(name.lower())
+    if found is None:  # TransformerLens lists it not, and converts it
+        return name if on_hub(name) else None
     # llama-7b-hf and its like are in a folder of the user's
-    return found if found and ("/" in found or "gpt2" in found) else None
+    return found if "/" in found or "gpt2" in found else None
 
 
 def on_hub(name: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import HubError, SaePluginsError
-from sae_plugins.base.hub import CARD, MAIN, TRIES, T, _status, api, retried, why
+from sae_plugins.base.hub import CARD, MAIN, TRIES, T, api, http_status, retried, why
 from sae_plugins.share.content import HUB_RESULTS, Content, size_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Repository:
     Attributes:
         repo: such as `user/saes`.
         branch: made when it is needed.
-        private: whether the repository is to be so where it is made anew.
+        private: whether the repository is to be so where this upload makes it.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class Repository:
 
     def _no_right(self, error: BaseException) -> str | None:
         """Who has no right to write here, and who has it; None if that is not the reason."""
-        if _status(error) != 403:
+        if http_status(error) != 403:
             return None
         try:
             me = self.api.whoami()
@@ -262,6 +262,3 @@ def _same(content: Content, there: RepoFile) -> bool:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest() == (there.lfs.sha256 if there.lfs else there.blob_id)
-
-
-# -- what goes wrong -------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class Cell:
             summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return summary if (folder / RECIPE).is_file() else None  # which is written last
+        return summary if (folder / RECIPE).is_file() else None
 
 
 @cache

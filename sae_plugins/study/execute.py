@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
-from sae_plugins.runs.folder import RECIPE
+from sae_plugins.runs.folder import RECIPE, remove_run
 from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
@@ -53,13 +52,9 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
 
 
 def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None:
-    """Train and evaluate what is missing.
+    """Train and evaluate what is missing in a study's folder, in so many processes.
 
-    Args:
-        study: the study.
-        folder: where its SAEs and results are, and go.
-        jobs: processes; None for one per core on a CPU, and one on a GPU.
-        progress: hears of it.
+    Where `jobs` is None, that is one per core on a CPU, and one on a GPU.
 
     Raises:
         SaePluginsError: the study is wrong, or the folder is in use or cannot be written to.
@@ -163,6 +158,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         without_frames,
     )
     from sae_plugins.runs.setup import Setup
+    from sae_plugins.settings.run_yaml import recipe_of
 
     shared: Setup | None = None
     for members in grouped(cells, lambda cell: stream_key(cell.settings.for_saelens())).values():
@@ -175,28 +171,30 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
             folder.parent.mkdir(parents=True, exist_ok=True)  # also of what says why it failed
             try:
                 setup = shared.sharing(wanted) if shared else load_setup(wanted)
+                recipe = recipe_of(settings, setup)
+                _make_room(folder)
             except Exception as error:
                 failures[cell] = without_frames(error)
                 continue
             shared = setup
-            shutil.rmtree(folder, ignore_errors=True)  # without a summary: not whole
             arms[cell] = LockstepRun(
                 name=cell.folder.name,
                 setup=setup,
                 folder=folder,
                 plan=settings.plan,
+                recipe=recipe,
                 figures=False,  # the report has those of all
                 untrained=cell.untrained,
             )
         cells_of = {arm.name: cell for cell, arm in arms.items()}
 
-        def note(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
-            _note(cells_of[arm.name], arm.setup, task.folder)
+        def succeeded(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
+            _failed(cells_of[arm.name], task.folder).unlink(missing_ok=True)
 
         try:
             steps = _steps(len(arms), progress)
             share = SHARE_OF_MEMORY / task.processes
-            failed = train(list(arms.values()), steps, note, share) if arms else {}
+            failed = train(list(arms.values()), steps, succeeded, share) if arms else {}
         except Exception as error:  # of what they share: the language model, or its text
             failed = {arm.name: error for arm in arms.values() if not arm.folder.exists()}
         progress.advance(len(failures))
@@ -219,13 +217,16 @@ def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
     return tell
 
 
-def _note(cell: Cell, setup: Any, folder: Path) -> None:
-    """Write how to train this SAE by itself."""
-    from sae_plugins.runs.folder import as_yaml
-    from sae_plugins.settings.run_yaml import recipe_of
+def _make_room(folder: Path) -> None:
+    """Remove a run without a summary, which is not whole, from where a new one will lie.
 
-    write(folder / cell.folder / RECIPE, as_yaml(recipe_of(cell.settings, setup)))
-    _failed(cell, folder).unlink(missing_ok=True)
+    Raises:
+        SaePluginsError: files of others are there.
+    """
+    remove_run(folder)
+    if folder.exists():
+        raise SaePluginsError(f"{folder} holds no whole run, but files of others: move them away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _failed(cell: Cell, folder: Path) -> Path:

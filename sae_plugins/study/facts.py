@@ -24,17 +24,12 @@ _MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class Facts:
-    """Findings with indexes.
-
-    Attributes:
-        findings: what the study found.
-        folder: the study's.
-        rows: of runs' `metrics.jsonl`, by folder, as far as they were read.
-    """
+    """Findings with indexes."""
 
     findings: Findings
     folder: Path
     rows: dict[str, traces.Trace] = field(default_factory=dict)
+    """Of runs' `metrics.jsonl`, by folder, as far as they were read."""
 
     @cached_property
     def arms(self) -> dict[str, ArmInfo]:

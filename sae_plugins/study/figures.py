@@ -54,23 +54,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Line:
-    """An arm's part of a panel.
-
-    Attributes:
-        arm: whose it is.
-        x: of the line.
-        y: of the line.
-        low: of the interval at each x; empty if there is none.
-        high: likewise.
-        dots: x and y of single observations.
-    """
+    """An arm's part of a panel."""
 
     arm: str
     x: Sequence[float] = ()
     y: Sequence[float] = ()
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    """The ends of the interval at each x; empty if there is none."""
     dots: Sequence[tuple[float, float]] = ()
+    """x and y of single observations."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +91,7 @@ class Heatmap:
 
 
 def looks(arms: Iterable[str]) -> dict[str, Look]:
-    """A look for each arm: a colour for the first few, then the same ones with other dashes.
-
-    Args:
-        arms: the reference first, which is drawn in grey.
-    """
+    """A look for each arm: grey for the reference, which comes first, then colours, then dashes."""
     reference, *others = arms
     found = {reference: Look(GREY, (), "circle", "o", 3.0)}
     for place, arm in enumerate(others):
@@ -231,12 +220,7 @@ def _cell(shown: Heatmap) -> int:
 
 
 def draw_panels(panels: Sequence[Panel], looks: Mapping[str, Look]) -> Figure:
-    """Panels side by side, with one legend below.
-
-    Args:
-        panels: at least one.
-        looks: of all arms, in the legend's order.
-    """
+    """Panels side by side, with one legend below, in the order of `looks`."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     width = 4.2 * max(2, columns)

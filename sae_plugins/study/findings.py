@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from sae_plugins.study.spec import Kind, Study
 from sae_plugins.study.statistics import Comparison
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Trained(_Model):
+class Trained(BaseModel, extra="forbid"):
     """One SAE of the study."""
 
     model: str
@@ -31,7 +27,7 @@ class Trained(_Model):
     """Active features per held-out token, at which arms are compared."""
 
 
-class Score(_Model):
+class Score(BaseModel, extra="forbid"):
     """One number about one SAE."""
 
     model: str
@@ -52,7 +48,7 @@ class Detail(Score):
     item: str
 
 
-class ReportedMetric(_Model):
+class ReportedMetric(BaseModel, extra="forbid"):
     """A metric that the report shows."""
 
     suite: str
@@ -67,7 +63,7 @@ class ReportedMetric(_Model):
     """Why its verdicts are not to be relied on, where that is known."""
 
 
-class Contrast(_Model):
+class Contrast(BaseModel, extra="forbid"):
     """An arm against the reference, on one metric of one model."""
 
     model: str
@@ -77,7 +73,7 @@ class Contrast(_Model):
     comparison: Comparison
 
 
-class ArmInfo(_Model):
+class ArmInfo(BaseModel, extra="forbid"):
     """What the report says of an arm."""
 
     name: str
@@ -89,7 +85,7 @@ class ArmInfo(_Model):
     """On the first model, as for `sae-plugins train`, without sparsity and seed."""
 
 
-class Findings(_Model):
+class Findings(BaseModel, extra="forbid"):
     """Everything that is known when a study has been run."""
 
     schema_version: Literal[1] = 1

@@ -1,4 +1,4 @@
-"""From a study's folder to its `Findings`: nothing is computed anew but the statistics."""
+"""From a study's folder to its `Findings`: only the statistics are computed again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from sae_plugins.base.files import versions
 from sae_plugins.base.secrets import redacted
+from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
-from sae_plugins.eval_suites.evaluation.results import Result
+from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.eval_suites.inputs.cache import fingerprint
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.settings.values import as_text
@@ -42,12 +41,7 @@ FINDINGS = "findings.json"
 
 
 def gather(name: str, study: Study, folder: Path) -> Findings:
-    """What is known of a study, whether or not all of it has been run.
-
-    Args:
-        name: of the study, for the report's head.
-        study: the study.
-        folder: where its SAEs and results are.
+    """What is known of a study by its folder, whether or not all of it has been run.
 
     Raises:
         SaePluginsError: something in the study is wrong, or the folder is damaged.
@@ -233,7 +227,7 @@ def _results(
             if (row.settings, row.seed) != wanted or not _is_of(row, cell, hashes):
                 continue
             if row.status not in ("planned", "running"):
-                yield cell, row, _result(there, row)
+                yield cell, row, read_result(there / row.file) if row.file else None
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -249,15 +243,6 @@ def _is_of(row: Row, cell: Cell, hashes: Mapping[str, str]) -> bool:
     if row.sae_hash is None:  # it could not be loaded
         return Path(row.source).name == name and name not in hashes
     return hashes.get(name) == row.sae_hash
-
-
-def _result(folder: Path, row: Row) -> Result | None:
-    if row.file is None:
-        return None
-    try:
-        return Result.model_validate_json((folder / row.file).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 # -- what it says --------------------------------------------------------------------------------
@@ -307,7 +292,7 @@ def _versions(
 ) -> dict[str, list[str]]:
     """The versions that SAEs were trained with and results computed with, by distribution."""
     found: dict[str, set[str]] = {}
-    recipes = (yaml.safe_load((folder / cell.folder / RECIPE).read_text("utf-8")) for cell in cells)
+    recipes = (parse((folder / cell.folder / RECIPE).read_text("utf-8")) for cell in cells)
     for names in (*(recipe["versions"] for recipe in recipes), *(r.versions for r in results)):
         for name, version in names.items():
             found.setdefault(name, set()).add(version)

@@ -38,25 +38,19 @@ class Overall(Progress, Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """What one process does: a model and a seed.
-
-    Attributes:
-        study: the study, as JSON.
-        folder: the study's.
-        model: the study's name of the model.
-        seed: the training's.
-        pilots: train the pilots, and evaluate nothing.
-        processes: how many there may be at once, this one included.
-        threads: of torch; None for as many as it likes.
-    """
+    """What one process does: a model and a seed of a study."""
 
     study: str
+    """As JSON."""
     folder: Path
     model: str
     seed: int
     pilots: bool
+    """Train the pilots, and evaluate nothing."""
     processes: int
+    """How many there may be at once, this one included."""
     threads: int | None
+    """Of torch; None for as many as it likes."""
 
 
 Work = Callable[[Pass, Progress], None]
@@ -65,11 +59,7 @@ Work = Callable[[Pass, Progress], None]
 def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> None:
     """Do the tasks, each in a process of its own where `jobs` are more than one.
 
-    Args:
-        work: a function of a module, which a process that is started can import.
-        tasks: what is to be done.
-        jobs: how many processes there may be at once.
-        progress: hears what all of them tell.
+    `work` is a function of a module, which a process that is started can import.
 
     Raises:
         SaePluginsError: a process was killed. What `work` raises is raised here, too.

@@ -19,13 +19,13 @@ from sae_plugins.base import yaml_files
 from sae_plugins.base.files import write as write_file
 from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
-from sae_plugins.study import sections, words
+from sae_plugins.study import sections
 from sae_plugins.study.facts import DECIDED, Facts
 from sae_plugins.study.findings import ArmInfo, Contrast, Findings, ReportedMetric, Trained
 from sae_plugins.study.metrics import OF_PAPERS
 from sae_plugins.study.spec import Kind
 from sae_plugins.study.statistics import Comparison, Verdict
-from sae_plugins.study.words import Table, difference, mean_interval, number, p, span
+from sae_plugins.study.words import Table, difference, grid, mean_interval, number, p, span
 
 HTML, MARKDOWN = "report.html", "report.md"
 VERDICTS, SCORES, DETAILS = "verdicts.csv", "scores.csv", "details.csv"
@@ -39,15 +39,7 @@ _KINDS: Mapping[Kind, str] = {
 
 
 def write(findings: Findings, folder: Path) -> Path:
-    """Write the report of a study into its folder, in place of an earlier one.
-
-    Args:
-        findings: what the study found.
-        folder: the study's, in which the runs' folders are.
-
-    Returns:
-        The HTML page.
-    """
+    """Write the report of a study into its folder, in place of an earlier one; the HTML page."""
     from plotly.offline import get_plotlyjs
 
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
@@ -65,43 +57,32 @@ def write(findings: Findings, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the verdicts say of one model, for whoever reads nothing else.
-
-    Attributes:
-        model: its name.
-        seeds: with which SAEs were trained.
-        metrics: that are compared.
-        decided: arms with a "better" or a "worse": on which metrics better, on which worse, and
-            on how many there is no verdict.
-        same: arms that are neither on any metric, but have a verdict.
-        silent: arms without any verdict.
-    """
+    """What the verdicts say of one model, for whoever reads nothing else."""
 
     model: str
     seeds: int
+    """How many; likewise the metrics that are compared."""
     metrics: int
     decided: Sequence[tuple[ArmInfo, str, str, str]]
+    """Arms with a "better" or a "worse": on which metrics each, and on how many no verdict."""
     same: Sequence[str]
+    """Arms that are neither on any metric, but have a verdict."""
     silent: Sequence[str]
+    """Arms without any verdict."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The verdict table of one model.
-
-    Attributes:
-        model: its name.
-        metrics: the columns.
-        reference: the reference's scores at its middle sparsity.
-        groups: of arms, by kind, with a comparison for each metric; None where there is none.
-        notes: reasons of no verdict and warnings, with what they are about.
-    """
+    """The verdict table of one model, with a column for each metric."""
 
     model: str
     metrics: Sequence[ReportedMetric]
     reference: Sequence[str]
+    """The reference's scores at its middle sparsity."""
     groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[Comparison | None]]]]]
+    """Arms by kind, with a comparison for each metric; None where there is none."""
     notes: Sequence[tuple[str, str]]
+    """Reasons of no verdict and warnings, after what they are about."""
 
 
 def _view(facts: Facts) -> dict[str, Any]:
@@ -126,6 +107,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "papers": [table for model in models if (table := _paper(facts, model))],
         "saes": [_saes(facts, model) for model in models],
         "middle_l0": facts.middle_l0,
+        "decided": DECIDED,
         "yaml": _yaml(study),
         "provenance": _yaml(findings.provenance),
         "unreliable": dict.fromkeys(
@@ -315,35 +297,6 @@ def _environment(**options: Any) -> Environment:
     )  # fmt: skip
     environment.filters |= {
         "arrow": base_text.arrow, "difference": difference, "number": number, "p": p, "span": span,
-        "raw": Markup, "grid": words.grid, "verdict_grid": _verdict_grid,
+        "raw": Markup, "grid": grid,
     }  # fmt: skip
     return environment
-
-
-def _verdict_grid(table: Verdicts, reference: str, l0: float | None) -> Markup:
-    """The verdict table in Markdown."""
-    heads = [
-        f"{metric.paper} {base_text.arrow(metric.better)}{' †' if metric.unreliable else ''} "
-        f"({metric.suite}/{metric.name})"
-        for metric in table.metrics
-    ]
-    rows: list[Sequence[str]] = [
-        ["arm", "kind", *heads],
-        ["---"] * (len(heads) + 2),
-        [reference, f"reference, at L0 {number(l0)}", *table.reference],
-    ]
-    for kind, members in table.groups:
-        rows += [[arm.name, kind, *map(_verdict_cell, found)] for arm, found in members]
-    return words.rows(rows)
-
-
-def _verdict_cell(found: Comparison | None) -> str:
-    if found is None:
-        return "not compared"
-    verdict = f"**{found.verdict}**" if found.verdict in DECIDED else found.verdict
-    detects = (
-        f"; detects {number(found.smallest_detectable)} or more"
-        if found.verdict == "not distinguishable" and found.smallest_detectable is not None
-        else ""
-    )
-    return Markup(verdict) + " " + Markup(base_text.as_markdown(difference(found) + detects))

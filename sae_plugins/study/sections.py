@@ -37,38 +37,26 @@ _CURVES = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page.
-
-    Attributes:
-        title: above it.
-        note: below the title.
-        data: as plotly.js reads it.
-        width: in pixels, below which the figure scrolls.
-    """
+    """A figure of the page, below its title and a note."""
 
     title: str
     note: str
     data: Markup
+    """As plotly.js reads it."""
     width: int
+    """In pixels, below which the figure scrolls."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What is shown of one model, under one heading.
-
-    Attributes:
-        title: the model's name, and what else it is about.
-        pictures: side by side.
-        choices: of which the page shows one at a time.
-        image: the PNG's path, relative to the report; empty if there is none.
-        tables: below the pictures.
-        notes: what is missing.
-    """
+    """What is shown of one model, under one heading: pictures, tables, and what is missing."""
 
     title: str
     pictures: Sequence[Picture] = ()
     choices: Sequence[Picture] = ()
+    """The page shows one of these at a time."""
     image: str = ""
+    """The PNG's path, relative to the report; empty if there is none."""
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
 

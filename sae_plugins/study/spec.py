@@ -30,7 +30,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -60,11 +59,7 @@ def _swept(sparsity: dict[str, list[float]]) -> dict[str, list[float]]:
 Sparsity = Annotated[dict[str, list[float]], AfterValidator(_swept)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Model(_Model):
+class Model(BaseModel, extra="forbid", frozen=True):
     """What the arms are trained on and evaluated with."""
 
     train: Flags = Field(
@@ -97,7 +92,7 @@ class Model(_Model):
         return targets
 
 
-class Override(_Model):
+class Override(BaseModel, extra="forbid", frozen=True):
     """What an arm has otherwise on one model."""
 
     train: Flags = Field({}, description="flags on top of the arm's")
@@ -119,7 +114,7 @@ class Arm(Override):
         return {**self.train, **there.train}, there.sparsity or self.sparsity or model.sparsity
 
 
-class PaperRows(_Model):
+class PaperRows(BaseModel, extra="forbid", frozen=True):
     """The rows of a paper's tables as arms, as `sae-plugins plugins show METHOD` lists them."""
 
     method: str = Field(description="the method whose rows they are")
@@ -127,7 +122,7 @@ class PaperRows(_Model):
     models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
 
 
-class Study(_Model):
+class Study(BaseModel, extra="forbid", frozen=True):
     """A study; see the module's docstring."""
 
     description: str = Field("", description="the question, for the report's head")

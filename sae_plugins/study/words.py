@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -80,9 +80,5 @@ def span(l0: tuple[float, float] | None) -> str:
 
 def grid(table: Table) -> Markup:
     """A table in Markdown."""
-    return rows([table.columns, ["---"] * len(table.columns), *table.rows])
-
-
-def rows(cells: Iterable[Sequence[str]]) -> Markup:
-    """Rows of a table in Markdown, the second one a rule."""
-    return Markup("\n".join("| " + " | ".join(map(as_markdown, row)) + " |" for row in cells))
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return Markup("\n".join("| " + " | ".join(map(as_markdown, row)) + " |" for row in rows))

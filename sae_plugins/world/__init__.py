@@ -27,10 +27,13 @@ def path() -> Path:
 
 
 def load_hf_model() -> Any:
-    """The `Gemma2ForCausalLM`, float32, in eval mode."""
-    from sae_plugins.world.model import load_hf_model as load
+    """The `Gemma2ForCausalLM` in eval mode, in float32 (it is stored in float16)."""
+    from transformers import Gemma2ForCausalLM
 
-    return load(path())
+    model: Any = Gemma2ForCausalLM.from_pretrained(
+        str(path()), dtype="float32", attn_implementation="eager"
+    )
+    return model.eval()
 
 
 def load_tokenizer() -> Any:

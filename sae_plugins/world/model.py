@@ -1,9 +1,8 @@
-"""The world's language model: its shape, and the way into TransformerLens."""
+"""The world's language model, and the way into TransformerLens."""
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,42 +11,6 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 CONTEXT = 256  # tokens, with <bos>
-
-
-def new_model(vocabulary: int, tokenizer: Any) -> Any:
-    """An untrained `Gemma2ForCausalLM` of about three million parameters."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    shape: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "hidden_size": 192,
-        "intermediate_size": 768,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 48,
-        "query_pre_attn_scalar": 48,
-        "sliding_window": 64,
-        "max_position_embeddings": CONTEXT,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "tie_word_embeddings": True,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "attn_implementation": "eager",  # the only one with softcaps
-    }
-    return Gemma2ForCausalLM(Gemma2Config(**shape))
-
-
-def load_hf_model(folder: Path) -> Any:
-    """The saved model in float32 and eval mode (it is stored in float16)."""
-    from transformers import Gemma2ForCausalLM
-
-    model: Any = Gemma2ForCausalLM.from_pretrained(
-        str(folder), dtype=torch.float32, attn_implementation="eager"
-    )
-    return model.eval()
 
 
 def to_hooked_transformer(

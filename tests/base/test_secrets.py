@@ -111,6 +111,8 @@ def test_files_are_written_without_secrets(tmp_path: Path) -> None:
     write(tmp_path / "a.json", json.dumps(tree))
     assert json.loads((tmp_path / "a.json").read_text()) == shown
     assert yaml.safe_load(yaml_files.dump(tree)) == shown
+    assert redacted({"folder": "runs/hf_pythia70m"}) == {"folder": "runs/hf_pythia70m"}
+    assert redacted({"folder": f"runs/{TOKEN}"}) == {"folder": f"runs/{HIDDEN}"}
     harmless = '{"a": NaN,  "b": 1e-5}'
     write(tmp_path / "b.json", harmless)
     assert (tmp_path / "b.json").read_text() == harmless, "to the byte"

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -162,10 +161,14 @@ def test_bad_input(line: str, message: str, folder: Path, capsys: pytest.Capture
 
 @pytest.mark.usefixtures("no_job")
 def test_no_write_permission(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    def refused(**_):
-        raise PermissionError(13, "Permission denied")
+    mkdir = Path.mkdir
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refused)  # root may write anywhere
+    def refused(path, *args, **kwargs):  # root may write anywhere
+        if path.parent.name == "new":
+            raise PermissionError(13, "Permission denied")
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
     assert main(["train", "--output_path", "new"]) == 2
     assert "new cannot be written to: permission denied" in capsys.readouterr().err
 

@@ -82,14 +82,14 @@ def run(monkeypatch, tmp_path, capsys):
     def data_source(name, *_):
         return SimpleNamespace(name=name, folder=name, revisions={}, fingerprint=lambda *_: "v1")
 
-    model = SimpleNamespace(name="gpt2", hash="m1", dtype="float32", hooked=None)
+    model = SimpleNamespace(name="gpt2", hash="m1", dtype="float32", hooked=None, loaded_as="dummy")
+    expected = SimpleNamespace(
+        loader=SimpleNamespace(kind="a dummy"), check=lambda *_: None, load=lambda _: model
+    )
     for name, functions in {
         "evaluation.loading": {"load_subject": load_subject, "check_source": lambda _: None},
         "inputs.models": {
-            "load_language_model": lambda *_: model,
-            "check_hook": lambda *_: None,
-            "check_d_in": lambda *_: None,
-            "check_context": lambda *_: None,
+            "expected": lambda *_: expected,
         },
         "inputs.data_source": {"data_source": data_source},
         "saebench.facts": {"default_dtype": lambda _: "float32"},
@@ -146,7 +146,9 @@ def test_an_evaluation_prints_its_plan_tables_and_files(run):
     assert "score 2 ↑" in done.out
     assert "0.9250 ± 0.0071" in done.out
     assert "results.csv" in done.out
-    assert done.err.splitlines()[0].startswith("1/4 dummy, a, seed 42: ok")
+    said = [line.partition(" (")[0] for line in done.err.splitlines()]
+    assert said[:2] == ["0/4 loading gpt2", "0/4 dummy, seed 42: preparing"]
+    assert "1/4 dummy, a, seed 42: ok" in said
     assert Path("evaluations/manifest.json").exists()
     again = run("runs/a runs/b --suite dummy --seed 42,43 --dummy.k_values 2 10")
     assert "ok, was there" in again.err

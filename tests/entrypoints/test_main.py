@@ -80,6 +80,21 @@ def test_without_arguments_it_explains_itself(capsys: pytest.CaptureFixture[str]
     assert "plugins list" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["plugins", "recipes"])
+def test_without_an_action_it_lists(command: str, capsys: pytest.CaptureFixture[str]):
+    assert main([command, "list"]) == 0
+    listed = capsys.readouterr().out
+    assert main([command]) == 0
+    assert capsys.readouterr().out == listed
+    assert main([command, "--name", "reorder"]) == 2
+    assert f"sae-plugins {command}: error: there is no" in capsys.readouterr().err
+
+
+def test_study_without_an_action_explains_itself(capsys: pytest.CaptureFixture[str]):
+    assert main(["study"]) == 0
+    assert capsys.readouterr().out == f"{help_text(loaded('study'))}\n"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("sae-plugins 0.")

@@ -8,7 +8,8 @@ from contextlib import closing
 import pytest
 
 from sae_plugins.entrypoints import progress
-from sae_plugins.entrypoints.progress import StudyProgress, TrainProgress
+from sae_plugins.entrypoints.progress import RowsProgress, StudyProgress, TrainProgress
+from sae_plugins.eval_suites.evaluation.manifest import Row
 
 ROW = {"metrics/explained_variance": 0.5, "metrics/l0": 31.04, "sparsity/dead_features": None}
 
@@ -43,7 +44,7 @@ def test_a_log_has_a_line_every_thirty_seconds_and_at_the_end(
 def test_a_resumed_run_begins_where_it_is(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with closing(TrainProgress(100)) as shown:
+    with closing(TrainProgress(100, done=70)) as shown:
         for step in range(71, 101):
             clock[0] += 2
             shown.trained(step, 10 * step, {})
@@ -62,6 +63,31 @@ def test_a_terminal_has_one_bar_that_ends_full(monkeypatch: pytest.MonkeyPatch) 
     assert last.startswith("100% |")
     assert "step 3/3" in last
     assert "EV 0.5, L0 31" in last
+
+
+def test_the_bar_of_a_resumed_run_begins_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    TrainProgress(100, done=70).close()
+    assert terminal.getvalue().split("\r")[1].startswith(" 70% |")
+    assert "step 70/100" in terminal.getvalue()
+
+
+def test_a_log_of_an_evaluation_says_what_is_being_done(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Row(suite="scr", sae="run", source="runs/run", seed=42, settings="")
+    with closing(RowsProgress(2)) as shown:
+        for status in ("ok", "failed"):
+            shown.stage("scr, seed 42, run")
+            clock[0] += 600
+            shown.finished(row.model_copy(update={"status": status}), again=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "0/2 scr, seed 42, run (0 s)",
+        "1/2 scr, run, seed 42: ok (600 s)",
+        "1/2 scr, seed 42, run (600 s)",
+        "2/2 scr, run, seed 42: failed (1200 s)",
+    ]
 
 
 def test_a_study_says_where_it_is_in_long_stages(

@@ -406,12 +406,21 @@ def test_a_run_that_cannot_be_moved_into_place(
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(runs.os, "replace", full)
-    train("run", "--overwrite", "--seed", "1", code=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", full)
+        train("run", "--overwrite", "--seed", "1", code=1)
     said = capsys.readouterr()
     assert "moving the trained SAE to run failed" in said.err
-    assert "the trained SAE is in run, but for what is still in run/unfinished" in said.out
+    assert "being moved to run; go on with it: sae-plugins train --resume run" in said.out
     assert {path.name for path in (run / "unfinished").iterdir()} >= {"cfg.json"}
+
+    assert main(["train", "--resume", "run"]) == 0
+    said = capsys.readouterr()
+    assert "explained_variance" in said.out
+    assert "loading" not in said.out
+    moved = {name.replace("figures", "pictures") for name in FILES if "figures" in name}
+    earlier = {f"unfinished-1/{name}" for name in (*FILES, "trained.json", "training_summary.json")}
+    assert files(run) == {*FILES, *moved, *earlier}
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(capsys: pytest.CaptureFixture[str]):

@@ -96,7 +96,7 @@ LIVELY = {
     "decoder-orthogonality.threshold": "0.1",
     "firing-window.window": "2",
     "merge.every": "2",
-    "merge.stop": "1",
+    "merge.stop": "none",
     "merge.threshold": "0.3",
     "reconstruction-l1.target": "0.5",
     "reconstruction-warm-up.steps": "1",
@@ -104,7 +104,7 @@ LIVELY = {
     "reorder.start": "1",
     "reorder.window": "2",
     "resample.per": "token",
-    "resample.stop": "1",
+    "resample.stop": "none",
     "resample.threshold": "0.5",
 }
 """Options with which the mechanisms act within the run, where they would not by themselves."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -16,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
 import torch
 from tqdm import tqdm
 
 from sae_plugins.entrypoints.main import main
+from sae_plugins.resume.files import checkpoint
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED
 from sae_plugins.runs.recorder import Recorder
@@ -129,18 +130,7 @@ def killed(run: Path, number: signal.Signals, after_row: int, *arguments: str) -
 
 def contents(run: Path) -> dict[str, Any]:
     """What a run leaves, without the times that it took and where it is."""
-    found: dict[str, Any] = {}
-    for path in sorted(path for path in run.rglob("*") if path.is_file()):
-        name = str(path.relative_to(run))
-        if path.suffix in (".json", ".jsonl"):
-            lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-            found[name] = [
-                {k: v for k, v in json.loads(line).items() if not re.search("second|_path", k)}
-                for line in lines
-            ]
-        else:
-            found[name] = path.read_bytes()
-    return found
+    return faults.contents(run, "_path")
 
 
 Made = Callable[[str, Callable[[], None]], Path]
@@ -408,6 +398,54 @@ def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
     assert contents(unfinished) == contents(whole)
 
 
+@pytest.mark.parametrize(("every", "error"), [("3", KeyboardInterrupt), ("0", RuntimeError)])
+def test_a_run_that_ended_while_it_was_scored_is_not_trained_again(
+    every: str,
+    error: type[BaseException],
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    from sae_plugins.framework.trainer import PluginTrainer
+    from sae_plugins.runs import language_model
+
+    def failing(*_: Any) -> None:
+        raise error
+
+    command = [*SHORT, "--checkpoint_every", every, "--output_path", "run"]
+    with monkeypatch.context() as patched:
+        patched.setattr(language_model, "heldout_metrics", failing)
+        if error is KeyboardInterrupt:
+            train(*command, code=130)
+        else:
+            with pytest.raises(RuntimeError):
+                train(*command)
+    advice = "the trained SAE is in run/unfinished; go on with it: sae-plugins train --resume run"
+    assert advice in capsys.readouterr().out
+    assert "go on with it (sae-plugins train --resume run)" in refusal(capsys, *command)
+    monkeypatch.setattr(PluginTrainer, "step", failing)
+    train("--resume", "run")
+    assert "explained_variance" in capsys.readouterr().out
+    found, wanted = contents(Path("run")), contents(whole)
+    for run in (found, wanted):  # which says how often it is saved
+        del run["run.yaml"]
+    assert found == wanted
+
+
+def test_saelens_checkpoints_are_on_the_disk_before_ours_go(monkeypatch: pytest.MonkeyPatch):
+    from sae_plugins.base import files
+
+    flushed = []
+    monkeypatch.setattr(files, "_flush", lambda path: flushed.append(str(path)))
+    train(*SHORT, "--n_checkpoints", "1", "--output_path", "run")
+    (own,) = Path("run", "checkpoints").iterdir()
+    step = int(own.name) // 64
+    after = checkpoint(Path("run", UNFINISHED, OUR_CHECKPOINTS), step + -step % 3)
+    before = flushed[: flushed.index(f"{after}.partial")]
+    names = {str(file) for file in own.iterdir()}
+    assert {path.replace(f"/{UNFINISHED}/", "/") for path in before} >= names
+
+
 def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
     unfinished: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -417,10 +455,11 @@ def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.shutil, "rmtree", interrupted)
+        patched.setattr(runs, "_remove_checkpoints", interrupted)
         train("--resume", "run", code=130)
     assert list((unfinished / UNFINISHED / OUR_CHECKPOINTS).iterdir())
     train(*SHORT, "--output_path", "run", code=2)  # an SAE is there
+    assert not list(unfinished.glob("unfinished*"))
     train(*SHORT, "--output_path", "run", "--overwrite")
     assert not list(unfinished.glob("unfinished*"))
 

@@ -23,6 +23,13 @@ LINES = {
     # one mistake
     "trian": ["no command 'trian': did you mean 'train'?"],
     "study runn quick": ["no command 'study runn': did you mean 'study run'?"],
+    "train --l1_warm_up_steps 5000 --training_tokens 100k": [
+        "--l1_warm_up_steps 5000 is more than the run's 97 steps"
+    ],
+    "train --architecture jumprelu --l0_warm_up_steps 98 --training_tokens 100k": [
+        "--l0_warm_up_steps 98 is more than the run's 97 steps"
+    ],
+    "train --version": ["--version goes to the program itself: `sae-plugins --version`"],
     "--verison": ["no flag --verison: did you mean '--version'?"],
     "train --plugin reodrer": ["no plugin 'reodrer' is installed: did you mean 'reorder'?"],
     "train --plugin hybrid-order --start 200": ["no flag --start: did you mean '--reorder.start'?"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from expected import SUITES
 
 from sae_plugins.world import text
 
@@ -35,32 +36,6 @@ class Lab:
 
     hook_name = "blocks.1.hook_resid_post"
     d_in, d_sae = 192, 256
-    tiny: dict[str, dict[str, Any]] = {
-        "core": {
-            "n_eval_reconstruction_batches": 2, "n_eval_sparsity_variance_batches": 2,
-            "batch_size_prompts": 4, "context_size": 32,
-        },
-        "absorption": {
-            "max_k_value": 2, "k_sparse_probe_num_epochs": 4, "min_letters": 2,
-            "min_GT_probe_f1": 0.2,
-        },
-        "scr": {
-            "pairs": ("professor/nurse", "Books/CDs_and_Vinyl"), "n_values": (2, 5),
-            "train_set_size": 40, "test_set_size": 24, "context_length": 40,
-        },
-        "sparse-probing": {
-            "dataset_names": ("LabHC/bias_in_bios_class_set1", "fancyzhx/ag_news"),
-            "k_values": (1, 2), "probe_train_set_size": 40, "probe_test_set_size": 24,
-            "context_length": 16,
-        },
-    }  # fmt: skip
-    exact: dict[str, dict[str, Any]] = {
-        "core": {},
-        "absorption": {"precalculate_codes": False},
-        "scr": {"sum_codes": False},
-        "sparse-probing": {"share_probes": False},
-    }
-    """All shortcuts off."""
 
     def __init__(self, folder: Path) -> None:
         from itertools import islice
@@ -136,7 +111,7 @@ class Lab:
         from sae_plugins.eval_suites import registry
 
         suite = registry.load(name)
-        return suite, suite.settings("canonical", {**self.tiny[name], **overrides})
+        return suite, suite.settings("canonical", {**SUITES[name].tiny, **overrides})
 
     def bench(self, cache: str = "cache", **replaced: Any) -> Any:
         """What SAEs are evaluated with, in a scratch folder of its own."""
@@ -168,7 +143,7 @@ class Lab:
     def evaluate(
         self, name: str, subject: Any, bench: Any = None, seed: int = 7, **overrides: Any
     ) -> Any:
-        """Scores of a suite, computed anew."""
+        """Scores of a suite, computed again."""
         suite, settings = self.suite(name, **overrides)
         bench = bench or self.bench()
         with self.few_words():

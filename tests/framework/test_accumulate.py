@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from expected import ARCHITECTURES as EXPECTED
 from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from sae_plugins.testing import (
 )
 
 F64 = torch.float64
-SHARED_K = ["batchtopk", "matryoshka_batchtopk"]
+SHARED_K = [name for name, row in EXPECTED.items() if row.shares_k]
 """Coupled by the choice of features; the others at most by which features are dead."""
 
 
@@ -132,12 +133,14 @@ def test_with_dead_features_they_are_unless_the_table_gives_a_reason(architectur
 
 def test_the_table_gives_the_reasons() -> None:
     coupled = {name: row.batch_coupled for name, row in ARCHITECTURES.items() if row.batch_coupled}
-    assert coupled.keys() == {"topk", "abstopk", *SHARED_K}
+    assert coupled.keys() == {name for name, row in EXPECTED.items() if row.counts_dead}
     for name, reason in coupled.items():
         assert ("k is shared by the whole batch" in reason) == (name in SHARED_K)
         assert "dead" in reason
-    optional = difference_of_micro_batches("jumprelu", kill=True, pre_act_loss_coefficient=0.1)
-    assert optional  # as the docstring of the table says
+    by_settings = {name: {*row.batch_coupled_by} for name, row in ARCHITECTURES.items()}
+    by_settings = {name: settings for name, settings in by_settings.items() if settings}
+    assert by_settings == {"jumprelu": {"pre_act_loss_coefficient"}}
+    assert difference_of_micro_batches("jumprelu", kill=True, pre_act_loss_coefficient=0.1)
 
 
 @pytest.mark.parametrize("clip", [0.5, 1.0, 2.0, None])

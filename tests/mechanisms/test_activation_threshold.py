@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from expected import NO_THRESHOLDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens import SAE
@@ -25,8 +26,7 @@ from sae_plugins.testing import (
 )
 
 NAME = "activation-threshold"
-REFUSED = {"topk", "abstopk", "matching_pursuit"}
-EXPRESSIBLE = [name for name in CASES if name not in REFUSED]
+EXPRESSIBLE = [name for name in CASES if name not in NO_THRESHOLDS]
 
 
 class TestAsPrinted(PluginContract):
@@ -314,7 +314,7 @@ def test_any_thresholds_are_exported_exactly(
 
 @pytest.mark.parametrize("plugin", [ActivationThreshold, PostHocThreshold])
 def test_what_cannot_be_saved_is_refused(plugin: Any) -> None:
-    for architecture in REFUSED:
+    for architecture in NO_THRESHOLDS:
         with pytest.raises(PluginError, match="choose batchtopk"):
             train(plugin, architecture=architecture)
     with plugins(plugin), pytest.raises(PluginError, match="covariance_whitening"):

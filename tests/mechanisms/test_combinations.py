@@ -1,7 +1,6 @@
 """Every pair of mechanisms on every architecture trains, resumes and exports, or is refused.
 
-`TABLE` and `ARCHITECTURES` say what is expected. They are declared and not derived from the code
-under test, so that a combination that is refused from now on, or no longer, fails here.
+`tests/expected.py` says which.
 
 A covering part of the product runs by default: every pair on some architecture, and every mechanism
 on every architecture. The rest has the marker `combinations`.
@@ -11,14 +10,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import expected
 import pytest
 import torch
+from expected import MECHANISMS
 from sae_lens import SAE
 from torch import Tensor
 
@@ -41,55 +41,7 @@ STEPS, STOP = 20, 11
 BATCHES = tiny_batches(steps=STEPS)
 (PROBE,) = tiny_batches(1, steps=1, dtype=torch.float64)
 
-ARCHITECTURES = tuple(CASES)
-WITH_COEFFICIENT = ("standard", "gated", "jumprelu")
-NO_COEFFICIENT = {
-    name: "no sparsity coefficient" for name in ARCHITECTURES if name not in WITH_COEFFICIENT
-}
-NO_THRESHOLDS = dict.fromkeys(("topk", "abstopk", "matching_pursuit"), "has no thresholds")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is expected of a mechanism.
-
-    Attributes:
-        options: with which it acts within STEPS steps.
-        changes: the training, only the SAE that is saved, or nothing.
-        refused: by architecture, words of the reason.
-        on: options that differ by architecture.
-    """
-
-    options: Mapping[str, Any] = field(default_factory=dict)
-    changes: Literal["training", "saved", "nothing"] = "training"
-    refused: Mapping[str, str] = field(default_factory=dict)
-    on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-TABLE = {
-    "reorder": Row({"start": 2, "interval": 5, "window": 3, "cooldown": 2}),
-    "input-norm-l1": Row({"decay": 0.9}, refused=NO_COEFFICIENT, on={"gated": {"per": "batch"}}),
-    "unit-norm-decoder": Row(),
-    "linear-l1": Row({"floor": 0.1}, refused=NO_COEFFICIENT),
-    "reconstruction-l1": Row(refused=NO_COEFFICIENT),
-    "reconstruction-warm-up": Row({"steps": 4}, refused=NO_COEFFICIENT),
-    "firing-window": Row({"window": 10}, changes="nothing"),
-    "resample": Row(
-        {"per": "token", "threshold": 0.3},
-        on={dense: {"threshold": 0.6} for dense in WITH_COEFFICIENT},
-    ),
-    "merge": Row({"every": 5, "threshold": 0.4}),
-    "firing-frequency": Row({"decay": 0.5}, changes="nothing"),
-    "activation-threshold": Row(
-        {"base": 1.1, "unit": "mean_active", "start": 2}, refused=NO_THRESHOLDS
-    ),
-    "post-hoc-threshold": Row({"share": 0.7, "decay": 0.9}, changes="saved", refused=NO_THRESHOLDS),
-    "importance": Row(changes="nothing"),
-    "importance-lr": Row({"start": 2}),
-    "decoder-orthogonality": Row({"start": 2}),
-    "coactivation-penalty": Row({"fraction": 0.1, "gain": 0.1}),
-    "nan-guard": Row({"every": 2}, changes="nothing"),
-}
+ARCHITECTURES = tuple(expected.ARCHITECTURES)
 CLASHES: dict[frozenset[str], str] = {}
 """Pairs that are refused everywhere, with words of the reason; no two claim the same as yet."""
 THRESHOLDS = {"activation-threshold", "post-hoc-threshold"}
@@ -99,10 +51,11 @@ Names = tuple[str, ...]
 
 def refusal(names: Names, architecture: str) -> str | None:
     """A pattern for the messages that the table expects; None if it expects a training."""
+    reasons = {name: MECHANISMS[name].refused.get(architecture) for name in names}
     refused = [
-        f"'{name}' does not work on {architecture} SAEs: .*{TABLE[name].refused[architecture]}"
-        for name in names
-        if architecture in TABLE[name].refused
+        f"'{name}' does not work on {architecture} SAEs: .*{reason}"
+        for name, reason in reasons.items()
+        if reason
     ]
     clashes = [CLASHES[pair] for pair in map(frozenset, combinations(names, 2)) if pair in CLASHES]
     return "|".join(clashes or refused) or None
@@ -114,13 +67,13 @@ def refusal(names: Names, architecture: str) -> str | None:
 def covering() -> Iterator[tuple[Names, str]]:
     """Every pair where it trains and was seen least; what is then still to be seen, alone."""
     seen: Counter[Any] = Counter()
-    for pair in combinations(TABLE, 2):
+    for pair in combinations(MECHANISMS, 2):
         trains = [a for a in ARCHITECTURES if not refusal(pair, a)] or ARCHITECTURES
         uses = {a: (sum(seen[name, a] for name in pair), seen[a]) for a in trains}
         architecture = min(trains, key=lambda a: uses[a])
         seen.update([architecture, *((name, architecture) for name in pair)])
         yield pair, architecture
-    for name, architecture in product(TABLE, ARCHITECTURES):
+    for name, architecture in product(MECHANISMS, ARCHITECTURES):
         if not seen[name, architecture]:
             yield (name,), architecture
 
@@ -128,7 +81,7 @@ def covering() -> Iterator[tuple[Names, str]]:
 def together(architecture: str) -> Names:
     """All mechanisms that the architecture takes and that do not clash."""
     names: Names = ()
-    for name in TABLE:
+    for name in MECHANISMS:
         names += () if refusal((*names, name), architecture) else (name,)
     return names
 
@@ -136,7 +89,7 @@ def together(architecture: str) -> Names:
 def cases() -> list[Any]:
     """All combinations, each once; those outside of the covering part are marked."""
     quick = [*covering(), *((together(architecture), architecture) for architecture in CASES)]
-    one_or_two = [*combinations(TABLE, 1), *combinations(TABLE, 2)]
+    one_or_two = [*combinations(MECHANISMS, 1), *combinations(MECHANISMS, 2)]
     marks = dict.fromkeys(product(one_or_two, ARCHITECTURES), pytest.mark.combinations)
     marks |= dict.fromkeys(quick, ())
     called = {names: "+".join(names) if len(names) < 3 else "all" for names, _ in marks}
@@ -155,7 +108,7 @@ def built(names: Names, architecture: str) -> Any:
     """
     chosen = choose(names).plugins
     accumulate = 1 + 2 * (ARCHITECTURES.index(architecture) % 2)
-    options = {n: {**TABLE[n].options, **TABLE[n].on.get(architecture, {})} for n in chosen}
+    options = {n: {**MECHANISMS[n].alone, **MECHANISMS[n].on.get(architecture, {})} for n in chosen}
     with plugins(*names, options=options, training={"accumulate": accumulate}):
         return tiny_trainer(tiny_sae(architecture), BATCHES)
 
@@ -244,7 +197,7 @@ def test_combination(names: Names, architecture: str, tmp_path: Path) -> None:
     for name in names if len(names) < 3 else ():
         rest = tuple(n for n in names if n != name)
         changed = differences(weights, trained_weights(rest, architecture))
-        assert bool(changed) == (TABLE[name].changes == "training"), (name, changed)
+        assert bool(changed) == (MECHANISMS[name].changes == "training"), (name, changed)
 
 
 def test_the_table_has_every_mechanism_and_every_architecture() -> None:
@@ -253,13 +206,13 @@ def test_the_table_has_every_mechanism_and_every_architecture() -> None:
         for line in registry.listing()
         if line.kind == "mechanism" and line.distribution == "sae-plugins"
     }
-    assert TABLE.keys() == mechanisms
+    assert MECHANISMS.keys() == mechanisms
     assert set(ARCHITECTURES) == CASES.keys()
 
 
 def test_the_quick_part_covers_all_pairs_and_all_mechanisms_on_all_architectures() -> None:
     quick = [case.values for case in cases() if not case.marks]
     pairs = {names for names, a in quick if not refusal(names, a)}
-    assert set(combinations(TABLE, 2)) <= pairs
+    assert set(combinations(MECHANISMS, 2)) <= pairs
     singles = {(name, a) for names, a in quick for name in names}
-    assert singles == set(product(TABLE, ARCHITECTURES))
+    assert singles == set(product(MECHANISMS, ARCHITECTURES))

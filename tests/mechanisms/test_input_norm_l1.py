@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from expected import NO_COEFFICIENT
 
 from sae_plugins import Plugin, PluginError, hookimpl
 from sae_plugins.mechanisms.input_norm_l1 import InputNormL1, norm_ratio
 from sae_plugins.testing import CASES, PluginContract, tiny_batches, train
-
-NEEDS_A_COEFFICIENT = {
-    "topk",
-    "abstopk",
-    "batchtopk",
-    "matryoshka_batchtopk",
-    "matching_pursuit",
-}
 
 
 class TestPerToken(PluginContract):
@@ -106,7 +99,7 @@ def test_architectures_without_a_coefficient_or_weighed_tokens_are_refused(
             return str(error)
         return ""
 
-    if architecture in NEEDS_A_COEFFICIENT:
+    if architecture in NO_COEFFICIENT:
         for per in ("token", "batch"):
             assert "they have no sparsity coefficient" in attempt(per)
     else:

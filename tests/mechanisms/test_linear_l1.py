@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from expected import NO_COEFFICIENT, WITH_COEFFICIENT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_plugins import Plugin, PluginError, hookimpl
 from sae_plugins.mechanisms.linear_l1 import LinearL1, linear_multiplier
-from sae_plugins.testing import CASES, PluginContract, train
-
-WITH_COEFFICIENT = {"standard": ("l1", 0.1), "gated": ("l1", 0.1), "jumprelu": ("l0", 0.02)}
+from sae_plugins.testing import PluginContract, train
 
 
 class TestContract(PluginContract):
@@ -52,7 +51,7 @@ def test_the_coefficient_of_each_step(architecture: str) -> None:
     assert seen == pytest.approx([base * 0.75, base * 0.5, base * 0.25, 0])
 
 
-@pytest.mark.parametrize("architecture", sorted(CASES.keys() - WITH_COEFFICIENT.keys()))
+@pytest.mark.parametrize("architecture", sorted(NO_COEFFICIENT))
 def test_architectures_without_a_coefficient_are_refused(architecture: str) -> None:
     with pytest.raises(PluginError, match="they have no sparsity coefficient"):
         train(LinearL1, architecture=architecture, steps=1)

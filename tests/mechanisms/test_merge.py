@@ -193,7 +193,7 @@ def merged(
     **options: Any,
 ) -> tuple[Any, Any]:
     """Train a SAE in which one feature is made a copy of another."""
-    options = {"every": 2, "stop": 1, **options}
+    options = {"every": 2, "stop": None, **options}
     batches = tiny_batches(steps=steps, dtype=torch.float64)
     sae = tiny_sae(architecture, dtype=torch.float64, l1_coefficient=1e-3)
     with plugins(
@@ -269,7 +269,7 @@ def test_features_that_do_not_fire_are_left_alone() -> None:
             run.sae.b_enc.data[11] = -1e3
 
     batches = tiny_batches(steps=2, dtype=torch.float64)
-    with plugins(Silence, Merge, Spy, options={"merge": {"every": 2, "stop": 1}, **WINDOW}):
+    with plugins(Silence, Merge, Spy, options={"merge": {"every": 2, "stop": None}, **WINDOW}):
         sae = tiny_sae("standard", dtype=torch.float64)
         sae.W_dec.data[11] = sae.W_dec.data[2]
         trainer = tiny_trainer(sae, batches)
@@ -282,8 +282,8 @@ def test_a_request_inside_an_accumulation_window_waits_for_its_end() -> None:
     assert [step for step, _, _ in spy.merged] == [6]
 
 
-def test_it_stops_at_a_share_of_the_training() -> None:
-    for stop, expected in ((0.5, [4]), (0.49, []), (1, [4])):
+def test_it_stops_at_a_step_or_a_share_of_the_training() -> None:
+    for stop, expected in ((0.5, [4]), (0.49, []), (4, [4]), (3, []), (None, [4])):
         _, spy = merged({11: 2}, steps=8, every=4, stop=stop)
         assert [step for step, _, _ in spy.merged] == expected
 
@@ -292,7 +292,7 @@ def test_by_encoder_columns_or_by_both() -> None:
     """A copy of the decoder row alone."""
     batches = tiny_batches(steps=2, dtype=torch.float64)
     for similarity, expected in (("decoder", 1), ("encoder", 0), ("both", 0)):
-        options = {"merge": {"every": 2, "stop": 1, "similarity": similarity}, **WINDOW}
+        options = {"merge": {"every": 2, "stop": None, "similarity": similarity}, **WINDOW}
         sae = tiny_sae("standard", dtype=torch.float64, l1_coefficient=1e-3)
         sae.W_enc.data = torch.randn(sae.W_enc.shape, dtype=torch.float64) / 4
         sae.W_dec.data[11] = sae.W_dec.data[2]
@@ -306,7 +306,7 @@ def test_by_encoder_columns_or_by_both() -> None:
 def test_merges_on_every_architecture_and_the_inner_prefix_keeps_the_feature(
     architecture: str,
 ) -> None:
-    options = {"merge": {"every": 3, "threshold": 0.5, "stop": 1}, **WINDOW}
+    options = {"merge": {"every": 3, "threshold": 0.5, "stop": None}, **WINDOW}
     batches = tiny_batches(steps=6)
     with plugins(Merge, Spy, options=options):
         trainer = tiny_trainer(tiny_sae(architecture), batches)

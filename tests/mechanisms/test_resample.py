@@ -43,7 +43,7 @@ class TestContract(WindowedContract):
 
 class TestFromResidualsUntilTheEnd(WindowedContract):
     plugin = Resample
-    options = {"per": "token", "threshold": 0.4, "direction": "residual", "stop": 1}
+    options = {"per": "token", "threshold": 0.4, "direction": "residual", "stop": None}
 
 
 @pytest.mark.parametrize("contract", [TestContract, TestFromResidualsUntilTheEnd])
@@ -135,7 +135,7 @@ def resampled(
     with plugins(
         Resample,
         Spy,
-        options={"resample": {"stop": 1, **options}, **WINDOW},
+        options={"resample": {"stop": None, **options}, **WINDOW},
         training={"accumulate": accumulate},
     ):
         its_sae = tiny_sae(architecture, dtype=torch.float64, **config, **(sae or {}))
@@ -182,7 +182,7 @@ def test_other_features_outputs_are_bitwise_unchanged() -> None:
             outputs.append(run.sae.encode(batches[-1]).detach())
 
     batches = tiny_batches(steps=4)
-    with plugins(Before, Resample, options={"resample": {"threshold": 1, "stop": 1}, **WINDOW}):
+    with plugins(Before, Resample, options={"resample": {"threshold": 1, "stop": None}, **WINDOW}):
         trainer = tiny_trainer(tiny_sae("standard", l1_coefficient=1.0), batches)
     with torch.no_grad():
         trainer.sae.b_enc[[2, 5]] = -1e3
@@ -269,8 +269,8 @@ def test_which_features_are_dead() -> None:
     assert dead("since-check", "step", 0.01) == [0, 3, 5]
 
 
-def test_it_stops_at_a_share_of_the_training() -> None:
-    for stop, expected in ((0.5, [4]), (0.49, []), (1, [4])):
+def test_it_stops_at_a_step_or_a_share_of_the_training() -> None:
+    for stop, expected in ((0.5, [4]), (0.49, []), (4, [4]), (3, []), (None, [4])):
         _, spy = resampled(steps=8, stop=stop)
         assert [step for step, _ in spy.resets] == expected
 

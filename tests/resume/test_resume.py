@@ -121,7 +121,7 @@ def chosen(architecture: str, folder: Path) -> tuple[list[Any], dict[str, Any]]:
 def build(
     architecture: str, stop: int | None, sae: dict[str, Any] | None = None, **config: Any
 ) -> Any:
-    """A trainer that is built anew, as in a new process."""
+    """A trainer that is built again, as in a new process."""
     normalised = (sae or {}).get("normalize_activations")
     pulls = ESTIMATE if normalised in ("expected_average_only_in", "covariance_whitening") else 0
     fields = {
@@ -367,7 +367,7 @@ class Hoarder(Plugin):
     name = "hoarder"
 
     class Inner:
-        """An object that can be saved, made anew by `attached`."""
+        """An object that can be saved, made by `attached`."""
 
         def __init__(self) -> None:
             self.value = 0.0

@@ -34,7 +34,7 @@ from sae_plugins.base.saelens import interruption
 from sae_plugins.resume import checkpoints
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.files import files
-from sae_plugins.resume.signals import Signals
+from sae_plugins.resume.signals import deferred, handlers_kept
 from sae_plugins.testing import (
     D_IN,
     differences,
@@ -290,8 +290,31 @@ def test_handlers_are_as_before(handler: Any, outcome: str, tmp_path: Path) -> N
 def test_handlers_of_other_languages_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(signal, "getsignal", lambda number: None)  # as for one set in C
-        with Signals().kept():
+        with handlers_kept():
             pass
+
+
+@pytest.mark.parametrize("numbers", [(), *((number,) for number in BOTH), BOTH], ids=str)
+def test_deferred_signals_are_answered_at_the_end(
+    numbers: tuple[signal.Signals, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    done: list[Any] = []
+
+    def handler(number: int, _: Any) -> None:
+        done.append(number)
+
+    before = [signal.signal(number, handler) for number in BOTH]
+    try:
+        with deferred("moving files"):
+            for number in numbers:
+                signal.raise_signal(number)
+            done.append("moved")
+        assert done == ["moved", *numbers[:1]]
+        assert [signal.getsignal(number) for number in BOTH] == [handler, handler]
+    finally:
+        for number, own in zip(BOTH, before, strict=True):
+            signal.signal(number, own)
+    assert capfd.readouterr().err.count("moving files, and stopping then") == len(numbers)
 
 
 def test_without_checkpoints_signals_are_not_touched() -> None:

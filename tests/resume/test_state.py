@@ -280,7 +280,7 @@ def test_what_is_present_keeps_its_identity(tmp_path: Path) -> None:
     assert got["by name"]["a"].value == 5
     assert torch.equal(got["tensor"], values["tensor"])
     assert torch.equal(got["generator"].get_state(), generator.get_state())
-    # no operation in place gives a tensor another layout: the attribute had been set anew
+    # no operation in place gives a tensor another layout: the attribute was set to another one
     assert got["rebound"] is not present["rebound"]
     assert_same(values["rebound"], got["rebound"])
     assert torch.equal(got["later"], values["later"])

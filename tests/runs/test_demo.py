@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from language_models import Given
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_plugins import recipes
@@ -85,7 +86,8 @@ def test_a_demo_is_the_same_at_any_scale_of_the_activations(
     losses = []
     monkeypatch.setattr(texts, "load_dataset", lambda _: text())
     for scale in (1.0, 64.0):  # a power of 2, so that no float is rounded otherwise
-        monkeypatch.setattr(language_model, "load_model", lambda _, scale=scale: model(scale))
+        given = Given(model(scale))
+        monkeypatch.setattr(language_model, "model_loader", lambda _, given=given: given)
         summary = train(demo, folder := tmp_path / str(scale), ELSEWHERE)
         assert summary["training/steps"] == 300
         rows = read_rows(folder / "metrics.jsonl")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from language_models import Given
 from sae_lens import StandardSAE, StandardSAEConfig
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.loading_from_pretrained import get_pretrained_model_config
@@ -192,13 +193,13 @@ def begin(recipe: str, model: HookedTransformer, flags: str, folder: Path, steps
         began[0].outputs.append(output)
         return output
 
-    def load_model(settings: SAELensSettings) -> HookedTransformer:
+    def model_loader(settings: SAELensSettings) -> Given:
         given.append(settings)
-        return model
+        return Given(model)
 
     command = f"train --recipe {recipe} --device cpu {flags} --output_path {folder}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language_model, "load_model", load_model)
+        patch.setattr(language_model, "model_loader", model_loader)
         patch.setattr(texts, "load_dataset", lambda _: text(model.cfg.d_vocab))
         patch.setattr(PluginTrainer, "step", limited)
         with pytest.raises(Enough):
@@ -319,10 +320,10 @@ def evaluate(
     model: HookedTransformer, sae: Path, flags: str, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
     """`sae-plugins evaluate`, on a model and a text that are made up; the result."""
-    from sae_plugins.eval_suites.inputs import models
+    from sae_plugins.runs.language_models import choice
 
     model.set_tokenizer(world.load_tokenizer())
-    monkeypatch.setattr(models, "_from_transformer_lens", lambda *_: model)
+    monkeypatch.setattr(choice, "loader_of", lambda name, *_: Given(model, name))
     out = sae.parent / "evaluations"
     arguments = f"evaluate {sae} {CORE} --data world --output_path {out} --device cpu {flags}"
     assert main([*arguments.split(), "--cache_path", str(sae.parent / "cache")]) == 0
@@ -334,7 +335,9 @@ def test_core_on_gemmas_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = gemma(2, **{**NARROW, **vocabulary_of_the_world()})
     sae = untrained_sae(tmp_path / "sae", NARROW["d_model"], 1)
     result = evaluate(model, sae, "--core.batch_size_prompts 2 --core.context_size 16", monkeypatch)
-    assert result["model"] == {"name": "gemma-2-2b", "hash": ANY, "dtype": "bfloat16"}
+    assert result["model"] == {
+        "name": "gemma-2-2b", "hash": ANY, "dtype": "bfloat16", "loaded_as": Given.kind,
+    }  # fmt: skip
     assert result["metrics"]["ce_loss_without_sae"]["value"] > 5
 
 

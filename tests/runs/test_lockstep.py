@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
 import torch
 from sae_lens import SAE
@@ -319,6 +321,32 @@ def test_interrupted_it_leaves_nothing_and_can_start_again() -> None:
     (one.unfinished / "sae_weights.safetensors").write_text("half")
     assert train([one]) == {}
     assert [path.name for path in Path("lockstep").iterdir()] == ["one"]
+    SAE.load_from_disk(str(one.folder))
+
+
+@pytest.mark.ci
+def test_killed_at_any_event_it_is_whole_or_absent(sketched: None) -> None:
+    flags = "--training_tokens 256 --plugin activation-threshold"
+    (one,) = arms({"one": flags})
+    one = replace(one, recipe={"seed": 1})
+    whole = replace(one, folder=Path("whole/one"))
+    assert faults.forked(lambda: len(train([whole]))) == 0, faults.said()
+    events, wanted = len(faults.events()), faults.contents(whole.folder, "_path")
+    assert "run.yaml" in wanted
+    for at in range(1, events + 1):
+        if faults.forked(lambda: len(train([one])), at=at) and not one.folder.exists():
+            assert faults.forked(lambda: len(train([one]))) == 0, faults.said()
+        assert faults.contents(one.folder, "_path") == wanted, at
+        shutil.rmtree("lockstep")
+
+
+def test_files_of_others_move_along() -> None:
+    (one,) = arms({"one": "--training_tokens 256"})
+    one.unfinished.mkdir(parents=True)
+    (one.unfinished / "notes.txt").write_text("mine")
+    (one.unfinished / "cfg.json").write_text("half")
+    assert train([one]) == {}
+    assert (one.folder / "notes.txt").read_text() == "mine"
     SAE.load_from_disk(str(one.folder))
 
 

@@ -127,3 +127,14 @@ def test_what_has_no_threshold_that_lags_is_not_calibrated(
     assert main([*line, "--output_path", "no"]) == 2
     said = capsys.readouterr().err
     assert "--calibrate_threshold: standard SAEs do not have it; batchtopk and" in said
+
+
+@pytest.mark.parametrize(
+    ("architecture", "k", "expected"),
+    [("topk", 8.0, 8), ("abstopk", 8.0, 8), ("batchtopk", 8.0, 8.0), ("batchtopk", 8.5, 8.5)],
+)
+def test_k_is_whole_where_saelens_has_it_whole(
+    architecture: str, k: float, expected: float
+) -> None:
+    config = sae_config(SAELensSettings("synthetic:toy", architecture, sae={"k": k}), 48)
+    assert repr(config.k) == repr(expected)

@@ -82,10 +82,12 @@ def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(
     if on == SYNTHETIC:
         request.getfixturevalue("small_pictures")
     chosen = (*on, "--plugin", "reorder", "--plugin", "linear-l1", "--reorder.start", "5")
-    weights = [
-        load_file(train(name, *chosen, *log) / "sae_weights.safetensors")
-        for name, log in (("off", ()), ("on", LOG))
-    ]
+    off = train("off", *chosen, "--recorder.figures", "false")
+    assert not (off / "figures").exists()
+    assert not Path("wandb").exists()
+    on = train("on", *chosen, *LOG)
+    assert {file.name for file in (on / "figures").iterdir()} == FIGURES
+    weights = [load_file(run / "sae_weights.safetensors") for run in (off, on)]
     assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
 
     names, artifacts = logged()

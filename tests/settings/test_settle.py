@@ -99,3 +99,24 @@ def test_other_versions_are_a_note(tmp_path: Path):
     (note,) = settle({"recipe": str(recipe)}).notes
     assert "torch 1.0 (now" in note
     assert "gone 3 (now None)" in note
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"architecture": "topk", "accumulate": 4}, "not fired for dead_feature_window micro"),
+        ({"architecture": "batchtopk", "accumulate": 2}, "its k is shared by the whole batch"),
+        ({"architecture": "topk", "accumulate": 1}, None),
+        ({"architecture": "standard", "accumulate": 4}, None),
+        ({"architecture": "jumprelu", "accumulate": 4}, None),
+        ({"architecture": "jumprelu", "accumulate": 4, "pre_act_loss_coefficient": 0.1}, "dead"),
+    ],
+)
+def test_accumulated_batches_that_are_no_large_one_are_a_note(
+    flags: dict[str, object], reason: str | None
+):
+    notes = [note for note in settle(flags).notes if "accumulate" in note]
+    assert len(notes) == (reason is not None)
+    for note in notes:
+        assert note.startswith(f"--accumulate {flags['accumulate']} is not the same as batches")
+        assert str(reason) in note

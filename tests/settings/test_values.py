@@ -20,6 +20,10 @@ from sae_plugins.settings.values import convert
         ("model_kwargs", {"a": 1}, {"a": 1}),
         ("exclude_special_tokens", False, False),
         ("k", 4.5, 4.5),
+        ("k", 8, 8),
+        ("k", 8.0, 8.0),
+        ("k", "8", 8),
+        ("k", "8.0", 8.0),
     ],
 )
 def test_values_of_recipes(name: str, value: object, expected: object):

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +290,18 @@ def test_an_arm_that_fails_is_tried_again_when_it_is_mended(tmp_path: Path) -> N
     assert findings.failures == []
 
 
+def test_files_of_others_stay_where_an_sae_would_lie(copy: Path) -> None:
+    one, other = sorted(copy.glob("saes/toy/topk*seed0*"))
+    for folder in (one, other):
+        (folder / "summary.json").unlink()
+    (one / "notes.txt").write_text("mine")
+    findings, _ = run(changed(seeds=[0]), copy)
+    assert [*one.iterdir()] == [one / "notes.txt"]
+    assert (other / "summary.json").is_file()
+    (failure,) = findings.failures
+    assert f"{one} holds no whole run, but files of others: move them away" in failure
+
+
 def test_two_arms_that_are_the_same_sae_both_have_scores(tmp_path: Path) -> None:
     findings, heard = run(changed(arms={"l1": {}, "same": {}}, seeds=[0]), tmp_path)
     assert heard.done == pytest.approx(8)
@@ -488,30 +499,62 @@ def test_a_first_training_that_cannot_start_says_why(tmp_path: Path) -> None:
 # -- processes -------------------------------------------------------------------------------------
 
 
+KILLED = """
+import contextlib, os, signal, sys
+from sae_plugins.entrypoints.main import main
+from sae_plugins.eval_suites.ground_truth import GroundTruth
+from sae_plugins.study import execute
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs in the background
+own_steps, own_evaluate, evaluated = execute._steps, GroundTruth.evaluate, []
+
+def end(where):
+    # the first process that comes here has the study killed; none goes on
+    if where == sys.argv[1]:
+        with contextlib.suppress(FileExistsError):
+            open(f"killed while {where}", "x").close()
+            os.kill(os.getppid(), int(sys.argv[2]))
+        while True:
+            signal.pause()
+
+def steps(saes, progress):
+    tell = own_steps(saes, progress)
+    return lambda done, total: tell(done, total) or done == total // 2 and end("training")
+
+def evaluate(*given):
+    scores = own_evaluate(*given)
+    evaluated.append(scores)
+    if len(evaluated) == 2:
+        end("evaluating")
+    return scores
+
+execute._steps, GroundTruth.evaluate = steps, evaluate
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[3:]))
+"""
+"""`study run`, killed in the middle; its processes import this file, too."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_with_its_processes_it_ends_with_the_same_numbers(
     done: tuple[Path, Findings, Heard], file: str, how: signal.Signals
 ) -> None:
-    command = [sys.executable, "-m", "sae_plugins.entrypoints.main", "study", "run", file,
-               "--output_path", "here", "--jobs", "2"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for when in ("saes/toy/*.unfinished", "evaluations/toy/seed*/*/*.json"):
-        process = subprocess.Popen(command, start_new_session=True, env=environment)
-        while process.poll() is None and not any(Path("here").glob(when)):
-            time.sleep(0.01)
-        process.send_signal(how)
-        assert process.wait(timeout=60) != 0
-        left = "?"
-        for _ in range(100):  # its processes see that it is gone
-            left = subprocess.run(
-                ["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=False
-            ).stdout
-            if not left:
-                break
-            time.sleep(0.1)
-        assert left == ""
-    subprocess.run(command, check=True, env=environment)
+    Path("killed.py").write_text(KILLED)
+    here, jobs = ["study", "run", file, "--output_path", "here"], str(max(2, os.cpu_count() or 1))
+    for where, left in (
+        ("training", "saes/toy/*.unfinished"),
+        ("evaluating", "evaluations/toy/seed*/*/*.json"),
+    ):
+        command = [sys.executable, "killed.py", where, str(int(how)), *here, "--jobs", jobs]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        process.communicate(timeout=1800)  # until the last of its processes has let go of stdout
+        assert process.returncode == (130 if how == signal.SIGINT else -how)
+        assert Path(f"killed while {where}").exists()
+        assert list(Path("here").glob(left))
+    assert main([*here, "--jobs", "1"]) == 0
     assert numbers(gather("try", changed(), Path("here"))) == numbers(done[1])
 
 

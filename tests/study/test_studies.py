@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_plugins.eval_suites import registry as suites_registry
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method
 from sae_plugins.studies import names
@@ -100,7 +101,7 @@ def test_quick_compares_the_methods_and_ours_with_controls() -> None:
 def test_full_has_all_suites() -> None:
     study = packaged("full")
     suites = {suite for model in study.models.values() for suite in model.suites}
-    assert suites == {"core", "absorption", "scr", "sparse-probing", "ground-truth"}
+    assert suites == {*suites_registry.built_in()}
     assert "dataset_names" not in study.models["world"].suites["sparse-probing"]
     assert {len(model.target_l0) for model in study.models.values()} == {5}
 

@@ -173,13 +173,21 @@ def test_load_text_is_a_shuffled_mix() -> None:
 # --- the tokenizer --------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _makers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What made the model can be imported: `tokenizer` and `measure`."""
+    folder = Path(__file__).parents[2] / "examples" / "embedded-world"
+    monkeypatch.syspath_prepend(str(folder))
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return world.load_tokenizer()
 
 
+@pytest.mark.usefixtures("_makers")
 def test_every_alphabetic_token_is_one_token_at_line_start(tokenizer: Any) -> None:
-    from sae_plugins.world.tokenizer import alphabetic_tokens
+    from tokenizer import alphabetic_tokens
 
     tokens = alphabetic_tokens(tokenizer)
     assert len(tokens) > 4_000
@@ -190,8 +198,9 @@ def test_every_alphabetic_token_is_one_token_at_line_start(tokenizer: Any) -> No
     assert alone == [[tokenizer.bos_token_id, number] for number in tokens.values()]
 
 
+@pytest.mark.usefixtures("_makers")
 def test_every_word_is_a_token_with_and_without_a_leading_space(tokenizer: Any) -> None:
-    from sae_plugins.world.tokenizer import alphabetic_tokens
+    from tokenizer import alphabetic_tokens
 
     tokens = alphabetic_tokens(tokenizer)
     assert len(text.words()) > 2_000
@@ -248,13 +257,6 @@ def test_hooked_transformer_is_the_same_model(model: Any, tokenizer: Any) -> Non
     assert padded_gap < 1e-3
 
 
-@pytest.fixture
-def _measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`measure`, beside the program that made the model, can be imported."""
-    folder = Path(__file__).parents[2] / "examples" / "embedded-world"
-    monkeypatch.syspath_prepend(str(folder))
-
-
 every_document = pytest.mark.parametrize(
     "every", [3, pytest.param(1, marks=pytest.mark.ci, id="all")]
 )
@@ -262,7 +264,7 @@ every_document = pytest.mark.parametrize(
 
 
 @every_document
-@pytest.mark.usefixtures("_measures")
+@pytest.mark.usefixtures("_makers")
 def test_model_spells_words_it_never_spelt_in_training(
     every: int, model: Any, tokenizer: Any
 ) -> None:
@@ -274,7 +276,7 @@ def test_model_spells_words_it_never_spelt_in_training(
 
 
 @every_document
-@pytest.mark.usefixtures("_measures")
+@pytest.mark.usefixtures("_makers")
 def test_model_predicts_heldout_text_better_than_bigrams(
     every: int, model: Any, tokenizer: Any
 ) -> None:

@@ -113,7 +113,10 @@ class Progress:
 @pytest.fixture
 def loaders(monkeypatch):
     """Fake loaders in the place of those that need torch and SAELens."""
-    state = SimpleNamespace(model_hash="m1", models=[], data=Data, model_error=None, revisions=[])
+    state = SimpleNamespace(
+        model_hash="m1", models=[], data=Data, model_error=None, revisions=[], configs=[],
+        checked=[], unfit=[],
+    )  # fmt: skip
 
     def load_subject(source):
         name = Path(source).name
@@ -126,11 +129,23 @@ def loaders(monkeypatch):
             warnings=("decoder norms",), dataset=None, training_tokens=None,
         )  # fmt: skip
 
-    def load_language_model(name, device, dtype):
-        state.models.append(name)
-        if state.model_error:
-            raise state.model_error
-        return SimpleNamespace(name=name, hash=state.model_hash, dtype="float32", hooked=None)
+    def expected(name, dtype, model_class):
+        def load(device):
+            state.models.append(name)
+            if state.model_error:
+                raise state.model_error
+            return SimpleNamespace(
+                name=name, hash=state.model_hash, dtype=dtype, hooked=None, loaded_as="dummy"
+            )
+
+        def check(subject, flag, prompt):
+            state.checked.append((subject.name, flag, prompt))
+            if subject.name in state.unfit:
+                raise SuiteError("it does not fit")
+
+        state.configs.append(name)
+        loader = SimpleNamespace(kind=f"a {model_class or 'dummy'}")
+        return SimpleNamespace(loader=loader, check=check, load=load)
 
     def data_source(name, model_name, revisions):
         state.revisions.append(dict(revisions))
@@ -139,10 +154,7 @@ def loaders(monkeypatch):
     fakes = {
         "evaluation.loading": {"load_subject": load_subject, "check_source": lambda _: None},
         "inputs.models": {
-            "load_language_model": load_language_model,
-            "check_hook": lambda *_: None,
-            "check_d_in": lambda *_: None,
-            "check_context": lambda *_: None,
+            "expected": expected,
         },
         "inputs.data_source": {"data_source": data_source},
         "saebench.facts": {"default_dtype": lambda _: "float32"},
@@ -190,12 +202,12 @@ def test_every_row_is_a_file_a_manifest_row_and_lines_of_the_tables(evaluate):
     suite = Dummy()
     done = evaluate(suites=[suite], seeds=(42, 43))
     assert suite.calls == ["prepare", "a", "bb", "prepare", "a", "bb"]  # prepared once a seed
-    manifest = json.loads((done.folder / "manifest.json").read_text())
+    manifest = json.loads((done.output.path / "manifest.json").read_text())
     assert [(row["sae"], row["seed"], row["status"]) for row in manifest["rows"]] == [
         ("a", 42, "ok"), ("a", 43, "ok"), ("bb", 42, "ok"), ("bb", 43, "ok"),
     ]  # fmt: skip
     assert manifest["revisions"] == {"open text": "commit1"}
-    file = done.folder / manifest["rows"][2]["file"]
+    file = done.output.path / manifest["rows"][2]["file"]
     result = Result.model_validate_json(file.read_text())
     assert file.parent.name == f"bb-{result.sae.hash[:8]}"
     assert file.name.startswith("dummy-seed42-")
@@ -208,13 +220,13 @@ def test_every_row_is_a_file_a_manifest_row_and_lines_of_the_tables(evaluate):
     assert result.seconds >= 0
     assert result.peak_memory_bytes > 1_000_000
     assert (file.parent / result.raw).read_text() == '{"raw": 1}'
-    rows = table(done.folder, "results.csv")
+    rows = table(done.output.path, "results.csv")
     assert [(row["sae"], row["seed"], row["metric"]) for row in rows[:3]] == [
         ("a", "42", "score_2"), ("a", "42", "score_10"), ("a", "43", "score_2"),
     ]  # fmt: skip
     assert list(rows[0])[:8] == ["suite", "sae", "seed", "metric", "value", "n", "std", "status"]
     assert list(rows[0])[-2:] == ["seconds", "cpu_seconds"]
-    details = table(done.folder, "details.csv")
+    details = table(done.output.path, "details.csv")
     assert list(details[0].values())[:6] == ["dummy", "a", "42", "a", "rate", ""]
     assert details[1]["value"] == "0.5"
 
@@ -234,12 +246,12 @@ def _installed(monkeypatch):
 
 def test_a_second_run_computes_nothing_and_changes_no_byte(evaluate):
     first = evaluate()
-    before = {p: p.read_bytes() for p in first.folder.rglob("*") if p.is_file()}
+    before = {p: p.read_bytes() for p in first.output.path.rglob("*") if p.is_file()}
     suite = Dummy()
     again = evaluate(suites=[suite])
     assert suite.calls == []
     assert [seen[-2:] for seen in again.progress.seen] == [("ok", True)] * 2
-    assert {p: p.read_bytes() for p in first.folder.rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in first.output.path.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("what", ["setting", "seed", "model", "data", "suite version", "damage"])
@@ -257,13 +269,13 @@ def test_what_a_result_depends_on_makes_it_computed_anew(evaluate, loaders, what
     elif what == "suite version":
         monkeypatch.setattr(Dummy, "version", 2)
     else:
-        (first.folder / first.rows[0].file).write_text("{")
+        (first.output.path / first.rows[0].file).write_text("{")
     evaluate("runs/a", suites=[suite], **wishes)
     assert suite.calls == ["prepare", "a"]
 
 
 def test_results_do_not_depend_on_the_order_of_saes(evaluate, tmp_path):
-    evaluate("runs/a", "runs/bb").folder.rename(tmp_path / "one")
+    evaluate("runs/a", "runs/bb").output.path.rename(tmp_path / "one")
     evaluate("runs/bb", "runs/a")
     for name in ("manifest.json", "details.csv"):
         assert (tmp_path / "one" / name).read_text().replace("runs/", "") == (
@@ -282,18 +294,18 @@ def test_a_failed_row_says_why_and_the_rest_goes_on(evaluate):
     done = evaluate("runs/a", "runs/bb", "runs/ccc", suites=[suite])
     assert statuses(done) == {("a", 42): "failed", ("bb", 42): "failed", ("ccc", 42): "ok"}
     assert [row.reason for row in done.rows] == ["too few letters", "RuntimeError: CUDA", None]
-    traces = list(done.folder.rglob("*.error.txt"))
+    traces = list(done.output.path.rglob("*.error.txt"))
     assert len(traces) == 1  # a SuiteError explains itself
     assert "more lines" in traces[0].read_text()
-    result = Result.model_validate_json((done.folder / done.rows[0].file).read_text())
+    result = Result.model_validate_json((done.output.path / done.rows[0].file).read_text())
     assert (result.status, result.reason) == ("failed", "too few letters")
-    assert {row["sae"] for row in table(done.folder, "results.csv")} == {"ccc"}
+    assert {row["sae"] for row in table(done.output.path, "results.csv")} == {"ccc"}
 
     suite = Dummy()
     mended = evaluate("runs/a", "runs/bb", "runs/ccc", suites=[suite])
     assert suite.calls == ["prepare", "a", "bb"]
     assert set(statuses(mended).values()) == {"ok"}
-    assert not list(done.folder.rglob("*.error.txt"))
+    assert not list(done.output.path.rglob("*.error.txt"))
 
 
 def test_a_failing_preparation_fails_all_rows_of_its_group(evaluate):
@@ -314,14 +326,14 @@ def test_a_model_that_does_not_load_fails_its_rows_only(evaluate, loaders):
     loaders.model_error = None
     done = evaluate("runs/a", suites=[Dummy(), Modelless()])
     assert {row.status for row in done.rows} == {"ok"}
-    results = [json.loads(p.read_text()) for p in done.folder.glob("*/*[0-9a-f].json")]
+    results = [json.loads(p.read_text()) for p in done.output.path.glob("*/*[0-9a-f].json")]
     assert {r["status"] for r in results} == {"ok"}  # the failed row's file is gone
 
 
 def test_an_sae_that_does_not_load_fails_its_rows_only(evaluate):
     done = evaluate("runs/missing", "runs/a")
     assert statuses(done) == {("runs/missing", 42): "failed", ("a", 42): "ok"}
-    row = Manifest.read(done.folder).rows[1]
+    row = Manifest.read(done.output.path).rows[1]
     assert (row.source, row.reason) == ("runs/missing", "there is no runs/missing")
     assert ("dummy", "runs/missing", 42, "failed", False) in done.progress.seen
 
@@ -345,7 +357,7 @@ def test_the_same_sae_twice_counts_once(evaluate):
 
 def test_saes_of_one_name_are_told_apart(evaluate):
     done = evaluate("runs/a@1", "runs/a@2")
-    names = {row["sae"] for row in table(done.folder, "results.csv")}
+    names = {row["sae"] for row in table(done.output.path, "results.csv")}
     assert len(names) == 2
     assert all(name.startswith("a-") for name in names)
 
@@ -353,7 +365,7 @@ def test_saes_of_one_name_are_told_apart(evaluate):
 def test_later_evaluations_add_to_the_folder(evaluate):
     evaluate("runs/a")
     done = evaluate("runs/bb", suites=[Modelless()])
-    assert {(row["suite"], row["sae"]) for row in table(done.folder, "results.csv")} == {
+    assert {(row["suite"], row["sae"]) for row in table(done.output.path, "results.csv")} == {
         ("dummy", "a"), ("modelless", "bb"),
     }  # fmt: skip
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
+import csv
 import json
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def evaluate(saes: list[Path], out: Path, flags: str = "") -> int:
 
 
 def results(out: Path) -> dict[str, dict[str, Any]]:
-    """Results by SAE and seed."""
+    """Results by SAE and seed, none where there is no manifest."""
+    if not (out / "manifest.json").exists():
+        return {}
     manifest = json.loads((out / "manifest.json").read_text())
     rows = [row for row in manifest["rows"] if row["status"] == "ok"]
     read = {f"{r['sae']} {r['seed']}": json.loads((out / r["file"]).read_text()) for r in rows}
@@ -141,39 +144,62 @@ def test_a_decoder_of_other_norms_is_the_same_sae(sae: Callable[..., Path], tmp_
 FORK = multiprocessing.get_context("fork")
 
 
-def _child(saes: list[Path], out: Path, flags: str, rows: int | None = None) -> None:
+def _child(saes: list[Path], out: Path, flags: str, scored: int = 0, file: str = "") -> None:
     torch.set_num_threads(1)  # its pool of threads is no more, and two threads would make another
-    if rows is not None:
-        _kill_in_row(rows + 1)
+    if file:
+        _kill_at(scored, file)
     sys.exit(evaluate(saes, out, flags))
 
 
-def _kill_in_row(last: int) -> None:
-    """This process is killed when the scores of its row of this number are not yet written."""
-    own, numbers = Core.evaluate, itertools.count(1)
+def _kill_at(scored: int, file: str) -> None:
+    """This process is killed when so many rows have scores and such a file is to take its place."""
+    own_evaluate, own_replace, numbers = Core.evaluate, os.replace, []
 
-    def killing(*given: Any) -> Any:
-        scores = own(*given)
-        if next(numbers) == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def counting(*given: Any) -> Any:
+        scores = own_evaluate(*given)
+        numbers.append(len(numbers))
         return scores
 
-    Core.evaluate = killing  # type: ignore[method-assign]
+    def killing(partial: Path, path: Path) -> None:
+        if len(numbers) == scored and fnmatch(path.name, file):
+            os.kill(os.getpid(), signal.SIGKILL)
+        own_replace(partial, path)
+
+    Core.evaluate = counting  # type: ignore[method-assign]
+    os.replace = killing  # type: ignore[assignment]
 
 
-def test_killed_and_run_again(sae: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scored", "file", "listed"),
+    [
+        (2, "*", 1),  # SAEBench's own JSON, which is the first
+        pytest.param(0, "manifest.json", 0, marks=pytest.mark.ci),
+        pytest.param(1, "*.safetensors", 1, marks=pytest.mark.ci),  # in the cache, for the second
+        pytest.param(2, "core-seed2-*[0-9a-f].json", 1, marks=pytest.mark.ci),
+        pytest.param(2, "manifest.json", 1, marks=pytest.mark.ci),
+        pytest.param(2, "results.csv", 2, marks=pytest.mark.ci),
+        pytest.param(2, "details.csv", 2, marks=pytest.mark.ci),
+    ],
+)
+def test_killed_and_run_again(
+    scored: int, file: str, listed: int, sae: Callable[..., Path], tmp_path: Path
+) -> None:
     folder, out = sae("run"), tmp_path / "killed" / "out"
     flags = "--seed 1 2 3"
-    child = FORK.Process(target=_child, args=([folder], out, flags, 1))
+    child = FORK.Process(target=_child, args=([folder], out, flags, scored, file))
     child.start()
     child.join(300)
     assert child.exitcode == -signal.SIGKILL
-    finished = {file: file.read_bytes() for file in out.glob("*/*.json")}
-    assert len(results(out)) == 1
+    assert list(out.parent.rglob("*.partial"))
+    whole = [file for file in out.glob("*/*.json") if file.with_suffix("").suffix != ".saebench"]
+    finished = {file: file.read_bytes() for file in whole}
+    assert len(results(out)) == listed
 
     assert evaluate([folder], out, flags) == 0
     assert not list(out.rglob("*.partial"))
     assert {file: file.read_bytes() for file in finished} == finished
+    rows = csv.DictReader((out / "results.csv").read_text().splitlines())
+    assert {row["seed"] for row in rows} == {"1", "2", "3"}
     assert evaluate([folder], tmp_path / "whole" / "out", flags) == 0
     assert results(out) == results(tmp_path / "whole" / "out")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +16,11 @@ from sae_plugins.eval_suites.inputs.models import (
     LanguageModel,
     _hash,
     check_hook,
+    expected,
     load_language_model,
 )
 from sae_plugins.eval_suites.saebench.facts import default_dtype
+from sae_plugins.runs.language_models.transformer_lens import Listed
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +58,14 @@ def test_others_are_loaded_as_saebench_does(model, monkeypatch):
         return model.hooked
 
     monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", load)
+    monkeypatch.setattr(Listed, "looks", lambda _: None)
     for name, dtype in (("gemma-2-2b", "bfloat16"), ("gpt2", "float32")):
-        assert load_language_model(name, "cpu", default_dtype(name)).dtype == dtype
+        loaded = load_language_model(name, "cpu", default_dtype(name))
+        assert (loaded.dtype, loaded.label) == (dtype, name)
+        assert loaded.loaded_as == "HookedTransformer, as TransformerLens lists it"
     assert calls == [
-        ("gemma-2-2b", {"device": "cpu", "dtype": torch.bfloat16}),
-        ("gpt2", {"device": "cpu", "dtype": torch.float32}),
+        ("gemma-2-2b", {"device": "cpu", "dtype": torch.bfloat16, "trust_remote_code": False}),
+        ("gpt2", {"device": "cpu", "dtype": torch.float32, "trust_remote_code": False}),
     ]
 
 
@@ -70,7 +74,7 @@ def test_others_are_loaded_as_saebench_does(model, monkeypatch):
     [
         (
             ("gema-2-2b", "cpu", "float32"),
-            "no language model 'gema-2-2b' .*did you mean .*'gemma-2-2b'",
+            "language model gema-2-2b cannot be loaded .*: did you mean 'gemma-2-2b'",
         ),
         (("sae-plugins-wolrd", "cpu", "float32"), "did you mean 'sae-plugins-world'"),
         (("Qwen/Qwen-7B", "cpu", "float32"), "run code on this machine"),
@@ -88,18 +92,18 @@ def test_a_model_while_offline(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    said = r"gpt2 cannot be loaded: the Hub cannot be reached, or .*: go online"
+    said = r"gpt2 cannot be loaded as a HookedTransformer: the Hub cannot be .*: go online"
     with pytest.raises(SuiteError, match=said):
         load_language_model("gpt2", "cpu", "float32")
 
 
-def test_hooks(model):
+def test_hooks():
+    model = expected(world.NAME, "float32")
     check_hook(model, "blocks.1.hook_resid_post")
     with pytest.raises(SuiteError, match=r"has no hook 'blocks.1.hook_resid_pots'; did you mean"):
         check_hook(model, "blocks.1.hook_resid_pots")
-    renamed = replace(model, name="a-model")
-    with pytest.raises(SuiteError, match=r"a-model has no hook 'x'; known: .*N from 0 to 3"):
-        check_hook(renamed, "x")
+    with pytest.raises(SuiteError, match=rf"{world.NAME} has no hook 'x'; known: .*N from 0 to 3"):
+        check_hook(model, "x")
 
 
 @pytest.mark.parametrize(

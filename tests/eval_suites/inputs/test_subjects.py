@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from expected import ARCHITECTURES
 from huggingface_hub.errors import EntryNotFoundError
 from sae_lens import SAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
@@ -21,12 +22,8 @@ from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
 
 D_IN, D_SAE = 16, 24
 HOOK = "blocks.1.hook_resid_post"
-FIELDS: dict[str, dict[str, Any]] = {
-    "topk": {"k": 4},
-    "abstopk": {"k": 4},
-    "matching_pursuit": {"max_iterations": 5},
-    "temporal": {"n_heads": 2, "bottleneck_factor": 2, "kval_topk": 4},
-}
+FIELDS = {name: row.saved for name, row in ARCHITECTURES.items()}
+FIELDS["temporal"] = {"n_heads": 2, "bottleneck_factor": 2, "kval_topk": 4}
 
 
 def saved(
@@ -172,7 +169,7 @@ def test_a_copy_takes_heads_as_saebench_gives_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "architecture", ["standard", "gated", "jumprelu", "topk", "abstopk", "matching_pursuit"]
+    "architecture", [name for name in ARCHITECTURES if name in SAE_CLASS_REGISTRY]
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_saebench_evaluates_each_architecture(tmp_path, architecture, dtype):

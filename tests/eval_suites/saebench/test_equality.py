@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from expected import SUITES
+
+from sae_plugins.base.patches import replaced
 
 PROBING = "sparse-probing"
-SUITES = ("core", "absorption", "scr", PROBING)
 SAES = ("standard", "topk")
 OURS = {"explained_variance_centred", "num_letters"}
 """Metrics that SAEBench does not have, beside those of padding."""
@@ -52,10 +60,13 @@ def slow(value):
     ("suite", "sae"),
     [
         *((suite, "topk") for suite in SUITES),
-        *(pytest.param(suite, "standard", marks=pytest.mark.ci) for suite in ("core", PROBING)),
         *(
-            pytest.param(suite, "standard", marks=pytest.mark.slow)
-            for suite in ("absorption", "scr")
+            pytest.param(
+                suite,
+                "standard",
+                marks=pytest.mark.ci if suite in ("core", PROBING) else pytest.mark.slow,
+            )
+            for suite in SUITES
         ),
     ],
 )
@@ -66,15 +77,44 @@ def test_without_shortcuts_every_number_is_saebenchs(suite, sae, lab):
         both = lab.saebench(suite, lab.standard, lab.topk)
         theirs = both[SAES.index(sae)]
     else:
-        (theirs,) = lab.saebench(suite, subject, **lab.exact[suite])
-    check_equal(lab.scores(suite, subject, **lab.exact[suite]), theirs)
+        (theirs,) = lab.saebench(suite, subject, **SUITES[suite].exact)
+    check_equal(lab.scores(suite, subject, **SUITES[suite].exact), theirs)
+
+
+@contextmanager
+def one_random_state() -> Iterator[None]:
+    """SAEBench's absorption goes on from one random state for all SAEs of a call."""
+    from sae_bench.evals.absorption import k_sparse_probing
+
+    own, states = k_sparse_probing.load_or_train_probe, []
+
+    def load_or_train_probe(*args: Any, **options: Any) -> Any:
+        probe = own(*args, **options)  # trained for the first SAE, found by the second
+        states.append((random.getstate(), torch.get_rng_state()))
+        random.setstate(states[0][0])
+        torch.set_rng_state(states[0][1])
+        return probe
+
+    with replaced(k_sparse_probing, load_or_train_probe=load_or_train_probe):
+        yield
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("suite", ["core", "scr", "absorption"])
+def test_the_second_sae_of_a_call_has_saebenchs_numbers(suite, lab):
+    """Nothing of the first SAE reaches the second, neither in SAEBench nor here."""
+    with one_random_state():
+        _, theirs = lab.saebench(suite, lab.standard, lab.topk)
+    exact = {**SUITES[suite].exact, "cache": "in one call"}
+    _, ours = (lab.scores(suite, subject, **exact) for subject in (lab.standard, lab.topk))
+    check_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("sae", ["topk", slow("standard")])
 @pytest.mark.parametrize("suite", ["core", "absorption", "scr"])
 def test_shortcuts_move_no_number(suite, sae, lab):
     subject = getattr(lab, sae)
-    exact, fast = lab.scores(suite, subject, **lab.exact[suite]), lab.scores(suite, subject)
+    exact, fast = lab.scores(suite, subject, **SUITES[suite].exact), lab.scores(suite, subject)
     assert numbers(fast) == pytest.approx(numbers(exact), abs=1e-6)
     assert fast.details.keys() == exact.details.keys()
     for item, row in exact.details.items():
@@ -103,12 +143,6 @@ def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
 @pytest.mark.parametrize("suite", SUITES)
 def test_evaluations_leave_no_trace(suite, lab, tmp_path, monkeypatch):
     """Neither in random states, grad mode and environment nor in the working folder."""
-    import os
-    import random
-
-    import numpy as np
-    import torch
-
     monkeypatch.chdir(tmp_path)
     torch.set_grad_enabled(False)
     before = dict(os.environ), random.getstate(), torch.get_rng_state(), np.random.get_state()[1]
@@ -130,13 +164,14 @@ import importlib.util, json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[3])
 spec = importlib.util.spec_from_file_location("conftest_of_eval_suites", sys.argv[1])
 conftest = importlib.util.module_from_spec(spec)
 sys.modules["conftest_of_eval_suites"] = conftest
 spec.loader.exec_module(conftest)
 lab = conftest.Lab(Path(sys.argv[2]))
 found = {}
-for suite in lab.tiny:
+for suite in conftest.SUITES:
     scores = lab.scores(suite, lab.topk)
     found[suite] = [{n: v.model_dump() for n, v in scores.metrics.items()}, scores.details]
 print(json.dumps(found))
@@ -145,11 +180,12 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_every_process_gives_the_same_numbers(lab, tmp_path):
-    conftest = Path(__file__).parents[1] / "conftest.py"
+    tests = Path(__file__).parents[2]
+    conftest = tests / "eval_suites" / "conftest.py"
     found = []
     for number in (1, 2):
         result = subprocess.run(
-            [sys.executable, "-c", IN_A_PROCESS, conftest, tmp_path / str(number)],
+            [sys.executable, "-c", IN_A_PROCESS, conftest, tmp_path / str(number), tests],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         found.append(json.loads(result.stdout.splitlines()[-1]))
@@ -164,6 +200,6 @@ def test_every_process_gives_the_same_numbers(lab, tmp_path):
 def test_scr_of_saes_that_scale_each_token(scaling, lab):
     """Their decoders are not affine in the sum of codes, which must be found out."""
     subject = lab.sae("standard", scaling, normalize_activations=scaling)
-    exact, fast = lab.scores("scr", subject, **lab.exact["scr"]), lab.scores("scr", subject)
+    exact, fast = lab.scores("scr", subject, **SUITES["scr"].exact), lab.scores("scr", subject)
     assert numbers(fast) == pytest.approx(numbers(exact), abs=1e-6)
     assert not any("added up" in text for text in fast.deviations)

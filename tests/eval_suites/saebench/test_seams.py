@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import sae_bench
 import torch
+from expected import SUITES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_bench.evals.absorption import common, feature_absorption, k_sparse_probing
@@ -40,12 +41,11 @@ from sae_plugins.eval_suites.saebench.isolation import on_a_fresh_install, undis
 from sae_plugins.eval_suites.scr import SCR
 from sae_plugins.eval_suites.sparse_probing import SparseProbing
 
-ENTRY_POINTS = {
-    "core": core.multiple_evals,
-    "absorption": absorption.run_eval,
-    "scr": scr.run_eval,
-    "sparse-probing": sparse_probing.run_eval,
+MODULES = {
+    name: importlib.import_module(f"sae_bench.evals.{suite.module}")
+    for name, suite in SUITES.items()
 }
+"""SAEBench's, by suite."""
 PACKAGE = Path(sae_bench.__file__).parent
 
 
@@ -67,9 +67,10 @@ def test_every_seam_of_the_list_has_its_test() -> None:
 
 
 @seam("`core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval`")
-@pytest.mark.parametrize("suite", ENTRY_POINTS)
+@pytest.mark.parametrize("suite", MODULES)
 def test_one_json_and_what_is_returned_are_the_same(suite: str, lab: Any) -> None:
-    assert "selected_saes" in parameters(ENTRY_POINTS[suite])
+    entry_point = getattr(MODULES[suite], SUITES[suite].function)
+    assert "selected_saes" in parameters(entry_point)
     scores = lab.scores(suite, lab.topk)  # from what is returned; there was one JSON
     groups = json.loads(scores.raw)["eval_result_metrics"].values()
     written = {name: value for group in groups for name, value in group.items()}
@@ -80,7 +81,7 @@ def test_one_json_and_what_is_returned_are_the_same(suite: str, lab: Any) -> Non
 
 
 @seam("each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`")
-@pytest.mark.parametrize("module", [core, absorption, scr, sparse_probing])
+@pytest.mark.parametrize("module", MODULES.values())
 def test_where_the_model_comes_from(module: Any) -> None:
     assert inspect.isclass(module.HookedTransformer)
     source = inspect.getsource(module)
@@ -241,7 +242,7 @@ def test_who_reads_first_letter_probes() -> None:
             assert not re.search(r"torch\.load\(|np\.load\(", text), file.stem
 
 
-@seam("`absorption.k_sparse_probing._get_sae_acts` encodes anew for every probe of some features")
+@seam("`absorption.k_sparse_probing._get_sae_acts` encodes again for every probe of some features")
 def test_how_often_absorption_encodes(lab: Any) -> None:
     asked: list[Any] = []
     own = k_sparse_probing._get_sae_acts
@@ -312,7 +313,10 @@ def test_loaders_of_others(target: str) -> None:
 
 @seam("`SparseProbingSaeMetrics` and `ScrMetrics` have a field for each k and N that is reported")
 def test_numbers_that_are_reported() -> None:
-    reported = {name: set(reported_numbers(name)) for name in ("scr", "sparse-probing")}
+    reported = {
+        "scr": {*reported_numbers("scr_and_tpp", "scr_metric_threshold_{k}")},
+        "sparse-probing": {*reported_numbers("sparse_probing", "sae_top_{k}_test_accuracy")},
+    }
     for preset in PRESETS:
         assert {*SCR().settings(preset, {}).n_values} <= reported["scr"]
         assert {*SparseProbing().settings(preset, {}).k_values} <= reported["sparse-probing"]
