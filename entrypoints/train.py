@@ -283,7 +283,8 @@ def _score(setup: Setup, folder: RunFolder, seconds: float) -> None:
     (heldout,) = setup.heldout([sae])
     found = (folder.trained or {}).get("found", {})
     with _disk_errors(folder, f"The trained SAE is in {folder.unfinished}"):
-        write_summary(folder.unfinished, heldout, found, seconds)
+        k = getattr(setup.sae_config, "k", None)
+        write_summary(folder.unfinished, heldout, found, seconds, k)
 
 
 def _print_end(folder: RunFolder) -> None:

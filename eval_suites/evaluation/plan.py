@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError, SuiteError
+from sae_plugins.base.errors import Problems, SaePluginsError, SuiteError
 from sae_plugins.base.files import versions
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Row
@@ -115,10 +115,19 @@ class EvaluationPlan:
 def plan(
     sources: Sequence[str], suites: Mapping[str, tuple[Suite, Any]], seeds: Sequence[int]
 ) -> EvaluationPlan:
-    """Load the SAEs, and make a row of each with every suite and seed."""
-    from sae_plugins.eval_suites.evaluation.loading import load_subject
+    """Load the SAEs, and make a row of each with every suite and seed.
+
+    Raises:
+        SaePluginsError: names all sources that are neither folders nor names of SAEs elsewhere.
+    """
+    from sae_plugins.eval_suites.evaluation.loading import check_source, load_subject
     from sae_plugins.eval_suites.inputs.cache import fingerprint
 
+    problems = Problems()
+    for source in sources:
+        with problems:
+            check_source(source)
+    problems.stop()
     made = EvaluationPlan()
     seen: dict[str, str] = {}
     hashes = {
@@ -155,9 +164,8 @@ def plan(
 
 def reason_of(error: Exception) -> str:
     """What an error says, in one sentence."""
-    text = str(error)
+    text = without_secrets(str(error))
     if isinstance(error, SaePluginsError):
         return text
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    first = without_secrets(first)[:300]
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

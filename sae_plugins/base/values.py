@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sae_plugins.base.errors import SaePluginsError, did_you_mean, nearest
+from sae_plugins.base.secrets import is_secret
 
 M = TypeVar("M", bound=BaseModel)
 Place = Sequence[str | int]
@@ -163,7 +164,8 @@ def sentences(
     found = []
     for place, problems in places.items():
         deepest = max(problems, key=lambda problem: len(problem["loc"]))
-        value = "" if problems[0]["type"] == "missing" else _shown(deepest)
+        unseen = problems[0]["type"] == "missing" or is_secret(named(place))
+        value = "" if unseen else _shown(deepest)
         if problems[0]["type"] == "extra_forbidden":
             name = named(place)
             near = did_you_mean(str(place[-1]), known(place), name.removesuffix(str(place[-1])))

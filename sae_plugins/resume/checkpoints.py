@@ -29,6 +29,7 @@ from sae_plugins.base.saelens import (
     interruption,
     prefetched,
 )
+from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import random_states, set_random_states
 from sae_plugins.resume.files import (
     CURE,
@@ -209,6 +210,11 @@ class Checkpoints:
         if self.saved is not None:
             with self._fitting():
                 trainer.load_state_dict(self.saved["trainers"][len(self._trainers)])
+            if not self._trainers and trainer.n_training_steps != self.step:
+                raise StateError(
+                    f"{self.path} holds the state after step {trainer.n_training_steps}: give it "
+                    "back its name, or remove it to go on with the one before it"
+                )
         self._trainers.append(trainer)
 
     def step_begins(self, trainer: Resumable) -> None:
@@ -384,7 +390,7 @@ class Checkpoints:
         from sae_plugins.resume.stream import Stream
 
         self._stream = stream = Stream(store, multi_hook=multi_hook)
-        self._stream_facts = stream.facts()
+        self._stream_facts = redacted(stream.facts())
         if self.saved is not None and self.saved["stream"] is not None:
             self._compare(self.saved["stream_facts"], self._stream_facts)
             with self._fitting():
@@ -398,7 +404,7 @@ class Checkpoints:
 def _facts(trainer: Resumable) -> Any:
     """What must be the same for a run to go on, as JSON has it."""
     facts = {**trainer.facts(), "data": _synthetic(trainer.data_provider)}
-    return json.loads(json.dumps(facts, default=str))
+    return redacted(json.loads(json.dumps(facts, default=str)))
 
 
 def _synthetic(provider: Any) -> str | None:

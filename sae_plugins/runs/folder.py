@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import lock, size, write
 from sae_plugins.resume.files import files as checkpoints_in
@@ -379,10 +380,8 @@ def _is_saved(folder: Path) -> bool:
 
 def as_yaml(recipe: Mapping[str, Any]) -> str:
     """A recipe as the text of `run.yaml`."""
-    import yaml
-
     heading = "# Reproduces this run: sae-plugins train --recipe THIS_FILE --output_path ANOTHER\n"
-    return heading + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return heading + yaml_files.dump(recipe)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:

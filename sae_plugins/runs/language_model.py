@@ -14,13 +14,14 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, prefixed
-from sae_plugins.base.saelens import language_model_trainer
+from sae_plugins.base.saelens import language_model_trainer, with_no_secrets_told
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.cached import cached_activations
-from sae_plugins.runs.checks import check_devices, check_memory, check_sources
+from sae_plugins.runs.checks import check_devices, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
 from sae_plugins.runs.language_models.loader import Loader, Looks
+from sae_plugins.runs.memory import check_memory, needs_of_language_model, needs_of_sae
 from sae_plugins.runs.models import (
     activation_size,
     check_chat,
@@ -74,7 +75,12 @@ class LanguageModelSetup:
         check_tokens(self.looks, settings)
         self.sae_config = sae_config(settings, activation_size(self.looks, settings))
         check_pretrained(settings, self.sae_config)
-        check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
+        check_memory(
+            [
+                *needs_of_sae(settings, self.sae_config),
+                *needs_of_language_model(self.looks.model, self.config(None), shared is not None),
+            ]
+        )
         self.cached = cached_activations(self.config(None), settings.heldout_tokens)
         self.model: Any = shared.model if shared else load_model(self.loader, self.looks, settings)
         check_chat(self.model, settings)
@@ -96,18 +102,6 @@ class LanguageModelSetup:
         """A setup with other settings, and this one's model and text where they are the same."""
         return LanguageModelSetup(settings, self)
 
-    @staticmethod
-    def _in_buffers(config: Any) -> dict[str, int]:
-        """Numbers that are in memory at once on account of a flag, besides the SAE's own."""
-        positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
-        d_in = config.sae.d_in
-        return {
-            "n_batches_in_buffer": config.n_batches_in_buffer * positions * d_in,
-            "store_batch_size_prompts": config.store_batch_size_prompts
-            * config.context_size
-            * d_in,
-        }
-
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
         fields = runner_fields(self.settings, folder)
@@ -115,7 +109,7 @@ class LanguageModelSetup:
         if "seqpos_slice" in fields:
             fields["seqpos_slice"] = tuple(fields["seqpos_slice"])
         with settings_accepted(), quiet():
-            config: Any = LanguageModelSAERunnerConfig(
+            config: Any = with_no_secrets_told(LanguageModelSAERunnerConfig)(
                 sae=replace(self.sae_config),
                 model_name=self.settings.model_name,
                 seed=self.settings.seed,

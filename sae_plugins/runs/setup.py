@@ -227,16 +227,25 @@ def _as_flags(reason: str) -> str:
 
 
 def write_summary(
-    folder: Path, heldout: Mapping[str, float], found: Mapping[str, float], seconds: float
+    folder: Path,
+    heldout: Mapping[str, float],
+    found: Mapping[str, float],
+    seconds: float,
+    k: float | None = None,
 ) -> dict[str, Any]:
     """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
 
     `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
-    run took, together with those that it shared its batches with.
+    run took, together with those that it shared its batches with; `k` is the L0 that
+    was wanted, which stands beside the held-out one.
     """
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
-    named = {f"heldout/{name}": value for name, value in heldout.items()}
+    named: dict[str, float] = {}
+    for name, value in heldout.items():
+        named[f"heldout/{name}"] = value
+        if name == "l0" and k is not None:
+            named["heldout/k"] = k
     values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
     summary = {  # JSON has no NaN
         name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -117,6 +117,15 @@ def our_flags() -> dict[str, Flag]:
             ("sum_of_squares", "l2_norm", "mean"),
         ),
         Flag(
+            "calibrate_threshold",
+            "bool",
+            "set the threshold when training ends, such that k features per token are active on "
+            "what follows in the buffer; SAELens' own lags behind, and more are active",
+            True,
+            "training",
+            architectures=("batchtopk", "matryoshka_batchtopk"),
+        ),
+        Flag(
             "lr_warm_up_fraction",
             "float | none",
             "--lr_warm_up_steps as a share of the run's steps",

@@ -60,7 +60,7 @@ def _version_notes(recipe: str, versions: Any, values: Mapping[str, Any]) -> lis
     from sae_plugins.base.files import versions as installed
     from sae_plugins.framework import registry
 
-    if not isinstance(versions, dict):
+    if not isinstance(versions, dict) or not all(isinstance(name, str) for name in versions):
         raise SaePluginsError("'versions' must be a mapping of names to versions")
     now = installed(versions)
     unknown = [name for name in values.get("plugin", []) if name not in registry.installed()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sae_plugins.settings.checks import (
     check_code,
     check_interval,
     check_schedule,
+    check_secrets,
+    check_wandb,
 )
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
@@ -78,13 +81,16 @@ def settle(
     # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
-    for check in (check_code, check_interval):
+    for check in (check_code, check_interval, check_wandb):
         with problems:
             check({**given[0], **given[1], **values})  # what does not apply here, too
+    with problems:
+        check_secrets({**recipe, **flags})
     if plan is None:
         problems.stop()
     assert plan is not None
     settings = Settings(values, names, without, plan, notes)
+    _settle_calibration(settings)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     _note_accumulation(settings)
     with problems:
@@ -147,6 +153,14 @@ def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
             f"--l1_coefficient is {settings.get(flag.name)}, for squared errors; beside "
             "--loss_form l2_norm 0.04 to 0.3 is usual, and more may leave no feature alive"
         )
+
+
+def _settle_calibration(settings: Settings) -> None:
+    """Calibrate thresholds where there are some, and nobody says otherwise."""
+    name = "calibrate_threshold"
+    update = {name: settings.applies(name) and settings.get(name)}
+    training = settings.plan.training.model_copy(update=update)
+    settings.plan = replace(settings.plan, training=training)
 
 
 def _note_accumulation(settings: Settings) -> None:

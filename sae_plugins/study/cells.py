@@ -16,6 +16,7 @@ import xxhash
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import versions
+from sae_plugins.base.secrets import redacted
 from sae_plugins.runs.folder import RECIPE, SUMMARY
 from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import Settings, applies
@@ -77,7 +78,12 @@ class Cell:
         chosen = self.settings.plan.plugins
         acting = [plugin for plugin, _ in chosen if not plugin.observes_only]
         plugins = [(plugin.name, _text(inspect.getsourcefile(plugin))) for plugin in acting]
-        facts = [self.settings.as_recipe({}), self.untrained, versions(_KEYED_VERSIONS), plugins]
+        facts = [
+            redacted(self.settings.as_recipe({})),
+            self.untrained,
+            versions(_KEYED_VERSIONS),
+            plugins,
+        ]
         return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())
 
     @property

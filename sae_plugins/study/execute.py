@@ -168,6 +168,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         for cell in members:
             settings, wanted = cell.settings, cell.settings.for_saelens()
             folder = task.folder / cell.folder
+            folder.parent.mkdir(parents=True, exist_ok=True)  # also of what says why it failed
             try:
                 setup = shared.sharing(wanted) if shared else load_setup(wanted)
                 recipe = recipe_of(settings, setup)

@@ -57,7 +57,7 @@ from sae_plugins.base import saelens as upstream
 from sae_plugins.base.saelens import ADAM_MOMENTS, TRAINER_COUNTERS
 from sae_plugins.base.seeds import random_states, set_random_states
 from sae_plugins.framework.architectures import ARCHITECTURES, architecture_of
-from sae_plugins.framework.trainer import COUNTERS
+from sae_plugins.framework.counters import COUNTERS
 from sae_plugins.runs import setup as jobs
 from sae_plugins.testing import (
     CASES,

@@ -486,6 +486,16 @@ def test_two_runs_of_one_study_are_not_at_once(
     assert "this study is being run already" in capsys.readouterr().err
 
 
+def test_a_first_training_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """Nothing has made the folder in which the reason is written."""
+    toy = {**STUDY["models"]["toy"], "suites": {}}
+    toy["train"] = {**toy["train"], "device": "cuda:99"}
+    findings, _ = run(changed(models={"toy": toy}, seeds=[0]), tmp_path / "out")
+    assert {one.status for one in findings.trained} == {"failed"}
+    reasons = {one.reason or "" for one in findings.trained}
+    assert all("--device cuda:99 cannot be used" in reason for reason in reasons), reasons
+
+
 # -- processes -------------------------------------------------------------------------------------
 
 

@@ -152,7 +152,7 @@ def loaders(monkeypatch):
         return state.data(revisions)
 
     fakes = {
-        "evaluation.loading": {"load_subject": load_subject},
+        "evaluation.loading": {"load_subject": load_subject, "check_source": lambda _: None},
         "inputs.models": {
             "expected": expected,
         },
