@@ -121,13 +121,10 @@ def _name(device: str) -> str:
 
 
 def memory_of(device: str) -> float:
-    """Bytes of memory that a device has, at most; infinite where that is not known."""
+    """Bytes of memory that a device has, at most."""
     if torch.device(device).type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        there = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError):  # Windows
-        return float("inf")
+    there = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min([there, *(limit for limit, _ in _limits(_ROOT))])
 
 
