@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.code import code
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import versions
 from sae_plugins.base.secrets import without_secrets
@@ -39,6 +40,11 @@ class Task:
         return (self.subject.hook_name, self.suite.name, self.row.seed)
 
     @property
+    def code(self) -> dict[str, str | None]:
+        """Hashes of the files that compute its result, by name."""
+        return code((), [type(self.suite)])
+
+    @property
     def stem(self) -> Path:
         """Where its files go, without their endings."""
         assert self.placed is not None
@@ -58,7 +64,7 @@ class Task:
 
     def place(self, model_hash: str | None, data: Data | None) -> None:
         """Decide where its files go, by everything that its result depends on."""
-        from sae_plugins.eval_suites.inputs.cache import fingerprint
+        from sae_plugins.base.fingerprints import fingerprint
 
         found = versions(KEYED_VERSIONS)
         row, suite = self.row, self.suite
@@ -112,8 +118,8 @@ def plan(
     sources: Sequence[str], suites: Mapping[str, tuple[Suite, Any]], seeds: Sequence[int]
 ) -> EvaluationPlan:
     """Load the SAEs, and make a row of each with every suite and seed."""
+    from sae_plugins.base.fingerprints import fingerprint
     from sae_plugins.eval_suites.evaluation.loading import load_subject
-    from sae_plugins.eval_suites.inputs.cache import fingerprint
 
     made = EvaluationPlan()
     seen: dict[str, str] = {}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.eval_suites.inputs.cache import fingerprint
+from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.runs.folder import CONFIG
 from sae_plugins.runs.language_models.hooks import as_transformer_lens
 from sae_plugins.world.synthetic_models import SYNTHETIC

@@ -66,8 +66,9 @@ def load_text(settings: SAELensSettings, model: Any, vocabulary: int | None = No
 
 def text_facts(settings: SAELensSettings) -> list[Any]:
     """What the text depends on."""
-    names = ("dataset_path", "streaming", "store_batch_size_prompts", "context_size")
-    of_runner = [settings.runner.get(name) for name in names]
+    names = ("dataset_path", "dataset_revision", "streaming")
+    sizes = ("store_batch_size_prompts", "context_size")
+    of_runner = [settings.runner.get(name) for name in (*names, *sizes)]
     return [settings.seed, settings.heldout_tokens, *of_runner, *model_facts(settings)]
 
 
@@ -116,6 +117,7 @@ def load_dataset(settings: SAELensSettings) -> Any:
             path,
             split="train",
             streaming=bool(settings.runner.get("streaming", True)),
+            revision=settings.runner.get("dataset_revision"),
             trust_remote_code=False,
         )
     except Exception as error:  # network, hub and file errors of many kinds

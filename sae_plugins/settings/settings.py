@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan
     from sae_plugins.runs.setup import SAELensSettings
 
-GROUPS = ("sae", "runner", "synthetic", "logger")
+GROUPS = ("sae", "runner", "hub", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
-NOT_IN_RUN_YAML = ("checkpoint_path",)
+NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes")
 _ON_SYNTHETIC = {
     *SYNTHETIC_NAMES,
     *("model_name", "device", "adam_beta1", "adam_beta2", "lr", "lr_scheduler_name", "lr_end"),
@@ -95,7 +95,7 @@ class Settings:
             seed=int(self.get("seed")),
             heldout_tokens=int(self.get("heldout_tokens")),
             sae=groups["sae"],
-            runner=groups["runner"] | groups["synthetic"],
+            runner=groups["runner"] | groups["hub"] | groups["synthetic"],
             logger=groups["logger"],
         )
 
@@ -144,6 +144,6 @@ def does_not_apply(flag: Flag, model_name: str, architecture: str) -> str | None
     synthetic = model_name.startswith(SYNTHETIC)
     if flag.group == "synthetic" and not synthetic:
         return "it is for --model_name synthetic:PRESET only"
-    if flag.group == "runner" and synthetic and flag.name not in _ON_SYNTHETIC:
+    if flag.group in ("runner", "hub") and synthetic and flag.name not in _ON_SYNTHETIC:
         return f"it does not apply to {model_name}"
     return None
