@@ -63,6 +63,10 @@ def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     from sae_plugins.settings.settle import settle  # imports pydantic and the plugins
 
     flags = {**line.given, **line.options}
+    if flags.get("accept_changes"):
+        problems.add(
+            "--accept_changes is for --resume, to go on with what has changed; leave it out"
+        )
     settings = settle(flags, unknown=line.unknown, problems=problems)
     default = default_path(
         settings.names, settings.model_name, settings.architecture, settings.get("seed")
@@ -151,6 +155,7 @@ def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
             keep=settings.get("keep_checkpoints"),
             rows=settings.get("resume_buffer") == "exact",
             resume=bool(settings.get("resume")),
+            accept_changes=bool(settings.get("accept_changes")),
         )
     except StateError as error:
         raise StateError(
@@ -173,6 +178,7 @@ def _fit(
 ) -> None:
     """Train from the start, or from `checkpoints`, until the SAE is saved in `unfinished/`."""
     from sae_plugins.base.saelens import no_bars
+    from sae_plugins.resume.origin import ACCEPTED
     from sae_plugins.settings.run_yaml import recipe_of
 
     each = bytes_of_checkpoint(settings, setup)
@@ -184,12 +190,15 @@ def _fit(
         if checkpoints is None:
             folder.start(recipe)
     checkpoints = checkpoints or _checkpoints(settings, folder)
+    checkpoints.origin.facts.update(setup.made_from())
     print_plan(settings, setup, folder, checkpoints, each)
     with _trainable(settings, folder, checkpoints):
         run = setup.prepare(folder.unfinished)
         with _disk_errors(folder), _wandb_errors(), no_bars():
             found = run()
             # here, where signals wait
+            if checkpoints.accepted:
+                folder.describe(recipe | {ACCEPTED: checkpoints.accepted})
             folder.note_trained({"found": found, "seconds": time.perf_counter() - started})
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.code import code
 from sae_plugins.base.errors import Problems, SaePluginsError, SuiteError
 from sae_plugins.base.files import versions
 from sae_plugins.base.secrets import without_secrets
@@ -39,6 +40,11 @@ class Task:
         return (self.subject.hook_name, self.suite.name, self.row.seed)
 
     @property
+    def code(self) -> dict[str, str | None]:
+        """Hashes of the files that compute its result, by name."""
+        return code((), [type(self.suite)])
+
+    @property
     def stem(self) -> Path:
         """Where its files go, without their endings."""
         assert self.placed is not None
@@ -58,7 +64,7 @@ class Task:
 
     def place(self, model_hash: str | None, data: Data | None) -> None:
         """Decide where its files go, by everything that its result depends on."""
-        from sae_plugins.eval_suites.inputs.cache import fingerprint
+        from sae_plugins.base.fingerprints import fingerprint
 
         found = versions(KEYED_VERSIONS)
         row, suite = self.row, self.suite
@@ -120,8 +126,8 @@ def plan(
     Raises:
         SaePluginsError: names all sources that are neither folders nor names of SAEs elsewhere.
     """
+    from sae_plugins.base.fingerprints import fingerprint
     from sae_plugins.eval_suites.evaluation.loading import check_source, load_subject
-    from sae_plugins.eval_suites.inputs.cache import fingerprint
 
     problems = Problems()
     for source in sources:

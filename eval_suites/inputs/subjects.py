@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.base.values import booleans_as_text
-from sae_plugins.eval_suites.inputs.cache import fingerprint
 from sae_plugins.runs.folder import CONFIG
 from sae_plugins.runs.language_models.hooks import as_transformer_lens
 from sae_plugins.world.synthetic_models import SYNTHETIC

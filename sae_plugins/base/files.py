@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and stay so when the power fails; locks, and versions."""
+"""Files that are whole or absent, and stay so when the power fails; locks, versions, the cache."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
 
 
 _version = cache(version)  # which parses a file each time
+
+
+def user_cache() -> Path:
+    """`sae-plugins` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sae-plugins"
 
 
 def lock(folder: Path, busy: SaePluginsError) -> ExitStack:

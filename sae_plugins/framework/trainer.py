@@ -21,8 +21,10 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_plugins.base.code import RESUMING, TRAINING
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import durable
+from sae_plugins.base.identity import Fact, of_code
 from sae_plugins.base.saelens import ADAM_MOMENTS, hide_in_metadata, not_passed
 from sae_plugins.base.seeds import generator
 from sae_plugins.framework.accumulate import GradientWindow
@@ -37,6 +39,7 @@ from sae_plugins.framework.run import Run
 from sae_plugins.framework.steps import in_steps
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS, calibrate, check_calibration
 from sae_plugins.resume.checkpoints import Checkpoints
+from sae_plugins.resume.origin import ACCEPTED
 from sae_plugins.resume.state import check_fits
 
 logger = logging.getLogger(__name__)
@@ -189,6 +192,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
             calibrate(self.sae, self.data_provider, count, self._last_batch)
         if self.checkpoints is not None:
             self.checkpoints.ended()
+            if self.checkpoints.accepted:
+                metadata = self.sae.cfg.metadata
+                known = metadata.sae_plugins or self.plan.provenance()
+                metadata.sae_plugins = known | {ACCEPTED: self.checkpoints.accepted}
         if self.host.plugins:
             with torch.no_grad():
                 self.host.notify(
@@ -244,6 +251,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
             "sae": {name: value for name, value in sae.items() if name != "metadata"},
             "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},
         }
+
+    def made_from(self) -> dict[str, Fact | None]:
+        """The code that can change what is trained, the plugins' own included."""
+        acting = [plugin for plugin, _ in self.plan.plugins if not plugin.observes_only]
+        return {"code": of_code((*TRAINING, *RESUMING), acting)}
 
     def versions(self) -> dict[str, str]:
         """The plugins' versions, by plugin."""

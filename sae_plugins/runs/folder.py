@@ -35,6 +35,8 @@ CONFIG = "cfg.json"
 RUNNER_CONFIG = "runner_cfg.json"
 SYNTHETIC_RUNNER_CONFIG = "runner_config.json"
 RECIPE = "run.yaml"
+ORIGIN = "made_from.json"
+"""Of an SAE of a study: the facts about what it was made from."""
 SUMMARY = "summary.json"
 TRAINING_SUMMARY = "training_summary.json"
 UNFINISHED = "unfinished"
@@ -51,7 +53,7 @@ _CHECKPOINT_FILES = (
 )
 _SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG)
 _PATTERNS = (
-    *(*_SAE_FILES, RECIPE, SUMMARY, "eval_stats.json"),
+    *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, "eval_stats.json"),
     "metrics*.jsonl",
     "training_summary*.json",
     f"{FIGURES}/loss_and_l0*.png",
@@ -238,6 +240,10 @@ class RunFolder:
         self._started = True
         write(self.unfinished / RECIPE, text)
         return self.unfinished
+
+    def describe(self, recipe: Mapping[str, Any]) -> None:
+        """Write `run.yaml` in place of the one that the run began with."""
+        write(self.unfinished / RECIPE, as_yaml(recipe))
 
     def _recipe(self) -> str | None:
         try:

@@ -14,6 +14,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, prefixed
+from sae_plugins.base.identity import Fact
 from sae_plugins.base.saelens import language_model_trainer, with_no_secrets_told
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
@@ -44,6 +45,7 @@ from sae_plugins.runs.setup import (
     sae_config,
     settings_accepted,
 )
+from sae_plugins.runs.sources import commits, made_from
 from sae_plugins.runs.texts import TextSplits, load_text, text_facts
 
 
@@ -63,8 +65,9 @@ class LanguageModelSetup:
         if settings.logger.get("log_to_wandb"):
             weights_and_biases.check()
         check_devices(settings)
-        self.settings = settings = _with_local_sae(settings)
+        settings = _with_local_sae(settings)
         check_sources(settings)
+        self.settings = settings = _with_commits(settings)
         shared = None
         if other is not None and model_facts(other.settings) == model_facts(settings):
             shared = other
@@ -101,6 +104,11 @@ class LanguageModelSetup:
     def sharing(self, settings: SAELensSettings) -> LanguageModelSetup:
         """A setup with other settings, and this one's model and text where they are the same."""
         return LanguageModelSetup(settings, self)
+
+    def made_from(self) -> dict[str, Fact | None]:
+        """What is known of the sources of the run, besides what is in memory: the model."""
+        found = made_from(self.settings.model_name, self.settings.runner)
+        return {name: fact for name, fact in found.items() if name != "model" and fact}
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
@@ -157,6 +165,8 @@ class LanguageModelSetup:
             runner.sae.cfg.metadata.model_loaded_as = self.loaded_as
             if self.cached is not None:
                 self.cached.narrow(runner.activations_store, heldout=False)
+            for name, commit in self.settings.revisions.items():
+                setattr(runner.sae.cfg.metadata, name, commit)
             # SAELens' own evaluator reads on in the training text, so that logging would change
             # what the SAE is trained on.
             if self.text.heldout is None or not runner.cfg.logger.log_to_wandb:
@@ -211,6 +221,12 @@ class LanguageModelSetup:
         if self.cached is not None:
             self.cached.narrow(store, heldout)
         return store
+
+
+def _with_commits(settings: SAELensSettings) -> SAELensSettings:
+    """The settings, with the commits of what is read from the Hub as its revisions."""
+    found = commits(settings.model_name, settings.runner)
+    return replace(settings, runner={**settings.runner, **found})
 
 
 def _with_local_sae(settings: SAELensSettings) -> SAELensSettings:

@@ -34,7 +34,7 @@ from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS
-from sae_plugins.runs.folder import RECIPE, TRAINING_SUMMARY, as_yaml, remove_run
+from sae_plugins.runs.folder import ORIGIN, RECIPE, TRAINING_SUMMARY, as_yaml, remove_run
 from sae_plugins.runs.memory import memory_of, numbers_in_training
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet, write_summary
@@ -67,6 +67,7 @@ class LockstepRun:
         folder: where the SAE will lie. It must not be there, and is once all its files are.
         plan: the plugins; a recorder is added.
         recipe: what its `run.yaml` says; None for no such file.
+        made_from: what its `made_from.json` says; None for no such file.
         figures: whether the recorder draws some, which costs a second.
         untrained: save the SAE as it was drawn, a control.
     """
@@ -76,6 +77,7 @@ class LockstepRun:
     folder: Path
     plan: Plan
     recipe: Mapping[str, Any] | None = None
+    made_from: Mapping[str, Any] | None = None
     figures: bool = True
     untrained: bool = False
 
@@ -373,6 +375,8 @@ def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started:
             k = getattr(arm.setup.sae_config, "k", None)
             write_summary(arm.unfinished, heldout, {}, seconds, k)
             (arm.unfinished / TRAINING_SUMMARY).unlink(missing_ok=True)
+            if arm.made_from is not None:
+                write(arm.unfinished / ORIGIN, json.dumps(arm.made_from, indent=1) + "\n")
             if arm.recipe is not None:
                 write(arm.unfinished / RECIPE, as_yaml(arm.recipe))
             durable(arm.unfinished)

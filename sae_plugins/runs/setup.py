@@ -23,9 +23,11 @@ from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import write
+from sae_plugins.base.identity import Fact
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs.folder import SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
+from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
@@ -66,6 +68,11 @@ class SAELensSettings:
         return self.model_name.startswith(SYNTHETIC)
 
     @property
+    def revisions(self) -> dict[str, str]:
+        """What is read at a revision of the Hub: the revision by its flag."""
+        return {name: self.runner[name] for name in REVISIONS if self.runner.get(name)}
+
+    @property
     def device(self) -> str:
         """Where the SAE lives; cuda where nothing is said and there is one."""
         default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,6 +96,10 @@ class Setup(Protocol):
 
     def sharing(self, settings: SAELensSettings) -> Setup:
         """A setup with other settings, and this one's model and text where they are the same."""
+        ...
+
+    def made_from(self) -> dict[str, Fact | None]:
+        """What is known of the sources of the run, besides what is in memory."""
         ...
 
     def config(self, folder: Path | None) -> Any:
@@ -184,7 +195,7 @@ def defaults_of(*configs: Any) -> dict[str, Any]:
 
 def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, Any]:
     """Fields that both runners' configs have, for a run that writes into `folder`."""
-    elsewhere = ("model_name", "checkpoint_path", "dtype")
+    elsewhere = ("model_name", "checkpoint_path", "dtype", *REVISIONS)
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
     checkpoints = None
     if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.identity import Fact
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs import weights_and_biases
@@ -32,6 +33,7 @@ from sae_plugins.runs.setup import (
     sae_config,
     settings_accepted,
 )
+from sae_plugins.runs.sources import made_from
 from sae_plugins.world.synthetic_models import synthetic_model
 
 HELDOUT_SEED = 1_000_003
@@ -69,6 +71,10 @@ class SyntheticSetup:
     def sharing(self, settings: SAELensSettings) -> SyntheticSetup:
         """A setup with other settings; models are shared anyway."""
         return SyntheticSetup(settings)
+
+    def made_from(self) -> dict[str, Fact | None]:
+        """What is known of the sources of the run, besides what is in memory."""
+        return made_from(self.settings.model_name, {})
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""

@@ -33,6 +33,7 @@ def recipe_of(settings: Settings, setup: Setup) -> dict[str, Any]:
         "description": f"The run of {' + '.join(settings.names) or 'no plugin'}.",
         "versions": versions([*VERSIONS, *_distributions(plugins)]),
         **settings.as_recipe({**defaults_of(sae, runner, runner.logger), **known}),
+        **setup.settings.revisions,
     }
 
 

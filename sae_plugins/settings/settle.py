@@ -9,6 +9,7 @@ from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
 from sae_plugins.framework.resolve import TrainingSettings
+from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings import choice
 from sae_plugins.settings.checks import (
     SCHEDULE,
@@ -55,6 +56,7 @@ def settle(
     if recipe is None:
         recipe, notes = read_recipe(flags, problems)
     is_lost = "recipe" in flags and not recipe
+    recipe = _without_revisions(recipe, flags)
     names = list(flags.get("plugin", recipe.get("plugin", [])))
     without = list(flags.get("without", recipe.get("without", [])))
     if dropped := [name for name in recipe.get("plugin", []) if name not in names]:
@@ -101,6 +103,16 @@ def settle(
             check_schedule(settings)
     problems.stop()
     return settings
+
+
+def _without_revisions(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without the revisions of data and models in whose place flags name others."""
+    replaced = [
+        revision
+        for revision, source in REVISIONS.items()
+        if source in flags and flags[source] != recipe.get(source)
+    ]
+    return {name: value for name, value in recipe.items() if name not in replaced}
 
 
 def _flags_only(source: Mapping[str, Any]) -> dict[str, Any]:

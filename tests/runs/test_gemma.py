@@ -200,6 +200,7 @@ def begin(recipe: str, model: HookedTransformer, flags: str, folder: Path, steps
     command = f"train --recipe {recipe} --device cpu {flags} --output_path {folder}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "model_loader", model_loader)
+        patch.setattr(language_model, "commits", lambda *_: {})  # nobody asks the Hub
         patch.setattr(texts, "load_dataset", lambda _: text(model.cfg.d_vocab))
         patch.setattr(PluginTrainer, "step", limited)
         with pytest.raises(Enough):
