@@ -38,7 +38,7 @@
 - `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.
 - `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json` (`hide_in_metadata`).
 - `to_dict()` of both runners' configs is what they write as JSON, and tell Weights & Biases
-  (`with_no_secrets_told`).
+  (`with_no_secrets_told`); `LoggingConfig.log` takes no more of a trainer than its `sae` and `cfg`.
 - `SAETrainer.build_train_step_log_dict(output, n_training_samples)` gives the metrics of a step.
 - `SAE.hook_z_reshaping_mode` tells whether an SAE takes heads apart and puts them together, which
   `turn_off_forward_pass_hook_z_reshaping` and `turn_on_...` switch.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import write
 from sae_plugins.base.identity import Fact
+from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs.folder import SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
@@ -212,7 +214,11 @@ def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, A
 class Log(LoggingConfig):
     """SAELens' settings of Weights & Biases, which log an SAE if that can be."""
 
-    log = never_breaks_a_run(LoggingConfig.log)
+    @never_breaks_a_run
+    def log(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        """Log what it is given, with all of the trainer's config but the secrets in it."""
+        config = SimpleNamespace(**redacted(vars(trainer.cfg)))
+        super().log(SimpleNamespace(sae=trainer.sae, cfg=config), *args, **kwargs)
 
 
 @contextmanager

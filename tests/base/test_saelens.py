@@ -479,6 +479,28 @@ def test_metadata(tmp_path: Path) -> None:
         assert saved["metadata"]["sae_plugins"] == {"plugins": [{"name": "p"}]}
 
 
+@seam("`to_dict()` of both runners' configs")
+def test_what_runners_write_of_their_config(tmp_path: Path) -> None:
+    """In no other way: neither they nor the log turn it into JSON themselves."""
+    import sae_lens.config
+    import sae_lens.llm_sae_training_runner as language_model
+    import sae_lens.synthetic.synthetic_sae_runner as synthetic
+
+    for module, config in (
+        (language_model, language_model.LanguageModelSAERunnerConfig),
+        (synthetic, synthetic.SyntheticSAERunnerConfig),
+    ):
+        source = inspect.getsource(module)
+        assert "config=self.cfg.to_dict()" in source, "for wandb.init"
+        told = re.findall(r"json\.dump\((.*?)[,)]", source)
+        assert told
+        assert set(told) <= {"runner_config", "self.cfg.to_dict(", "eval_stats.to_dict("}
+        assert callable(config.to_dict)
+    assert inspect.getsource(language_model).count("runner_config = self.cfg.to_dict()") == 2
+    log = inspect.getsource(sae_lens.config.LoggingConfig.log)
+    assert set(re.findall(r"trainer\.(\w+)", log)) == {"sae", "cfg"}
+
+
 @seam("`SAETrainer.build_train_step_log_dict(output, n_training_samples)`")
 def test_the_metrics_of_a_step() -> None:
     parameters = inspect.signature(SAETrainer.build_train_step_log_dict).parameters

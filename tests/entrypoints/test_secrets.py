@@ -19,6 +19,8 @@ from sae_plugins.entrypoints.main import main
 from sae_plugins.framework import registry
 from sae_plugins.framework.registry import Installed
 from sae_plugins.runs import language_model
+from sae_plugins.runs.language_models.choice import loader_of
+from sae_plugins.runs.language_models.kwargs import HOOKED
 from sae_plugins.runs.setup import SAELensSettings
 from sae_plugins.runs.texts import TextSplits
 
@@ -103,7 +105,8 @@ def test_what_sae_lens_writes_and_logs_has_no_secrets(
     """Kwargs and addresses are part of SAELens' own files, its checkpoints' included."""
     rows = Dataset.to_iterable_dataset(tiny_world.text("train"))
     splits = TextSplits(rows, None)
-    monkeypatch.setattr(language_model, "load_model", lambda _: world.load_hooked_transformer())
+    # which refuses the kwargs that are known to be secret
+    monkeypatch.setattr(language_model, "model_loader", lambda _: loader_of(world.NAME, HOOKED))
     monkeypatch.setattr(language_model, "load_text", lambda *_: splits)
     monkeypatch.setattr(
         "sys.argv", ["sae-plugins", "--x.api_key", SECRET, f"--y={{'pwd': '{SECRET}'}}"]
