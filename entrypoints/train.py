@@ -119,6 +119,8 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
 
 def _train(settings: Settings, folder: RunFolder) -> None:
     """Train, score the SAE that was saved, and only then move all files to their places."""
+    from sae_plugins.resume.origin import Origin
+    from sae_plugins.runs.folder import TRAINED
     from sae_plugins.runs.load import load_setup
 
     started = time.perf_counter()
@@ -130,6 +132,9 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         setup = load_setup(settings.for_saelens())
         if earlier is None:
             _fit(settings, setup, folder, checkpoints, started)
+        else:
+            place, accepts = folder.unfinished / TRAINED, bool(settings.get("accept_changes"))
+            Origin(earlier, place, accepts).add(setup.made_from())
         before = earlier.get("seconds", 0.0) if earlier else 0.0
         with begun():
             _score(setup, folder, before + time.perf_counter() - started)
@@ -199,7 +204,8 @@ def _fit(
             # here, where signals wait
             if checkpoints.accepted:
                 folder.describe(recipe | {ACCEPTED: checkpoints.accepted})
-            folder.note_trained({"found": found, "seconds": time.perf_counter() - started})
+            known = {"found": found, "made_from": checkpoints.origin.facts}
+            folder.note_trained(known | {"seconds": time.perf_counter() - started})
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def compare(before: Identity, now: Identity) -> Compared:
     changes: list[str] = []
     unknown: list[str] = []
     for name in dict.fromkeys([*before, *now]):
-        old, new, what = before.get(name), now.get(name), _WORDS.get(name, name)
+        old, new, what = _fact(before.get(name)), _fact(now.get(name)), _WORDS.get(name, name)
         if old is None or new is None or old.keys() - {"at"} != new.keys() - {"at"}:
             unknown.append(what)
         elif "files" in new:
@@ -135,6 +135,12 @@ def compare(before: Identity, now: Identity) -> Compared:
         elif old != new:
             changes.append(_of_one(what, old, new))
     return Compared(changes, unknown)
+
+
+def _fact(value: Any) -> Fact | None:
+    """A fact that was read from a file, where it still is one."""
+    is_fact = isinstance(value, dict) and isinstance(value.get("files", {}), dict)
+    return value if is_fact else None
 
 
 def _differing(

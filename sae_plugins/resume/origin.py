@@ -35,7 +35,8 @@ class Origin:
         self.accepts = accepts
         self._before: Mapping[str, Fact | None] | None = None
         if saved is not None:  # earlier versions did not know
-            self._before = saved.get("made_from", {})
+            known = saved.get("made_from")
+            self._before = known if isinstance(known, dict) else {}
         self._place = place
         self._compared: set[str] = set()
 

@@ -80,14 +80,15 @@ def _read(folder: Path) -> dict[str, Any] | None:
     try:
         recipe = (folder / RECIPE).read_text("utf-8")
         if (folder / ORIGIN).is_file():
-            found: dict[str, Any] = json.loads((folder / ORIGIN).read_text("utf-8"))
-            return found
+            found: Any = json.loads((folder / ORIGIN).read_text("utf-8"))
+            parts = [found[name] for name in ("settings", "versions", "made_from")]
+            return found if all(isinstance(part, dict) for part in parts) else None
         import yaml
 
         contents = yaml.safe_load(recipe)
         settings = {name: value for name, value in contents.items() if name not in _NO_SETTINGS}
         return {"recipe": settings, "versions": contents.get("versions", {})}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

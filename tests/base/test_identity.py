@@ -461,7 +461,7 @@ def test_a_change_is_named_in_a_sentence(before: Any, now: Any, sentences: list[
 
 
 def test_what_nobody_knows_is_said_and_is_no_change() -> None:
-    before = {"dataset": None, "model": {"content": "1"}, "code": {"files": {}}}
+    before = {"dataset": "?", "model": {"content": "1"}, "code": {"files": {}}}
     now = {"dataset": None, "model": {"at": "x", "commit": "1"}, "tokenizer": {"content": "1"}}
     compared = compare(before, now)
     assert compared.changes == []

@@ -16,6 +16,7 @@ from datasets import Dataset
 from sae_plugins import world
 from sae_plugins.base import identity
 from sae_plugins.base.code import code
+from sae_plugins.entrypoints import train
 from sae_plugins.entrypoints.main import main
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.state import read_state, write_state
@@ -151,6 +152,22 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_and_what_is_unknown_is_said(
     assert main(["train", *RESUME]) == 0
     assert "the code, the embedded world and the dataset could not be compared with" in caplog.text
     assert "the language model could not be compared with" in caplog.text
+
+
+def test_an_sae_that_has_only_to_be_scored_is_scored_on_the_data_that_it_began_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "_score", killed)
+        assert main(["train", *RESUME]) == 130
+    edit(0)
+    assert "trained.json was made from has changed" in (text := said(capsys))
+    assert "the dataset in" in text
+    edit(0)
+    assert main(["train", *RESUME]) == 0
 
 
 def test_to_accept_changes_belongs_to_going_on(capsys: pytest.CaptureFixture[str]) -> None:

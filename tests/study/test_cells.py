@@ -284,6 +284,14 @@ def test_an_sae_is_found_under_another_hash_if_no_known_fact_differs(tmp_path: P
     assert cell.found_in(tmp_path).folder == cell.folder, "what is all the same comes first"
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", "7", '{"settings": [], "versions": {}}'])
+def test_what_cannot_be_read_is_no_sae_of_the_study(text: str, tmp_path: Path) -> None:
+    cell, *_ = cells()
+    made = kept(tmp_path, cell, f"{cell.folder.name[:-8]}00000000")
+    (made / origin.ORIGIN).write_text(text)
+    assert cell.found_in(tmp_path).place is None
+
+
 @pytest.mark.parametrize(
     ("facts", "change"),
     [
