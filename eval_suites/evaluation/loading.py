@@ -24,6 +24,7 @@ def load_subject(source: str, device: str = "cpu") -> Subject:
 
     Raises:
         SuiteError: there is no such SAE, it is damaged, or SAEBench cannot evaluate it.
+        PluginError: its config is damaged.
         HubError: it cannot be downloaded.
     """
     folder = Path(source)

@@ -106,8 +106,9 @@ def commit_of(repo: str, kind: str, revision: str | None = None) -> str | None:
         info = api().repo_info(repo, repo_type=kind, revision=revision, timeout=_SHORT)
         return info.sha
     except Exception:  # of the network, the Hub, and of names that are none
-        refs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind), "refs")
         try:
+            folder = repo_folder_name(repo_id=repo, repo_type=kind)  # refuses what is no name
+            refs = Path(constants.HF_HUB_CACHE, folder, "refs")
             return (refs / revision).read_text("utf-8").strip() or None
         except (OSError, ValueError):
             return None

@@ -67,8 +67,10 @@ _PARTIAL = (
     *(f"{pattern}.partial" for pattern in (*_PATTERNS, TRAINED)),
     *(f"{folder}*.partial/{name}" for folder in ("", f"{SAELENS_CHECKPOINTS}/*/")
       for name in (WEIGHTS, CONFIG)),
+    *(f"{folder}.tmp??????" for folder in ("", "*.partial/", "synthetic_model/",
+      f"{SAELENS_CHECKPOINTS}/*/", f"{SAELENS_CHECKPOINTS}/*/*.partial/")),
 )  # fmt: skip
-"""What a process that is killed leaves of files that it was writing."""
+"""What a process that is killed leaves of files that it was writing; safetensors names its own."""
 _WORKING = (TRAINED, TRAINING_SUMMARY, *_PARTIAL)
 """What is in `unfinished/` only, besides the checkpoints to go on from."""
 _MOVING = "moving the run's files to their places"

@@ -74,7 +74,9 @@ BASELINE = Paper(
 PAPERS = {
     "baseline-l1": BASELINE,
     "baseline-topk": Paper(TrainingSettings(), None, WARM_UP, {}, {"k": 320}),
-    "baseline-batchtopk": Paper(TrainingSettings(), None, WARM_UP, {}, {"k": 320}),
+    "baseline-batchtopk": Paper(
+        TrainingSettings(calibrate_threshold=True), None, WARM_UP, {}, {"k": 320}
+    ),
     "hybrid-order": Paper(
         TrainingSettings(accumulate=4, clip=1.0, loss_form="sum_of_squares"),
         0.04,

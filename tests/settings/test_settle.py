@@ -65,9 +65,9 @@ def test_what_weights_and_biases_refuses_is_refused_before_training(
     flag: str, value: str, said: str
 ) -> None:
     with pytest.raises(SaePluginsError) as refused:
-        settle({flag: value})
+        settle({flag: value, "log_to_wandb": True})
     assert said in str(refused.value)
-    assert settle({"wandb_id": "a-b.c_1", "wandb_project": "of mine"})
+    assert settle({"wandb_id": "a-b.c_1", "wandb_project": "of mine", "log_to_wandb": True})
 
 
 def test_a_flag_that_leaves_a_plugin_out_takes_the_recipe_s_options_with_it(tmp_path: Path):

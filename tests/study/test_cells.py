@@ -274,7 +274,7 @@ def test_an_sae_is_found_under_another_hash_if_no_known_fact_differs(tmp_path: P
     assert found.compared.changes == ["framework/trainer.py changed"]
     assert found.folder == cell.folder
     settings = dict(cell.facts["settings"])
-    del settings["lr_end"]  # a flag that there was not yet
+    del settings["adam_beta2"]  # a flag that there was not yet
     kept(tmp_path, cell, f"{stem}-11111111", settings=settings, made_from={})
     found = cell.found_in(tmp_path)
     assert found.place == f"{stem}-11111111"
