@@ -124,7 +124,7 @@ class ActivationThreshold(Plugin):
     """Shut off activations below a threshold that depends on how steadily the feature fires.
 
     As printed, a varying feature's threshold is lower; a negative sensitivity raises it, as the
-    paper's prose says. Frequencies are of activations before the gate. A feature that starts anew,
+    paper's prose says. Frequencies are of activations before the gate. A feature that starts again,
     with small weights, has no threshold until its frequency is known, after 1 / (1 - decay) steps
     or a tenth of the run: it could never pass one, nor learn to.
     """

@@ -25,7 +25,7 @@ class FiringWindow(Plugin):
     """Count firings over a sliding window of steps, for the plugins that ask.
 
     It changes nothing by itself. Plugins that `requires` it read `run.plugin("firing-window")` from
-    `step_ended` on, when this step is counted. All of it moves with the features and starts anew
+    `step_ended` on, when this step is counted. All of it moves with the features and starts again
     with them:
 
     age [d_sae]: steps since the feature started, this one included.

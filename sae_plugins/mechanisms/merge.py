@@ -156,7 +156,7 @@ class Merge(Plugin):
         other: Literal["resample", "silence"] = Field(
             "resample",
             description="what becomes of the feature that is merged into another; if silenced, the "
-            "plugin resample starts it anew when its window is full",
+            "plugin resample starts it again when its window is full",
         )
         stop: Steps | None = Field(share(0.8), description=STOP)
 

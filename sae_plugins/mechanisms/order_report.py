@@ -83,7 +83,7 @@ class OrderReport(Stateful):
         self._pending = (sae_in, reconstruction_loss(run.sae, sae_in), cause)
 
     def again(self, run: Run) -> None:
-        """Features were merged or reset first, which does change the loss: measure it anew."""
+        """Features were merged or reset first, which does change the loss: measure it again."""
         if self._pending is not None:
             self.before(run, self._pending[0], self._pending[2])
 

@@ -1,4 +1,4 @@
-"""Start dead features anew on what the SAE reconstructs worst: HierarchicalSAE section 4.2, item 2.
+"""Restart dead features on what the SAE reconstructs worst: HierarchicalSAE section 4.2, item 2.
 
 The paper says "features with p_i < 0.01 are resampled from high-loss examples", and no more; the
 rest is the usual procedure (Bricken et al. 2023): rows in proportion to their squared error.
@@ -90,11 +90,11 @@ def dead_features(
 
 
 class Resample(Plugin):
-    """Start dead features anew, along inputs that are reconstructed badly; once per window.
+    """Restart dead features, along inputs that are reconstructed badly; once per window.
 
     A new feature's decoder row is a unit input (less b_dec), drawn with probability proportional
     to its squared error; its encoder column points the same way with 0.2 of the mean norm. Adam's
-    moments and every plugin's statistics of it start anew.
+    moments and every plugin's statistics of it start again.
 
     Per step and with a threshold of one over the window, or less, a feature is dead if it never
     fired in the window: the paper's own numbers. Per token, 0.01 condemns healthy rare features.
@@ -136,7 +136,7 @@ class Resample(Plugin):
 
     @hookimpl
     def step_ended(self, run: Run, output: TrainStepOutput) -> None:
-        """Once per window, request that dead features start anew."""
+        """Once per window, request that dead features start again."""
         options = self.options
         due = run.step % self.window.options.window == 0
         if not due or (options.stop is not None and run.step > options.stop):

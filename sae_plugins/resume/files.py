@@ -89,4 +89,4 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
             logger.warning("%s; going on from the one before it, %s", reason, path.name)
         return path, tree
     reasons = "; ".join(broken) or f"there is no checkpoint in {folder}"
-    raise StateError(f"{reasons}. Nothing can be resumed: start the run anew")
+    raise StateError(f"{reasons}. Nothing can be resumed: start the run again")

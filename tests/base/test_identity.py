@@ -367,7 +367,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def own(package: Path) -> dict[str, str | None]:
-    """The files of the package's plugin, read anew."""
+    """The files of the package's plugin, read again."""
     module._code.cache_clear()
     module._of_class.cache_clear()
     plugin = import_module(f"{package.name}.plugin").Mine

@@ -327,7 +327,7 @@ def test_only_damaged_checkpoints_are_an_error_that_names_them(
         path.write_bytes(b"nothing")
     said = refusal(capsys, "--resume", "run")
     assert path.name in said
-    assert "start the run anew" in said
+    assert "start the run again" in said
     assert (unfinished / UNFINISHED / "metrics.jsonl").exists()
 
 

@@ -29,7 +29,7 @@ from sae_plugins.resume.state import read_state, write_state
 from sae_plugins.testing import equal_values, tiny_batches, tiny_sae
 
 STEPS = 18
-CURE = re.compile(r"start the run anew|go on with|choose another|build (all|as many)")
+CURE = re.compile(r"start the run again|go on with|choose another|build (all|as many)")
 """What a message may advise."""
 
 

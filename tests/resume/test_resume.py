@@ -642,7 +642,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, caplog: Any) -> None:
     assert saved(tmp_path) == [13, 12]  # the damaged one is gone
     for path in files(tmp_path):
         path.write_bytes(b"nothing")
-    with pytest.raises(StateError, match="start the run anew"):
+    with pytest.raises(StateError, match="start the run again"):
         Checkpoints(tmp_path, resume=True)
 
 
