@@ -27,7 +27,6 @@ import io
 import json
 import math
 import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +38,7 @@ from typing import Any
 
 import scipy.stats
 
+from sae_plugins.base.children import safe_path
 from sae_plugins.study.statistics import Comparison, Point, compare, differences
 
 SEEDS = 1000
@@ -131,14 +131,14 @@ def pool(file: Path, processes: int) -> list[Seed]:
             done[seed] = (seed, arms[0], arms[1])
     missing = [seed for seed in range(SEEDS) if seed not in done]
     file.parent.mkdir(parents=True, exist_ok=True)
-    os.environ["TQDM_DISABLE"] = "1"  # in the processes: SAELens draws a bar for every SAE
+    spawn = multiprocessing.get_context("spawn")
     with (
         file.open("a", encoding="utf-8") as out,
-        ProcessPoolExecutor(
-            processes, multiprocessing.get_context("spawn"), start_worker
-        ) as workers,
+        ProcessPoolExecutor(processes, spawn, start_worker) as workers,
     ):
-        for seed, *arms in workers.map(both_arms, missing):
+        with safe_path(TQDM_DISABLE="1"):  # SAELens draws a bar for every SAE
+            found = workers.map(both_arms, missing)
+        for seed, *arms in found:
             out.write("\n" + json.dumps([settings, seed, *arms]))
             out.flush()
             done[seed] = (seed, arms[0], arms[1])

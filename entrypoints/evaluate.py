@@ -97,9 +97,8 @@ def _wrong_seeds(seeds: Sequence[int]) -> Iterator[str]:
 
 def default_preset(sources: Iterable[str]) -> str:
     """`quick` where all SAEs of language models are of the embedded one; it proves nothing else."""
-    import json
-
     from sae_plugins.base.errors import HubError
+    from sae_plugins.base.files import read_json
     from sae_plugins.base.hub import local
     from sae_plugins.world import NAME
 
@@ -111,7 +110,7 @@ def default_preset(sources: Iterable[str]) -> str:
             except HubError:  # a release, or what is said when it is loaded
                 return source if ":" in source else None
         try:
-            return json.loads((folder / "cfg.json").read_text("utf-8"))["metadata"]["model_name"]
+            return str(read_json(folder / "cfg.json")["metadata"]["model_name"])
         except (OSError, ValueError, LookupError, TypeError):
             return "dictionary_learning" if (folder / "ae.pt").is_file() else None
 

@@ -6,7 +6,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sae_plugins.base.children import SAFE_PATH, environment
 from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
+from sae_plugins.base.secrets import hidden, without_secrets
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.help import help_text
 from sae_plugins.settings.command_line import Line, parse
@@ -47,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     name = " ".join(["sae-plugins", *(word for word in words[:1] if word in COMMANDS)])
     try:
-        return _run(words)
+        with environment(**SAFE_PATH), hidden():
+            return _run(words)
     except SaePluginsError as error:
         for sentence in error.args:
-            print(f"{name}: error: {sentence}", file=sys.stderr)
+            print(f"{name}: error: {without_secrets(str(sentence))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from there" if words[:1] in _GO_ON else ""

@@ -18,12 +18,10 @@ def _list(_: Line, problems: Problems) -> int:
 
 def _show(line: Line, problems: Problems) -> int:
     problems.stop()
-    import yaml
-
     from sae_plugins import recipes
+    from sae_plugins.base import yaml_files
 
-    contents = recipes.load(line.operands[0])
-    print(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True, width=96), end="")
+    print(yaml_files.dump(recipes.load(line.operands[0]), 96), end="")
     return 0
 
 

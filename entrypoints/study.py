@@ -252,10 +252,11 @@ def _print_stale(known: StudyPlan, folder: Path) -> None:
 
     if old := stale(known, folder):
         print(
-            f"{len(old)} SAEs in {folder / 'saes'} are of an earlier version of the study, of a "
-            "plugin, of sae-plugins or of sae-lens, and are not used: "
-            f"{old[0].name}{', ...' if len(old) > 1 else ''}"
+            f"{len(old)} SAEs in {folder / 'saes'} are made from other settings, data or code than "
+            f"this study's, and are not used: {old[0].name}{', ...' if len(old) > 1 else ''}"
         )
+    for change, count in known.changes.items():
+        print(f"{count} SAE{'s are' if count > 1 else ' is'} to be trained again: {change}")
 
 
 def _print_verdicts(findings: Findings) -> None:

@@ -63,6 +63,10 @@ def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     from sae_plugins.settings.settle import settle  # imports pydantic and the plugins
 
     flags = {**line.given, **line.options}
+    if flags.get("accept_changes"):
+        problems.add(
+            "--accept_changes is for --resume, to go on with what has changed; leave it out"
+        )
     settings = settle(flags, unknown=line.unknown, problems=problems)
     default = default_path(
         settings.names, settings.model_name, settings.architecture, settings.get("seed")
@@ -115,6 +119,8 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
 
 def _train(settings: Settings, folder: RunFolder) -> None:
     """Train, score the SAE that was saved, and only then move all files to their places."""
+    from sae_plugins.resume.origin import Origin
+    from sae_plugins.runs.folder import TRAINED
     from sae_plugins.runs.load import load_setup
 
     started = time.perf_counter()
@@ -126,6 +132,9 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         setup = load_setup(settings.for_saelens())
         if earlier is None:
             _fit(settings, setup, folder, checkpoints, started)
+        else:
+            place, accepts = folder.unfinished / TRAINED, bool(settings.get("accept_changes"))
+            Origin(earlier, place, accepts).add(setup.made_from())
         before = earlier.get("seconds", 0.0) if earlier else 0.0
         with begun():
             _score(setup, folder, before + time.perf_counter() - started)
@@ -151,6 +160,7 @@ def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
             keep=settings.get("keep_checkpoints"),
             rows=settings.get("resume_buffer") == "exact",
             resume=bool(settings.get("resume")),
+            accept_changes=bool(settings.get("accept_changes")),
         )
     except StateError as error:
         raise StateError(
@@ -173,6 +183,7 @@ def _fit(
 ) -> None:
     """Train from the start, or from `checkpoints`, until the SAE is saved in `unfinished/`."""
     from sae_plugins.base.saelens import no_bars
+    from sae_plugins.resume.origin import ACCEPTED
     from sae_plugins.settings.run_yaml import recipe_of
 
     each = bytes_of_checkpoint(settings, setup)
@@ -184,13 +195,17 @@ def _fit(
         if checkpoints is None:
             folder.start(recipe)
     checkpoints = checkpoints or _checkpoints(settings, folder)
+    checkpoints.origin.facts.update(setup.made_from())
     print_plan(settings, setup, folder, checkpoints, each)
     with _trainable(settings, folder, checkpoints):
         run = setup.prepare(folder.unfinished)
         with _disk_errors(folder), _wandb_errors(), no_bars():
             found = run()
             # here, where signals wait
-            folder.note_trained({"found": found, "seconds": time.perf_counter() - started})
+            if checkpoints.accepted:
+                folder.describe(recipe | {ACCEPTED: checkpoints.accepted})
+            known = {"found": found, "made_from": checkpoints.origin.facts}
+            folder.note_trained(known | {"seconds": time.perf_counter() - started})
 
 
 @contextmanager
@@ -283,7 +298,8 @@ def _score(setup: Setup, folder: RunFolder, seconds: float) -> None:
     (heldout,) = setup.heldout([sae])
     found = (folder.trained or {}).get("found", {})
     with _disk_errors(folder, f"The trained SAE is in {folder.unfinished}"):
-        write_summary(folder.unfinished, heldout, found, seconds)
+        k = getattr(setup.sae_config, "k", None)
+        write_summary(folder.unfinished, heldout, found, seconds, k)
 
 
 def _print_end(folder: RunFolder) -> None:

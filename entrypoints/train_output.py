@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.secrets import redacted
 from sae_plugins.entrypoints.train_disk import bytes_of_buffer
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def _described(settings: Settings) -> Iterator[str]:
             continue
         fields = plugin.Options.model_fields
         values = {name: getattr(options, name) for name in fields}
-        changed = [f"{n} {v}" for n, v in values.items() if v != fields[n].get_default()]
+        given = {n: v for n, v in values.items() if v != fields[n].get_default()}
+        changed = [f"{name} {value}" for name, value in redacted(given).items()]
         yield f"{plugin.name} ({', '.join(changed)})" if changed else plugin.name
 
 

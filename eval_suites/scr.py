@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -42,6 +42,7 @@ PAIRS = {
     "Industrial_and_Scientific/Toys_and_Games": REVIEWS,
 }
 """The pairs of classes, and the dataset of each."""
+_TIE = "the biased probe is as good in both directions, and SAEBench scores neither"
 _CLASSES = 6
 """Sets of texts for a pair: three balanced ones and their opposites."""
 
@@ -136,12 +137,10 @@ class SCR(Suite):
         warnings = [BEST_EPOCH]
         metrics = mean_over_items(result["eval_result_metrics"]["scr_metrics"], details)
         n = settings.n_values[0]
-        for pair, row in details.items():
-            if row.get(f"scr_metric_threshold_{n}") is None:
-                warnings.append(
-                    f"{pair} does not count: the biased probe is as good in both directions, and "
-                    "SAEBench scores neither"
-                )
+        warnings += [
+            f"{pair} does not count: {_TIE}"
+            for pair in _undefined(details, f"scr_metric_threshold_{n}")
+        ]
         for direction in (1, 2):
             names = [f"scr_dir{direction}_threshold_{n}" for n in settings.n_values]
             flat = [pair for pair, row in details.items() if not any(map(row.get, names))]
@@ -176,6 +175,21 @@ def _classes(run_name: str, pairs: tuple[str, ...]) -> list[str]:
         if run_name.endswith(f"_scr_{pair.replace('/', '_')}_results"):
             return pair.split("/")
     raise SuiteError(f"SAEBench reports {run_name!r}, which is none of {', '.join(pairs)}")
+
+
+def _undefined(details: Mapping[str, Mapping[str, float | None]], metric: str) -> list[str]:
+    """The pairs that SAEBench does not score.
+
+    Raises:
+        SuiteError: it scores none.
+    """
+    pairs = [pair for pair, row in details.items() if row.get(metric) is None]
+    if pairs and len(pairs) == len(details):
+        raise SuiteError(
+            f"SCR is undefined for {', '.join(pairs)}: {_TIE}; choose other --scr.pairs, or raise "
+            "--scr.train_set_size and --scr.test_set_size"
+        )
+    return pairs
 
 
 def _need(dataset: str, settings: SCRSettings) -> Need:

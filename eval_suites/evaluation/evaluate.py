@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import versions
+from sae_plugins.base.identity import compare
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.evaluation.folder import Folder
 from sae_plugins.eval_suites.evaluation.manifest import Row
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.data import Data
     from sae_plugins.eval_suites.inputs.models import Expected, LanguageModel
     from sae_plugins.eval_suites.inputs.subjects import Subject
+
+logger = logging.getLogger(__name__)
 
 VERSIONS = ("sae-plugins", "sae-bench", "sae-lens", "transformer-lens", "torch", "numpy", "python")
 
@@ -125,6 +129,7 @@ class Evaluation:
         """Those of this run, in the order in which they are computed."""
         self._tasks = planned.tasks
         self._expected: dict[str, Expected | Exception] = {}
+        self._said: set[str] = set()
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -133,6 +138,8 @@ class Evaluation:
         result = self.output.result(task.file)
         if result is None or result.status != "ok" or result.sae.hash != task.subject.hash:
             return False
+        if result.code and self._has_changed(task, result.code):
+            return False
         if data is None:
             return True
         try:
@@ -140,6 +147,16 @@ class Evaluation:
             return all(version_of(data, name) == old for name, old in known)
         except Exception:  # a commit of the Hub stays what it is while that cannot be reached
             return bool(data.name == "hub")
+
+    def _has_changed(self, task: Task, before: dict[str, str | None]) -> bool:
+        """Whether other code computed a result than there is now, which is said once."""
+        changes = compare({"code": {"files": before}}, {"code": {"files": task.code}}).changes
+        for change in changes:
+            text = f"results of {task.suite.name} are computed again: {change}"
+            if text not in self._said:
+                logger.warning("%s", text)
+            self._said.add(text)
+        return bool(changes)
 
     def forecast(self) -> Forecast:
         """What `run` would do; the language models' hashes are taken from earlier runs."""
@@ -292,7 +309,7 @@ class Evaluation:
         first = tasks[0]
         data: Any = Watched(tools.data) if first.suite.needs_model else None
         model: Any = tools.model if first.suite.needs_model else None
-        cache = Cache(self.request.cache_path)
+        cache = Cache(self.request.cache_path, suites=[type(first.suite)])
         seed, name = first.row.seed, f"{first.suite.name}, seed {first.row.seed}"
         with tempfile.TemporaryDirectory(prefix="sae-plugins-") as scratch:
 
@@ -381,6 +398,7 @@ class Evaluation:
             warnings=[*subject.warnings, *scores.warnings],
             deviations=scores.deviations,
             versions=versions(VERSIONS),
+            code=task.code,
             raw=raw,
             **(measured or {}),
         )

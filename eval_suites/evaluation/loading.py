@@ -24,6 +24,7 @@ def load_subject(source: str, device: str = "cpu") -> Subject:
 
     Raises:
         SuiteError: there is no such SAE, it is damaged, or SAEBench cannot evaluate it.
+        PluginError: its config is damaged.
         HubError: it cannot be downloaded.
     """
     folder = Path(source)
@@ -36,12 +37,21 @@ def load_subject(source: str, device: str = "cpu") -> Subject:
                 sae = load_dictionary_learning(folder, device)
             else:
                 sae, facts = from_folder(folder, device)
-        elif ":" in source:
+        else:
+            check_source(source)
             name = source
             sae, facts = from_hub(source, device)
-        else:
-            is_file = f"is a file; name the folder {folder.parent}" if folder.is_file() else None
-            raise SuiteError(
-                f"{source} {is_file or 'is no folder; name one, or give RELEASE:SAE_ID'}"
-            )
     return subject_of(name, source, sae, facts)
+
+
+def check_source(source: str) -> None:
+    """Refuse what is neither a folder nor the name of an SAE elsewhere.
+
+    Raises:
+        SuiteError: it is a file, or nothing at all.
+    """
+    path = Path(source)
+    if path.is_file():
+        raise SuiteError(f"{source} is a file; name the folder {path.parent}")
+    if not path.is_dir() and ":" not in source:
+        raise SuiteError(f"{source} is no folder; name one, or give RELEASE:SAE_ID")

@@ -12,6 +12,7 @@ HELDOUT, TRAINING = "heldout", "training"
 
 OF_THE_RUN = (
     SuiteMetric("l0", "L0", "active features per held-out token", "neither", True),
+    SuiteMetric("k", "k", "active features per token in training: what L0 should be", "neither"),
     SuiteMetric(
         "explained_variance", "explained variance", "1 - squared error / variance, held out",
         "higher", True,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.code import code
+from sae_plugins.base.errors import Problems, SaePluginsError, SuiteError
 from sae_plugins.base.files import versions
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Row
@@ -39,6 +40,11 @@ class Task:
         return (self.subject.hook_name, self.suite.name, self.row.seed)
 
     @property
+    def code(self) -> dict[str, str | None]:
+        """Hashes of the files that compute its result, by name."""
+        return code((), [type(self.suite)])
+
+    @property
     def stem(self) -> Path:
         """Where its files go, without their endings."""
         assert self.placed is not None
@@ -58,7 +64,7 @@ class Task:
 
     def place(self, model_hash: str | None, data: Data | None) -> None:
         """Decide where its files go, by everything that its result depends on."""
-        from sae_plugins.eval_suites.inputs.cache import fingerprint
+        from sae_plugins.base.fingerprints import fingerprint
 
         found = versions(KEYED_VERSIONS)
         row, suite = self.row, self.suite
@@ -74,14 +80,18 @@ class Task:
         folder = Path(f"{row.sae}-{self.subject.hash[:8]}")
         self.placed = folder / f"{suite.name}-seed{row.seed}-{key[:8]}"
 
-    def refuse(self) -> None:
-        """Give the row its status and reason if the suite does not apply to the SAE."""
+    def refuse(self, data: Data | None) -> None:
+        """Give the row its status and reason if the suite does not apply, or lacks its text."""
         try:
             if self.suite.needs_model and not self.is_on_language_model:
                 model = self.subject.model_name
                 self.row.reason = f"needs a language model; this SAE was trained on {model}"
             else:
                 self.row.reason = self.suite.refusal(self.subject)
+                text = self.suite.open_text(self.settings)
+                lack = data.lack_of_text(text) if data and text else None
+                if lack and self.row.reason is None:
+                    raise SuiteError(lack)
         except Exception as error:
             self.row.status, self.row.reason = "failed", reason_of(error)
         else:
@@ -111,10 +121,19 @@ class EvaluationPlan:
 def plan(
     sources: Sequence[str], suites: Mapping[str, tuple[Suite, Any]], seeds: Sequence[int]
 ) -> EvaluationPlan:
-    """Load the SAEs, and make a row of each with every suite and seed."""
-    from sae_plugins.eval_suites.evaluation.loading import load_subject
-    from sae_plugins.eval_suites.inputs.cache import fingerprint
+    """Load the SAEs, and make a row of each with every suite and seed.
 
+    Raises:
+        SaePluginsError: names all sources that are neither folders nor names of SAEs elsewhere.
+    """
+    from sae_plugins.base.fingerprints import fingerprint
+    from sae_plugins.eval_suites.evaluation.loading import check_source, load_subject
+
+    problems = Problems()
+    for source in sources:
+        with problems:
+            check_source(source)
+    problems.stop()
     made = EvaluationPlan()
     seen: dict[str, str] = {}
     hashes = {
@@ -151,9 +170,8 @@ def plan(
 
 def reason_of(error: Exception) -> str:
     """What an error says, in one sentence."""
-    text = str(error)
+    text = without_secrets(str(error))
     if isinstance(error, SaePluginsError):
         return text
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    first = without_secrets(first)[:300]
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -56,6 +56,8 @@ class Result(BaseModel, extra="forbid"):
     warnings: list[str] = []
     deviations: list[str] = []
     versions: dict[str, str] = {}
+    code: dict[str, str | None] = {}
+    """Hashes of the files that computed it, by name."""
     raw: str | None = None
     """The file beside this one with SAEBench's own JSON."""
     seconds: float | None = None

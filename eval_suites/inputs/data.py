@@ -19,7 +19,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.fingerprints import Remembered, hash_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -267,18 +267,9 @@ def iterable(documents: Any, **arguments: Any) -> IterableDataset:
 
 def digest(files: Iterable[Path], root: Path | None = None) -> str:
     """A hash of the names and bytes of files."""
-    digest = xxhash.xxh3_128()
-    for file in files:
-        status = file.stat()
-        name = file.relative_to(root).as_posix() if root else file.name
-        digest.update(f"{name}\0{_digest_of(file, status.st_size, status.st_mtime_ns)}\0".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _digest_of(file: Path, size: int, mtime_ns: int) -> str:
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
+    files, digest = list(files), xxhash.xxh3_128()
+    with Remembered("bytes", root or files[0].parent, hash_of) as hashes:
+        for file in files:
+            name = file.relative_to(root).as_posix() if root else file.name
+            digest.update(f"{name}\0{hashes.of(file)}\0".encode())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, SuiteError
-from sae_plugins.eval_suites.inputs.cache import fingerprint
+from sae_plugins.base.fingerprints import fingerprint
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sae_plugins.base.errors import SuiteError, did_you_mean
+from sae_plugins.base.files import read_json
 from sae_plugins.base.hub import local, why
 from sae_plugins.eval_suites.inputs.subjects import first_line
+from sae_plugins.runs.config import read_config
 from sae_plugins.runs.folder import (
     CONFIG,
     RUNNER_CONFIG,
@@ -94,11 +95,7 @@ def _check_folder(folder: Path) -> None:
 def _load(folder: Path, device: str) -> Any:
     from sae_lens import SAE
 
-    try:
-        architecture = json.loads((folder / CONFIG).read_text("utf-8")).get("architecture")
-    except (ValueError, AttributeError) as error:
-        raise SuiteError(f"{folder / CONFIG} is damaged: {error}") from error
-    _check_architecture(str(folder), architecture)
+    _check_architecture(str(folder), read_config(folder).get("architecture"))
     try:
         return SAE.load_from_disk(folder, device=device)
     except SafetensorError as error:
@@ -127,8 +124,10 @@ def _check_architecture(source: str, architecture: str | None) -> None:
 
 
 def _training_facts(folder: Path) -> dict[str, Any]:
-    """The config of the run that left an SAE, where it is still there."""
+    """What the config of the run that left an SAE says of its data, where it is still there."""
     for file in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
         with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads((folder / file).read_text("utf-8")))
+            found = read_json(folder / file)
+            kinds = {"dataset_path": str, "training_tokens": int, "training_samples": int}
+            return {name: found[name] for name in kinds if type(found.get(name)) is kinds[name]}
     return {}

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
-from sae_plugins.base.values import booleans_as_text
-from sae_plugins.eval_suites.inputs.cache import fingerprint
+from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.runs.folder import CONFIG
 from sae_plugins.runs.language_models.hooks import as_transformer_lens
 from sae_plugins.world.synthetic_models import SYNTHETIC
@@ -99,11 +98,6 @@ def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Su
                 f"{source}: its config does not say where it belongs; add {needed} to the metadata "
                 f"in its {CONFIG}"
             )
-    if texts := booleans_as_text(sae.cfg.to_dict()):
-        raise SuiteError(
-            f"{source}: {texts[0]} in its {CONFIG} is a text, which counts as true whatever it "
-            "says; write true or false without quotes"
-        )
     architecture = sae.cfg.architecture
     architecture = architecture() if callable(architecture) else architecture
     _check_function(source, sae, architecture)

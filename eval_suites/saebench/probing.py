@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites.inputs.bench import Bench
-from sae_plugins.eval_suites.inputs.cache import Cache, Cached, fingerprint
+from sae_plugins.eval_suites.inputs.cache import Cache, Cached
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.saebench.isolation import only, only_json, running
 

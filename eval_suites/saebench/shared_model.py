@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.base.patches import replaced
-from sae_plugins.eval_suites.inputs.cache import Cache, fingerprint
+from sae_plugins.eval_suites.inputs.cache import Cache
 from sae_plugins.eval_suites.inputs.subjects import layer_of
 from sae_plugins.eval_suites.saebench.text import Text
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and stay so when the power fails; locks, and versions."""
+"""Files that are whole or absent, and stay so when the power fails; locks, versions, the cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.secrets import redacted_json
 
 VERSIONS = ("sae-plugins", "sae-lens", "torch", "transformer-lens", "numpy", "python")
 """Distributions whose versions `run.yaml` names; the plugins' own come on top."""
@@ -29,12 +30,18 @@ def versions(names: Iterable[str] = VERSIONS) -> dict[str, str]:
             continue
         try:
             found[name] = _version(name)
-        except PackageNotFoundError:
+        except (PackageNotFoundError, ValueError):  # "" is no name
             continue
     return found
 
 
 _version = cache(version)  # which parses a file each time
+
+
+def user_cache() -> Path:
+    """`sae-plugins` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sae-plugins"
 
 
 def lock(folder: Path, busy: SaePluginsError) -> ExitStack:
@@ -112,9 +119,43 @@ def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file that is either whole or as it was."""
+    """Write a text file that is either whole or as it was; JSON without secrets."""
+    if path.suffix == ".json":
+        text = redacted_json(text)
     with whole(path) as partial:
         partial.write_text(text, "utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON in UTF-8, or nested deeper than anything that is meant.
+    """
+    return not_too_deep(lambda: json.loads(path.read_text("utf-8")))
+
+
+def not_too_deep(read: Callable[[], Any], most: int = 100) -> Any:
+    """What is read, if everybody who looks into it can get to its ends.
+
+    Raises:
+        ValueError: it is nested deeper than anything that is meant, or contains itself.
+    """
+
+    def check(tree: Any, left: int) -> None:
+        if not left:
+            raise RecursionError
+        inside = tree.values() if isinstance(tree, dict) else tree
+        for item in inside if isinstance(tree, (dict, list)) else ():
+            check(item, left - 1)
+
+    try:
+        contents = read()
+        check(contents, most)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return contents
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ _LONGEST_WAIT = 300.0
 """Seconds; the Hub counts requests in windows of five minutes."""
 _PATIENCE = 900.0
 """Seconds after which nothing is tried again; the client's own waiting counts."""
+_SHORT = 10.0
+"""Seconds to wait for an answer that can be done without."""
 _TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
 """Answers that another try may change; 409 and 412: somebody else is committing."""
 _BROKEN = ("TransportError", "ConnectionError", "TimeoutError")
@@ -81,6 +83,40 @@ def _downloaded(repo: str, pattern: str) -> Path:
     # and only without one it remembers which commit was the newest, for work offline
     newest = hub.snapshot_download(repo, allow_patterns=[pattern])
     return Path(newest).with_name(commit) if commit else Path(newest)
+
+
+def commit_of(repo: str, kind: str, revision: str | None = None) -> str | None:
+    """The commit at which a repository is now, or else was when something was last read from it.
+
+    Args:
+        repo: such as `google/gemma-2-2b`.
+        kind: "model" or "dataset".
+        revision: a branch, a tag or a commit; the main branch by default.
+
+    Returns:
+        None where nobody could say: the Hub was not to be reached, and nothing is in the cache.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    revision = revision or MAIN
+    if is_commit(revision):
+        return revision
+    try:
+        info = api().repo_info(repo, repo_type=kind, revision=revision, timeout=_SHORT)
+        return info.sha
+    except Exception:  # of the network, the Hub, and of names that are none
+        try:
+            folder = repo_folder_name(repo_id=repo, repo_type=kind)  # refuses what is no name
+            refs = Path(constants.HF_HUB_CACHE, folder, "refs")
+            return (refs / revision).read_text("utf-8").strip() or None
+        except (OSError, ValueError):
+            return None
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit, and so always the same."""
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def check_repo(repo: str) -> None:

@@ -36,7 +36,9 @@
   compiled or not, but matching_pursuit's; what a hook on it returns takes their place.
 - `TrainingSAE.decode(feature_acts)` is called on the instance, once in a training forward pass.
 - `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.
-- `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json`.
+- `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json` (`hide_in_metadata`).
+- `to_dict()` of both runners' configs is what they write as JSON, and tell Weights & Biases
+  (`with_no_secrets_told`); `LoggingConfig.log` takes no more of a trainer than its `sae` and `cfg`.
 - `SAETrainer.build_train_step_log_dict(output, n_training_samples)` gives the metrics of a step.
 - `SAE.hook_z_reshaping_mode` tells whether an SAE takes heads apart and puts them together, which
   `turn_off_forward_pass_hook_z_reshaping` and `turn_on_...` switch.
@@ -91,6 +93,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.patches import replaced
+from sae_plugins.base.secrets import redacted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -239,6 +242,23 @@ def continued_multi_training() -> AbstractContextManager[None]:
 def not_passed(thresholds: list[int], trainer: SAETrainer[Any, Any]) -> list[int]:
     """The checkpoints that are still to come; SAELens would write one per step for the others."""
     return [threshold for threshold in thresholds if threshold >= trainer.n_training_samples]
+
+
+def with_no_secrets_told(config_class: type[Any]) -> type[Any]:
+    """A runner's config class whose objects write, and tell Weights & Biases, no secrets."""
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        return dict(redacted(config_class.to_dict(self)))
+
+    return type(config_class.__name__, (config_class,), {"to_dict": to_dict})
+
+
+def hide_in_metadata(sae: TrainingSAE[Any]) -> None:
+    """Take secrets out of what `cfg.json` will say of an SAE, such as its model's kwargs."""
+    for name, value in list(sae.cfg.metadata.items()):
+        shown = redacted(value, name)
+        if shown != value:
+            sae.cfg.metadata[name] = shown
 
 
 # -- runners ---------------------------------------------------------------------------------------

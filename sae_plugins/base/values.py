@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,12 +14,12 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sae_plugins.base.errors import SaePluginsError, did_you_mean, nearest
+from sae_plugins.base.secrets import is_secret
 
 M = TypeVar("M", bound=BaseModel)
 Place = Sequence[str | int]
 """Where a value is: names, and indices in lists."""
 
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?")
 _WHOLE = re.compile(r"([+-]?\d[\d_]*(?:\.\d+)?)(?:[eE]\+?(\d\d?)|([kKmM]))")
 _ZEROS = {"k": 3, "m": 6}
 _KIND = re.compile("(int|float|bool|string|list|tuple|dict|none)_(type|parsing|from|required)")
@@ -71,15 +72,18 @@ def _readings(text: str) -> Iterable[Any]:
 
 
 def _of_word(text: str) -> Any:
-    """None, or a number such as 8, 8.0, 1e6, 100k or 2m; the text itself if it is neither."""
+    """None, or a number such as 8, 8.0, 1e-3, 1e6, 100k or 2m; the text itself if it is neither."""
     if text.lower() in ("none", "null"):
         return None
-    if match := _NUMBER.fullmatch(text):
-        return float(text) if match[2] else int(text)
     if match := _WHOLE.fullmatch(text):
         number, zeros, letter = match.groups()
         value = Decimal(number.replace("_", "")).scaleb(int(zeros or _ZEROS[letter.lower()]))
-        return int(value) if value == value.to_integral_value() else text
+        if value == value.to_integral_value():
+            return int(value)
+    for kind in (int, float):
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(found := kind(text)):
+                return found
     return text
 
 
@@ -163,7 +167,8 @@ def sentences(
     found = []
     for place, problems in places.items():
         deepest = max(problems, key=lambda problem: len(problem["loc"]))
-        value = "" if problems[0]["type"] == "missing" else _shown(deepest)
+        unseen = problems[0]["type"] == "missing" or is_secret(named(place))
+        value = "" if unseen else _shown(deepest)
         if problems[0]["type"] == "extra_forbidden":
             name = named(place)
             near = did_you_mean(str(place[-1]), known(place), name.removesuffix(str(place[-1])))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, did_you_mean, prefixed
+from sae_plugins.base.files import not_too_deep
+from sae_plugins.base.secrets import redacted
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -94,6 +97,14 @@ def layers(kind: str, name_or_file: str, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def dump(tree: Mapping[str, Any], width: int | None = None) -> str:
+    """The text of a YAML file, without secrets."""
+    import yaml
+
+    shown = redacted(tree)
+    return str(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=width or 80))
+
+
 def _find(kind: str, name_or_file: str, packaged: Path, folder: Path) -> Path:
     """A file below `folder` or anywhere, if it looks like one; else a packaged one."""
     if name_or_file.endswith((".yaml", ".yml")):
@@ -114,10 +125,10 @@ def _read(kind: str, path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        contents = parse(path.read_text("utf-8"))
+        contents = not_too_deep(lambda: parse(path.read_text("utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise PluginError(f"{kind} {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # of dates and numbers, too
         raise PluginError(f"{kind} {path} is not YAML: {error}") from error
     if not isinstance(contents, dict) or not all(isinstance(key, str) for key in contents):
         raise PluginError(f"{kind} {path} must be a mapping of names to values")

@@ -79,6 +79,8 @@ class Features:
         self.groups = prefix_groups(trainer.sae)
         """Ranges [start, end) that permutations must stay within (`ordered` architectures)."""
         self._plugin_state: dict[str, Tracked] = {}
+        self._held: dict[str, tuple[Plugin, str | None]] = {}
+        """By tracked tensor, its plugin and the attribute of it that holds the tensor."""
         self._permutation: Tensor | None = None
         self._move_moments = True
         self._resets: list[tuple[Tensor, Tensor]] = []
@@ -116,7 +118,27 @@ class Features:
                 f"along {axes} must be d_sae = {self.d_sae}"
             )
         self._plugin_state[key] = Tracked(key, lambda: tensor, axes, reset)
+        self._held[key] = plugin, None
         return tensor
+
+    def check_held(self) -> None:
+        """Refuse that a plugin keeps another tensor, from one step to the next, than it tracks.
+
+        Raises:
+            PluginError: names the attribute and what it was tracked as.
+        """
+        for key, (plugin, attribute) in self._held.items():
+            tensor = self._plugin_state[key].get()
+            if attribute is None:
+                held = (name for name, value in vars(plugin).items() if value is tensor)
+                self._held[key] = plugin, next(held, None)
+            elif getattr(plugin, attribute, None) is not tensor:
+                raise PluginError(
+                    f"plugin {plugin.name!r} has replaced its attribute {attribute!r} since the "
+                    f"step before, so that it is no longer the tensor that run.features tracks as "
+                    f"{key!r}, and would not move with the features: change it in place, as in "
+                    f"self.{attribute}.copy_(...)"
+                )
 
     def permute(self, order: Tensor, *, move_moments: bool = True) -> None:
         """Request that position i holds the feature now at `order[i]`; [d_sae] indices.

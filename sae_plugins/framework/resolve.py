@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sae_plugins.base.errors import PluginError, Problems, did_you_mean
+from sae_plugins.base.secrets import redacted
 from sae_plugins.base.values import validated
 from sae_plugins.framework import registry
 from sae_plugins.framework.architectures import Architecture
@@ -35,6 +36,11 @@ class TrainingSettings(BaseModel):
         0.0, ge=0, description="decoupled weight decay of all parameters, as in AdamW"
     )
     clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm, or none")
+    calibrate_threshold: bool = Field(
+        False,
+        description="set the threshold of a BatchTopK SAE when training ends, such that on the "
+        "activations that follow in the buffer k features per token are active",
+    )
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Plan:
                     "name": plugin.name,
                     "package": next((e.distribution for e in entries.get(plugin.name, [])), None),
                     "version": next((e.version for e in entries.get(plugin.name, [])), None),
-                    "options": options.model_dump(mode="json"),
+                    "options": redacted(options.model_dump(mode="json")),
                 }
                 for plugin, options in self.plugins
                 if not plugin.observes_only

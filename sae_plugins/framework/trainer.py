@@ -21,12 +21,15 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_plugins.base.code import RESUMING, TRAINING
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import durable
-from sae_plugins.base.saelens import ADAM_MOMENTS, TRAINER_COUNTERS, not_passed
+from sae_plugins.base.identity import Fact, of_code
+from sae_plugins.base.saelens import ADAM_MOMENTS, hide_in_metadata, not_passed
 from sae_plugins.base.seeds import generator
 from sae_plugins.framework.accumulate import GradientWindow
 from sae_plugins.framework.architectures import architecture_of
+from sae_plugins.framework.counters import COUNTERS, check_counters
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host
 from sae_plugins.framework.losses import LOSS_FORMS
@@ -34,7 +37,9 @@ from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.framework.run import Run
 from sae_plugins.framework.steps import in_steps
+from sae_plugins.framework.thresholds import CALIBRATION_TOKENS, calibrate, check_calibration
 from sae_plugins.resume.checkpoints import Checkpoints
+from sae_plugins.resume.origin import ACCEPTED
 from sae_plugins.resume.state import check_fits
 
 logger = logging.getLogger(__name__)
@@ -42,13 +47,6 @@ logger = logging.getLogger(__name__)
 STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
 
-
-COUNTERS = (
-    *TRAINER_COUNTERS,
-    *("n_training_steps", "n_training_samples", "n_frac_active_samples"),
-    *("started_fine_tuning", "checkpoint_thresholds"),
-)
-"""What SAELens' trainer counts."""
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
 """Fields of SAELens' trainer config that do not change what is trained."""
 
@@ -75,6 +73,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.checkpoints.check(self)
         settings = self.plan.training
         self.run = Run(self, next(self.numbers))
+        self._last_batch: Tensor | None = None
         self.host = Host(
             [plugin(in_steps(given, self.run.total_steps)) for plugin, given in self.plan.plugins]
         )
@@ -82,6 +81,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
         if not self._inert:
             self._prepare(settings)
+        hide_in_metadata(self.sae)
         if self.checkpoints is not None:
             self.checkpoints.joined(self)
 
@@ -91,6 +91,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.sae.mse_loss_fn = LOSS_FORMS[settings.loss_form]
         if settings.accumulate > 1 or settings.clip != STOCK_SETTINGS.clip:
             self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
+        if settings.calibrate_threshold:
+            check_calibration(self.sae)
         self._ends_window = True
         self._activation_scale: float | None = None
         self.optimizer.register_step_pre_hook(self._before_update)
@@ -110,6 +112,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.sae.save_model = self.sae.save_inference_model
         with torch.no_grad():
             self.host.notify("attached", run=self.run)
+        self.run.features.check_held()
 
     # -- SAELens' public seams -----------------------------------------------------------------
 
@@ -122,9 +125,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
         run = self.run
         run.metrics, run.updated = {}, False
         self._activation_scale = self.activation_scaler.scaling_factor
+        is_last = self.n_training_samples + batch.shape[0] >= self.cfg.total_training_samples
+        self._last_batch = batch if is_last else None
         self._ends_window = self._window is None or (
-            self._window.batches + 1 >= self._window.size
-            or self.n_training_samples + batch.shape[0] >= self.cfg.total_training_samples
+            self._window.batches + 1 >= self._window.size or is_last
         )
         if not self.host.plugins:
             return super().step(batch)
@@ -134,6 +138,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         run.firing_counts = self.act_freq_scores - fired_before
         with torch.no_grad():
             self.host.notify("step_ended", run=run, output=output)
+            run.features.check_held()
             if run.updated:
                 for change in run.features.carry_out():
                     self.host.notify("features_changed", run=run, change=change)
@@ -149,7 +154,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         """Resume from a checkpoint of SAELens' own; refused with plugins, whose state it lacks."""
         observers = all(plugin.observes_only for plugin in self.host.plugins)
-        if not (observers and self.plan.training == STOCK_SETTINGS):
+        # to calibrate needs no state
+        as_stock = self.plan.training.model_copy(update={"calibrate_threshold": False})
+        if not (observers and as_stock == STOCK_SETTINGS):
             raise PluginError(
                 f"cannot resume from {checkpoint_path}: SAELens' checkpoints do not hold the state "
                 "of plugins and accumulated gradients, so the run would silently differ; resume "
@@ -181,13 +188,26 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def set_final_sae_metadata(self) -> None:
         """Record SAELens' closing statistics, then tell the plugins that training has ended."""
         super().set_final_sae_metadata()
+        if count := self.batches_to_calibrate:
+            calibrate(self.sae, self.data_provider, count, self._last_batch)
         if self.checkpoints is not None:
             self.checkpoints.ended()
+            if self.checkpoints.accepted:
+                metadata = self.sae.cfg.metadata
+                known = metadata.sae_plugins or self.plan.provenance()
+                metadata.sae_plugins = known | {ACCEPTED: self.checkpoints.accepted}
         if self.host.plugins:
             with torch.no_grad():
                 self.host.notify(
                     "training_ended", run=self.run, activation_scale=self._activation_scale
                 )
+
+    @property
+    def batches_to_calibrate(self) -> int:
+        """How many batches after the last one of the training serve to set the threshold."""
+        if not self.plan.training.calibrate_threshold:
+            return 0
+        return -(-CALIBRATION_TOKENS // self.cfg.train_batch_size_samples)
 
     # -- the whole state -----------------------------------------------------------------------
 
@@ -232,6 +252,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
             "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},
         }
 
+    def made_from(self) -> dict[str, Fact | None]:
+        """The code that can change what is trained, the plugins' own included."""
+        acting = [plugin for plugin, _ in self.plan.plugins if not plugin.observes_only]
+        return {"code": of_code((*TRAINING, *RESUMING), acting)}
+
     def versions(self) -> dict[str, str]:
         """The plugins' versions, by plugin."""
         return {plugin["name"]: plugin["version"] for plugin in self.plan.provenance()["plugins"]}
@@ -243,6 +268,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             ValueError: the other one was not.
         """
         check_fits(state, {**self.state_dict(), "plugins": {}})
+        check_counters(state, self.cfg)
         self.sae.load_state_dict(state["sae"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._check_moments()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, StateError
 from sae_plugins.base.files import lock, versions
+from sae_plugins.base.identity import Fact
 from sae_plugins.base.saelens import (
     begin_reading,
     continued_multi_training,
@@ -29,6 +30,7 @@ from sae_plugins.base.saelens import (
     interruption,
     prefetched,
 )
+from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import random_states, set_random_states
 from sae_plugins.resume.files import (
     CURE,
@@ -40,6 +42,7 @@ from sae_plugins.resume.files import (
     partial_files,
     step_of,
 )
+from sae_plugins.resume.origin import ACCEPTED, Origin, samples
 from sae_plugins.resume.signals import Signals, handlers_kept
 from sae_plugins.resume.state import changes, check_state, write_state
 
@@ -48,7 +51,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_VERSIONS = ("sae-plugins", "sae-lens", "torch", "numpy")
+_VERSIONS = ("sae-plugins", "sae-lens", "transformer-lens", "torch", "numpy")
+_SAMPLES = ("data", "model")
+"""Facts of earlier versions, in whose place `made_from` is."""
 _ONE_TRAINING = (
     "one `sae_plugins.plugins(checkpoints=...)` context serves one training, and a second one has "
     "begun in it: open another, with another folder"
@@ -70,6 +75,10 @@ class Resumable(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
+        ...
+
+    def made_from(self) -> dict[str, Fact | None]:
+        """What the SAE is made from besides the data, such as the code."""
         ...
 
     def versions(self) -> dict[str, str]:
@@ -110,6 +119,7 @@ class Checkpoints:
         keep: int = 2,
         rows: bool = True,
         resume: bool = False,
+        accept_changes: bool = False,
     ) -> None:
         """Describe the checkpoints of one run.
 
@@ -120,6 +130,8 @@ class Checkpoints:
             rows: keep the activation buffer; without it a checkpoint is small, and a resumed run
                 fills its buffer with new text: not the same run.
             resume: go on from the newest whole checkpoint, or start where there is none.
+            accept_changes: go on with changed data, model or code, which is noted in the SAE's
+                metadata; without it, they are refused.
 
         Raises:
             PluginError: `every` is no interval, `keep` keeps none, or checkpoints exist that are
@@ -143,8 +155,10 @@ class Checkpoints:
             self.path, self.saved = newest(self.folder)
         self.notes: dict[str, Any] = self.saved["notes"] if self.saved else {}
         """JSON values that are kept with each checkpoint."""
+        self.origin = Origin(self.saved, self.path, accept_changes)
+        """What the run is made from."""
         self._trainers: list[Resumable] = []
-        self._facts: list[Any] = []
+        self._facts: list[dict[str, Any]] = []
         self._began = self._ended = False
         self._stream: Stream | None = None
         self._stream_facts: dict[str, Any] | None = None
@@ -189,18 +203,22 @@ class Checkpoints:
         """
         if self._ended:
             raise PluginError(_ONE_TRAINING)
-        facts = _facts(trainer)
         number = len(self._facts)
-        self._facts.append(facts)
-        if self.saved is None:
-            return
-        if number >= len(self.saved["facts"]):
+        self._facts.append(redacted(json.loads(json.dumps(trainer.facts(), default=str))))
+        if self.saved is not None:
+            self._check_settings(self.saved, number, trainer)
+        if number == 0:
+            self._add({**trainer.made_from(), **samples(trainer.data_provider)})
+
+    def _check_settings(self, saved: Mapping[str, Any], number: int, trainer: Resumable) -> None:
+        if number >= len(saved["facts"]):
             raise PluginError(
                 f"{self.path} holds the state of {number} SAE(s), and more are being trained now: "
                 "build as many"
             )
-        self._compare(self.saved["facts"][number], facts)
-        changed = changes(self.saved["versions"], self._versions(trainer))
+        self._compare(saved["facts"][number], self._facts[number])
+        present = self._versions(trainer)
+        changed = changes(saved["versions"], {n: present.get(n) for n in saved["versions"]})
         if changed and number == 0:
             logger.warning("the resumed run may differ in the last digit: %s", "; ".join(changed))
 
@@ -209,6 +227,11 @@ class Checkpoints:
         if self.saved is not None:
             with self._fitting():
                 trainer.load_state_dict(self.saved["trainers"][len(self._trainers)])
+            if not self._trainers and trainer.n_training_steps != self.step:
+                raise StateError(
+                    f"{self.path} holds the state after step {trainer.n_training_steps}: give it "
+                    "back its name, or remove it to go on with the one before it"
+                )
         self._trainers.append(trainer)
 
     def step_begins(self, trainer: Resumable) -> None:
@@ -326,6 +349,7 @@ class Checkpoints:
             "facts": self._facts,
             "versions": self._versions(self._trainers[0]),
             "notes": self.notes,
+            "made_from": self.origin.facts,
             "random": random_states(),
             "stream": self._stream and self._stream.state_dict(rows=self.rows),
             "stream_facts": self._stream_facts,
@@ -338,8 +362,20 @@ class Checkpoints:
 
     # -- going on ------------------------------------------------------------------------------
 
-    def _compare(self, saved: Any, present: Any) -> None:
-        found = changes(saved, present)
+    @property
+    def accepted(self) -> list[Any]:
+        """The changes with which the run went on: a step, and a sentence for each."""
+        found: list[Any] = self.notes.get(ACCEPTED, [])
+        return found
+
+    def _add(self, found: Mapping[str, Fact | None]) -> None:
+        """Add to what the run is made from; note the changes that were accepted."""
+        if changed := self.origin.add(found):
+            self.notes[ACCEPTED] = [*self.accepted, {"step": self.step, "changes": changed}]
+
+    def _compare(self, saved: dict[str, Any], present: dict[str, Any]) -> None:
+        kept = {name: fact for name, fact in saved.items() if name not in _SAMPLES}
+        found = changes(kept, present)
         if found:
             raise StateError(
                 f"{self.path} is of another run, so this one cannot go on from it; go on with its "
@@ -383,8 +419,11 @@ class Checkpoints:
             return None  # a store of somebody else's
         from sae_plugins.resume.stream import Stream
 
-        self._stream = stream = Stream(store, multi_hook=multi_hook)
-        self._stream_facts = stream.facts()
+        self._stream = stream = Stream(
+            store, multi_hook=multi_hook, accept_changes=self.origin.accepts
+        )
+        self._stream_facts = redacted(stream.facts())
+        self._add(stream.made_from())
         if self.saved is not None and self.saved["stream"] is not None:
             self._compare(self.saved["stream_facts"], self._stream_facts)
             with self._fitting():
@@ -393,25 +432,6 @@ class Checkpoints:
             # a thread that reads ahead shuffles before the first step begins
             self._restore_random()
         return stream
-
-
-def _facts(trainer: Resumable) -> Any:
-    """What must be the same for a run to go on, as JSON has it."""
-    facts = {**trainer.facts(), "data": _synthetic(trainer.data_provider)}
-    return json.loads(json.dumps(facts, default=str))
-
-
-def _synthetic(provider: Any) -> str | None:
-    """What tells SAELens' synthetic models apart; None for other data."""
-    from sae_lens.synthetic.training import SyntheticActivationIterator
-
-    from sae_plugins.resume.stream import parameters_fingerprint
-
-    if not isinstance(provider, SyntheticActivationIterator):
-        return None
-    generator = vars(provider.activations_generator).items()
-    tensors = [(name, value) for name, value in generator if isinstance(value, Tensor)]
-    return parameters_fingerprint([*provider.feature_dict.named_parameters(), *tensors])
 
 
 @contextmanager

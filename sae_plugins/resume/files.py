@@ -47,7 +47,8 @@ def files(folder: Path) -> list[Path]:
 
 def partial_files(folder: Path) -> list[Path]:
     """What processes that were killed have left of checkpoints that they were writing."""
-    return _named(folder, r"\.partial")
+    of_safetensors = folder.glob(".tmp??????")  # which gives them their names at the end
+    return [*_named(folder, r"\.partial"), *of_safetensors]
 
 
 def _named(folder: Path, ending: str) -> list[Path]:

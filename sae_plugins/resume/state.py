@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_plugins.base.errors import StateError
 from sae_plugins.base.files import whole
+from sae_plugins.base.fingerprints import digest_of
 
 _ALIGNMENT = 64
 """Bytes; torch's own allocations start at multiples of it."""
@@ -42,7 +42,7 @@ def write_state(path: Path, tree: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_Encoder(tensors).encode(tree, ""))
-    metadata = {"tree": text, "digest": _digest(text, tensors)}
+    metadata = {"tree": text, "digest": digest_of(text, tensors)}
     try:
         with whole(path) as partial:
             save_file(tensors, partial, metadata)
@@ -72,7 +72,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise StateError(f"{path} cannot be read: {error}") from error
     if not {"tree", "digest"} <= metadata.keys():
         raise StateError(f"{path} is no checkpoint: it was not written by sae-plugins")
-    if _digest(metadata["tree"], tensors) != metadata["digest"]:
+    if digest_of(metadata["tree"], tensors) != metadata["digest"]:
         raise StateError(f"{path} is damaged: its contents do not match its digest")
     try:
         tree = _Decoder(tensors).decode(json.loads(metadata["tree"]))
@@ -273,13 +273,3 @@ def _kind(tensor: Tensor) -> Any:
     """What no operation in place can change."""
     order = [dimension for dimension in _order(tensor) if tensor.shape[dimension] > 1]
     return tensor.shape, tensor.dtype, tensor.device, order
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = xxhash.xxh3_128(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.as_strided((tensor.numel(),), (1,))  # with one element it has any stride
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()

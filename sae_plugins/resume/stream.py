@@ -25,7 +25,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-import xxhash
 from sae_lens.training.mixing_buffer import mixing_buffer
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
@@ -33,13 +32,11 @@ from tqdm.auto import tqdm
 
 from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.identity import Fact, of_rows, of_tensors, of_tokenizer
 from sae_plugins.base.torchvision import without_videos
 
 if TYPE_CHECKING:
     from sae_lens.training.activations_store import ActivationsStore
-
-ELEMENTS_IN_FINGERPRINT = 48
-"""Elements of each of the language model's parameters that tell it from another model."""
 
 
 class Stream(Iterator["Tensor | dict[str, Tensor]"]):
@@ -52,8 +49,15 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         lock: held during each pull: whoever holds it sees a stream at rest, whichever thread pulls.
     """
 
-    def __init__(self, store: ActivationsStore, *, multi_hook: bool = False) -> None:
+    def __init__(
+        self, store: ActivationsStore, *, multi_hook: bool = False, accept_changes: bool = False
+    ) -> None:
         """Take over the reading of a store whose text has not been read yet.
+
+        Args:
+            store: whose batches they are.
+            multi_hook: a batch has activations by hook.
+            accept_changes: go on, by number, in text that is not the one of the state.
 
         Raises:
             PluginError: it has been.
@@ -64,7 +68,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         self._widths: dict[str, int] | None = None  # d_in by hook, in multi-hook mode
         if multi_hook:
             self._widths = saelens.hook_widths(store)
-        self._text = _Place(store)
+        self._text = _Place(store, accept_changes)
         # without the decorator, whose wrapper hides the local variables; `__next__` does its work
         self._mixer: Generator[Tensor, None, None] = inspect.unwrap(mixing_buffer)(
             buffer_size=store.n_batches_in_buffer * store.training_context_size,
@@ -210,8 +214,20 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
                 for name, value in store.model_kwargs.items()
                 if isinstance(value, (bool, int, float, str))
             },
-            "model": parameters_fingerprint(store.model.named_parameters()),
         }
+
+    def made_from(self) -> dict[str, Fact | None]:
+        """What is known of the language model, its tokenizer and the text, by what is in memory."""
+        model, text = self.store.model, getattr(self.store, "dataset", None)
+        cached = self.store.cached_activation_dataset
+        found: dict[str, Fact | None] = {"model": of_tensors(model.state_dict())}
+        if (tokenizer := getattr(model, "tokenizer", None)) is not None:
+            found["tokenizer"] = of_tokenizer(tokenizer)
+        if text is not None:
+            found["dataset"] = of_rows(text)
+        if cached is not None:
+            found["cached_activations_path"] = of_rows(cached)
+        return found
 
     def _in_flight(self) -> list[Tensor]:
         """The rows of every batch that a thread pulled ahead, and that is alive as a whole.
@@ -248,8 +264,9 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
 class _Place:
     """How much a store has read: text in this epoch, whoever read it, and cached activations."""
 
-    def __init__(self, store: ActivationsStore) -> None:
+    def __init__(self, store: ActivationsStore, accept_changes: bool) -> None:
         self.store = store
+        self._accepts_changes = accept_changes
         self._sequences = 0
         self._last: Tensor | None = None
         sequences = getattr(store, "iterable_sequences", None)
@@ -288,7 +305,7 @@ class _Place:
         )
         for found, last in enumerate(passed, start=1):  # noqa: B007
             pass
-        if found < wanted or last is None or not torch.equal(last.cpu(), self._last.cpu()):
+        if found < wanted or last is None or not self._is(last, self._last):
             what = "ends" if found < wanted else "differs"
             raise PluginError(
                 f"the text is not the one that the checkpoint was made with: it {what} before "
@@ -324,7 +341,7 @@ class _Place:
             if row and (
                 cached is None
                 or row > len(cached)
-                or not torch.equal(self._cached_before(row).cpu(), state["last_cached"].cpu())
+                or not self._is(self._cached_before(row), state["last_cached"])
             ):
                 raise PluginError(
                     "the cached activations are not those that the checkpoint was made with; "
@@ -332,26 +349,14 @@ class _Place:
                 )
             store.current_row_idx = row
 
+    def _is(self, found: Tensor, expected: Tensor) -> bool:
+        return self._accepts_changes or torch.equal(found.cpu(), expected.cpu())
+
     def _cached_before(self, row: int) -> Tensor:
         """The last position of the row before; the first is the same in all, where it is BOS."""
         assert self.store.cached_activation_dataset is not None
         rows: Tensor = self.store.cached_activation_dataset[row - 1 : row][self.store.hook_name]
         return rows[0, -1]
-
-
-def parameters_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of a model's parameters: names, shapes, dtypes and evenly strided elements."""
-    digest = xxhash.xxh3_128()
-    for name, parameter in named:
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        size = parameter.numel()
-        count = min(size, ELEMENTS_IN_FINGERPRINT)
-        where = torch.tensor(
-            [i * size // count for i in range(count)], dtype=torch.long, device=parameter.device
-        )
-        elements = parameter.detach().take(where).cpu()
-        digest.update(elements.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _by_hook(rows: Tensor, widths: Mapping[str, int]) -> dict[str, Tensor]:

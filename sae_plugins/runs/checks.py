@@ -1,11 +1,8 @@
-"""What can be refused before a model is loaded: sources, devices and memory that are not there."""
+"""What can be refused before a model is loaded: sources and devices that are not there."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from sae_lens.constants import (
@@ -15,7 +12,6 @@ from sae_lens.constants import (
     SAE_WEIGHTS_FILENAME,
     TRAINER_STATE_FILENAME,
 )
-from sae_lens.util import str_to_dtype
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
@@ -37,42 +33,6 @@ def check_devices(settings: SAELensSettings) -> None:
             raise PluginError(
                 f"--{name} {device} cannot be used: {reason}; try --{name} cpu"
             ) from error
-
-
-def check_memory(settings: SAELensSettings, sae: Any, buffers: Mapping[str, int]) -> None:
-    """Refuse what can never fit into memory, by the first flag that asks for more than there is.
-
-    Args:
-        settings: the run's.
-        sae: the SAE's config.
-        buffers: numbers in memory on account of other flags, by flag.
-    """
-    batch = settings.runner.get("train_batch_size_tokens", 4096)
-    numbers = {
-        "d_sae": numbers_in_training(sae),
-        "train_batch_size_tokens": batch * (3 * sae.d_sae + sae.d_in),
-        **buffers,
-    }
-    there = memory_of(settings.device) / 1e9
-    for flag, count in numbers.items():
-        needed = count * str_to_dtype(sae.dtype).itemsize / 1e9
-        if needed > there:
-            raise PluginError(
-                f"--{flag} needs {needed:,.0f} GB of memory, and {settings.device} has "
-                f"{there:,.0f}: lower it (--d_sae is {sae.d_sae}, the batch {batch} tokens)"
-            )
-
-
-def numbers_in_training(sae: Any) -> int:
-    """Numbers that an SAE in training holds between steps, by its config."""
-    return int(4 * sae.d_sae * (2 * sae.d_in + 1))  # weights, gradients, Adam's two moments
-
-
-def memory_of(device: str) -> float:
-    """Bytes of memory that a device has, at most."""
-    if torch.device(device).type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 _FOLDERS = {

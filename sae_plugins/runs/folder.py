@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import lock, size, write
 from sae_plugins.resume.files import files as checkpoints_in
@@ -34,6 +35,8 @@ CONFIG = "cfg.json"
 RUNNER_CONFIG = "runner_cfg.json"
 SYNTHETIC_RUNNER_CONFIG = "runner_config.json"
 RECIPE = "run.yaml"
+ORIGIN = "made_from.json"
+"""Of an SAE of a study: the facts about what it was made from."""
 SUMMARY = "summary.json"
 TRAINING_SUMMARY = "training_summary.json"
 UNFINISHED = "unfinished"
@@ -50,7 +53,7 @@ _CHECKPOINT_FILES = (
 )
 _SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG)
 _PATTERNS = (
-    *(*_SAE_FILES, RECIPE, SUMMARY, "eval_stats.json"),
+    *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, "eval_stats.json"),
     "metrics*.jsonl",
     "training_summary*.json",
     f"{FIGURES}/loss_and_l0*.png",
@@ -64,8 +67,10 @@ _PARTIAL = (
     *(f"{pattern}.partial" for pattern in (*_PATTERNS, TRAINED)),
     *(f"{folder}*.partial/{name}" for folder in ("", f"{SAELENS_CHECKPOINTS}/*/")
       for name in (WEIGHTS, CONFIG)),
+    *(f"{folder}.tmp??????" for folder in ("", "*.partial/", "synthetic_model/",
+      f"{SAELENS_CHECKPOINTS}/*/", f"{SAELENS_CHECKPOINTS}/*/*.partial/")),
 )  # fmt: skip
-"""What a process that is killed leaves of files that it was writing."""
+"""What a process that is killed leaves of files that it was writing; safetensors names its own."""
 _WORKING = (TRAINED, TRAINING_SUMMARY, *_PARTIAL)
 """What is in `unfinished/` only, besides the checkpoints to go on from."""
 _MOVING = "moving the run's files to their places"
@@ -238,6 +243,10 @@ class RunFolder:
         write(self.unfinished / RECIPE, text)
         return self.unfinished
 
+    def describe(self, recipe: Mapping[str, Any]) -> None:
+        """Write `run.yaml` in place of the one that the run began with."""
+        write(self.unfinished / RECIPE, as_yaml(recipe))
+
     def _recipe(self) -> str | None:
         try:
             return (self.unfinished / RECIPE).read_text("utf-8")
@@ -379,10 +388,8 @@ def _is_saved(folder: Path) -> bool:
 
 def as_yaml(recipe: Mapping[str, Any]) -> str:
     """A recipe as the text of `run.yaml`."""
-    import yaml
-
     heading = "# Reproduces this run: sae-plugins train --recipe THIS_FILE --output_path ANOTHER\n"
-    return heading + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    return heading + yaml_files.dump(recipe)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:

@@ -14,13 +14,15 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, prefixed
-from sae_plugins.base.saelens import language_model_trainer
+from sae_plugins.base.identity import Fact
+from sae_plugins.base.saelens import language_model_trainer, with_no_secrets_told
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.cached import cached_activations
-from sae_plugins.runs.checks import check_devices, check_memory, check_sources
+from sae_plugins.runs.checks import check_devices, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
 from sae_plugins.runs.language_models.loader import Loader, Looks
+from sae_plugins.runs.memory import check_memory, needs_of_language_model, needs_of_sae
 from sae_plugins.runs.models import (
     activation_size,
     check_chat,
@@ -43,6 +45,7 @@ from sae_plugins.runs.setup import (
     sae_config,
     settings_accepted,
 )
+from sae_plugins.runs.sources import commits, made_from
 from sae_plugins.runs.texts import TextSplits, load_text, text_facts
 
 
@@ -62,8 +65,9 @@ class LanguageModelSetup:
         if settings.logger.get("log_to_wandb"):
             weights_and_biases.check()
         check_devices(settings)
-        self.settings = settings = _with_local_sae(settings)
+        settings = _with_local_sae(settings)
         check_sources(settings)
+        self.settings = settings = _with_commits(settings)
         shared = None
         if other is not None and model_facts(other.settings) == model_facts(settings):
             shared = other
@@ -74,7 +78,12 @@ class LanguageModelSetup:
         check_tokens(self.looks, settings)
         self.sae_config = sae_config(settings, activation_size(self.looks, settings))
         check_pretrained(settings, self.sae_config)
-        check_memory(settings, self.sae_config, self._in_buffers(self.config(None)))
+        check_memory(
+            [
+                *needs_of_sae(settings, self.sae_config),
+                *needs_of_language_model(self.looks.model, self.config(None), shared is not None),
+            ]
+        )
         self.cached = cached_activations(self.config(None), settings.heldout_tokens)
         self.model: Any = shared.model if shared else load_model(self.loader, self.looks, settings)
         check_chat(self.model, settings)
@@ -96,17 +105,10 @@ class LanguageModelSetup:
         """A setup with other settings, and this one's model and text where they are the same."""
         return LanguageModelSetup(settings, self)
 
-    @staticmethod
-    def _in_buffers(config: Any) -> dict[str, int]:
-        """Numbers that are in memory at once on account of a flag, besides the SAE's own."""
-        positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
-        d_in = config.sae.d_in
-        return {
-            "n_batches_in_buffer": config.n_batches_in_buffer * positions * d_in,
-            "store_batch_size_prompts": config.store_batch_size_prompts
-            * config.context_size
-            * d_in,
-        }
+    def made_from(self) -> dict[str, Fact | None]:
+        """What is known of the sources of the run, besides what is in memory: the model."""
+        found = made_from(self.settings.model_name, self.settings.runner)
+        return {name: fact for name, fact in found.items() if name != "model" and fact}
 
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
@@ -115,7 +117,7 @@ class LanguageModelSetup:
         if "seqpos_slice" in fields:
             fields["seqpos_slice"] = tuple(fields["seqpos_slice"])
         with settings_accepted(), quiet():
-            config: Any = LanguageModelSAERunnerConfig(
+            config: Any = with_no_secrets_told(LanguageModelSAERunnerConfig)(
                 sae=replace(self.sae_config),
                 model_name=self.settings.model_name,
                 seed=self.settings.seed,
@@ -163,6 +165,8 @@ class LanguageModelSetup:
             runner.sae.cfg.metadata.model_loaded_as = self.loaded_as
             if self.cached is not None:
                 self.cached.narrow(runner.activations_store, heldout=False)
+            for name, commit in self.settings.revisions.items():
+                setattr(runner.sae.cfg.metadata, name, commit)
             # SAELens' own evaluator reads on in the training text, so that logging would change
             # what the SAE is trained on.
             if self.text.heldout is None or not runner.cfg.logger.log_to_wandb:
@@ -217,6 +221,12 @@ class LanguageModelSetup:
         if self.cached is not None:
             self.cached.narrow(store, heldout)
         return store
+
+
+def _with_commits(settings: SAELensSettings) -> SAELensSettings:
+    """The settings, with the commits of what is read from the Hub as its revisions."""
+    found = commits(settings.model_name, settings.runner)
+    return replace(settings, runner={**settings.runner, **found})
 
 
 def _with_local_sae(settings: SAELensSettings) -> SAELensSettings:

@@ -33,8 +33,9 @@ from sae_plugins.base.saelens import interruption, no_bars
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
-from sae_plugins.runs.checks import memory_of, numbers_in_training
-from sae_plugins.runs.folder import RECIPE, TRAINING_SUMMARY, as_yaml, remove_run
+from sae_plugins.framework.thresholds import CALIBRATION_TOKENS
+from sae_plugins.runs.folder import ORIGIN, RECIPE, TRAINING_SUMMARY, as_yaml, remove_run
+from sae_plugins.runs.memory import memory_of, numbers_in_training
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet, write_summary
 
@@ -66,6 +67,7 @@ class LockstepRun:
         folder: where the SAE will lie. It must not be there, and is once all its files are.
         plan: the plugins; a recorder is added.
         recipe: what its `run.yaml` says; None for no such file.
+        made_from: what its `made_from.json` says; None for no such file.
         figures: whether the recorder draws some, which costs a second.
         untrained: save the SAE as it was drawn, a control.
     """
@@ -75,6 +77,7 @@ class LockstepRun:
     folder: Path
     plan: Plan
     recipe: Mapping[str, Any] | None = None
+    made_from: Mapping[str, Any] | None = None
     figures: bool = True
     untrained: bool = False
 
@@ -190,10 +193,10 @@ def _passes(arms: Sequence[LockstepRun], share_of_memory: float) -> Iterator[lis
 
 
 def _steps(arm: LockstepRun) -> int:
-    if arm.untrained:
-        return 0
     config = arm.setup.config(None).to_sae_trainer_config()
-    return int(-(-config.total_training_samples // config.train_batch_size_samples))
+    samples = 0 if arm.untrained else config.total_training_samples
+    samples += CALIBRATION_TOKENS if arm.plan.training.calibrate_threshold else 0
+    return int(-(-samples // config.train_batch_size_samples))
 
 
 def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict[str, Exception]:
@@ -211,7 +214,11 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
     running = _each(running, failures, lambda training: training.start(replace(scaler)))
     steps = 0
     while running:
-        left = _step(running, next(stream), failures)
+        batch = next(stream, None)
+        if batch is None:  # the data end where nothing is left to train on, or an arm fails
+            _each(running, failures, lambda training: training.end())
+            break
+        left = _step(running, batch, failures)
         if len(left) < len(running):
             running = left
             gc.collect()  # trainers, plugins and SAEs know each other
@@ -222,7 +229,15 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
 
 
 class _Training:
-    """An arm's trainer."""
+    """An arm's trainer.
+
+    Attributes:
+        following: batches after its last one, which set the threshold of the SAE if it has one.
+        is_saved: whether there is nothing left to do.
+    """
+
+    trainer: Any
+    """A `PluginTrainer`, built as SAELens' own."""
 
     def __init__(self, arm: LockstepRun) -> None:
         """Draw the SAE's weights and attach the plugins."""
@@ -233,28 +248,48 @@ class _Training:
             self.trainer, self.save = arm.setup.trainer(arm.folder)
         if arm.untrained:
             self.trainer.cfg.total_training_samples = 0
+        self.following: list[Tensor] = []
+        self.is_saved = False
 
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to train on."""
-        return self.trainer.n_training_samples >= self.trainer.cfg.total_training_samples
+        total = self.trainer.cfg.total_training_samples
+        return bool(self.trainer.n_training_samples >= total)
 
     def start(self, scaler: ActivationScaler) -> None:
         """Normalise activations like this from now on."""
         self.trainer.activation_scaler = scaler
-        if self.is_over:
-            self._end()
+        self._end_if_over()
 
     def step(self, batch: Tensor) -> None:
         """Do with a batch what SAELens' `fit` does; after the last one, save the SAE."""
-        self.trainer.maybe_reset_sparsity()
-        self.trainer.step(batch)
-        self.trainer.n_training_steps += 1
         if self.is_over:
-            self._end()
+            self.following.append(batch.clone())
+        else:
+            self.trainer.maybe_reset_sparsity()
+            self.trainer.step(batch)
+            self.trainer.n_training_steps += 1
+        self._end_if_over()
 
-    def _end(self) -> None:
+    def _end_if_over(self) -> None:
+        if self.is_over and len(self.following) >= self.trainer.batches_to_calibrate:
+            self.end()
+
+    def end(self) -> None:
+        """Save the SAE.
+
+        Raises:
+            PluginError: its training is not over.
+        """
+        if not self.is_over:
+            raise PluginError(
+                f"the data end after {self.trainer.n_training_samples} of the "
+                f"{self.trainer.cfg.total_training_samples} tokens: lower --training_tokens"
+            )
+        self.trainer.data_provider = iter(self.following)
         self.trainer.fit()
+        self.following, self.is_saved = [], True
         untrained = not self.trainer.n_training_steps
         self.save(self.arm.unfinished, None if untrained else self.trainer.log_feature_sparsity)
 
@@ -316,7 +351,7 @@ def _each(
     for training in running:
         with _ends_alone(training.arm, failures):
             act(training)
-    return [t for t in running if not t.is_over and t.arm.name not in failures]
+    return [t for t in running if not t.is_saved and t.arm.name not in failures]
 
 
 def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started: float) -> None:
@@ -337,8 +372,11 @@ def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started:
     seconds = time.perf_counter() - started
     for (arm, _), heldout in zip(scored, metrics, strict=True):
         with _ends_alone(arm, failures):
-            write_summary(arm.unfinished, heldout, {}, seconds)
+            k = getattr(arm.setup.sae_config, "k", None)
+            write_summary(arm.unfinished, heldout, {}, seconds, k)
             (arm.unfinished / TRAINING_SUMMARY).unlink(missing_ok=True)
+            if arm.made_from is not None:
+                write(arm.unfinished / ORIGIN, json.dumps(arm.made_from, indent=1) + "\n")
             if arm.recipe is not None:
                 write(arm.unfinished / RECIPE, as_yaml(arm.recipe))
             durable(arm.unfinished)

@@ -25,11 +25,12 @@ def model_loader(settings: SAELensSettings) -> Loader:
         PluginError: it cannot be.
     """
     runner = settings.runner
+    arguments = dict(runner.get("model_from_pretrained_kwargs") or {})
+    if runner.get("model_revision"):
+        arguments["revision"] = runner["model_revision"]
     with prefixed("--model_name"):
         return loader_of(
-            settings.model_name,
-            runner.get("model_class_name") or HOOKED,
-            runner.get("model_from_pretrained_kwargs"),
+            settings.model_name, runner.get("model_class_name") or HOOKED, arguments or None
         )
 
 
@@ -85,8 +86,8 @@ def check_range(lowest: int, highest: int, vocabulary: int, name: str) -> None:
 def model_facts(settings: SAELensSettings) -> list[Any]:
     """What the loaded model depends on."""
     names = ("model_class_name", "model_from_pretrained_kwargs", "hook_name", "llm_device")
-    compiled = ("compile_llm", "llm_compilation_mode")
-    of_runner = [settings.runner.get(name) for name in (*names, *compiled)]
+    others = ("compile_llm", "llm_compilation_mode", "model_revision")
+    of_runner = [settings.runner.get(name) for name in (*names, *others)]
     return [settings.model_name, settings.device, *of_runner]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -23,9 +24,12 @@ from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import write
+from sae_plugins.base.identity import Fact
+from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs.folder import SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
+from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
@@ -66,6 +70,11 @@ class SAELensSettings:
         return self.model_name.startswith(SYNTHETIC)
 
     @property
+    def revisions(self) -> dict[str, str]:
+        """What is read at a revision of the Hub: the revision by its flag."""
+        return {name: self.runner[name] for name in REVISIONS if self.runner.get(name)}
+
+    @property
     def device(self) -> str:
         """Where the SAE lives; cuda where nothing is said and there is one."""
         default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,6 +98,10 @@ class Setup(Protocol):
 
     def sharing(self, settings: SAELensSettings) -> Setup:
         """A setup with other settings, and this one's model and text where they are the same."""
+        ...
+
+    def made_from(self) -> dict[str, Fact | None]:
+        """What is known of the sources of the run, besides what is in memory."""
         ...
 
     def config(self, folder: Path | None) -> Any:
@@ -184,7 +197,7 @@ def defaults_of(*configs: Any) -> dict[str, Any]:
 
 def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, Any]:
     """Fields that both runners' configs have, for a run that writes into `folder`."""
-    elsewhere = ("model_name", "checkpoint_path", "dtype")
+    elsewhere = ("model_name", "checkpoint_path", "dtype", *REVISIONS)
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
     checkpoints = None
     if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):
@@ -201,7 +214,11 @@ def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, A
 class Log(LoggingConfig):
     """SAELens' settings of Weights & Biases, which log an SAE if that can be."""
 
-    log = never_breaks_a_run(LoggingConfig.log)
+    @never_breaks_a_run
+    def log(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        """Log what it is given, with all of the trainer's config but the secrets in it."""
+        config = SimpleNamespace(**redacted(vars(trainer.cfg)))
+        super().log(SimpleNamespace(sae=trainer.sae, cfg=config), *args, **kwargs)
 
 
 @contextmanager
@@ -227,16 +244,25 @@ def _as_flags(reason: str) -> str:
 
 
 def write_summary(
-    folder: Path, heldout: Mapping[str, float], found: Mapping[str, float], seconds: float
+    folder: Path,
+    heldout: Mapping[str, float],
+    found: Mapping[str, float],
+    seconds: float,
+    k: float | None = None,
 ) -> dict[str, Any]:
     """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
 
     `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
-    run took, together with those that it shared its batches with.
+    run took, together with those that it shared its batches with; `k` is the L0 that
+    was wanted, which stands beside the held-out one.
     """
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
-    named = {f"heldout/{name}": value for name, value in heldout.items()}
+    named: dict[str, float] = {}
+    for name, value in heldout.items():
+        named[f"heldout/{name}"] = value
+        if name == "l0" and k is not None:
+            named["heldout/k"] = k
     values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
     summary = {  # JSON has no NaN
         name: None if isinstance(value, float) and not math.isfinite(value) else value

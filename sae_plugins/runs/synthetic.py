@@ -16,12 +16,14 @@ from torch import Tensor
 
 from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.identity import Fact
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs import weights_and_biases
-from sae_plugins.runs.checks import check_devices, check_memory
+from sae_plugins.runs.checks import check_devices
 from sae_plugins.runs.folder import CONFIG, SPARSITY, WEIGHTS
 from sae_plugins.runs.heldout import heldout_metrics
+from sae_plugins.runs.memory import check_memory, needs_of_sae
 from sae_plugins.runs.setup import (
     SAELensSettings,
     Save,
@@ -31,6 +33,7 @@ from sae_plugins.runs.setup import (
     sae_config,
     settings_accepted,
 )
+from sae_plugins.runs.sources import made_from
 from sae_plugins.world.synthetic_models import synthetic_model
 
 HELDOUT_SEED = 1_000_003
@@ -49,7 +52,7 @@ class SyntheticSetup:
         self.model = synthetic_model(settings.model_name.partition(":")[2], settings.device)
         self.sae_config = sae_config(settings, self.model.cfg.hidden_dim)
         self.config(None)
-        check_memory(settings, self.sae_config, {})
+        check_memory(needs_of_sae(settings, self.sae_config))
         scored = settings.runner.get("run_final_eval", True) and settings.runner.get("eval_samples")
         row = architecture(settings.architecture)
         sparse = row.sparse and self.sae_config.use_sparse_activations
@@ -69,13 +72,17 @@ class SyntheticSetup:
         """A setup with other settings; models are shared anyway."""
         return SyntheticSetup(settings)
 
+    def made_from(self) -> dict[str, Fact | None]:
+        """What is known of the sources of the run, besides what is in memory."""
+        return made_from(self.settings.model_name, {})
+
     def config(self, folder: Path | None) -> Any:
         """SAELens' config of the run, which writes into `folder`."""
         fields = runner_fields(self.settings, folder)
         names = saelens.SYNTHETIC_NAMES
         fields = {names.get(name, name): value for name, value in fields.items()}
         with settings_accepted():
-            config: Any = SyntheticSAERunnerConfig(
+            config: Any = saelens.with_no_secrets_told(SyntheticSAERunnerConfig)(
                 synthetic_model=self.model.cfg, sae=replace(self.sae_config), **fields
             )
         # SAELens evaluates after so many logged steps, whatever its eval_frequency is

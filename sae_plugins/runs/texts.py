@@ -93,8 +93,9 @@ def _digest(document: Any) -> bytes:
 
 def text_facts(settings: SAELensSettings) -> list[Any]:
     """What the text depends on."""
-    names = ("dataset_path", "streaming", "store_batch_size_prompts", "context_size")
-    of_runner = [settings.runner.get(name) for name in names]
+    names = ("dataset_path", "dataset_revision", "streaming")
+    sizes = ("store_batch_size_prompts", "context_size")
+    of_runner = [settings.runner.get(name) for name in (*names, *sizes)]
     return [settings.seed, settings.heldout_tokens, *of_runner, *model_facts(settings)]
 
 
@@ -146,6 +147,7 @@ def load_dataset(settings: SAELensSettings) -> Any:
             path,
             split="train",
             streaming=bool(settings.runner.get("streaming", True)),
+            revision=settings.runner.get("dataset_revision"),
             trust_remote_code=False,
         )
     except Exception as error:  # network, hub and file errors of many kinds

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.secrets import redacted_words
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -53,16 +55,18 @@ def one_log(notes: dict[str, Any], given: str | None, resumed: bool) -> Iterator
     """
     import wandb
 
-    settings = wandb.setup().settings
+    settings, words = wandb.setup().settings, sys.argv
     before = settings.run_id, settings.resume, settings.mode
     notes.setdefault("wandb_id", given or settings.run_id or secrets.token_hex(4))
     settings.run_id = notes["wandb_id"]
     settings.resume = "allow" if resumed else settings.resume
     if not _can_upload(wandb):
         settings.mode = "offline"
+    sys.argv = redacted_words(words)  # which is logged, too
     try:
         yield
     finally:
+        sys.argv = words
         settings.run_id, settings.resume, settings.mode = before
         if wandb.run is not None:  # SAELens ends it only where all goes well
             wandb.finish(exit_code=1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sae_plugins.base.errors import SaePluginsError, prefixed
+from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
+from sae_plugins.base.secrets import HIDDEN, holds_hidden
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.settings import Settings
 
@@ -18,6 +19,48 @@ def check_code(values: Mapping[str, Any]) -> None:
         check_kwargs(
             values.get("model_from_pretrained_kwargs"), values.get("model_class_name") or HOOKED
         )
+
+
+def check_secrets(values: Mapping[str, Any]) -> None:
+    """Refuse values out of which a secret was taken when a recipe was written.
+
+    Raises:
+        SaePluginsError: a sentence for each flag.
+    """
+    problems = Problems()
+    for name, value in values.items():
+        if holds_hidden(value):
+            problems.add(
+                f"--{name}: {HIDDEN} stands where a secret was, which is never written: give the "
+                "flag again, with the secret in it"
+            )
+    problems.stop()
+
+
+_NOT_IN_WANDB = r"/\#?%:"
+"""Characters that names at Weights & Biases cannot have."""
+_LONGEST_IN_WANDB = 128
+
+
+def check_wandb(values: Mapping[str, Any]) -> None:
+    """Refuse names that Weights & Biases refuses, or takes for a path, when training begins.
+
+    Raises:
+        SaePluginsError: a sentence for each flag.
+    """
+    problems = Problems()
+    for name in ("wandb_id", "wandb_project"):
+        value = values.get(name)
+        if value is not None and (not value.strip() or value != value.strip()):
+            problems.add(f"--{name} {value!r}: it must not be empty, or begin or end with a blank")
+        elif wrong := [c for c in _NOT_IN_WANDB if c in (value or "")]:
+            problems.add(
+                f"--{name} {value}: it must not have {' '.join(wrong)}; give a name without "
+                f"{' '.join(_NOT_IN_WANDB)}"
+            )
+        elif len(value or "") > _LONGEST_IN_WANDB:
+            problems.add(f"--{name}: it must have at most {_LONGEST_IN_WANDB} characters")
+    problems.stop()
 
 
 def check_interval(values: Mapping[str, Any]) -> None:

@@ -27,7 +27,8 @@ class Flag:
             list[int|none], list[str], joined by " | "; a text is read as the first that fits.
         help: one or a few sentences.
         default: what applies where nothing else is said; None where that depends.
-        group: whose it is: ours, or SAELens' "runner", "sae", "logger" or "synthetic".
+        group: whose it is: ours, such as "run", or SAELens' "runner", "sae", "logger" or
+            "synthetic".
         choices: the words that a "choice" may be.
         architectures: the architectures that have it; empty for all.
         adds: whether its values add up where it is repeated; else the last one counts.
@@ -104,6 +105,19 @@ def our_flags() -> dict[str, Flag]:
         Flag("output_path", "none | str", "folder of the run (default: in runs/)", group="run"),
         Flag("overwrite", "bool", "replace an earlier run in that folder", False, "run"),
         Flag("resume", "none | str", "folder of an unfinished run: go on with it", group="run"),
+        Flag(
+            "dataset_revision",
+            "none | str",
+            "branch, tag or commit of a --dataset_path on the Hub; as now, and kept in run.yaml, "
+            "where nothing is said",
+            group="hub",
+        ),
+        Flag(
+            "model_revision",
+            "none | str",
+            "branch, tag or commit of a --model_name on the Hub; as --dataset_revision",
+            group="hub",
+        ),
         Flag("heldout_tokens", "int", "held-out tokens that score the SAE; 0: none", 50_000, "run"),
         Flag("accumulate", "int", "batches whose mean gradient makes one update", 1, "training"),
         Flag("clip", "float | none", "bound of the gradient's norm", 1.0, "training"),
@@ -115,6 +129,15 @@ def our_flags() -> dict[str, Flag]:
             None,
             "training",
             ("sum_of_squares", "l2_norm", "mean"),
+        ),
+        Flag(
+            "calibrate_threshold",
+            "bool",
+            "set the threshold when training ends, such that k features per token are active on "
+            "what follows in the buffer; SAELens' own lags behind, and more are active",
+            True,
+            "training",
+            architectures=("batchtopk", "matryoshka_batchtopk"),
         ),
         Flag(
             "lr_warm_up_fraction",
@@ -129,6 +152,14 @@ def our_flags() -> dict[str, Flag]:
             "how often the run is saved so that --resume can go on with it: 500 (steps) or 10min; "
             "0: only when it is interrupted",
             "10min",
+            "resuming",
+        ),
+        Flag(
+            "accept_changes",
+            "bool",
+            "with --resume: go on though the data, the model or the code has changed since, and "
+            "note that with the SAE; else such a run is refused",
+            False,
             "resuming",
         ),
         Flag("keep_checkpoints", "int", "how many of the newest stay", 2, "resuming"),

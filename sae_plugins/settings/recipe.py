@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, nearest, prefixed
+from sae_plugins.resume.origin import ACCEPTED
 from sae_plugins.settings.flags import REFUSED, all_flags
 from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.settings.values import convert
 
-_ABOUT_A_RECIPE = ("description", "versions")
-_ON_THE_LINE = ("recipe", "overwrite", "resume")
+ABOUT = ("description", "versions", ACCEPTED)
+"""What a recipe says besides flags."""
+_ON_THE_LINE = ("recipe", "overwrite", "resume", "accept_changes")
 
 
 def read_recipe(flags: Mapping[str, Any], problems: Problems) -> tuple[dict[str, Any], list[str]]:
@@ -40,15 +42,26 @@ def read_recipe(flags: Mapping[str, Any], problems: Problems) -> tuple[dict[str,
             own.add(f"{key!r} belongs on the command line, not in a recipe")
         elif key in REFUSED:
             notes.append(f"the recipe's {key} is left out: {REFUSED[key]}")
-        elif key not in _ABOUT_A_RECIPE:
+        elif key not in ABOUT:
             with own:
                 found |= converted({key: value})
     if "resume" not in flags:  # of a resumed run, the checkpoint knows the versions
         with own:
             notes += _version_notes(name, contents.get("versions", {}), found)
+        notes += _change_notes(name, contents.get(ACCEPTED))
     with problems, prefixed(f"recipe {name}"):
         own.stop()
     return found, notes
+
+
+def _change_notes(recipe: str, accepted: Any) -> list[str]:
+    """In which way the run of a recipe cannot be made again."""
+    if not accepted:
+        return []
+    return [
+        f"the run of {recipe} went on after something that it was made from had changed, as its "
+        f"{ACCEPTED} say; this one is made from what is there now, all the way"
+    ]
 
 
 def _version_notes(recipe: str, versions: Any, values: Mapping[str, Any]) -> list[str]:
@@ -60,7 +73,7 @@ def _version_notes(recipe: str, versions: Any, values: Mapping[str, Any]) -> lis
     from sae_plugins.base.files import versions as installed
     from sae_plugins.framework import registry
 
-    if not isinstance(versions, dict):
+    if not isinstance(versions, dict) or not all(isinstance(name, str) for name in versions):
         raise SaePluginsError("'versions' must be a mapping of names to versions")
     now = installed(versions)
     unknown = [name for name in values.get("plugin", []) if name not in registry.installed()]

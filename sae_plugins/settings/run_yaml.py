@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.secrets import holds_hidden, redacted
 from sae_plugins.settings.settings import NOT_IN_RUN_YAML, RESUMING, Settings
 from sae_plugins.settings.values import as_text
 
@@ -32,6 +33,7 @@ def recipe_of(settings: Settings, setup: Setup) -> dict[str, Any]:
         "description": f"The run of {' + '.join(settings.names) or 'no plugin'}.",
         "versions": versions([*VERSIONS, *_distributions(plugins)]),
         **settings.as_recipe({**defaults_of(sae, runner, runner.logger), **known}),
+        **setup.settings.revisions,
     }
 
 
@@ -55,10 +57,14 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     recipe = folder / UNFINISHED / RECIPE
     began = load(str(recipe))
     free = {name: flags[name] for name in (*RESUMING, *NOT_IN_RUN_YAML) if name in flags}
+    told = redacted(dict(flags))  # as run.yaml has them
+    free |= {name: flags[name] for name, shown in told.items() if holds_hidden(shown)}
     changed = [
         f"--{name} {as_text(value)}, it began with {as_text(began.get(name)) or 'none'}"
-        for name, value in flags.items()
-        if name != "resume" and name not in free and not _same(value, began.get(name))
+        for name, value in told.items()
+        if name != "resume"
+        and name not in (*RESUMING, *NOT_IN_RUN_YAML)
+        and not _same(value, began.get(name))
     ]
     if changed:
         raise SaePluginsError(

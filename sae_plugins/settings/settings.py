@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan
     from sae_plugins.runs.setup import SAELensSettings
 
-GROUPS = ("sae", "runner", "synthetic", "logger")
+GROUPS = ("sae", "runner", "hub", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
-NOT_IN_RUN_YAML = ("checkpoint_path",)
+NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes")
 
 
 @dataclass
@@ -74,6 +74,10 @@ class Settings:
 
         return any(interval(self.get("checkpoint_every")))
 
+    def applies(self, name: str) -> bool:
+        """Whether a flag belongs to the run."""
+        return does_not_apply(all_flags()[name], self.get) is None
+
     def for_saelens(self) -> SAELensSettings:
         """The settings that are SAELens' own."""
         from sae_plugins.runs.setup import SAELensSettings
@@ -87,7 +91,7 @@ class Settings:
             seed=int(self.get("seed")),
             heldout_tokens=int(self.get("heldout_tokens")),
             sae=groups["sae"],
-            runner=groups["runner"] | groups["synthetic"],
+            runner=groups["runner"] | groups["hub"] | groups["synthetic"],
             logger=groups["logger"],
         )
 
@@ -99,8 +103,7 @@ class Settings:
         """
         values = {name: self.get(name) for name in ("seed", "heldout_tokens", *RESUMING)}
         for name, flag in all_flags().items():
-            applies = does_not_apply(flag, self.get) is None
-            if applies and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
+            if self.applies(name) and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
                 value = self.values.get(name, resolved.get(name, flag.default))
                 values[name] = list(value) if isinstance(value, tuple) else value
         options = {
@@ -109,6 +112,7 @@ class Settings:
             for name, value in chosen.model_dump(mode="json").items()
         }
         training = self.plan.training.model_dump(mode="json")
+        training = {name: value for name, value in training.items() if self.applies(name)}
         lists = {"plugin": self.names, "without": self.without}
         return {**lists, "architecture": self.architecture, **training, **options, **values}
 
@@ -124,4 +128,4 @@ def applies(name: str, settings: Settings) -> bool:
         return any(plugin == chosen.name for chosen, _ in settings.plan.plugins)
     if name not in all_flags():
         raise SaePluginsError(unknown_flag(name, all_flags()))
-    return does_not_apply(all_flags()[name], settings.get) is None
+    return settings.applies(name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
 from sae_plugins.framework.resolve import TrainingSettings
+from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings import choice
 from sae_plugins.settings.checks import (
     SCHEDULE,
@@ -15,6 +17,8 @@ from sae_plugins.settings.checks import (
     check_code,
     check_interval,
     check_schedule,
+    check_secrets,
+    check_wandb,
 )
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
@@ -52,6 +56,7 @@ def settle(
     if recipe is None:
         recipe, notes = read_recipe(flags, problems)
     is_lost = "recipe" in flags and not recipe
+    recipe = _without_revisions(recipe, flags)
     names = list(flags.get("plugin", recipe.get("plugin", [])))
     without = list(flags.get("without", recipe.get("without", [])))
     if dropped := [name for name in recipe.get("plugin", []) if name not in names]:
@@ -78,13 +83,16 @@ def settle(
     # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
-    for check in (check_code, check_interval):
+    for check in (check_code, check_interval, check_wandb):
         with problems:
             check({**given[0], **given[1], **values})  # what does not apply here, too
+    with problems:
+        check_secrets({**recipe, **flags})
     if plan is None:
         problems.stop()
     assert plan is not None
     settings = Settings(values, names, without, plan, notes)
+    _settle_calibration(settings)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     _note_accumulation(settings)
     with problems:
@@ -95,6 +103,16 @@ def settle(
             check_schedule(settings)
     problems.stop()
     return settings
+
+
+def _without_revisions(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without the revisions of data and models in whose place flags name others."""
+    replaced = [
+        revision
+        for revision, source in REVISIONS.items()
+        if source in flags and flags[source] != recipe.get(source)
+    ]
+    return {name: value for name, value in recipe.items() if name not in replaced}
 
 
 def _flags_only(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +165,14 @@ def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
             f"--l1_coefficient is {settings.get(flag.name)}, for squared errors; beside "
             "--loss_form l2_norm 0.04 to 0.3 is usual, and more may leave no feature alive"
         )
+
+
+def _settle_calibration(settings: Settings) -> None:
+    """Calibrate thresholds where there are some, and nobody says otherwise."""
+    name = "calibrate_threshold"
+    update = {name: settings.applies(name) and settings.get(name)}
+    training = settings.plan.training.model_copy(update=update)
+    settings.plan = replace(settings.plan, training=training)
 
 
 def _note_accumulation(settings: Settings) -> None:

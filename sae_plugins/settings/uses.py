@@ -64,6 +64,7 @@ RULES = (
     Rule(
         (
             *(name for name in _of_group("runner") if name not in _ON_SYNTHETIC),
+            *_of_group("hub"),
             "reshape_activations",
             "eval_every_n_wandb_logs",
         ),

@@ -27,7 +27,7 @@ from markupsafe import Markup
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.hub import MAIN
-from sae_plugins.base.secrets import without_secrets
+from sae_plugins.base.secrets import redacted, without_secrets
 from sae_plugins.base.text import arrow, as_markdown, format_value
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites import registry as suites
@@ -279,7 +279,7 @@ def _options(values: Mapping[str, Any]) -> Markup:
     """Names and values, as flags would give them."""
     shown = (
         _code(f"{name}={_public(value) if isinstance(value, str) else json.dumps(value)}")
-        for name, value in values.items()
+        for name, value in redacted(values).items()
     )
     return Markup(", ").join(shown)
 

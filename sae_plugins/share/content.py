@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sae_plugins.base.errors import HubError
 from sae_plugins.base.hub import CARD, local
-from sae_plugins.base.secrets import without_secrets
+from sae_plugins.base.secrets import redacted_text, without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.runs.folder import (
@@ -152,7 +152,7 @@ def _public(file: Path) -> Content:
         text = file.read_text("utf-8")
     except ValueError as error:
         raise HubError(f"{file} is damaged: it is no text in UTF-8") from error
-    shown = _without_home(text)
+    shown = _without_home(redacted_text(text, file.suffix))
     return file if shown == text else shown.encode()
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.files import not_too_deep
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites import registry as suites
 from sae_plugins.eval_suites.evaluation.metrics import described
@@ -22,6 +23,7 @@ from sae_plugins.eval_suites.evaluation.tables import headline_names, known
 from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.framework import registry
 from sae_plugins.runs import folder as runs
+from sae_plugins.runs.config import read_config
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 _TRAINING = ("lr", "lr_scheduler_name", "train_batch_size_tokens", "train_batch_size_samples")
@@ -118,7 +120,7 @@ def facts_of(
     Raises:
         PluginError: a file of the folder is missing or damaged.
     """
-    config = _mapping(folder / runs.CONFIG)
+    config = read_config(folder)
     if not {"architecture", "d_in", "d_sae"} <= config.keys():
         raise PluginError(f"{folder / runs.CONFIG} is not the config of an SAE that SAELens saved")
     place = {**config, **(config.get("metadata") or {})}
@@ -142,7 +144,7 @@ def facts_of(
         context_size=place.get("context_size"),
         l0=_first(summary.get("heldout/l0"), _l0(evaluations), place.get("l0")),
         methods=ours.get("methods") or [],
-        mechanisms=[Mechanism(**plugin) for plugin in ours.get("plugins") or []],
+        mechanisms=[*map(_mechanism, ours.get("plugins") or [])],
         training={
             **(place.get("training_architecture_details") or {}),
             **(ours.get("training") or {}),
@@ -161,11 +163,21 @@ def facts_of(
     )
 
 
+def _mechanism(plugin: Mapping[str, Any]) -> Mechanism:
+    """What `cfg.json` says of a plugin; other versions may say more, or less."""
+    return Mechanism(
+        name=plugin["name"],
+        version=plugin.get("version"),
+        options=plugin.get("options") or {},
+        package=plugin.get("package"),
+    )
+
+
 def _mapping(file: Path) -> dict[str, Any]:
     """A JSON or YAML file; empty where there is none."""
     read = json.loads if file.suffix == ".json" else parse
     try:
-        contents = read(file.read_text("utf-8"))
+        contents = not_too_deep(lambda: read(file.read_text("utf-8")))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import xxhash
 
+from sae_plugins.base.code import TRAINING
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import versions
+from sae_plugins.base.identity import Compared, Fact, listed, of_code, of_path
+from sae_plugins.base.secrets import redacted
+from sae_plugins.runs import sources
 from sae_plugins.runs.folder import RECIPE, SUMMARY
 from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import Settings, applies
 from sae_plugins.settings.settle import settle
-from sae_plugins.study.moved import FORMER
+from sae_plugins.study import origin
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study
 
 K = TypeVar("K", bound=Hashable)
@@ -33,7 +36,7 @@ _DIRECT = ("k", "target_l0")
 """Flags that are themselves an L0."""
 _NOT_IN_A_STUDY = (
     *("seed", "output_path", "overwrite", "resume", "checkpoint_path", "log_to_wandb"),
-    *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint"),
+    *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint", "accept_changes"),
     *("checkpoint_every", "keep_checkpoints", "resume_buffer", "prefetch_llm_batches"),
     *("eval_frequency", "eval_samples", "run_final_eval"),
 )
@@ -42,8 +45,8 @@ _ALIKE_FOR_ALL = (
     *("seqpos_slice", "exclude_special_tokens", "prepend_bos", "heldout_tokens"),
 )
 """Flags in which arms cannot differ and still be compared."""
-_KEYED_VERSIONS = ("sae-plugins", "sae-lens")
-"""Other versions than these do not make an SAE another one."""
+_KEYED_VERSIONS = ("sae-lens",)
+"""Other versions than these do not make an SAE another one; our own is known by its code."""
 _DIGITS = 3
 _PILOT_SEED = 10_000
 """Of the pilots, whatever the study's seeds are: another seed must not give other coefficients."""
@@ -61,6 +64,10 @@ class Cell:
         settings: of the run, as `sae-plugins train` would have them.
         untrained: it is left as it was drawn.
         pilot: it only serves to find the coefficient that gives an L0.
+        made_from: what is known of its data, its model and its code.
+        place: the name of the folder where it was found; None for that of its key.
+        compared: where it was found, what could not be compared; else, what has changed since the
+            SAE in its stead.
     """
 
     model: str
@@ -70,22 +77,37 @@ class Cell:
     settings: Settings
     untrained: bool = False
     pilot: bool = False
+    made_from: Mapping[str, Fact | None] = field(default_factory=dict)
+    place: str | None = None
+    compared: Compared = field(default_factory=lambda: Compared([]))
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """All that the SAE depends on."""
+        settings, found = redacted(self.settings.as_recipe({})), versions(_KEYED_VERSIONS)
+        return origin.facts(settings, self.untrained, found, self.made_from)
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that the SAE depends on, the text of the plugins' modules included."""
-        chosen = self.settings.plan.plugins
-        acting = [plugin for plugin, _ in chosen if not plugin.observes_only]
-        plugins = [(plugin.name, _text(inspect.getsourcefile(plugin))) for plugin in acting]
-        facts = [self.settings.as_recipe({}), self.untrained, versions(_KEYED_VERSIONS), plugins]
-        return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, default=str).encode())
+        """A hash of all that the SAE depends on."""
+        return origin.key(self.facts)
 
     @property
     def folder(self) -> Path:
-        """Of the run, relative to the study's; another one for other settings."""
+        """Of the run, relative to the study's; another one for another key."""
+        return Path(SAES, self.model, self.place or f"{self._stem}-{self.key[: origin.DIGITS]}")
+
+    @property
+    def _stem(self) -> str:
         parts = [self.arm, self.sparsity, "pilot" if self.pilot else "", f"seed{self.seed}"]
-        name = "_".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
-        return Path(SAES, self.model, f"{name}-{self.key[:8]}")
+        return "_".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+
+    def found_in(self, study_folder: Path) -> Cell:
+        """The cell, with the place of an SAE in the folder that was made from the same."""
+        if (study_folder / self.folder / RECIPE).is_file():
+            return self
+        place, compared = origin.find(study_folder / self.folder.with_name(self._stem), self.facts)
+        return replace(self, place=place.name if place else None, compared=compared)
 
     def summary(self, study_folder: Path) -> dict[str, Any] | None:
         """What the run says of itself; None if the SAE is not trained yet."""
@@ -97,15 +119,6 @@ class Cell:
         return summary if (folder / RECIPE).is_file() else None
 
 
-@cache
-def _text(file: str | None) -> str:
-    """A hash of a plugin's module, which its author may edit without a new version."""
-    if file is None:
-        return ""
-    digest = xxhash.xxh3_64_hexdigest(Path(file).read_bytes())
-    return FORMER.get(digest, digest)
-
-
 @dataclass(frozen=True)
 class StudyPlan:
     """The cells of a study, as far as they are known.
@@ -113,20 +126,33 @@ class StudyPlan:
     Attributes:
         cells: SAEs that are compared.
         pilots: SAEs between which coefficients for the wanted L0s are read.
-        warnings: L0s that cannot be reached.
+        warnings: L0s that cannot be reached, and SAEs of which too little is known.
     """
 
     cells: list[Cell]
     pilots: list[Cell]
     warnings: list[str]
 
+    @property
+    def changes(self) -> dict[str, int]:
+        """Why SAEs are trained again, and how many."""
+        cells = [cell for cell in (*self.pilots, *self.cells) if cell.compared.changes]
+        return Counter("; ".join(cell.compared.changes) for cell in cells)
 
-def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> StudyPlan:
+
+def plan(
+    study: Study,
+    pilot_l0: Callable[[Cell], float | None],
+    found: Callable[[Cell], Cell] = lambda cell: cell,
+    commits: Callable[[str, Flags], Flags] = lambda model, flags: {},
+) -> StudyPlan:
     """All cells of a study; those whose pilots are missing are left out until they are there.
 
     Args:
         study: the study.
         pilot_l0: L0 that a pilot has reached, 0 if it failed; None if it is not trained yet.
+        found: gives a cell its place, where its SAE lies.
+        commits: of what a model of the study and its flags name on the Hub, by flag.
 
     Raises:
         SaePluginsError: a flag of the study is wrong; says of which arm and model.
@@ -135,10 +161,12 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> StudyPlan:
     pilots: list[Cell] = []
     warnings: list[str] = []
     arms = study.all_arms()
+    finder = _Finder(found, cache(of_path))
     for name, model in study.models.items():
-        shared = _shared(name, model)
+        shared = shared_flags(name, model)
+        shared |= commits(name, shared)
         for arm_name, arm in arms.items():
-            make = _Maker(name, arm_name, arm, *arm.on_model(name, model), shared)
+            make = _Maker(name, arm_name, arm, *arm.on_model(name, model), shared, finder)
             flag, values = make.sparsity()
             if model.target_l0 and flag and flag not in _DIRECT:
                 tried = [make.cells(flag, x, [_PILOT_SEED], pilot=True)[0] for x in values]
@@ -152,10 +180,19 @@ def plan(study: Study, pilot_l0: Callable[[Cell], float | None]) -> StudyPlan:
                     raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
             for value in values if flag else [0.0]:
                 cells += make.cells(flag, value, study.seeds)
-    return StudyPlan(cells, pilots, warnings)
+    return StudyPlan(cells, pilots, [*warnings, *_unknown([*pilots, *cells])])
 
 
-def _shared(name: str, model: Model) -> Flags:
+def _unknown(cells: Sequence[Cell]) -> Iterator[str]:
+    kept = Counter(listed(cell.compared.unknown) for cell in cells if cell.compared.unknown)
+    for what, count in kept.items():
+        yield (
+            f"{count} SAE{'s' if count > 1 else ''} trained earlier are kept, though {what} could "
+            "not be compared: it was not noted then"
+        )
+
+
+def shared_flags(name: str, model: Model) -> Flags:
     """The flags that all arms share on a model, its recipe's included."""
     train = dict(model.train)
     named = {"recipe": train.pop("recipe")} if "recipe" in train else {}
@@ -175,6 +212,20 @@ def _checked(flags: Mapping[str, Any]) -> Flags:
 
 
 @dataclass(frozen=True)
+class _Finder:
+    """Finds out what a cell is made from, and where it lies; looks at each path once."""
+
+    found: Callable[[Cell], Cell]
+    of_path: Callable[[Path], Fact]
+
+    def __call__(self, cell: Cell) -> Cell:
+        settings = cell.settings
+        acting = [plugin for plugin, _ in settings.plan.plugins if not plugin.observes_only]
+        known = sources.made_from(settings.model_name, settings.values, self.of_path)
+        return self.found(replace(cell, made_from={**known, "code": of_code(TRAINING, acting)}))
+
+
+@dataclass(frozen=True)
 class _Maker:
     """Makes the cells of one arm on one model."""
 
@@ -184,6 +235,7 @@ class _Maker:
     train: Flags
     sparsities: Sparsity
     shared: Flags
+    finder: _Finder
 
     @property
     def where(self) -> str:
@@ -212,14 +264,16 @@ class _Maker:
         settings = self._settings({flag: number} if flag else {})
         sparsity = f"{flag}={value:g}" if flag else ""
         return [
-            Cell(
-                self.model,
-                self.arm_name,
-                sparsity,
-                seed,
-                replace(settings, values={**settings.values, "seed": seed}),
-                self.arm.untrained,
-                pilot,
+            self.finder(
+                Cell(
+                    self.model,
+                    self.arm_name,
+                    sparsity,
+                    seed,
+                    replace(settings, values={**settings.values, "seed": seed}),
+                    self.arm.untrained,
+                    pilot,
+                )
             )
             for seed in seeds
         ]

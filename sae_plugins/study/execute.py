@@ -22,6 +22,7 @@ from typing import Any
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.runs.folder import RECIPE, remove_run
+from sae_plugins.study import commits
 from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
@@ -48,7 +49,12 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
             return float(summary[L0])
         return None if failure(cell, folder) is None else 0.0
 
-    return plan(study, l0)
+    return plan(
+        study,
+        l0,
+        lambda cell: cell.found_in(folder),
+        lambda model, flags: commits.known(folder, model, flags),
+    )
 
 
 def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None:
@@ -60,10 +66,12 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
         SaePluginsError: the study is wrong, or the folder is in use or cannot be written to.
     """
     folder = folder.absolute()
-    pilots = plan_of(study, folder).pilots
+    plan_of(study, folder)  # which refuses what is wrong before there is a folder
     jobs = jobs or default_jobs(len(study.models) * len(study.seeds))
     with _locked(folder):
         write(folder / STUDY, as_yaml(study))  # as it was run last
+        commits.look_up(study, folder)
+        pilots = plan_of(study, folder).pilots
         waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
         pilots = [cell for cell in pilots if cell.model in waiting]
         progress.expect(len(pilots))
@@ -168,6 +176,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         for cell in members:
             settings, wanted = cell.settings, cell.settings.for_saelens()
             folder = task.folder / cell.folder
+            folder.parent.mkdir(parents=True, exist_ok=True)  # also of what says why it failed
             try:
                 setup = shared.sharing(wanted) if shared else load_setup(wanted)
                 recipe = recipe_of(settings, setup)
@@ -182,6 +191,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
                 folder=folder,
                 plan=settings.plan,
                 recipe=recipe,
+                made_from=cell.facts,
                 figures=False,  # the report has those of all
                 untrained=cell.untrained,
             )

@@ -13,11 +13,12 @@ from statistics import median
 from typing import Any
 
 from sae_plugins.base.files import versions
+from sae_plugins.base.fingerprints import fingerprint
+from sae_plugins.base.secrets import redacted
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
-from sae_plugins.eval_suites.inputs.cache import fingerprint
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.settings.values import as_text
 from sae_plugins.study import ENOUGH_SEEDS
@@ -170,7 +171,7 @@ def _arms(study: Study) -> list[ArmInfo]:
     infos = []
     for name, arm in study.all_arms().items():
         train, _ = arm.on_model(model, study.models[model])
-        texts = {flag: as_text(value) for flag, value in train.items()}
+        texts = {flag: as_text(value) for flag, value in redacted(train).items()}
         flags = " ".join(f"--{f} {text}" if text else f"no --{f}" for f, text in texts.items())
         infos.append(
             ArmInfo(

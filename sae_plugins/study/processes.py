@@ -6,15 +6,16 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any, Protocol
 
+from sae_plugins.base.children import safe_path
 from sae_plugins.base.errors import SaePluginsError
 
 
@@ -69,13 +70,12 @@ def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> 
             work(task, progress)
         return
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    with (
+    with ExitStack() as stack:
         # one bar is drawn, here
-        _environment(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"),
-        ProcessPoolExecutor(count, context, _begin, (queue,)) as pool,
-    ):
-        futures = [pool.submit(_pass_elsewhere, work, task) for task in tasks]
+        with safe_path(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"):
+            queue = context.Queue()
+            pool = stack.enter_context(ProcessPoolExecutor(count, context, _begin, (queue,)))
+            futures = [pool.submit(_pass_elsewhere, work, task) for task in tasks]
         try:
             _listen(futures, queue, progress)
         except BaseException:
@@ -89,21 +89,6 @@ def default_jobs(tasks: int) -> int:
     import torch
 
     return 1 if torch.cuda.is_available() else min(tasks, os.cpu_count() or 1)
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables for processes that are started inside."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 _queue: Any = None

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_plugins.base import text as base_text
+from sae_plugins.base import yaml_files
 from sae_plugins.base.files import write as write_file
 from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
@@ -287,7 +287,7 @@ def _verdict_row(contrast: Contrast) -> dict[str, Any]:
 
 
 def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).rstrip()
+    return yaml_files.dump(value, 100).rstrip()
 
 
 def _environment(**options: Any) -> Environment:

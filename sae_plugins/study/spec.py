@@ -246,10 +246,8 @@ def _slug(label: str, taken: Container[str]) -> str:
 
 def as_yaml(study: Study) -> str:
     """A study as a file of its own, without what is so anyway."""
-    import yaml
-
     contents = study.model_dump(mode="json", exclude_defaults=True)
-    return str(yaml.safe_dump(contents, sort_keys=False, allow_unicode=True, width=96))
+    return yaml_files.dump(contents, 96)
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ from sae_plugins.base import saelens as upstream
 from sae_plugins.base.saelens import ADAM_MOMENTS, TRAINER_COUNTERS
 from sae_plugins.base.seeds import random_states, set_random_states
 from sae_plugins.framework.architectures import ARCHITECTURES, architecture_of
-from sae_plugins.framework.trainer import COUNTERS
+from sae_plugins.framework.counters import COUNTERS
 from sae_plugins.runs import setup as jobs
 from sae_plugins.testing import (
     CASES,
@@ -477,6 +477,28 @@ def test_metadata(tmp_path: Path) -> None:
         _, config = save(tmp_path)
         saved = json.loads(Path(config).read_text())
         assert saved["metadata"]["sae_plugins"] == {"plugins": [{"name": "p"}]}
+
+
+@seam("`to_dict()` of both runners' configs")
+def test_what_runners_write_of_their_config(tmp_path: Path) -> None:
+    """In no other way: neither they nor the log turn it into JSON themselves."""
+    import sae_lens.config
+    import sae_lens.llm_sae_training_runner as language_model
+    import sae_lens.synthetic.synthetic_sae_runner as synthetic
+
+    for module, config in (
+        (language_model, language_model.LanguageModelSAERunnerConfig),
+        (synthetic, synthetic.SyntheticSAERunnerConfig),
+    ):
+        source = inspect.getsource(module)
+        assert "config=self.cfg.to_dict()" in source, "for wandb.init"
+        told = re.findall(r"json\.dump\((.*?)[,)]", source)
+        assert told
+        assert set(told) <= {"runner_config", "self.cfg.to_dict(", "eval_stats.to_dict("}
+        assert callable(config.to_dict)
+    assert inspect.getsource(language_model).count("runner_config = self.cfg.to_dict()") == 2
+    log = inspect.getsource(sae_lens.config.LoggingConfig.log)
+    assert set(re.findall(r"trainer\.(\w+)", log)) == {"sae", "cfg"}
 
 
 @seam("`SAETrainer.build_train_step_log_dict(output, n_training_samples)`")

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.values import booleans_as_text, fitting, read, validated
+from sae_plugins.framework.steps import Steps
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,12 @@ from sae_plugins.base.values import booleans_as_text, fitting, read, validated
         (int | float, "8.0", 8.0),
         (float | int, "8.0", 8.0),
         (int | float, "-0.5", -0.5),
+        (int | float, "1e-3", 0.001),
+        (int | float, ".5", 0.5),
+        (int | float, "10_000", 10_000),
+        (Steps, "10_000", 10_000),
+        (Steps, "1e-1", 0.1),
+        (str | float, "nan", "nan"),
         (int | None, "8.0", 8),
         (float | None, "8", 8.0),
         (str | None, "8.0", "8.0"),
@@ -51,6 +58,7 @@ def test_texts_are_read_as_their_types_have_them(annotation: Any, text: str, exp
     ("annotation", "text", "message"),
     [
         (int, "1.5e0", "--x '1.5e0': it must be a whole number"),
+        (int, "nan", "--x 'nan': it must be a whole number"),
         (int, "1e999999999", "--x '1e999999999': it must be a whole number"),
         (int, "k", "--x 'k': it must be a whole number"),
         (float | None, "fast", "--x 'fast': it must be a number or none"),

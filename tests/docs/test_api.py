@@ -28,7 +28,7 @@ from sae_plugins.framework import hookspecs, registry
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import EVENTS
 from sae_plugins.framework.run import Run
-from sae_plugins.runs import folder
+from sae_plugins.runs import folder, journal
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
 
@@ -60,7 +60,7 @@ def test_python_names() -> None:
     assert rows.pop("Plugin") == public(Plugin, "transient")
     assert rows.pop("Method") == public(Method)
     assert rows.pop("run") == public(Run, "metrics", "summary", "updates", "updated", "number")
-    of_the_framework = {"tracked", "state_dict", "load_state_dict", "carry_out"}  # it calls them
+    of_the_framework = {"tracked", "check_held", "state_dict", "load_state_dict", "carry_out"}
     assert rows.pop("run.features") == public(Features, "d_sae") - of_the_framework
     assert rows == {}
 
@@ -117,7 +117,8 @@ def test_files() -> None:
     of_saelens = {folder.RUNNER_CONFIG, folder.SYNTHETIC_RUNNER_CONFIG, "eval_stats.json"}
     of_saelens |= {f"{folder.SAELENS_CHECKPOINTS}/", "synthetic_model/"}
     for_a_while = {"*.partial", "training_summary*.json"}
-    names = [pattern.partition("/") for pattern in (*folder._PATTERNS, f"{folder.UNFINISHED}/")]
+    written = (*folder._PATTERNS, f"{folder.UNFINISHED}/", journal.JOURNAL)
+    names = [pattern.partition("/") for pattern in written]
     files = {first + slash for first, slash, _ in names} - of_saelens - for_a_while
     assert {*listed("Files of a run")} == {name.replace("*", "") for name in files}
 

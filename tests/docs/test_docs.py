@@ -72,7 +72,7 @@ def test_it_is_in_step_with_the_code(file: Path) -> None:
 
 def test_a_changed_option_or_row_is_noticed() -> None:
     text = (DOCS / "methods" / "hybrid-order.md").read_text("utf-8")
-    for said in ("`--reorder.interval` | `T` | `500`", "loss 6910.19", "`--accumulate` | `4`"):
+    for said in ("`--reorder.interval` | `T` | `0.1`", "loss 6910.19", "`--accumulate` | `4`"):
         assert said in text
         assert GENERATE["page"](text.replace(said, "something else")) == text
 

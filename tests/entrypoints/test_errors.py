@@ -33,9 +33,12 @@ CASES = [
     ),
     (
         "--plugin reorder --reorder.interval abc",
-        "--reorder.interval 'abc': it must be a whole number",
+        "--reorder.interval abc: it must be a whole number",
     ),
-    ("--plugin reorder --reorder.interval -5", "--reorder.interval -5: it must be at least 0"),
+    (
+        "--plugin reorder --reorder.interval -5",
+        "--reorder.interval -5: it must be a whole number of steps, at least 0, or a share",
+    ),
     ("--plugin reorder --reorder.key size", "it must be 'frequency' or 'cluster'"),
     ("--reorder.interval 5", "add --plugin reorder"),
     (

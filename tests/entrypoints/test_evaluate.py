@@ -62,8 +62,8 @@ class Fussy(Dummy):
 
 
 def load_subject(source):
-    if "missing" in source:
-        raise SuiteError(f"{source} is no folder")
+    if "damaged" in source:
+        raise SuiteError(f"{source} is damaged")
     return SimpleNamespace(
         name=Path(source).name, source=source, hash=(source.encode().hex() * 9)[:32],
         architecture="topk", d_in=4, d_sae=8, hook_name="blocks.1.hook_resid_post",
@@ -87,7 +87,7 @@ def run(monkeypatch, tmp_path, capsys):
         loader=SimpleNamespace(kind="a dummy"), check=lambda *_: None, load=lambda _: model
     )
     for name, functions in {
-        "evaluation.loading": {"load_subject": load_subject},
+        "evaluation.loading": {"load_subject": load_subject, "check_source": lambda _: None},
         "inputs.models": {
             "expected": lambda *_: expected,
         },
@@ -156,12 +156,12 @@ def test_an_evaluation_prints_its_plan_tables_and_files(run):
 
 
 def test_failures_and_what_does_not_apply_come_last_with_reasons(run):
-    done = run("runs/a runs/bad runs/missing --suite dummy --suite fussy --output_path out")
+    done = run("runs/a runs/bad runs/damaged --suite dummy --suite fussy --output_path out")
     assert done.code == 1
     last = done.out.splitlines()[-5:]
     assert "not applicable: fussy of a, bad: nothing pleases it" in last
     assert "FAILED: dummy of bad, seed 42: it is bad" in last
-    assert "FAILED: dummy, fussy of runs/missing, seed 42: runs/missing is no folder" in last
+    assert "FAILED: dummy, fussy of runs/damaged, seed 42: runs/damaged is damaged" in last
     assert run("runs/a --suite fussy").code == 0
 
 

@@ -240,7 +240,11 @@ def test_text_that_is_read_twice_is_news(tiny_world: Any):
         ("--architecture topk --k 10000", "--k 10000 must be at most the --d_sae 32"),
         ("--store_batch_size_prompts 8192", "the held-out text is less than"),
         ("--n_checkpoints 1000000000", "is more than the run's 31 steps"),
-        ("--d_sae 999999999", "--d_sae needs 528 GB of memory, and cpu has"),
+        (
+            "--d_sae 999999999",
+            "528.0 GB for the SAE with its gradients and Adam's moments (--d_sae",
+        ),
+        ("--d_sae 400000000", "of memory on cpu, where "),
         (f"{OTHER} tiny --hook_name x", "--model_name tiny needs --dataset_path"),
         (f"{OTHER} tiny --dataset_path x", "--model_name tiny needs --hook_name"),
         (

@@ -127,6 +127,7 @@ def test_what_does_not_fit_is_said_before_the_model_is_loaded(
     assert not there.exists()
 
 
+@pytest.mark.ci
 def test_tokens_without_a_tokenizer(there: Path) -> None:
     assert train(there, *AUTO, HUGGING, model="bare", text="tokens") == 0
 

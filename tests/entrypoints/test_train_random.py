@@ -408,9 +408,12 @@ COMMON = settings(
         ("--use_cached_activations", "needs --cached_activations_path FOLDER"),
         ("--use_cached_activations --cached_activations_path=nowhere", "nowhere is no folder"),
         ('--model_kwargs={"a":1}', "--model_kwargs {'a': 1} do not suit the model"),
-        ("--d_sae=10000000000", "--d_sae needs"),
-        ("--n_batches_in_buffer=1000000000000", "--n_batches_in_buffer needs"),
-        ("--store_batch_size_prompts=1000000000000", "--store_batch_size_prompts needs"),
+        (
+            "--d_sae=10000000000",
+            "TB for the SAE with its gradients and Adam's moments (--d_sae 10000000000)",
+        ),
+        ("--n_batches_in_buffer=1000000000000", "(--n_batches_in_buffer 1000000000000)"),
+        ("--store_batch_size_prompts=1000000000000", "(--store_batch_size_prompts 1000000000000)"),
         ("--architecture=topk --k=4 --use_sparse_activations", "cannot train topk SAEs"),
         ("--architecture=jumprelu --jumprelu_sparsity_loss_mode=quadratic", "needs --target_l0"),
         (

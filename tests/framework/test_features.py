@@ -420,3 +420,38 @@ def test_a_missing_parameter_is_refused() -> None:
     del sae.b_enc
     with plugins(Stateful), pytest.raises(PluginError, match=r"no parameter \['b_enc'\]"):
         tiny_trainer(sae)
+
+
+@pytest.mark.parametrize("event", ["before_forward", "step_ended"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_tracked_tensor_that_is_replaced_is_refused(event: str, step: int) -> None:
+    """It would train on silently, and no longer move with its features."""
+
+    class Replacing(Plugin):
+        name = "replacing"
+
+        @hookimpl
+        def attached(self, run: Run) -> None:
+            self.rate = run.features.track(self, "moving_rate", torch.zeros(D_SAE))
+
+        def replace(self, run: Run) -> None:
+            if run.step == step:
+                self.rate = 0.9 * self.rate
+
+        if event == "step_ended":
+
+            @hookimpl
+            def step_ended(self, run: Run) -> None:
+                self.replace(run)
+        else:
+
+            @hookimpl
+            def before_forward(self, run: Run) -> None:
+                self.replace(run)
+
+    with plugins(Replacing):
+        trainer = tiny_trainer(tiny_sae("standard"))
+    advance(trainer, tiny_batches(steps=step - 1))
+    with pytest.raises(PluginError, match=r"'replacing' has replaced its attribute 'rate'.*"
+                       r"'replacing/moving_rate'.*self\.rate\.copy_"):  # fmt: skip
+        advance(trainer, tiny_batches(steps=1))

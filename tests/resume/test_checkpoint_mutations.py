@@ -368,6 +368,49 @@ MUTATIONS = [
 ]
 
 
+def _put(tree: Any, path: str, value: Any) -> None:
+    *names, last = path.split("/")
+    for name in names:
+        tree = tree[name]
+    tree[last] = value
+
+
+IN_COUNTERS: dict[str, list[Any]] = {
+    "counters/n_training_steps": [16, 14, 0, -1, 10**9, "15", 15.0, None, [15]],
+    "counters/n_training_samples": [-32, 3, STEPS * 32, 10**9, "480", 480.0, None],
+    "counters/n_frac_active_samples": [0, -32, 481, 10**6, "480", None],
+    "counters/started_fine_tuning": [None, 1, "no"],
+    "counters/checkpoint_thresholds": [None, 3, ["a"], [None]],
+    "counters/n_forward_passes_since_fired": [torch.full((24,), v) for v in (-1.0, 99, torch.nan)],
+    "counters/act_freq_scores": [torch.full((24,), v) for v in (-1.0, torch.inf, torch.nan)],
+    "run/updates": [-1, 99, "15", None],
+    "lr_scheduler/last_epoch": [0, 14, 17, 10**9, "15", None],
+    "coefficient_schedulers/l1/current_step": [0, 14, 99, "15", None],
+    "optimizer/state/0/step": [torch.tensor(-1.0), torch.tensor(99.0)],
+}
+"""Where a run counts, and what cannot be there after 15 steps."""
+
+
+@pytest.mark.parametrize("place", IN_COUNTERS)
+def test_counters_that_do_not_fit_their_step_are_refused(
+    world: World, tmp_path: Path, place: str
+) -> None:
+    for number, value in enumerate(IN_COUNTERS[place]):
+        path = tmp_path / str(number) / step(15)
+        shutil.copytree(world.folder, path.parent)
+        tree = read_state(path)
+        trainer = tree["trainers"][0]
+        if place.startswith("optimizer"):
+            trainer["optimizer"]["state"][0]["step"] = value
+        else:
+            _put(trainer, place, value)
+        write_state(path, tree)
+        with pytest.raises(PluginError) as refused:
+            run(Checkpoints(path.parent, resume=True))
+        assert path.name in str(refused.value), value
+        assert CURE.search(str(refused.value)), value
+
+
 # -- what came of it -------------------------------------------------------------------------------
 
 

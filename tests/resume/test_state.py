@@ -370,7 +370,7 @@ def test_a_full_disk_leaves_the_older_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt(), MemoryError()], ids=repr)
 @pytest.mark.parametrize(
-    "where", ["resume.state.save_file", "base.files.os.replace", "resume.state._digest"]
+    "where", ["resume.state.save_file", "base.files.os.replace", "resume.state.digest_of"]
 )
 def test_an_error_in_the_middle_leaves_the_older_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str
@@ -474,7 +474,7 @@ def test_a_foreign_file_is_refused_and_nothing_in_it_is_run(
 def test_a_file_with_a_digest_and_another_encoding_is_refused(tmp_path: Path, text: str) -> None:
     """A later version's, say."""
     path, contents = tmp_path / "state.safetensors", {"x": torch.ones(3)}
-    save_file(contents, path, {"tree": text, "digest": state._digest(text, contents)})
+    save_file(contents, path, {"tree": text, "digest": state.digest_of(text, contents)})
     with pytest.raises(StateError, match=r"state\.safetensors"):
         read_state(path)
 

@@ -74,7 +74,9 @@ BASELINE = Paper(
 PAPERS = {
     "baseline-l1": BASELINE,
     "baseline-topk": Paper(TrainingSettings(), None, WARM_UP, {}, {"k": 320}),
-    "baseline-batchtopk": Paper(TrainingSettings(), None, WARM_UP, {}, {"k": 320}),
+    "baseline-batchtopk": Paper(
+        TrainingSettings(calibrate_threshold=True), None, WARM_UP, {}, {"k": 320}
+    ),
     "hybrid-order": Paper(
         TrainingSettings(accumulate=4, clip=1.0, loss_form="sum_of_squares"),
         0.04,
@@ -200,6 +202,7 @@ def begin(recipe: str, model: HookedTransformer, flags: str, folder: Path, steps
     command = f"train --recipe {recipe} --device cpu {flags} --output_path {folder}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "model_loader", model_loader)
+        patch.setattr(language_model, "commits", lambda *_: {})  # nobody asks the Hub
         patch.setattr(texts, "load_dataset", lambda _: text(model.cfg.d_vocab))
         patch.setattr(PluginTrainer, "step", limited)
         with pytest.raises(Enough):

@@ -20,7 +20,7 @@ from sae_plugins import Plugin, PluginError, hookimpl, plugins
 from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.resolve import resolve
-from sae_plugins.runs import checks, lockstep
+from sae_plugins.runs import lockstep, memory
 from sae_plugins.runs.load import load_setup
 from sae_plugins.runs.lockstep import LockstepRun, stream_key, train
 from sae_plugins.runs.recorder import Recorder
@@ -379,7 +379,7 @@ def test_what_does_not_fit_into_memory_trains_afterwards(monkeypatch: pytest.Mon
         )
         for one in together
     ]
-    needed = 4 * checks.numbers_in_training(together[0].setup.sae_config)
+    needed = 4 * memory.numbers_in_training(together[0].setup.sae_config)
     monkeypatch.setattr(lockstep, "memory_of", lambda device: 2.5 * needed / 0.5)
     told: list[tuple[int, int]] = []
     steps = lambda done, total: told.append((done, total))  # noqa: E731

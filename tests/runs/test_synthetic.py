@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from sae_lens import SAE
 from safetensors.torch import load_file
 
@@ -98,6 +99,34 @@ def test_sparse_activations_are_refused_where_training_has_them(architecture: st
             sae_config(settings, 48)
     else:
         assert sae_config(settings, 48).use_sparse_activations
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_short_run_has_the_l0_that_was_asked_for(architecture: str) -> None:
+    chosen = ("--architecture", architecture, "--k", "5", "--training_tokens", "1000")
+    run, lagging = train("run", *chosen), train("off", *chosen, "--calibrate_threshold", "false")
+    on, off = (json.loads((folder / "summary.json").read_text()) for folder in (run, lagging))
+    names = list(on)
+    assert names[names.index("heldout/l0") + 1] == "heldout/k"
+    assert on["heldout/k"] == 5
+    assert on["heldout/l0"] == pytest.approx(5, rel=0.1)
+    assert off["heldout/l0"] > 10, "SAELens' own"
+    config = json.loads((run / "cfg.json").read_text())
+    assert config["metadata"]["sae_plugins"]["training"]["calibrate_threshold"] is True
+    assert yaml.safe_load((run / "run.yaml").read_text())["calibrate_threshold"] is True
+    assert main(["train", "--recipe", "off/run.yaml", "--output_path", "again"]) == 0
+    assert same(lagging, Path("again"))
+
+
+def test_what_has_no_threshold_that_lags_is_not_calibrated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = train("run")
+    assert "calibrate_threshold" not in yaml.safe_load((run / "run.yaml").read_text())
+    line = ["train", "--model_name", "synthetic:small", "--calibrate_threshold"]
+    assert main([*line, "--output_path", "no"]) == 2
+    said = capsys.readouterr().err
+    assert "--calibrate_threshold: standard SAEs do not have it; batchtopk and" in said
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sae_plugins import recipes
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings.settle import settle
 
 
@@ -48,6 +49,25 @@ def test_defaults_then_method_then_recipe_then_flags(tmp_path: Path):
     assert flagged.plan.training.accumulate == 3
     assert flagged.plan.plugins[0][1].interval == 9
     assert flagged.get("lr_warm_up_steps") == 5
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("wandb_id", "me/run", "--wandb_id me/run: it must not have /; give a name without / "),
+        ("wandb_id", "a:b?", "it must not have ? :"),
+        ("wandb_id", " ", "--wandb_id ' ': it must not be empty"),
+        ("wandb_project", "mine#1", "--wandb_project mine#1: it must not have #"),
+        ("wandb_project", "x" * 129, "--wandb_project: it must have at most 128 characters"),
+    ],
+)
+def test_what_weights_and_biases_refuses_is_refused_before_training(
+    flag: str, value: str, said: str
+) -> None:
+    with pytest.raises(SaePluginsError) as refused:
+        settle({flag: value, "log_to_wandb": True})
+    assert said in str(refused.value)
+    assert settle({"wandb_id": "a-b.c_1", "wandb_project": "of mine", "log_to_wandb": True})
 
 
 def test_a_flag_that_leaves_a_plugin_out_takes_the_recipe_s_options_with_it(tmp_path: Path):

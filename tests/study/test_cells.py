@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from sae_plugins.base import identity
+from sae_plugins.base.code import code
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.study.cells import Cell, _text, plan
+from sae_plugins.study import origin
+from sae_plugins.study.cells import Cell, plan
 from sae_plugins.study.spec import Study
 
 TOY = {
@@ -111,20 +116,17 @@ def test_a_key_changes_with_what_the_sae_depends_on_and_with_nothing_else() -> N
     assert {k[0] for k in before if before[k] != untrained[k]} == {"topk"}
 
 
-def test_an_edited_plugin_gives_other_saes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "mine.py"
-    hashes = set()
-    for text in ("a = 1", "a = 2"):
-        file.write_text(text)
-        _text.cache_clear()
-        hashes.add(_text(str(file)))
-    assert len(hashes) == 2
-
+def test_an_edited_plugin_gives_other_saes(monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {"l1": {}, "other": {"train": {"plugin": ["reorder"]}}}
     keys = {cell.key: cell.arm for cell in plan(study(arms=arms), lambda _: None).cells}
-    monkeypatch.setattr("sae_plugins.study.cells._text", lambda file: f"{file}, edited")
-    edited = {cell.key for cell in plan(study(arms=arms), lambda _: None).cells}
-    assert {arm for key, arm in keys.items() if key not in edited} == {"other"}
+
+    def edited(patterns: Any, classes: Any = ()) -> dict[str, str | None]:
+        found = code(patterns, classes)
+        return {n: "another" if n.endswith("/reorder.py") else text for n, text in found.items()}
+
+    monkeypatch.setattr(identity, "code", edited)
+    again = {cell.key for cell in plan(study(arms=arms), lambda _: None).cells}
+    assert {arm for key, arm in keys.items() if key not in again} == {"other"}
 
 
 def test_coefficients_for_an_l0_are_read_between_pilots() -> None:
@@ -223,3 +225,105 @@ def test_options_of_other_arms_plugins_are_left_out() -> None:
     plain, reordered = cells(models={"toy": toy}, arms=arms, seeds=[0])
     assert options(plain) == {}
     assert options(reordered) == {"reorder": {"start": 9}}
+
+
+# -- what an SAE was made from ---------------------------------------------------------------------
+
+
+def on_text(folder: Path) -> list[Cell]:
+    train = {"recipe": "baseline-demo", "dataset_path": str(folder)}
+    models = {"world": {"train": train, "sparsity": {"l1_coefficient": [1]}, "suites": {}}}
+    return cells(models=models, seeds=[0])
+
+
+def test_data_that_are_replaced_under_the_same_path_give_other_saes(tmp_path: Path) -> None:
+    text, saes = tmp_path / "text", tmp_path / "study"
+    text.mkdir()
+    (text / "train.jsonl").write_text('{"text": "one"}\n')
+    (first,) = on_text(text)
+    assert first.key == on_text(text)[0].key
+    kept(saes, first)
+    assert first.found_in(saes).compared.changes == []
+    (text / "train.jsonl").write_text('{"text": "two"}\n')
+    (now,) = on_text(text)
+    assert now.key != first.key
+    assert now.found_in(saes).folder == now.folder != first.folder
+    assert now.found_in(saes).compared.changes == [
+        f"the dataset in {text} changed: 1 file (train.jsonl)"
+    ]
+
+
+def kept(folder: Path, cell: Cell, place: str | None = None, **facts: Any) -> Path:
+    """A folder as if the cell's SAE had been trained."""
+    made = folder / (cell.folder if place is None else cell.folder.with_name(place))
+    made.mkdir(parents=True)
+    (made / "run.yaml").write_text(yaml.safe_dump({"description": "x", "versions": {}}))
+    (made / origin.ORIGIN).write_text(json.dumps({**cell.facts, **facts}))
+    return made
+
+
+def test_an_sae_is_found_under_another_hash_if_no_known_fact_differs(tmp_path: Path) -> None:
+    cell, *_ = cells()
+    stem = cell.folder.name.rpartition("-")[0]
+    assert cell.found_in(tmp_path).place is None
+    code = cell.facts["made_from"]["code"]
+    other = {"files": {**code["files"], "framework/trainer.py": "another"}}
+    kept(tmp_path, cell, f"{stem}-00000000", made_from={**cell.facts["made_from"], "code": other})
+    found = cell.found_in(tmp_path)
+    assert found.place is None
+    assert found.compared.changes == ["framework/trainer.py changed"]
+    assert found.folder == cell.folder
+    settings = dict(cell.facts["settings"])
+    del settings["adam_beta2"]  # a flag that there was not yet
+    kept(tmp_path, cell, f"{stem}-11111111", settings=settings, made_from={})
+    found = cell.found_in(tmp_path)
+    assert found.place == f"{stem}-11111111"
+    assert found.compared.changes == []
+    assert found.compared.unknown == ["the embedded world", "the code"]
+    kept(tmp_path, cell)
+    assert cell.found_in(tmp_path).folder == cell.folder, "what is all the same comes first"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "7", '{"settings": [], "versions": {}}'])
+def test_what_cannot_be_read_is_no_sae_of_the_study(text: str, tmp_path: Path) -> None:
+    cell, *_ = cells()
+    made = kept(tmp_path, cell, f"{cell.folder.name[:-8]}00000000")
+    (made / origin.ORIGIN).write_text(text)
+    assert cell.found_in(tmp_path).place is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "change"),
+    [
+        ({"settings": {"lr": 0.5}}, "lr is 0.003, and was 0.5"),
+        ({"settings": {"untrained": True}}, "untrained is false, and was true"),
+        ({"versions": {"sae-lens": "1.0"}}, "and was 1.0"),
+    ],
+)
+def test_other_settings_and_versions_are_named(
+    facts: dict[str, Any], change: str, tmp_path: Path
+) -> None:
+    cell, *_ = cells()
+    stem = cell.folder.name.rpartition("-")[0]
+    changed = {name: {**cell.facts[name], **values} for name, values in facts.items()}
+    kept(tmp_path, cell, f"{stem}-00000000", **changed)
+    (named,) = cell.found_in(tmp_path).compared.changes
+    assert named.endswith(change)
+    known = plan(study(), lambda _: None, lambda one: one.found_in(tmp_path))
+    assert known.changes == {named: 1}
+
+
+def test_commits_are_a_part_of_what_saes_are_made_from() -> None:
+    train = {"model_name": "gpt2", "hook_name": "blocks.0.hook_resid_post", "dataset_path": "me/x"}
+    models = {"gpt": {"train": train, "sparsity": {"l1_coefficient": [1]}, "suites": {}}}
+    asked = study(models=models, seeds=[0])
+
+    def cell(**found: str) -> Cell:
+        return plan(asked, lambda _: None, commits=lambda model, flags: found).cells[0]
+
+    unknown, first = cell(), cell(dataset_revision="a" * 40, model_revision="b" * 40)
+    assert unknown.made_from["dataset"] is None
+    assert first.made_from["dataset"] == {"at": "me/x", "commit": "a" * 40}
+    assert first.settings.get("model_revision") == "b" * 40
+    other = cell(dataset_revision="c" * 40, model_revision="b" * 40)
+    assert len({unknown.key, first.key, other.key}) == 3

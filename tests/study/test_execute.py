@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 
+from sae_plugins.base import identity
+from sae_plugins.base.code import code
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock
 from sae_plugins.entrypoints.main import main
@@ -207,6 +210,74 @@ def test_a_changed_arm_is_all_that_is_done_again(
                 for f in (done[1], findings))  # fmt: skip
     assert {key[0] for key in new if new[key] != old[key]} == {"topk"}
     assert len(study_run.stale(study_run.plan_of(changed(arms=arms), copy), copy)) == 4
+
+
+def test_an_edited_module_is_named_and_its_saes_are_to_be_trained_again(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edited(patterns: Any, classes: Any = ()) -> dict[str, str | None]:
+        found = code(patterns, classes)
+        return {n: "another" if n.endswith("/reorder.py") else text for n, text in found.items()}
+
+    assert study_run.plan_of(changed(), copy).changes == {}
+    monkeypatch.setattr(identity, "code", edited)
+    known = study_run.plan_of(changed(), copy)
+    assert known.changes == {"mechanisms/reorder.py changed": 4}
+    missing = [cell.arm for cell in known.cells if cell.summary(copy) is None]
+    assert missing == ["reordered"] * 4
+    Path(copy, "mine.yaml").write_text(yaml.safe_dump(STUDY))
+    assert main(["study", "status", str(copy / "mine.yaml"), "--output_path", str(copy)]) == 0
+    said = capsys.readouterr().out
+    assert "4 SAEs are to be trained again: mechanisms/reorder.py changed" in said
+
+
+def test_saes_of_an_earlier_version_are_kept_and_what_is_unknown_is_said(copy: Path) -> None:
+    for made in copy.glob("saes/*/*/made_from.json"):
+        made.unlink()
+        made.parent.rename(made.parent.with_name(f"{made.parent.name[:-8]}0123abcd"))
+    known = study_run.plan_of(changed(), copy)
+    assert all(cell.summary(copy) for cell in known.cells)
+    assert study_run.stale(known, copy) == []
+    assert (
+        "12 SAEs trained earlier are kept, though the embedded world and the code could not be "
+        "compared: it was not noted then"
+    ) in gather("try", changed(), copy).warnings
+    models = json.loads(json.dumps(STUDY["models"]))
+    models["toy"]["train"]["lr"] = 0.25
+    known = study_run.plan_of(changed(models=models), copy)
+    assert known.changes == {"lr is 0.25, and was 0.003": 12}
+
+
+@pytest.mark.ci
+def test_data_that_are_replaced_are_trained_on(
+    tiny_world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, text = tiny_world.text("train")["tokens"], tmp_path / "text"
+    train = {
+        "dataset_path": str(text), "training_tokens": 512, "train_batch_size_tokens": 64,
+        "context_size": 16, "d_sae": 32, "store_batch_size_prompts": 4, "n_batches_in_buffer": 8,
+        "n_batches_for_norm_estimate": 1, "heldout_tokens": 64,
+    }  # fmt: skip
+    models = {"world": {"train": train, "sparsity": {"l1_coefficient": [1]}, "suites": {}}}
+    study = STUDY | {"models": models, "arms": {"l1": {}}, "seeds": [0]}
+    Path("mine.yaml").write_text(yaml.safe_dump(study))
+    command = ["study", "run", "mine.yaml", "--output_path", "out", "--jobs", "1"]
+
+    def weights() -> dict[str, bytes]:
+        assert main(command) == 0
+        return {p.parent.name: p.read_bytes() for p in Path("out").rglob("sae_weights*")}
+
+    Dataset.from_dict({"tokens": rows}).save_to_disk(text)
+    first = weights()
+    assert weights() == first
+    Dataset.from_dict({"tokens": [row[::-1] for row in rows]}).save_to_disk(text)
+    capsys.readouterr()
+    again = weights()
+    said = capsys.readouterr().out
+    assert f"1 SAE is to be trained again: the dataset in {text} changed: " in said
+    assert len(again) == 2
+    assert again.items() >= first.items(), "what was there stays"
+    assert len(set(again.values())) == 2
 
 
 def test_another_seed_and_other_settings_of_a_suite_leave_saes_alone(copy: Path) -> None:
@@ -484,6 +555,16 @@ def test_two_runs_of_one_study_are_not_at_once(
     with lock(tmp_path / "studies/mine", SaePluginsError("busy")):
         assert main(["study", "run", file]) == 1
     assert "this study is being run already" in capsys.readouterr().err
+
+
+def test_a_first_training_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """Nothing has made the folder in which the reason is written."""
+    toy = {**STUDY["models"]["toy"], "suites": {}}
+    toy["train"] = {**toy["train"], "device": "cuda:99"}
+    findings, _ = run(changed(models={"toy": toy}, seeds=[0]), tmp_path / "out")
+    assert {one.status for one in findings.trained} == {"failed"}
+    reasons = {one.reason or "" for one in findings.trained}
+    assert all("--device cuda:99 cannot be used" in reason for reason in reasons), reasons
 
 
 # -- processes -------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import pytest
 from pydantic import Field
 
+from sae_plugins.base.code import code
 from sae_plugins.base.errors import PluginError, SaePluginsError, SuiteError
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation import folder as module
+from sae_plugins.eval_suites.evaluation import plan
 from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
 from sae_plugins.eval_suites.evaluation.manifest import Manifest
 from sae_plugins.eval_suites.evaluation.results import Result
@@ -152,7 +154,7 @@ def loaders(monkeypatch):
         return state.data(revisions)
 
     fakes = {
-        "evaluation.loading": {"load_subject": load_subject},
+        "evaluation.loading": {"load_subject": load_subject, "check_source": lambda _: None},
         "inputs.models": {
             "expected": expected,
         },
@@ -254,10 +256,14 @@ def test_a_second_run_computes_nothing_and_changes_no_byte(evaluate):
     assert {p: p.read_bytes() for p in first.output.path.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("what", ["setting", "seed", "model", "data", "suite version", "damage"])
-def test_what_a_result_depends_on_makes_it_computed_anew(evaluate, loaders, what, monkeypatch):
+@pytest.mark.parametrize(
+    "what", ["setting", "seed", "model", "data", "suite version", "code", "damage"]
+)
+def test_what_a_result_depends_on_makes_it_computed_anew(
+    evaluate, loaders, what, monkeypatch, caplog
+):
     first = evaluate("runs/a")
-    suite, wishes = Dummy(), {}
+    suite, wishes, file = Dummy(), {}, ""
     if what == "setting":
         wishes["size"] = 5
     elif what == "seed":
@@ -268,10 +274,28 @@ def test_what_a_result_depends_on_makes_it_computed_anew(evaluate, loaders, what
         monkeypatch.setattr(Data, "version", "v2")
     elif what == "suite version":
         monkeypatch.setattr(Dummy, "version", 2)
+    elif what == "code":
+        (file,) = [name for name in code((), [Dummy]) if name.endswith("test_evaluate.py")]
+        edited = {**code((), [Dummy]), file: "another"}
+        monkeypatch.setattr(plan, "code", lambda patterns, suites: edited)
     else:
         (first.output.path / first.rows[0].file).write_text("{")
     evaluate("runs/a", suites=[suite], **wishes)
     assert suite.calls == ["prepare", "a"]
+    assert (f"results of dummy are computed again: {file} changed" in caplog.text) == (
+        what == "code"
+    )
+
+
+def test_a_result_of_an_earlier_version_stays(evaluate):
+    first = evaluate("runs/a")
+    file = first.output.path / first.rows[0].file
+    result = json.loads(file.read_text())
+    assert result.pop("code")
+    file.write_text(json.dumps(result))
+    suite = Dummy()
+    evaluate("runs/a", suites=[suite])
+    assert suite.calls == []
 
 
 def test_results_do_not_depend_on_the_order_of_saes(evaluate, tmp_path):
@@ -372,8 +396,10 @@ def test_later_evaluations_add_to_the_folder(evaluate):
 
 def test_data_are_read_at_the_commits_of_the_first_run(evaluate, loaders):
     evaluate()
+    assert loaders.revisions.pop() == {}
+    loaders.revisions.clear()
     evaluate(seeds=(43,))
-    assert loaders.revisions == [{}, {"open text": "commit1"}]
+    assert {*map(str, loaders.revisions)} == {str({"open text": "commit1"})}
 
 
 def test_an_interruption_keeps_what_is_finished(evaluate, tmp_path):

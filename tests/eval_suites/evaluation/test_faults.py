@@ -81,7 +81,7 @@ def test_bad_saes_do_not_stop_the_good_one(
         sae("narrow", d_in=48),
         sae("elsewhere", hook="blocks.9.hook_resid_post"),
         sae("broken", change=nan),
-        tmp_path / "nowhere",
+        tmp_path,
         sae("good"),
     ]
     assert evaluate(saes, tmp_path / "out") == 1
@@ -90,8 +90,32 @@ def test_bad_saes_do_not_stop_the_good_one(
     assert "have 192: it was trained on another model or hook" in said
     assert "sae-plugins-world has no hook 'blocks.9.hook_resid_post'; did you mean" in said
     assert "W_dec" in said
-    assert "nowhere is no folder" in said
+    assert f"{tmp_path.name} holds no SAE" in said
     assert list(results(tmp_path / "out")) == ["good 42"]
+
+
+def test_a_mistyped_path_is_refused_before_anything_is_loaded(
+    sae: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    good, file = sae("good"), tmp_path / "good/cfg.json"
+    monkeypatch.setattr("sae_lens.SAE.load_from_disk", None)
+    assert evaluate([good, tmp_path / "goood", file], tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'goood'} is no folder; name one, or give RELEASE:SAE_ID" in said
+    assert f"{file} is a file; name the folder {tmp_path / 'good'}" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_longer_than_the_model_s_are_refused(
+    sae: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--suite scr --scr.context_length 4000 --core.context_size 4000"
+    assert evaluate([sae("good")], tmp_path / "out", flags) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    for name in ("core.context_size", "scr.context_length"):
+        assert f"--{name} 4000 is too large: sae-plugins-world reads 256 tokens" in said
+    assert not list((tmp_path / "out").rglob("*.error.txt")), "each is a sentence"
 
 
 def test_two_saes_of_one_name(sae: Callable[..., Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from functools import partial
@@ -14,8 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_plugins.base.code import EVALUATING, code
+from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.eval_suites.inputs import cache as module
-from sae_plugins.eval_suites.inputs.cache import Cache, default_folder, fingerprint
+from sae_plugins.eval_suites.inputs.cache import Cache, default_folder
 
 KEY = fingerprint("a key")
 
@@ -91,6 +94,40 @@ def test_a_damaged_file_is_computed_anew(tmp_path, damage):
     assert cache.get("kind", KEY, lambda: entry(2.0))[0]["acts"][0] == 2
     assert cache.get("kind", KEY, never)[0]["acts"][0] == 2
     assert files(tmp_path) == [file]
+
+
+def test_one_flipped_bit_anywhere_is_seen_and_named(tmp_path, caplog):
+    cache, rng = Cache(tmp_path), random.Random(0)
+    cache.get("kind", KEY, entry)
+    (file,) = files(tmp_path)
+    content = file.read_bytes()
+    places = [*rng.sample(range(len(content)), 25), *range(len(content) - 8, len(content))]
+    for place in places:
+        caplog.clear()
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        tensors, texts = cache.get("kind", KEY, entry)
+        assert torch.equal(tensors["acts"], entry()[0]["acts"])
+        assert texts == entry()[1]
+        if file.read_bytes() == bytes(damaged):
+            continue  # white space, say, that means the same
+        assert f"{file} is damaged and is computed again" in caplog.text
+        assert cache.get("kind", KEY, never)[1] == texts
+
+
+def test_an_entry_of_other_code_is_not_used(tmp_path, monkeypatch):
+    Cache(tmp_path).get("kind", KEY, entry)
+    found = code(EVALUATING)
+    assert "eval_suites/saebench/shared_model.py" in found
+
+    def edited(patterns, suites=()):
+        return {**code(patterns, suites), "eval_suites/saebench/shared_model.py": "another"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "code", edited)
+        assert Cache(tmp_path).get("kind", KEY, lambda: entry(2.0))[0]["acts"][0] == 2
+    assert Cache(tmp_path).get("kind", KEY, never)[0]["acts"][0] == 1
 
 
 def test_a_folder_in_its_place_does_no_harm(tmp_path):

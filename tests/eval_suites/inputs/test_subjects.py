@@ -15,7 +15,7 @@ from sae_lens import SAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 
-from sae_plugins.base.errors import HubError, SuiteError
+from sae_plugins.base.errors import HubError, PluginError, SuiteError
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
@@ -338,7 +338,7 @@ def test_damaged_files(tmp_path):
         load_subject(str(weights.parent))
     config = saved(tmp_path / "config") / "cfg.json"
     config.write_text("{")
-    with pytest.raises(SuiteError, match=r"cfg.json is damaged"):
+    with pytest.raises(PluginError, match=r"cfg.json is damaged"):
         load_subject(str(config.parent))
     misfit = saved(tmp_path / "misfit")
     change(misfit, d_sae=D_SAE + 1)
@@ -495,7 +495,6 @@ def test_saebench_has_no_other_loaders():
 )
 def test_a_truth_value_that_is_a_text_is_refused(entries: Any, tmp_path: Path) -> None:
     change(saved(tmp_path / "sae"), **entries)
-    with pytest.raises(
-        SuiteError, match=r"(prepend_bos|apply_b_dec_to_input) in its cfg.json is a"
-    ):
+    said = r"(metadata.prepend_bos 'false'|apply_b_dec_to_input 'False'): it must be true or false"
+    with pytest.raises(PluginError, match=said):
         load_subject(str(tmp_path / "sae"))

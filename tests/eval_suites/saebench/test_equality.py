@@ -100,7 +100,7 @@ def one_random_state() -> Iterator[None]:
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("suite", ["core", "scr", "absorption"])
+@pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != PROBING])
 def test_the_second_sae_of_a_call_has_saebenchs_numbers(suite, lab):
     """Nothing of the first SAE reaches the second, neither in SAEBench nor here."""
     with one_random_state():

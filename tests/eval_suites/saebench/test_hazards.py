@@ -153,7 +153,8 @@ def test_hazard_05_scr_leaves_out_pairs(pairs, lab):
 
     with replaced(main, get_scr_plotting_dict=tied):
         if pairs == 2:
-            with pytest.raises(SuiteError, match="lacks scr_metric_threshold_2"):
+            named = "professor/nurse, Books/CDs_and_Vinyl"
+            with pytest.raises(SuiteError, match=f"undefined for {named}: the biased probe"):
                 lab.evaluate("scr", lab.topk)
             return
         scores = lab.evaluate("scr", lab.topk)

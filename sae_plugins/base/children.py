@@ -1,0 +1,48 @@
+"""Python processes that are started: none of them imports a module from the working directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""What tells Python 3.11 and later, in all processes below, to search no working directory."""
+
+
+@contextmanager
+def safe_path(**variables: str) -> Iterator[None]:
+    """Processes that are started inside import no module from the working directory.
+
+    `multiprocessing` starts `python -c ...`, for which Python puts the working directory first: a
+    file called pickle.py there would be run in place of the library's.
+
+    Args:
+        variables: environment variables for these processes.
+    """
+    with environment(**SAFE_PATH, **variables):
+        if sys.version_info >= (3, 11):
+            yield
+            return
+        before = os.getcwd()  # earlier versions do not know it
+        os.chdir(os.sep)  # where nobody else can write; a worker goes back when it is prepared
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Environment variables that are set inside, and for processes that are started there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

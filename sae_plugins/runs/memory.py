@@ -1,0 +1,171 @@
+"""Memory: what a run needs of it, and what there is, to a container and on a device."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.util import str_to_dtype
+
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.files import size
+from sae_plugins.runs.setup import SAELensSettings
+
+BUFFER_PEAK = 3.2
+"""What SAELens' buffer takes at most while it is mixed, measured, in times of its size."""
+_ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one thing takes of a device's memory.
+
+    Attributes:
+        what: it is, and the flags that it follows from.
+        count: of bytes.
+        device: torch's name of where it is.
+        is_there: it is in memory already.
+    """
+
+    what: str
+    count: float
+    device: str
+    is_there: bool = False
+
+
+def check_memory(needs: Sequence[Need]) -> None:
+    """Refuse what does not fit into memory together.
+
+    Raises:
+        PluginError: lists what needs how much, the largest first.
+    """
+    for device in dict.fromkeys(_name(need.device) for need in needs):
+        here = [need for need in needs if _name(need.device) == device]
+        needed = sum(need.count for need in here)
+        free = available(device) + sum(need.count for need in here if need.is_there)
+        if needed > free:
+            parts = sorted(here, key=lambda need: -need.count)
+            listed = ", ".join(f"{size(need.count)} for {need.what}" for need in parts)
+            raise PluginError(
+                f"the run needs {size(needed)} of memory on {device}, where {size(free)} are "
+                f"available: {listed}; lower the largest of these"
+            )
+
+
+def needs_of_sae(settings: SAELensSettings, sae: Any) -> list[Need]:
+    """What an SAE in training takes, and a batch that goes through it."""
+    batch = settings.runner.get("train_batch_size_tokens", 4096)
+    each = str_to_dtype(sae.dtype).itemsize
+    through = batch * (3 * sae.d_sae + sae.d_in)
+    return [
+        Need(
+            f"the SAE with its gradients and Adam's moments (--d_sae {sae.d_sae})",
+            numbers_in_training(sae) * each,
+            settings.device,
+        ),
+        Need(f"a batch (--train_batch_size_tokens {batch})", through * each, settings.device),
+    ]
+
+
+def numbers_in_training(sae: Any) -> int:
+    """Numbers that an SAE in training holds between steps, by its config."""
+    return int(4 * sae.d_sae * (2 * sae.d_in + 1))  # weights, gradients, Adam's two moments
+
+
+def needs_of_language_model(model: Any, config: Any, is_loaded: bool) -> list[Need]:
+    """What a language model takes, a batch of it, and the buffer that it fills.
+
+    Args:
+        model: with its shapes, if without numbers.
+        config: SAELens' of the run.
+        is_loaded: it is in memory already.
+    """
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
+    positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
+    bytes_per_token = config.sae.d_in * str_to_dtype(config.dtype).itemsize
+    prompts = config.store_batch_size_prompts
+    return [
+        Need(
+            "the language model",
+            sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+            config.llm_device,
+            is_there=is_loaded,
+        ),
+        Need(
+            f"a batch of it (--store_batch_size_prompts {prompts})",
+            prompts * config.context_size * bytes_per_token,
+            config.llm_device,
+        ),
+        Need(
+            "the buffer of activations, while it is mixed (--n_batches_in_buffer "
+            f"{config.n_batches_in_buffer})",
+            BUFFER_PEAK * config.n_batches_in_buffer * positions * bytes_per_token,
+            config.act_store_device,
+        ),
+    ]
+
+
+# -- what there is ---------------------------------------------------------------------------------
+
+
+def _name(device: str) -> str:
+    """One name for each device."""
+    known = torch.device(device)
+    return f"cuda:{known.index or 0}" if known.type == "cuda" else known.type
+
+
+def memory_of(device: str) -> float:
+    """Bytes of memory that a device has, at most."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    there = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min([there, *(limit for limit, _ in _limits(_ROOT))])
+
+
+def available(device: str) -> float:
+    """Bytes of memory that can still be taken on a device, within a container's limits."""
+    if torch.device(device).type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + kept)
+    free = memory_of(device)
+    with suppress(OSError):
+        known = re.search(r"^MemAvailable:\s*(\d+) kB", _read(_ROOT / "proc/meminfo"), re.MULTILINE)
+        free = 1024.0 * int(known[1]) if known else free
+    return min([free, *(limit - used for limit, used in _limits(_ROOT))])
+
+
+def _limits(root: Path) -> Iterator[tuple[float, float]]:
+    """Of each control group that this process is in: its limit, and what is used of it."""
+    try:
+        lines = _read(root / "proc/self/cgroup").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = base / path.lstrip("/")  # which a container may see as the root
+        for folder in (own, *own.parents[: len(own.relative_to(base).parts)]):
+            with suppress(OSError, ValueError):  # "max" is no number, and no limit
+                yield _limit(folder, *names)
+
+
+def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> tuple[float, float]:
+    most, used = (float(_read(folder / name)) for name in (limit, usage))
+    known = re.search(rf"^{reclaimable} (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+    return most, used - (float(known[1]) if known else 0.0)
+
+
+def _read(file: Path) -> str:
+    return file.read_text("utf-8")
