@@ -160,15 +160,20 @@ class Evaluation:
 
     def forecast(self) -> Forecast:
         """What `run` would do; the language models' hashes are taken from earlier runs."""
+        from sae_plugins.eval_suites.inputs.data_source import data_source
+
         done, costs = sum(row.status == "failed" for row in self.rows), []
         shared: set[Any] = set()
         for task in self._tasks:
-            data = self._data_of(task)
-            self._refuse(task, data)
+            self._refuse(task)
             if task.row.status != "planned":
                 done += 1
                 continue
             name = task.subject.model_name
+            data = None
+            if task.suite.needs_model:
+                with contextlib.suppress(Exception):
+                    data = data_source(self.request.data, name, self.output.manifest.revisions)
             task.place(self.output.manifest.models.get(self._known_as(name)), data)
             if self._is_finished(task, None):
                 task.row.status = "ok"
@@ -180,16 +185,6 @@ class Evaluation:
             )
             shared.add(group)
         return Forecast(done, costs)
-
-    def _data_of(self, task: Task) -> Data | None:
-        """What a task's suite would read; None where it reads nothing, or that is not there."""
-        from sae_plugins.eval_suites.inputs.data_source import data_source
-
-        if task.suite.needs_model:
-            with contextlib.suppress(SaePluginsError):
-                name = task.subject.model_name
-                return data_source(self.request.data, name, self.output.manifest.revisions)
-        return None
 
     def language_models(self) -> dict[str, str]:
         """By whose code each language model is loaded, in words, or why it cannot be."""
@@ -221,10 +216,13 @@ class Evaluation:
         """A language model in the manifest, which has its hash; loaded by a flag, it is another."""
         return f"{name} as {self.request.model_class}" if self.request.model_class else name
 
-    def _refuse(self, task: Task, data: Data | None) -> None:
+    def _refuse(self, task: Task) -> None:
         """Give the row its status and reason if its suite, its SAE and its model do not fit."""
-        task.refuse(data)
+        task.refuse()
         if task.row.status != "planned" or not task.suite.needs_model:
+            return
+        if lack := self._lack_of_text(task):
+            task.row.status, task.row.reason = "failed", lack
             return
         setting = task.suite.context
         flag, prompt = f"--{task.suite.name}.{setting}", None
@@ -234,6 +232,17 @@ class Evaluation:
             self._expect(task.subject.model_name).check(task.subject, flag, prompt)
         except Exception as error:
             task.row.status, task.row.reason = "failed", reason_of(error)
+
+    def _lack_of_text(self, task: Task) -> str | None:
+        """Why there is no open text of the name that a task's settings have, if so."""
+        from sae_plugins.eval_suites.inputs.data_source import data_source
+
+        text = task.suite.open_text(task.settings)
+        if text is not None:
+            with contextlib.suppress(SaePluginsError):  # which is said when the data are needed
+                data = data_source(self.request.data, task.subject.model_name)
+                return data.lack_of_text(text)
+        return None
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -249,7 +258,7 @@ class Evaluation:
                 if row.status == "failed":  # its SAE could not be loaded
                     progress.finished(row, again=False)
             for task in self._tasks:
-                self._refuse(task, self._data_of(task))
+                self._refuse(task)
                 if task.row.status != "planned":
                     task.place(None, None)
                     self._close(task)
