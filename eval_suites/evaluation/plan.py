@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.code import code
-from sae_plugins.base.errors import Problems, SaePluginsError, SuiteError
+from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.base.files import versions
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Row
@@ -80,18 +80,14 @@ class Task:
         folder = Path(f"{row.sae}-{self.subject.hash[:8]}")
         self.placed = folder / f"{suite.name}-seed{row.seed}-{key[:8]}"
 
-    def refuse(self, data: Data | None) -> None:
-        """Give the row its status and reason if the suite does not apply, or lacks its text."""
+    def refuse(self) -> None:
+        """Give the row its status and reason if the suite does not apply."""
         try:
             if self.suite.needs_model and not self.is_on_language_model:
                 model = self.subject.model_name
                 self.row.reason = f"needs a language model; this SAE was trained on {model}"
             else:
                 self.row.reason = self.suite.refusal(self.subject)
-                text = self.suite.open_text(self.settings)
-                lack = data.lack_of_text(text) if data and text else None
-                if lack and self.row.reason is None:
-                    raise SuiteError(lack)
         except Exception as error:
             self.row.status, self.row.reason = "failed", reason_of(error)
         else:

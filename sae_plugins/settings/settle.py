@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,11 @@ def _merged(
 
 def _placed(model_name: str) -> str:
     """A folder with a language model by its whole path, by which it is found from anywhere."""
-    folder = Path(model_name).expanduser()
-    return str(folder.absolute()) if (folder / "config.json").is_file() else model_name
+    with suppress(OSError, RuntimeError):  # a name that no file can have, or no user's home
+        folder = Path(model_name).expanduser()
+        if (folder / "config.json").is_file():
+            return str(folder.absolute())
+    return model_name
 
 
 def _note_coefficient(settings: Settings, given: Collection[str]) -> None:

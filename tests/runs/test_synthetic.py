@@ -85,7 +85,7 @@ def test_a_run_knows_the_truth_and_is_reproducible():
 @pytest.mark.usefixtures("small_pictures")
 def test_logging_to_wandb_changes_no_weight():
     off = train("off")
-    often = "--wandb_log_frequency 2 --eval_every_n_wandb_logs 2 --eval_frequency 1"
+    often = "--wandb_log_frequency 2 --eval_frequency 4"
     assert same(off, train("on", "--log_to_wandb", *often.split()))
 
 
