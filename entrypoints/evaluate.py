@@ -45,7 +45,7 @@ def _run(line: Line, problems: Problems) -> int:
     if given.get("list"):
         problems.stop()
         return list_suites(names)
-    if not line.operands:
+    if not line.operands and not line.unclear:
         problems.add(
             "name an SAE: the folder of a run, or RELEASE:SAE_ID, before the flags; see --help"
         )

@@ -58,13 +58,14 @@ def with_settings(
     suites = {}
     for name in names:
         stem = f"{name}."
-        own = {k.removeprefix(stem): text for k, text in options.items() if k.startswith(stem)}
+        own = {key: text for key, text in options.items() if key.startswith(stem)}
         if problems and not own:
             continue
         with problems:
             suite = registry.load(name)
             values = shortcuts_off(suite) if exact else {}
-            values |= {key: option_value(suite.Settings, key, text) for key, text in own.items()}
+            for key, text in own.items():
+                values[key.removeprefix(stem)] = option_value(suite.Settings, key, text)
             suites[name] = (suite, suite.settings(preset, values))
     return suites
 

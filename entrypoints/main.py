@@ -79,7 +79,12 @@ def _run(words: list[str]) -> int:
     if not command.owners:
         for name in (*line.unknown, *line.options):
             problems.add(unknown_flag(name, flags, command=command.name))
-    if command.operand and "..." not in command.operand and len(line.operands) != 1:
+    if not all(map(str.strip, line.operands)):
+        problems.add(f"what stands for {command.operand} is empty: is a shell variable not set?")
+        line.unclear += [text for text in line.operands if not text.strip()]
+        line.operands = [text for text in line.operands if text.strip()]
+    one = command.operand and "..." not in command.operand and not line.unclear
+    if one and len(line.operands) != 1:
         problems.add(f"give one {command.operand}: sae-plugins {command.name} {command.operand}")
     if command.run is None:
         problems.stop()

@@ -58,7 +58,7 @@ def _run(line: Line, problems: Problems) -> int:
     from sae_plugins.share.repository import Repository
 
     given = {name: line.given.get(name, flag.default) for name, flag in _FLAGS.items()}
-    sources, repo = _names(line.operands, problems)
+    sources, repo = _names(line.operands, problems) if not line.unclear else ([], "")
     with problems:
         check_branch(given["revision"])
     with problems:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import Problems, nearest
+from sae_plugins.base.errors import Problems, SaePluginsError, nearest
+from sae_plugins.settings.command_line import Bare, needs_value
 from sae_plugins.settings.suggestions import Owners, unknown_option
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ def merged_options(
         for key, value in source.items():
             name, dot, option = key.partition(".")
             if dot and name in chosen:
-                options.setdefault(name, {})[option] = option_value(
-                    chosen[name].Options, option, value
-                )
+                with problems:
+                    value = option_value(chosen[name].Options, key, value)
+                    options.setdefault(name, {})[option] = value
             elif dot and not (source is recipe and changed):
                 whose = "the recipe's " if source is recipe else ""
                 problems.add(whose + unknown_option(key, owners(chosen)))
@@ -101,9 +102,18 @@ def owners(chosen: Mapping[str, type[Plugin]]) -> Owners:
     return Owners("plugin", named, registry.options())
 
 
-def option_value(options: type[BaseModel], name: str, value: Any) -> Any:
-    """A text as the option of this name has it; other values, and of unknown names, stay."""
+def option_value(options: type[BaseModel], key: str, value: Any) -> Any:
+    """A text as the option of this key has it; other values, and of unknown options, stay.
+
+    Raises:
+        SaePluginsError: there is no text, and the option cannot be true.
+    """
     from sae_plugins.base.values import read
 
-    known = options.model_fields.get(name)
-    return read(known.annotation, value) if known and isinstance(value, str) else value
+    known = options.model_fields.get(key.rpartition(".")[2])
+    if not known or not isinstance(value, str):
+        return value
+    found = read(known.annotation, value)
+    if isinstance(value, Bare) and found is not True:
+        raise SaePluginsError(needs_value(key))
+    return found

@@ -13,6 +13,10 @@ from sae_plugins.settings.suggestions import unknown_flag
 _BOOLEANS = ("true", "false", "yes", "no")
 
 
+class Bare(str):
+    """What an option without a value says, "true"; it needs a value unless it can be true."""
+
+
 @dataclass
 class Line:
     """A command line, by its parts.
@@ -22,12 +26,14 @@ class Line:
         given: values by flag.
         options: texts by the option of a plugin or a suite, such as "reorder.interval".
         unknown: flags that there are not.
+        unclear: what follows these and may be operands, and operands that are empty.
     """
 
     operands: list[str] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
 
 
 def parse(
@@ -58,8 +64,9 @@ def parse(
         has_value = "=" in rest[0]
         name, values = _taken(rest)
         flag = flags.get(name)
-        if flag is None and "." not in name:
+        if flag is None and name.find(".") < 1:  # an option has an owner
             line.unknown.append(name)
+            line.unclear += values
             continue
         if flag is not None and not flag.is_list:
             takes = 1
@@ -73,12 +80,19 @@ def parse(
                     "--"
                 )
         if flag is None:
-            line.options[name] = " ".join(values or ["true"])
+            line.options[name] = " ".join(values) if values else Bare("true")
         elif not values and "bool" not in flag.alternatives:
-            problems.add(f"--{name} needs a value: --{name} VALUE")
+            problems.add(needs_value(name))
+        elif not all(map(str.strip, values)):
+            problems.add(f"--{name}: it is empty")
         else:
             _set(line.given, flag, values, problems)
     return line
+
+
+def needs_value(name: str) -> str:
+    """What to say about a flag or an option without a value."""
+    return f"--{name} needs a value: --{name} VALUE"
 
 
 def train_flags(words: Sequence[str]) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def unknown_flag(
     if name in REFUSED:
         return f"--{name} is not available: {REFUSED[name]}"
     owners, flags = owners or Owners(), list(flags)
+    wrong = f"there is no flag --{name}"
+    name = name.lstrip(".")  # an option without its owner
     options = {
         option: _having(option, owners.chosen) for has in owners.chosen.values() for option in has
     }
@@ -62,7 +64,7 @@ def unknown_flag(
         ]
     )
     cure = owners.did_you_mean(meant) if meant else ""
-    return f"there is no flag --{name}: {cure or f'`sae-plugins {command} --help` lists all flags'}"
+    return f"{wrong}: {cure or f'`sae-plugins {command} --help` lists all flags'}"
 
 
 def unknown_option(key: str, owners: Owners) -> str:

@@ -83,6 +83,34 @@ LINES = {
     "recipes show gemma": ["no recipe 'gemma': did you mean 'gemma-2-2b'?"],
     "recipes list --long": ["no flag --long: `sae-plugins recipes list --help` lists all flags"],
     "completion fish": ["no completion for 'fish', only for bash and zsh"],
+    # an option without its plugin or its value
+    "train --plugin reorder --.start 5": ["no flag --.start: did you mean '--reorder.start'?"],
+    "train --.x 5": ["no flag --.x: `sae-plugins train --help` lists all flags"],
+    "evaluate runs/a --suite core --.context_size 5": [
+        "no flag --.context_size: did you mean '--core.context_size'?"
+    ],
+    "evaluate --.x 5": ["no flag --.x: `sae-plugins evaluate --help` lists all flags"],
+    "train --plugin reorder --reorder.start": ["--reorder.start needs a value"],
+    "train --plugin reorder --reorder.key --lr 1": ["--reorder.key needs a value"],
+    "evaluate runs/a --core.context_size": ["--core.context_size needs a value"],
+    # empty texts, as variables of the shell are that are not set
+    "train --output_path ''": ["--output_path: it is empty"],
+    "train --model_name= --recipe ' '": ["--model_name: it is empty", "--recipe: it is empty"],
+    "train --plugin ''": ["--plugin: it is empty"],
+    "evaluate runs/a --suite ''": ["--suite: it is empty"],
+    "evaluate ''": ["what stands for SAE... is empty"],
+    "study run ''": ["what stands for STUDY is empty"],
+    "study run ' ' --output_path=": [
+        "what stands for STUDY is empty",
+        "--output_path: it is empty",
+    ],
+    "recipes show ''": ["what stands for RECIPE is empty"],
+    "upload runs/a ''": ["what stands for RUN... USER/REPO is empty"],
+    # a flag that there is not, and what may be an operand behind it
+    "evaluate --dryrun runs/a": ["no flag --dryrun: did you mean '--dry_run'?"],
+    "study run --job 2 quick": ["no flag --job: did you mean '--jobs'?"],
+    "study run --job quick": ["no flag --job: did you mean '--jobs'?"],
+    "upload --dryrun runs/a me/saes": ["no flag --dryrun: did you mean '--dry_run'?"],
     # combinations that are wrong
     "train --architecture topk --plugin linear-l1 --l1_coefficient 2": [
         "--l1_coefficient: topk SAEs do not have it; standard and gated SAEs do",
