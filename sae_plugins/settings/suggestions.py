@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sae_plugins.base.errors import CLEAR, did_you_mean, nearest
@@ -17,11 +17,15 @@ class Owners:
         kind: "plugin" or "suite", which is also the flag that chooses one.
         chosen: options by name, of those that are chosen.
         installed: options by name, of all.
+        left_out: names of those that --without leaves out.
+        replaced: names of those that the flag which chooses one would replace: a recipe's.
     """
 
     kind: str = "plugin"
     chosen: Mapping[str, Iterable[str]] = field(default_factory=dict)
     installed: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    left_out: Collection[str] = ()
+    replaced: Sequence[str] = ()
 
     def did_you_mean(self, flags: Sequence[str]) -> str:
         """A question that names flags and options, these with what else they need."""
@@ -72,11 +76,13 @@ def unknown_option(key: str, owners: Owners) -> str:
     if name in owners.installed and elsewhere and not owners.installed[name]:
         meant = owners.did_you_mean(elsewhere)
         return f"--{key}: {name!r} has no options of its own: {meant}"
+    if name in owners.left_out:
+        return f"--{key}: --without leaves the plugin {name!r} out; leave the option out, too"
     if name in owners.installed:
-        again = ", and name those of a recipe again, which --plugin replaces"
+        again = f" (--{owners.kind} replaces the recipe's)" if owners.replaced else ""
         return (
-            f"--{key}: the {owners.kind} {name!r} is not chosen: add --{owners.kind} {name}"
-            f"{again if owners.kind == 'plugin' else ''}; or leave the option out"
+            f"--{key}: the {owners.kind} {name!r} is not chosen: add --{owners.kind} "
+            f"{' '.join([*owners.replaced, name])}{again}; or leave the option out"
         )
     wrong = f"--{key}: no {owners.kind} {name!r} is installed"
     for known in (owners.chosen, owners.installed):

@@ -83,9 +83,28 @@ LINES = {
     "recipes show gemma": ["no recipe 'gemma': did you mean 'gemma-2-2b'?"],
     "recipes list --long": ["no flag --long: `sae-plugins recipes list --help` lists all flags"],
     "completion fish": ["no completion for 'fish', only for bash and zsh"],
+    "train --recipe hybrid-order-demo --without hybrid-order": [
+        "--without 'hybrid-order': it is a method, and --without takes mechanisms: those of "
+        "hybrid-order are "
+    ],
+    "train --recipe hybrid-order-demo --without reorder --reorder.start 5": [
+        "--reorder.start: --without leaves the plugin 'reorder' out; leave the option out, too"
+    ],
+    "train --reorder.start 200": [
+        "--reorder.start: the plugin 'reorder' is not chosen: add --plugin reorder; or leave the "
+        "option out"
+    ],
+    "train --recipe hybrid-order-demo --resample.every 200": [
+        "'resample' is not chosen: add --plugin hybrid-order resample (--plugin replaces the "
+        "recipe's); or leave the option out"
+    ],
+    "train --k 8": [
+        "--k: standard SAEs do not have it; topk, abstopk, batchtopk and matryoshka_batchtopk SAEs "
+        "(--architecture) do"
+    ],
     # combinations that are wrong
     "train --architecture topk --plugin linear-l1 --l1_coefficient 2": [
-        "--l1_coefficient: topk SAEs do not have it; standard and gated SAEs do",
+        "--l1_coefficient: topk SAEs do not have it; standard and gated SAEs (--architecture) do",
         "--architecture topk: plugin 'linear-l1' does not work on topk SAEs",
     ],
     "train --training_tokens 10k --train_batch_size_tokens 1k --lr_warm_up_steps 2k": [
