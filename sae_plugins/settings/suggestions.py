@@ -8,6 +8,18 @@ from dataclasses import dataclass, field
 from sae_plugins.base.errors import CLEAR, did_you_mean, nearest
 from sae_plugins.settings.flags import REFUSED
 
+ELSEWHERE = {
+    "batch_size": ("train_batch_size_tokens",),
+    "epochs": ("training_tokens",),
+    "l0": ("target_l0", "k"),
+    "l1": ("l1_coefficient",),
+    "layer": ("hook_name",),
+    "learning_rate": ("lr",),
+    "sae": ("architecture",),
+    "steps": ("training_tokens",),
+}
+"""What other tools call flags, and which of ours say that."""
+
 
 @dataclass(frozen=True)
 class Owners:
@@ -53,12 +65,19 @@ def unknown_flag(
         return "--version goes to the program itself: `sae-plugins --version`"
     if name in REFUSED:
         return f"--{name} is not available: {REFUSED[name]}"
-    owners, flags = owners or Owners(), list(flags)
+    owners, flags = owners or Owners(), [*flags, "help"]
+    owner = name.replace("_", "-").lower()
+    if owners.chosen.get(owner):
+        options_of = ", ".join(f"--{owner}.{option}" for option in owners.chosen[owner])
+        return f"there is no flag --{name}: the options of {owner} are {options_of}"
+    if owner in owners.installed:
+        return f"there is no flag --{name}: did you mean '--{owners.kind} {owner}'?"
     options = {
         option: _having(option, owners.chosen) for has in owners.chosen.values() for option in has
     }
     meant = (
         _having(name, owners.chosen)
+        or [flag for flag in ELSEWHERE.get(name.replace("-", "_").lower(), ()) if flag in flags]
         or nearest(name, flags, CLEAR)
         or _having(name, owners.installed)
         or [
