@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sae_plugins.base.errors import Problems
+from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import Flag
+
+ELSEWHERE = {
+    "help": "did you mean `sae-plugins --help`?",
+    "version": "did you mean `sae-plugins --version`?",
+    "recipes run": "did you mean `sae-plugins train --recipe RECIPE`?",
+    "recipes train": "did you mean `sae-plugins train --recipe RECIPE`?",
+    "plugins install": "plugins come with Python packages, which `pip install` installs",
+}
+"""What to say about words that are no commands here, but may be taken for some."""
 
 
 @dataclass(frozen=True)
@@ -44,5 +53,19 @@ class Command:
     actions: tuple[Command, ...] = ()
 
     def below(self, word: str) -> Command | None:
-        """The action of this name."""
+        """The action of this name; None if there is none.
+
+        Raises:
+            SaePluginsError: it is what others call something that has another name here.
+        """
+        whole = f"{self.name} {word}".lstrip()
+        if meant := ELSEWHERE.get(whole) or (self.name == "study" and _run_of(word)):
+            raise SaePluginsError(f"there is no command {whole!r}: {meant}")
         return next((each for each in self.actions if each.name.split()[-1] == word), None)
+
+
+def _run_of(study: str) -> str:
+    from sae_plugins import studies
+
+    is_one = study.endswith(".yaml") or study in studies.names()
+    return f"did you mean `sae-plugins study run {study}`?" if is_one else ""

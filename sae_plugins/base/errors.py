@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+ALIKE = 0.75
+"""How alike two names must be for the one to be suggested in place of the other."""
 CLEAR = 0.8
 """How alike two names must be for the one to be a misspelling of the other beyond doubt."""
 
@@ -98,15 +100,34 @@ class Problems:
             raise kind(*self.sentences)
 
 
-def nearest(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:
-    """Known names that `name` may be a misspelling of, the nearest first.
+def nearest(name: str, known: Iterable[str], alike: float = ALIKE) -> list[str]:
+    """Up to three known names that `name` may be a misspelling of, the nearest first.
 
     Beside one that it is a misspelling of beyond doubt, only those that are about as near.
     """
-    names = difflib.get_close_matches(name, sorted(known), n=3, cutoff=alike)
-    ratios = [difflib.SequenceMatcher(None, near, name).ratio() for near in names]
-    least = ratios[0] - 0.1 if ratios and ratios[0] >= CLEAR else alike
-    return [near for near, ratio in zip(names, ratios, strict=True) if ratio >= least]
+    likeness = {one: _likeness(_folded(one), _folded(name)) for one in sorted(known)}
+    near = sorted((one for one in likeness if likeness[one] >= alike), key=lambda x: -likeness[x])
+    least = likeness[near[0]] - 0.1 if near and likeness[near[0]] >= CLEAR else alike
+    return [one for one in near[:3] if likeness[one] >= least]
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _likeness(one: str, other: str) -> float:
+    """From 0 to 1: how many letters two names share, unless chance alone explains it."""
+    short, long = sorted((one, other), key=len)
+    matcher = difflib.SequenceMatcher(None, one, other)
+    ratio = matcher.ratio()
+    is_part = re.search(rf"(?<![a-z0-9]){re.escape(short)}", long) and ratio >= 0.5
+    if len(short) > 2 and is_part:
+        return max(ratio, ALIKE)
+    if len(short) > 3:
+        return ratio
+    same = sum(block.size for block in matcher.get_matching_blocks())
+    is_near = short[:1] == long[:1] and len(long) - same <= 1
+    return max(ratio, ALIKE) if is_near else 0.0
 
 
 def did_you_mean(name: str, known: Iterable[str], stem: str = "") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import PluginError, did_you_mean, prefixed
+from sae_plugins.base.errors import PluginError, did_you_mean, nearest, prefixed
 from sae_plugins.base.files import not_too_deep
 from sae_plugins.base.secrets import redacted
 
@@ -107,12 +107,14 @@ def dump(tree: Mapping[str, Any], width: int | None = None) -> str:
 
 def _find(kind: str, name_or_file: str, packaged: Path, folder: Path) -> Path:
     """A file below `folder` or anywhere, if it looks like one; else a packaged one."""
+    known = names(packaged)
     if name_or_file.endswith((".yaml", ".yml")):
         path = folder / Path(name_or_file).expanduser()
         if not path.is_file():
-            raise PluginError(f"there is no {kind} file {name_or_file}")
+            near = nearest(path.stem, known)
+            cure = f": {did_you_mean(path.stem, known)}" if near else ""
+            raise PluginError(f"there is no {kind} file {name_or_file}{cure}")
         return path
-    known = names(packaged)
     if not re.fullmatch(r"[\w-]+", name_or_file) or name_or_file not in known:
         raise PluginError(
             f"there is no {kind} {name_or_file!r}: {did_you_mean(name_or_file, known)} "

@@ -65,6 +65,10 @@ def find(name: str, group: str, what: str, where: str) -> Installed:
     if name not in installed(group):
         _installed.cache_clear()  # it may have been installed meanwhile, as notebooks do
     entries = installed(group)
+    if name not in entries and "," in name:
+        raise PluginError(
+            f"no {what} {name!r} is installed: separate several names by blanks, not by commas"
+        )
     if name not in entries:
         raise PluginError(
             f"no {what} {name!r} is installed: {did_you_mean(name, entries)} (`{where}` shows all)"

@@ -169,7 +169,7 @@ def choose(names: Sequence[Selected], without: Collection[str] = ()) -> Choice:
     """What a user's names come down to.
 
     Raises:
-        PluginError: an unknown name, one chosen twice, or a plugin left out that another requires.
+        PluginError: unknown names, one chosen twice, or a plugin left out that another requires.
     """
     methods, mechanisms = _expand(names)
     chosen = {plugin.name: plugin for plugin in mechanisms}
@@ -179,14 +179,25 @@ def choose(names: Sequence[Selected], without: Collection[str] = ()) -> Choice:
         raise PluginError(f"plugin {twice!r} is chosen twice; plugin names must be unique")
     left = {name: plugin for name, plugin in chosen.items() if name not in without}
     _add_required(left, frozenset(without))
+    problems, of_methods = Problems(), {method.name: method.mechanisms for method in methods}
     for name in without:
-        if name not in chosen:
-            raise PluginError(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
+        if name in of_methods:
+            problems.add(
+                f"--without {name!r}: it is a method, and --without takes mechanisms: those of "
+                f"{name} are {', '.join(of_methods[name])}"
+            )
+        elif name not in chosen:
+            problems.add(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
+    problems.stop(PluginError)
     return Choice(methods, left)
 
 
 def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:
-    loaded = [registry.load(name) if isinstance(name, str) else name for name in names]
+    problems, loaded = Problems(), []
+    for name in names:
+        with problems:
+            loaded.append(registry.load(name) if isinstance(name, str) else name)
+    problems.stop(PluginError)
     for selected in loaded:
         if not isinstance(selected, type):
             raise PluginError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, nearest
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def corrected(names: list[str], problems: Problems) -> dict[str, str | None]:
-    """What unknown plugins and methods are misspellings of, None if nothing is near."""
+    """What plugins and methods that cannot be had are misspellings of, None if nothing is near."""
     from sae_plugins.framework import registry
 
     meant: dict[str, str | None] = {}
     for name in names:
-        entries = registry.installed().get(name)
-        if not entries and not problems.mention(repr(name)):
-            with problems:
-                registry.find(name, registry.GROUP, "plugin", "sae-plugins plugins list")
-        if not entries:
-            meant[name] = next(iter(nearest(name, registry.installed())), None)
+        with Problems() as own:
+            registry.load(name)
+        if own:
+            known = registry.installed()
+            meant[name] = None if name in known else next(iter(nearest(name, known)), None)
+            problems.add(*([] if problems.mention(repr(name)) else own.sentences))
     return meant
 
 
@@ -69,6 +69,7 @@ def merged_options(
     recipe: Mapping[str, Any],
     flags: Mapping[str, Any],
     chosen: Mapping[str, type[Plugin]],
+    owners: Owners,
     problems: Problems,
 ) -> dict[str, dict[str, Any]]:
     """Options by plugin: the recipe's, unless flags left their plugin out, under the flags'."""
@@ -83,7 +84,7 @@ def merged_options(
                     options.setdefault(name, {})[option] = value
             elif dot and not (source is recipe and changed):
                 whose = "the recipe's " if source is recipe else ""
-                problems.add(whose + unknown_option(key, owners(chosen)))
+                problems.add(whose + unknown_option(key, owners))
     if "output_path" in options.get("recorder", {}):
         problems.add(
             "--recorder.output_path: here the recorder writes into the run's folder, which is "
@@ -94,12 +95,14 @@ def merged_options(
     return options
 
 
-def owners(chosen: Mapping[str, type[Plugin]]) -> Owners:
-    """The options of the chosen plugins, and those of all that are installed."""
+def owners(
+    chosen: Mapping[str, type[Plugin]], left_out: Collection[str], replaced: Sequence[str]
+) -> Owners:
+    """The options of the chosen plugins, and those of all that are installed; see `Owners`."""
     from sae_plugins.framework import registry
 
     named = {name: list(plugin.Options.model_fields) for name, plugin in chosen.items()}
-    return Owners("plugin", named, registry.options())
+    return Owners("plugin", named, registry.options(), left_out, replaced)
 
 
 def option_value(options: type[BaseModel], key: str, value: Any) -> Any:

@@ -69,9 +69,10 @@ def settle(
     recipe, flags = choice.renamed(recipe, meant), choice.renamed(flags, meant)
     existing = [right for name in names if (right := meant.get(name, name))]
     chosen = choice.choose(existing, without, {*recipe, *flags}, problems)
-    for name in unknown:
-        problems.add(unknown_flag(name, all_flags(), choice.owners(chosen.plugins)))
-    options = choice.merged_options(recipe, flags, chosen.plugins, problems)
+    replaced = [] if "plugin" in flags else recipe.get("plugin", [])
+    owners = choice.owners(chosen.plugins, without, replaced)
+    problems.add(*(unknown_flag(name, all_flags(), owners) for name in unknown))
+    options = choice.merged_options(recipe, flags, chosen.plugins, owners, problems)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TrainingSettings.model_fields}
     given = _flags_only(recipe), _flags_only(flags)
     plan, defaults, method = None, {}, {}

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sae_plugins.base.errors import CLEAR, did_you_mean, nearest
 from sae_plugins.settings.flags import REFUSED
+
+ELSEWHERE = {
+    "batch_size": ("train_batch_size_tokens",),
+    "epochs": ("training_tokens",),
+    "l0": ("target_l0", "k"),
+    "l1": ("l1_coefficient",),
+    "layer": ("hook_name",),
+    "learning_rate": ("lr",),
+    "sae": ("architecture",),
+    "steps": ("training_tokens",),
+}
+"""What other tools call flags, and which of ours say that."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +29,15 @@ class Owners:
         kind: "plugin" or "suite", which is also the flag that chooses one.
         chosen: options by name, of those that are chosen.
         installed: options by name, of all.
+        left_out: names of those that --without leaves out.
+        replaced: names of those that the flag which chooses one would replace: a recipe's.
     """
 
     kind: str = "plugin"
     chosen: Mapping[str, Iterable[str]] = field(default_factory=dict)
     installed: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    left_out: Collection[str] = ()
+    replaced: Sequence[str] = ()
 
     def did_you_mean(self, flags: Sequence[str]) -> str:
         """A question that names flags and options, these with what else they need."""
@@ -49,14 +65,21 @@ def unknown_flag(
         return "--version goes to the program itself: `sae-plugins --version`"
     if name in REFUSED:
         return f"--{name} is not available: {REFUSED[name]}"
-    owners, flags = owners or Owners(), list(flags)
+    owners, flags = owners or Owners(), [*flags, "help"]
     wrong = f"there is no flag --{name}"
     name = name.lstrip(".")  # an option without its owner
+    owner = name.replace("_", "-").lower()
+    if owners.chosen.get(owner):
+        options_of = ", ".join(f"--{owner}.{option}" for option in owners.chosen[owner])
+        return f"{wrong}: the options of {owner} are {options_of}"
+    if owner in owners.installed:
+        return f"{wrong}: did you mean '--{owners.kind} {owner}'?"
     options = {
         option: _having(option, owners.chosen) for has in owners.chosen.values() for option in has
     }
     meant = (
         _having(name, owners.chosen)
+        or [flag for flag in ELSEWHERE.get(name.replace("-", "_").lower(), ()) if flag in flags]
         or nearest(name, flags, CLEAR)
         or _having(name, owners.installed)
         or [
@@ -74,11 +97,13 @@ def unknown_option(key: str, owners: Owners) -> str:
     if name in owners.installed and elsewhere and not owners.installed[name]:
         meant = owners.did_you_mean(elsewhere)
         return f"--{key}: {name!r} has no options of its own: {meant}"
+    if name in owners.left_out:
+        return f"--{key}: --without leaves the plugin {name!r} out; leave the option out, too"
     if name in owners.installed:
-        again = ", and name those of a recipe again, which --plugin replaces"
+        again = f" (--{owners.kind} replaces the recipe's)" if owners.replaced else ""
         return (
-            f"--{key}: the {owners.kind} {name!r} is not chosen: add --{owners.kind} {name}"
-            f"{again if owners.kind == 'plugin' else ''}; or leave the option out"
+            f"--{key}: the {owners.kind} {name!r} is not chosen: add --{owners.kind} "
+            f"{' '.join([*owners.replaced, name])}{again}; or leave the option out"
         )
     wrong = f"--{key}: no {owners.kind} {name!r} is installed"
     for known in (owners.chosen, owners.installed):

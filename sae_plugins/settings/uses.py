@@ -166,8 +166,9 @@ def does_not_apply(flag: Flag, value: Values) -> str | None:
     """Why a run with these values does not use a flag; None if it does."""
     architecture = value("architecture")
     if flag.architectures and architecture not in flag.architectures:
-        owners = " and ".join(flag.architectures)
-        return f"{architecture} SAEs do not have it; {owners} SAEs do"
+        *others, last = flag.architectures
+        owners = f"{', '.join(others)} and {last}" if others else last
+        return f"{architecture} SAEs do not have it; {owners} SAEs (--architecture) do"
     for rule in RULES:
         if flag.name in rule.flags and not rule.used(value):
             return rule.reason.format(model_name=value("model_name"))

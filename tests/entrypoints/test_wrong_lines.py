@@ -111,9 +111,51 @@ LINES = {
     "study run --job 2 quick": ["no flag --job: did you mean '--jobs'?"],
     "study run --job quick": ["no flag --job: did you mean '--jobs'?"],
     "upload --dryrun runs/a me/saes": ["no flag --dryrun: did you mean '--dry_run'?"],
+    "train --recipe hybrid-order-demo --without hybrid-order": [
+        "--without 'hybrid-order': it is a method, and --without takes mechanisms: those of "
+        "hybrid-order are "
+    ],
+    "train --recipe hybrid-order-demo --without reorder --reorder.start 5": [
+        "--reorder.start: --without leaves the plugin 'reorder' out; leave the option out, too"
+    ],
+    "train --reorder.start 200": [
+        "--reorder.start: the plugin 'reorder' is not chosen: add --plugin reorder; or leave the "
+        "option out"
+    ],
+    "train --recipe hybrid-order-demo --resample.every 200": [
+        "'resample' is not chosen: add --plugin hybrid-order resample (--plugin replaces the "
+        "recipe's); or leave the option out"
+    ],
+    "train --k 8": [
+        "--k: standard SAEs do not have it; topk, abstopk, batchtopk and matryoshka_batchtopk SAEs "
+        "(--architecture) do"
+    ],
+    "train --l1 5": ["no flag --l1: did you mean '--l1_coefficient'?"],
+    "train --layer 3": ["no flag --layer: did you mean '--hook_name'?"],
+    "train --learning_rate 3": ["no flag --learning_rate: did you mean '--lr'?"],
+    "train --dry_run": ["no flag --dry_run: `sae-plugins train --help` lists all flags"],
+    "train --halp": ["no flag --halp: did you mean '--help'?"],
+    "train -r": ["'-r' is no flag: flags begin with --"],
+    "train --reorder 200": ["no flag --reorder: did you mean '--plugin reorder'?"],
+    "train --plugin reorder --reorder 200": ["the options of reorder are --reorder.interval,"],
+    "train --hybrid-order": ["no flag --hybrid-order: did you mean '--plugin hybrid-order'?"],
+    "train --plugin REORDER": ["no plugin 'REORDER' is installed: did you mean 'reorder'?"],
+    "train --plugin merge,reorder": ["separate several names by blanks, not by commas"],
+    "train --recipe hybrid-order-demo.yaml": [
+        "no recipe file hybrid-order-demo.yaml: did you mean 'hybrid-order-demo'?"
+    ],
+    "study run quick.yaml": ["no study file quick.yaml: did you mean 'quick'?"],
+    "plugins install foo": [
+        "no command 'plugins install': plugins come with Python packages, which `pip install`"
+    ],
+    "help": ["no command 'help': did you mean `sae-plugins --help`?"],
+    "version": ["no command 'version': did you mean `sae-plugins --version`?"],
+    "recipes run quick": ["did you mean `sae-plugins train --recipe RECIPE`?"],
+    "study quick": ["no command 'study quick': did you mean `sae-plugins study run quick`?"],
+    "plugins hybrid-order": ["no command 'plugins hybrid-order': known: list, show"],
     # combinations that are wrong
     "train --architecture topk --plugin linear-l1 --l1_coefficient 2": [
-        "--l1_coefficient: topk SAEs do not have it; standard and gated SAEs do",
+        "--l1_coefficient: topk SAEs do not have it; standard and gated SAEs (--architecture) do",
         "--architecture topk: plugin 'linear-l1' does not work on topk SAEs",
     ],
     "train --training_tokens 10k --train_batch_size_tokens 1k --lr_warm_up_steps 2k": [

@@ -278,6 +278,15 @@ def test_a_mechanism_may_be_named_beside_its_method_in_any_order() -> None:
     assert order("hybrid-order", "nan-guard")[-1] == "nan-guard"
 
 
+def test_all_names_that_are_unknown_are_said_at_once() -> None:
+    with pytest.raises(PluginError) as caught:
+        resolve(["hybrid-ordr", "resampel"], without=[])
+    assert len(caught.value.args) == 2
+    with pytest.raises(PluginError) as caught:
+        resolve(["hybrid-order"], without=["reoder", "hybrid-order"])
+    assert len(caught.value.args) == 2
+
+
 def test_an_instance_in_place_of_a_class_is_explained() -> None:
     with pytest.raises(PluginError, match="give its name, or its class and not an instance"):
         resolve([define("p")()])
