@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
 
 from sae_plugins.base.children import SAFE_PATH, environment
-from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
+from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, reason
+from sae_plugins.base.patches import replaced
 from sae_plugins.base.secrets import hidden, without_secrets
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.help import help_text
+from sae_plugins.entrypoints.terminal import Stream
 from sae_plugins.settings.command_line import Line, parse
 from sae_plugins.settings.flags import Flag
 from sae_plugins.settings.suggestions import unknown_flag
@@ -27,6 +30,11 @@ COMMANDS = {
 """The commands, each with what it does, so that help imports none of them."""
 _GO_ON = (["evaluate"], ["study"], ["upload"])
 """What does only what is missing when it is called again; `train` says itself how to go on."""
+_OF_PATHS = (
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
+"""The errors of a path that cannot be used, which is for the user to change."""
 _EXAMPLES = """\
   sae-plugins train --recipe hybrid-order-demo      train offline, on the embedded world
   sae-plugins train --help                          all flags, SAELens' own included
@@ -43,11 +51,24 @@ _EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code.
 
-    0: done. 1: training or an evaluation failed. 2: the user should change something. 130:
-    interrupted.
+    0: done. 1: training or an evaluation failed, or what was printed is lost. 2: the user should
+    change something. 130: interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = " ".join(["sae-plugins", *(word for word in words[:1] if word in COMMANDS)])
+    out, err = Stream(sys.stdout), Stream(sys.stderr)
+    with replaced(sys, stdout=out, stderr=err):
+        code = _answered(words, name)
+        out.flush()
+        if out.lost and not isinstance(out.lost, BrokenPipeError):  # `... | head` has seen enough
+            print(f"{name}: error: standard output: {reason(out.lost)}", file=sys.stderr)
+            code = code or 1
+        err.flush()
+    return code
+
+
+def _answered(words: list[str], name: str) -> int:
+    """Run the command line, and say in sentences what goes wrong; the exit code."""
     try:
         with environment(**SAFE_PATH), hidden():
             return _run(words)
@@ -59,9 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = "; the same command goes on from there" if words[:1] in _GO_ON else ""
         print(f"{name}: interrupted{goes_on}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `... | head` has seen enough
-        sys.stderr.close()
-        return 0
+    except OSError as error:
+        if error.errno not in _OF_PATHS or not error.filename:
+            raise
+        sentence = f"{_origin(words, str(error.filename))}: {reason(error)}"
+        print(f"{name}: error: {without_secrets(sentence)}", file=sys.stderr)
+        return 2
+
+
+def _origin(words: list[str], path: str) -> str:
+    """A path that cannot be used, after the flag that it comes from."""
+    command, rest = found(words)
+    line = parse(rest, command.flags(), Problems(), operands=bool(command.operand))
+    texts = dict.fromkeys(line.operands, "")
+    for name, value in line.given.items():
+        texts |= {str(text): f"--{name} " for text in (value if type(value) is list else [value])}
+    text = max((text for text in texts if text in path), key=len, default="")
+    return texts.get(text, "") + (path if len(path) < 100 else f"{path[:60]}...")
 
 
 def _run(words: list[str]) -> int:

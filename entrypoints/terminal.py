@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Stream:
+    """A standard stream; a command goes on without it once it is closed, or its disk is full.
+
+    Attributes:
+        lost: the error since which nothing is written.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to `stream`, which also has all other attributes."""
+        self._stream = stream
+        self.lost: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits, or drop it."""
+        self._try(lambda: self._stream.flush())
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self.lost or self._stream is None:  # as Python has it where a shell closed it
+            return
+        try:
+            act()
+        except OSError as error:
+            self.lost = error
+            with suppress(OSError), open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self._stream.fileno())  # for processes, and for what waits
 
 
 def width() -> int:

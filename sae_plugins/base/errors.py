@@ -100,6 +100,11 @@ class Problems:
             raise kind(*self.sentences)
 
 
+def reason(error: OSError) -> str:
+    """What the system says of an error, as part of a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
 def nearest(name: str, known: Iterable[str], alike: float = ALIKE) -> list[str]:
     """Up to three known names that `name` may be a misspelling of, the nearest first.
 

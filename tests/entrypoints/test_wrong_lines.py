@@ -19,6 +19,8 @@ arms:
   l1: {kind: baselin}
 """
 
+LONG = "a" * 300
+
 LINES = {
     # one mistake
     "trian": ["no command 'trian': did you mean 'train'?"],
@@ -153,6 +155,16 @@ LINES = {
     "recipes run quick": ["did you mean `sae-plugins train --recipe RECIPE`?"],
     "study quick": ["no command 'study quick': did you mean `sae-plugins study run quick`?"],
     "plugins hybrid-order": ["no command 'plugins hybrid-order': known: list, show"],
+    # names that no file can have
+    f"train --output_path {LONG}": [f"--output_path {LONG[:60]}...: file name too long"],
+    f"train --recipe={LONG}.yaml": ["--recipe /"],
+    f"train --resume {LONG}": [f"--resume {LONG[:60]}...: file name too long"],
+    f"train --n_checkpoints 1 --checkpoint_path {LONG}": ["--checkpoint_path aaa"],
+    f"evaluate {LONG}": [f"error: {LONG[:60]}...: file name too long"],
+    f"evaluate runs/a --output_path {LONG}": ["--output_path aaa"],
+    f"study status {LONG}.yaml": ["file name too long"],
+    f"study status quick --output_path {LONG}": ["--output_path aaa"],
+    f"recipes show {LONG}.yaml": ["file name too long"],
     # combinations that are wrong
     "train --architecture topk --plugin linear-l1 --l1_coefficient 2": [
         "--l1_coefficient: topk SAEs do not have it; standard and gated SAEs (--architecture) do",
