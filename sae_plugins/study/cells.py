@@ -158,6 +158,7 @@ def plan(
         SaePluginsError: a flag of the study is wrong; says of which arm and model.
     """
     known, problems = StudyPlan([], [], []), Problems()
+    wrong: dict[str, list[str]] = {}  # where, by what: arms often share a fault
     arms = study.all_arms()
     finder = _Finder(found, cache(of_path))
     for name, model in study.models.items():
@@ -167,8 +168,11 @@ def plan(
             shared |= commits(name, shared)
         for arm_name, arm in arms.items() if shared is not None else ():
             make = _Maker(name, arm_name, arm, *arm.on_model(name, model), shared, finder)
-            with problems:
+            with Problems() as own:
                 _add_cells(known, make, model.target_l0, study.seeds, pilot_l0)
+            for sentence in own.sentences:
+                wrong.setdefault(sentence.removeprefix(f"{make.where}: "), []).append(make.where)
+    problems.add(*(f"{', '.join(places)}: {what}" for what, places in wrong.items()))
     problems.stop()
     return replace(known, warnings=[*known.warnings, *_unknown([*known.pilots, *known.cells])])
 
