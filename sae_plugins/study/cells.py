@@ -162,11 +162,13 @@ def plan(
     arms = study.all_arms()
     finder = _Finder(found, cache(of_path))
     for name, model in study.models.items():
-        shared = None
+        shared: Flags | None = None
         with problems:
             shared = shared_flags(name, model)
             shared |= commits(name, shared)
-        for arm_name, arm in arms.items() if shared is not None else ():
+        if shared is None:
+            continue
+        for arm_name, arm in arms.items():
             make = _Maker(name, arm_name, arm, *arm.on_model(name, model), shared, finder)
             with Problems() as own:
                 _add_cells(known, make, model.target_l0, study.seeds, pilot_l0)
