@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_plugins.base.errors import Problems, SaePluginsError, begun
+from sae_plugins.base.errors import Problems, SaePluginsError, begun, prefixed
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import StudyProgress
@@ -71,10 +71,9 @@ def _show(line: Line, problems: Problems) -> int:
 
 
 def _run(line: Line, problems: Problems) -> int:
-    study, folder = _given(line, problems)
-    from sae_plugins.study.execute import plan_of, run
+    study, folder, known = _given(line, problems)
+    from sae_plugins.study.execute import run
 
-    known = plan_of(study, folder)
     _print_plan(study, known, folder)
     _print_stale(known, folder)
     started = time.perf_counter()
@@ -97,10 +96,7 @@ def _run(line: Line, problems: Problems) -> int:
 
 
 def _status(line: Line, problems: Problems) -> int:
-    study, folder = _given(line, problems)
-    from sae_plugins.study.execute import plan_of
-
-    known = plan_of(study, folder)
+    study, folder, known = _given(line, problems)
     _print_plan(study, known, folder)
     _print_stale(known, folder)
     return 0
@@ -112,17 +108,15 @@ def _report(line: Line, problems: Problems) -> int:
 
 def _reported(line: Line, problems: Problems) -> Findings:
     """Write the report, and print what it comes to."""
-    study, folder = _given(line, problems)
+    study, folder, known = _given(line, problems)
     if not folder.is_dir():
         raise SaePluginsError(
             f"--output_path {folder}: there is no such folder; run the study first"
         )
     from sae_plugins.base.files import write
     from sae_plugins.study import report
-    from sae_plugins.study.execute import plan_of
     from sae_plugins.study.gather import FINDINGS, gather
 
-    known = plan_of(study, folder)
     there = any(cell.summary(folder) for cell in (*known.cells, *known.pilots))
     if not there and (folder / FINDINGS).exists():
         _print_stale(known, folder)
@@ -143,21 +137,27 @@ def _reported(line: Line, problems: Problems) -> Findings:
     return findings
 
 
-def _given(line: Line, problems: Problems) -> tuple[Study, Path]:
-    """The study, and its folder."""
-    from sae_plugins.study.spec import load
+def _given(line: Line, problems: Problems) -> tuple[Study, Path, StudyPlan]:
+    """The study, its folder, and the plan as far as it is known."""
+    from sae_plugins.study.spec import read
 
     study: Study | None = None
+    known: StudyPlan | None = None
     name = "".join(line.operands[:1])
     folder = Path(line.given.get("output_path") or Path("studies") / Path(name).stem).expanduser()
     if folder.exists() and not folder.is_dir():
         problems.add(f"--output_path {folder} is a file; name a folder")
     if name:
-        with problems:
-            study = load(name)
+        study = read(name, problems)
+    if study is not None:
+        from sae_plugins.study.execute import plan_of
+
+        with problems, prefixed(f"study {name}"):
+            known = plan_of(study, folder)
     problems.stop()
     assert study is not None
-    return study, folder
+    assert known is not None
+    return study, folder, known
 
 
 _FLAGS = {

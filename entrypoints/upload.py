@@ -116,15 +116,18 @@ def _prepared(sources: Sequence[str], repo: str, folders: Sequence[Path]) -> lis
     from sae_plugins.share.content import prepare
 
     uploads: dict[str, Upload] = {}
+    problems = Problems()
     for source in sources:
         _note(f"checking {source} ...")
-        upload = prepare(source, folders, repo)
-        if upload.sae_id in uploads:
-            raise SaePluginsError(
-                f"{uploads[upload.sae_id].folder} and {upload.folder} would both be called "
-                f"{upload.sae_id}: rename one of the folders"
-            )
-        uploads[upload.sae_id] = upload
+        with problems:
+            upload = prepare(source, folders, repo)
+            if upload.sae_id in uploads:
+                raise SaePluginsError(
+                    f"{uploads[upload.sae_id].folder} and {upload.folder} would both be called "
+                    f"{upload.sae_id}: rename one of the folders"
+                )
+            uploads[upload.sae_id] = upload
+    problems.stop()
     return list(uploads.values())
 
 
@@ -138,12 +141,13 @@ def _evaluations(given: Sequence[str] | None) -> list[Path]:
             return []
         print(f"results are taken from {usual}; --results DIR names other folders")
         return [usual]
-    folders = [Path(name).expanduser() for name in given]
+    folders, problems = [Path(name).expanduser() for name in given], Problems()
     for folder in folders:
         if not (folder / MANIFEST).is_file():
-            raise SaePluginsError(
+            problems.add(
                 f"--results {folder} is no folder of `sae-plugins evaluate`: it has no {MANIFEST}"
             )
+    problems.stop()
     return folders
 
 

@@ -93,9 +93,14 @@ def converted(contents: Mapping[str, Any]) -> dict[str, Any]:
     """Values as the flags of their names have them.
 
     Raises:
-        SaePluginsError: there is no such flag, or the value does not fit.
+        SaePluginsError: there are no such flags, or values do not fit; a sentence for each.
     """
-    return {name: _converted(name, value) for name, value in contents.items()}
+    problems, found = Problems(), {}
+    for name, value in contents.items():
+        with problems:
+            found[name] = _converted(name, value)
+    problems.stop()
+    return found
 
 
 def _converted(name: str, value: Any) -> Any:

@@ -157,30 +157,49 @@ def plan(
     Raises:
         SaePluginsError: a flag of the study is wrong; says of which arm and model.
     """
-    cells: list[Cell] = []
-    pilots: list[Cell] = []
-    warnings: list[str] = []
+    known, problems = StudyPlan([], [], []), Problems()
+    wrong: dict[str, list[str]] = {}  # where, by what: arms often share a fault
     arms = study.all_arms()
     finder = _Finder(found, cache(of_path))
     for name, model in study.models.items():
-        shared = shared_flags(name, model)
-        shared |= commits(name, shared)
+        shared: Flags | None = None
+        with problems:
+            shared = shared_flags(name, model)
+            shared |= commits(name, shared)
+        if shared is None:
+            continue
         for arm_name, arm in arms.items():
             make = _Maker(name, arm_name, arm, *arm.on_model(name, model), shared, finder)
-            flag, values = make.sparsity()
-            if model.target_l0 and flag and flag not in _DIRECT:
-                tried = [make.cells(flag, x, [_PILOT_SEED], pilot=True)[0] for x in values]
-                pilots += tried
-                reached = [pilot_l0(cell) for cell in tried]
-                values, unreachable = _interpolated(values, reached, model.target_l0)
-                warnings += [f"{name}, {arm_name}: {text}" for text in unreachable]
-            elif model.target_l0 and flag:
-                values = model.target_l0
-                if flag == "k" and any(not float(value).is_integer() for value in values):
-                    raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
-            for value in values if flag else [0.0]:
-                cells += make.cells(flag, value, study.seeds)
-    return StudyPlan(cells, pilots, [*warnings, *_unknown([*pilots, *cells])])
+            with Problems() as own:
+                _add_cells(known, make, model.target_l0, study.seeds, pilot_l0)
+            for sentence in own.sentences:
+                wrong.setdefault(sentence.removeprefix(f"{make.where}: "), []).append(make.where)
+    problems.add(*(f"{', '.join(places)}: {what}" for what, places in wrong.items()))
+    problems.stop()
+    return replace(known, warnings=[*known.warnings, *_unknown([*known.pilots, *known.cells])])
+
+
+def _add_cells(
+    known: StudyPlan,
+    make: _Maker,
+    targets: list[float],
+    seeds: Sequence[int],
+    pilot_l0: Callable[[Cell], float | None],
+) -> None:
+    """Add the cells of one arm on one model to a plan."""
+    flag, values = make.sparsity()
+    if targets and flag and flag not in _DIRECT:
+        tried = [make.cells(flag, x, [_PILOT_SEED], pilot=True)[0] for x in values]
+        known.pilots.extend(tried)
+        reached = [pilot_l0(cell) for cell in tried]
+        values, unreachable = _interpolated(values, reached, targets)
+        known.warnings.extend(f"{make.model}, {make.arm_name}: {text}" for text in unreachable)
+    elif targets and flag:
+        values = targets
+        if flag == "k" and any(not float(value).is_integer() for value in values):
+            raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
+    for value in values if flag else [0.0]:
+        known.cells.extend(make.cells(flag, value, seeds))
 
 
 def _unknown(cells: Sequence[Cell]) -> Iterator[str]:
@@ -205,10 +224,13 @@ def shared_flags(name: str, model: Model) -> Flags:
 
 
 def _checked(flags: Mapping[str, Any]) -> Flags:
-    for name in _NOT_IN_A_STUDY:
-        if name in flags:
-            raise SaePluginsError(f"{name}: the study itself decides it; leave it out")
-    return converted(flags)
+    problems, own = Problems(), [name for name in _NOT_IN_A_STUDY if name in flags]
+    problems.add(*(f"{name}: the study itself decides it; leave it out" for name in own))
+    checked: Flags = {}
+    with problems:
+        checked = converted({name: flags[name] for name in flags if name not in own})
+    problems.stop()
+    return checked
 
 
 @dataclass(frozen=True)

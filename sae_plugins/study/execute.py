@@ -42,19 +42,24 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
     Raises:
         SaePluginsError: a flag, a suite, a setting or a metric of the study is wrong.
     """
-    check_suites(study)
+    problems, known = Problems(), StudyPlan([], [], [])
+    with problems:
+        check_suites(study)
 
     def l0(cell: Cell) -> float | None:
         if (summary := cell.summary(folder)) is not None:
             return float(summary[L0])
         return None if failure(cell, folder) is None else 0.0
 
-    return plan(
-        study,
-        l0,
-        lambda cell: cell.found_in(folder),
-        lambda model, flags: commits.known(folder, model, flags),
-    )
+    with problems:
+        known = plan(
+            study,
+            l0,
+            lambda cell: cell.found_in(folder),
+            lambda model, flags: commits.known(folder, model, flags),
+        )
+    problems.stop()
+    return known
 
 
 def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None:

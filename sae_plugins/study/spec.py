@@ -25,6 +25,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -33,12 +34,11 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from sae_plugins import studies
 from sae_plugins.base import yaml_files
-from sae_plugins.base.errors import SaePluginsError, did_you_mean, prefixed
+from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, prefixed
 from sae_plugins.base.values import Place, sentences
 from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.study import ENOUGH_SEEDS
@@ -159,19 +159,22 @@ class Study(BaseModel, extra="forbid", frozen=True):
             raise ValueError("seeds must be different from each other, and at least 0")
         return seeds
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Study:
-        arms = self.all_arms()
+    def check(self) -> None:
+        """Refuse names of arms and models that there are not.
+
+        Raises:
+            SaePluginsError: with a sentence for each.
+        """
+        arms, problems = self.all_arms(), Problems()
         if self.reference not in arms:
-            raise ValueError(
-                f"reference: no arm {self.reference!r}: {did_you_mean(self.reference, arms)}"
-            )
+            near = did_you_mean(self.reference, arms)
+            problems.add(f"reference: no arm {self.reference!r}: {near}")
         for name, arm in arms.items():
             for model in arm.models:
                 if model not in self.models:
                     near = did_you_mean(model, self.models)
-                    raise ValueError(f"arms.{name}.models: no model {model!r}: {near}")
-        return self
+                    problems.add(f"arms.{name}.models: no model {model!r}: {near}")
+        problems.stop()
 
     def all_arms(self) -> dict[str, Arm]:
         """The arms by name: the reference first, the rows of the paper's tables last.
@@ -193,7 +196,9 @@ class Study(BaseModel, extra="forbid", frozen=True):
 
         method = registry.load(self.rows.method)
         if not issubclass(method, Method):
-            raise ValueError(f"rows.method: {self.rows.method!r} is a mechanism, and has no tables")
+            raise SaePluginsError(
+                f"rows.method: {self.rows.method!r} is a mechanism, and has no tables"
+            )
         swept = {flag for model in self.models.values() for flag in model.sparsity}
         for arm in self.arms.values():
             for has in (arm, *arm.models.values()):
@@ -265,17 +270,61 @@ def load(name_or_file: str) -> Study:
     Raises:
         SaePluginsError: there is none, or it is wrong; says where and how.
     """
+    problems = Problems()
+    study = read(name_or_file, problems)
+    problems.stop()
+    assert study is not None
+    return study
+
+
+def read(name_or_file: str, problems: Problems) -> Study | None:
+    """A study as `load` gives it, without what is wrong in it, which `problems` hears of.
+
+    It is None where nothing is left that could be looked at further.
+    """
+    merged: dict[str, Any] | None = None
+    with problems:
+        merged = _contents(name_or_file)
+    if merged is None:
+        return None
+    study, own = None, Problems()
+    try:
+        study = Study.model_validate(merged)
+    except ValidationError as error:
+        own.add(*sentences(error, _place, _fields_at))
+        for problem in error.errors():
+            _drop(merged, problem["loc"])
+        with suppress(ValidationError):  # what is needed is still missing
+            study = Study.model_validate(merged)
+    with own:
+        if study is not None:
+            study.check()
+    with problems, prefixed(f"study {name_or_file}"):
+        own.stop()
+    return study
+
+
+def _contents(name_or_file: str) -> dict[str, Any]:
+    """What the file of a study says, and those that it extends."""
     layers = yaml_files.layers("study", name_or_file, studies.FOLDER)
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer)
     gone = {name for layer in layers for name in _taken_away(layer)} - {*merged.get("models", {})}
     _forget(merged, gone)
-    with prefixed(f"study {name_or_file}"):
-        try:
-            return Study.model_validate(merged)
-        except ValidationError as error:
-            raise SaePluginsError(*sentences(error, _place, _fields_at)) from error
+    return merged
+
+
+def _drop(tree: dict[str, Any], place: Place) -> None:
+    """Remove the innermost key of a place, if it is there."""
+    inner, key = tree, ""
+    for step in place:
+        if key and not isinstance(inner[key], dict):
+            break  # of a list, all goes
+        inner, key = inner[key] if key else inner, str(step)
+        if key not in inner:
+            return
+    inner.pop(key, None)
 
 
 def _place(place: Place) -> str:

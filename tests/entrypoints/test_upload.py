@@ -630,6 +630,14 @@ def test_tokens(
     assert reading in str(loopback_hub.requests)  # it was there to be shown
 
 
+def test_all_folders_that_are_missing_are_named(loopback_hub: LoopbackHub, capsys: Any) -> None:
+    assert upload("nope", "nope2", REPO) == 2
+    said = capsys.readouterr().err
+    assert "nope is no folder" in said
+    assert "nope2 is no folder" in said
+    assert not loopback_hub.requests
+
+
 @pytest.mark.parametrize("repo", ["me", "a/b/c", "me/my saes", "me/..", "../saes", "me/-x", ""])
 def test_names_of_repositories(
     repo: str, loopback_hub: LoopbackHub, run: Callable[..., Path], capsys: Any

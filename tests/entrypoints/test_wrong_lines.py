@@ -13,10 +13,10 @@ modles: {}
 models:
   toy:
     train: {model_name: "synthetic:toy"}
-    suites: {ground-truth: {}}
+    suites: {ground-trut: {}}
     target_l0: [-1]
 arms:
-  l1: {kind: baselin}
+  l1: {kind: baselin, train: {lrr: 1, seed: 5}}
 """
 
 LONG = "a" * 300
@@ -211,6 +211,10 @@ LINES = {
         "study wrong.yaml: models.toy.target_l0: L0s to reach must be greater than 0",
         "study wrong.yaml: arms.l1.kind 'baselin': did you mean 'baseline'?",
         "study wrong.yaml: there is no key modles: did you mean 'models'?",
+        "study wrong.yaml: reference: no arm 'l2': did you mean 'l1'?",
+        "study wrong.yaml: models.toy.suites.ground-trut: no suite 'ground-trut' is installed",
+        "study wrong.yaml: arm l1 on model toy: there is no flag --lrr: did you mean '--lr'?",
+        "study wrong.yaml: arm l1 on model toy: seed: the study itself decides it; leave it out",
     ],
     "upload runs/a --revision .. --results nowhere --privat": [
         "no flag --privat: did you mean '--private'?",

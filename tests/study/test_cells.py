@@ -198,6 +198,16 @@ def test_what_is_wrong_is_said_of_an_arm_and_a_model(
     assert message in str(error.value)
 
 
+def test_faults_of_all_arms_are_said_at_once_and_a_shared_one_once() -> None:
+    arms = {name: {"train": {"lrr": 1}} for name in ("l1", "b")} | {"c": {"train": {"seed": 1}}}
+    with pytest.raises(SaePluginsError) as error:
+        cells(arms=arms)
+    assert [sentence.partition(": ")[0] for sentence in error.value.args] == [
+        "arm l1 on model toy, arm b on model toy",
+        "arm c on model toy",
+    ]
+
+
 def test_two_flags_that_apply_are_refused() -> None:
     arm = {
         "train": {"plugin": ["reorder"]},
