@@ -112,8 +112,10 @@ def nearest(name: str, known: Iterable[str], alike: float = ALIKE) -> list[str]:
     """
     likeness = {one: _likeness(_folded(one), _folded(name)) for one in sorted(known)}
     near = sorted((one for one in likeness if likeness[one] >= alike), key=lambda x: -likeness[x])
-    least = likeness[near[0]] - 0.1 if near and likeness[near[0]] >= CLEAR else alike
-    return [one for one in near[:3] if likeness[one] >= least]
+    best = likeness[near[0]] if near else 0.0
+    if best >= CLEAR:
+        alike = best - (0.1 if best < 1 else 0)  # capitals and hyphens apart, it is that one
+    return [one for one in near[:3] if likeness[one] >= alike]
 
 
 def _folded(name: str) -> str:

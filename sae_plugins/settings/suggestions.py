@@ -17,6 +17,7 @@ ELSEWHERE = {
     "learning_rate": ("lr",),
     "sae": ("architecture",),
     "steps": ("training_tokens",),
+    "width": ("d_sae",),
 }
 """What other tools call flags, and which of ours say that."""
 

@@ -136,6 +136,8 @@ LINES = {
     "train --layer 3": ["no flag --layer: did you mean '--hook_name'?"],
     "train --learning_rate 3": ["no flag --learning_rate: did you mean '--lr'?"],
     "train --dry_run": ["no flag --dry_run: `sae-plugins train --help` lists all flags"],
+    "train --L1_coefficient 5": ["did you mean '--l1_coefficient'?"],
+    "train --width 5": ["no flag --width: did you mean '--d_sae'?"],
     "train --halp": ["no flag --halp: did you mean '--help'?"],
     "train -r": ["'-r' is no flag: flags begin with --"],
     "train --reorder 200": ["no flag --reorder: did you mean '--plugin reorder'?"],
