@@ -111,6 +111,9 @@ def _run(words: list[str]) -> int:
         return 0
     problems, flags = Problems(), command.flags()
     line = parse(rest, flags, problems, operands=bool(command.operand))
+    for name in dict.fromkeys(line.repeated):
+        note = f"note: --{name} is given more than once; the last one counts"
+        print(f"sae-plugins {command.name}: {note}", file=sys.stderr)
     if not command.owners:
         for name in (*line.unknown, *line.options):
             problems.add(unknown_flag(name, flags, command=command.name))

@@ -26,6 +26,7 @@ class Line:
         given: values by flag.
         options: texts by the option of a plugin or a suite, such as "reorder.interval".
         unknown: flags that there are not.
+        repeated: flags and options given more than once, of which the last one counts.
         unclear: what follows these and may be operands, and operands that are empty.
     """
 
@@ -34,6 +35,7 @@ class Line:
     options: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
 
 def parse(
@@ -79,6 +81,8 @@ def parse(
                     f"--{name} takes one value, and {more[0]!r} follows it: every flag begins with "
                     "--"
                 )
+        if name in (line.given if flag else line.options) and not (flag and flag.adds):
+            line.repeated.append(name)
         if flag is None:
             line.options[name] = " ".join(values) if values else Bare("true")
         elif not values and "bool" not in flag.alternatives:

@@ -638,7 +638,7 @@ def test_all_folders_that_are_missing_are_named(loopback_hub: LoopbackHub, capsy
     assert not loopback_hub.requests
 
 
-@pytest.mark.parametrize("repo", ["me", "a/b/c", "me/my saes", "me/..", "../saes", "me/-x", ""])
+@pytest.mark.parametrize("repo", ["me", "a/b/c", "me/my saes", "me/..", "../saes", "me/-x"])
 def test_names_of_repositories(
     repo: str, loopback_hub: LoopbackHub, run: Callable[..., Path], capsys: Any
 ) -> None:
@@ -647,7 +647,7 @@ def test_names_of_repositories(
     assert not loopback_hub.requests
 
 
-@pytest.mark.parametrize("branch", ["a b", "../x", "a..b", "refs/heads/x", "0123456789abcdef", ""])
+@pytest.mark.parametrize("branch", ["a b", "../x", "a..b", "refs/heads/x", "0123456789abcdef"])
 def test_names_of_branches(
     branch: str, loopback_hub: LoopbackHub, run: Callable[..., Path], capsys: Any
 ) -> None:

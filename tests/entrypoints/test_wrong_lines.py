@@ -98,6 +98,7 @@ LINES = {
     # empty texts, as variables of the shell are that are not set
     "train --output_path ''": ["--output_path: it is empty"],
     "train --model_name= --recipe ' '": ["--model_name: it is empty", "--recipe: it is empty"],
+    "train --checkpoint_every=": ["--checkpoint_every: it is empty"],
     "train --plugin ''": ["--plugin: it is empty"],
     "evaluate runs/a --suite ''": ["--suite: it is empty"],
     "evaluate ''": ["what stands for SAE... is empty"],
@@ -157,6 +158,13 @@ LINES = {
     "recipes run quick": ["did you mean `sae-plugins train --recipe RECIPE`?"],
     "study quick": ["no command 'study quick': did you mean `sae-plugins study run quick`?"],
     "plugins hybrid-order": ["no command 'plugins hybrid-order': known: list, show"],
+    # what is given more than once, which is no mistake but is said
+    "train --seed 1 --seed 2 --plugin reorder --reorder.start 5 --reorder.start=6 --lr fast": [
+        "note: --seed is given more than once; the last one counts",
+        "note: --reorder.start is given more than once; the last one counts",
+        "--lr 'fast': it must be a number",
+    ],
+    "evaluate --seed 1 --seed 2 --suite core --suite scr": ["name an SAE"],
     # names that no file can have
     f"train --output_path {LONG}": [f"--output_path {LONG[:60]}...: file name too long"],
     f"train --recipe={LONG}.yaml": ["--recipe /"],
