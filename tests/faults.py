@@ -131,6 +131,9 @@ def _child(act: Callable[[], int], at: int, number: signal.Signals) -> None:
 
     # tqdm's own lock is shared among forked processes, and stays locked when one is killed
     tqdm.set_lock(threading.RLock())
+    # as in a new process: a runner of SAELens' that ran in this one has left its own
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # its pool of threads is no more, and two threads would make another
     with Path(LOG).open("w", buffering=1) as sys.stdout:
         sys.stderr = sys.stdout

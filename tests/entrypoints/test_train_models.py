@@ -94,7 +94,7 @@ AUTO = ("--model_class_name", "AutoModelForCausalLM", "--hook_name")
     ("flags", "given", "said"),
     [
         ((*AUTO, "model.layers.7"), {}, "--hook_name 'model.layers.7': {}/model has no such hook; "
-         "did you mean 'model.layers.2'"),
+         "did you mean 'model.layers.0'"),
         ((*AUTO, "model.layers"), {}, "--hook_name model.layers gives no tensor: choose a module"),
         ((*AUTO, HUGGING, "--context_size", "65"), {},
          "--context_size 65 is too large: {}/model reads 64 tokens"),
