@@ -175,14 +175,18 @@ def _class_definition(target: str) -> tuple[ast.ClassDef | None, dict[str, ast.C
     """The class that an entry point names, and all classes of its module, by name."""
     module, _, attribute = target.partition(":")
     source = _source_file(module)
-    if source is None:
-        return None, {}
     try:
-        tree = ast.parse(source.read_text("utf-8"))
+        classes = {} if source is None else _classes(source, source.stat().st_mtime_ns)
     except (OSError, SyntaxError, UnicodeDecodeError):
-        return None, {}
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        classes = {}
     return classes.get(attribute.strip()), classes
+
+
+@cache
+def _classes(source: Path, mtime_ns: int) -> dict[str, ast.ClassDef]:
+    """The classes of a file by name; a study asks for them with every SAE."""
+    tree = ast.parse(source.read_text("utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _source_file(module: str) -> Path | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,11 +12,9 @@ from types import MethodType
 from typing import Any, ClassVar, cast
 
 import torch
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_plugins.base.code import RESUMING, TRAINING
@@ -30,6 +26,7 @@ from sae_plugins.base.seeds import generator
 from sae_plugins.framework.accumulate import GradientWindow
 from sae_plugins.framework.architectures import architecture_of
 from sae_plugins.framework.counters import COUNTERS, check_counters
+from sae_plugins.framework.export import export
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host
 from sae_plugins.framework.losses import LOSS_FORMS
@@ -108,7 +105,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
         if self.host.listens("export_inference"):
             # bound to the SAE, so that a deep copy of it exports itself; SAELens' checkpoints,
             # which are to look at, would else lack what plugins add
-            self.sae.save_inference_model = MethodType(partial(_export, self), self.sae)
+            self.sae.save_inference_model = MethodType(
+                partial(export, self.host, self.run), self.sae
+            )
             self.sae.save_model = self.sae.save_inference_model
         with torch.no_grad():
             self.host.notify("attached", run=self.run)
@@ -422,27 +421,6 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.run.updates += 1
             self.run.updated = True
             self.host.notify("after_update", run=self.run)
-
-
-def _export(trainer: PluginTrainer, sae: TrainingSAE[Any], path: str | Path) -> tuple[Path, Path]:
-    """SAELens' `save_inference_model`, with the plugins' edits; both files or neither."""
-    folder = Path(path)
-    staging = folder / "export.partial"  # always the same, so that none is left over for long
-    places = folder / SAE_WEIGHTS_FILENAME, folder / SAE_CFG_FILENAME
-    staged = staging / SAE_WEIGHTS_FILENAME, staging / SAE_CFG_FILENAME
-    try:
-        type(sae).save_inference_model(sae, staging)
-        weights, config = load_file(staged[0]), json.loads(staged[1].read_text())
-        trainer.host.notify("export_inference", run=trainer.run, weights=weights, config=config)
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, staged[0])
-        staged[1].write_text(json.dumps(config))
-        for file, place in zip(staged, places, strict=True):
-            os.replace(file, place)
-    finally:
-        for file in staged:
-            file.unlink(missing_ok=True)
-        staging.rmdir()
-    return places
 
 
 def _by_name(plugin: Plugin, event: str, returned: Any) -> Iterable[tuple[str, Any]]:

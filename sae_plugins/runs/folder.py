@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base import yaml_files
-from sae_plugins.base.errors import PluginError
+from sae_plugins.base.errors import PluginError, reason
 from sae_plugins.base.files import lock, size, write
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import partial_files
@@ -170,7 +170,9 @@ class RunFolder:
         try:
             taken = self._taken()
         except OSError as error:
-            raise PluginError(f"--output_path {self.path} cannot be read: {_why(error)}") from error
+            raise PluginError(
+                f"--output_path {self.path} cannot be read: {reason(error)}"
+            ) from error
         if taken and self._can_go_on() and not overwrite:
             raise PluginError(
                 f"--output_path {self.path} holds an unfinished run: go on with it (sae-plugins "
@@ -191,7 +193,7 @@ class RunFolder:
             raise self._not_writable(error) from error
 
     def _not_writable(self, error: OSError) -> PluginError:
-        return PluginError(f"--output_path {self.path} cannot be written to: {_why(error)}")
+        return PluginError(f"--output_path {self.path} cannot be written to: {reason(error)}")
 
     def _take_lock(self) -> None:
         busy = f"--output_path {self.path}: another run is writing into it; choose another folder"
@@ -433,7 +435,3 @@ def _remove_if_empty(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -25,7 +25,7 @@ from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import Settings
-from sae_plugins.settings.suggestions import Owners, unknown_flag
+from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.settings.uses import does_not_apply
 from sae_plugins.world import NAME as WORLD
 
@@ -70,9 +70,7 @@ def settle(
     existing = [right for name in names if (right := meant.get(name, name))]
     chosen = choice.choose(existing, without, {*recipe, *flags}, problems)
     replaced = [] if "plugin" in flags else recipe.get("plugin", [])
-    of_plugins = {key.partition(".")[0] for key in (*recipe, *flags) if "." in key}
-    is_asked = unknown or of_plugins - chosen.plugins.keys()  # reading all options takes a while
-    owners = choice.owners(chosen.plugins, without, replaced) if is_asked else Owners()
+    owners = choice.owners(chosen.plugins, without, replaced)
     problems.add(*(unknown_flag(name, all_flags(), owners) for name in unknown))
     options = choice.merged_options(recipe, flags, chosen.plugins, owners, problems)
     training = {k: v for k, v in {**recipe, **flags}.items() if k in TrainingSettings.model_fields}
