@@ -167,6 +167,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+SHARING_A_THRESHOLD = tuple(n for n, row in ARCHITECTURES.items() if "topk_threshold" in row.shared)
+"""Those with one threshold for all features, which follows the activations while they train."""
+
+
 def architecture(name: str) -> Architecture:
     """The row for SAELens' architecture `name`; a `PluginError` if there is none."""
     if name not in ARCHITECTURES:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import interruption
+from sae_plugins.framework.architectures import SHARING_A_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def check_calibration(sae: Any) -> None:
     """
     if not hasattr(sae, "topk_threshold"):
         raise PluginError(
-            f"calibrate_threshold is for batchtopk and matryoshka_batchtopk SAEs, and "
+            f"calibrate_threshold is for {' and '.join(SHARING_A_THRESHOLD)} SAEs, and "
             f"{sae.cfg.architecture()} SAEs have no threshold that lags: leave it out"
         )
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_plugins.framework.architectures import SHARING_A_THRESHOLD
+
 FLAGS_FILE = Path(__file__).with_name("sae_lens_flags.json")
 
 
@@ -137,7 +139,7 @@ def our_flags() -> dict[str, Flag]:
             "what follows in the buffer; SAELens' own lags behind, and more are active",
             True,
             "training",
-            architectures=("batchtopk", "matryoshka_batchtopk"),
+            architectures=SHARING_A_THRESHOLD,
         ),
         Flag(
             "lr_warm_up_fraction",

@@ -131,9 +131,10 @@ def _merged(
     """
     _, _, recipe, flags = layers
     together = {name: value for layer in layers for name, value in layer.items()}
-    for name, default in (("model_name", WORLD), ("architecture", "standard")):
-        together[name] = together.get(name) or default
-    value = {name: flag.default for name, flag in all_flags().items()} | together
+    value = {name: flag.default for name, flag in all_flags().items()} | {"model_name": WORLD}
+    for name in ("model_name", "architecture"):
+        together[name] = together.get(name) or value[name]
+    value |= together
     merged: dict[str, Any] = {}
     for layer in layers:
         if all(name in layer for name in _ONE_OF):
