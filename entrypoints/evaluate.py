@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import Problems, SaePluginsError, begun
+from sae_plugins.base.devices import check_device
+from sae_plugins.base.errors import Problems, SaePluginsError, begun, did_you_mean, nearest
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.evaluate_flags import (
     ABOUT,
@@ -26,7 +27,7 @@ from sae_plugins.entrypoints.evaluate_output import (
 )
 from sae_plugins.entrypoints.evaluate_suites import chosen_suites, with_settings
 from sae_plugins.entrypoints.progress import RowsProgress
-from sae_plugins.eval_suites import PRESETS
+from sae_plugins.eval_suites import DATA, PRESETS
 from sae_plugins.settings.command_line import Line
 
 if TYPE_CHECKING:
@@ -51,10 +52,18 @@ def _run(line: Line, problems: Problems) -> int:
         )
     problems.add(*_wrong_seeds(given.get("seed", [])))
     folder = Path(given.get("output_path", FLAGS["output_path"].default)).expanduser()
-    if folder.exists() and not folder.is_dir():
-        problems.add(f"--output_path {folder} is a file; name a folder")
+    problems.add(*_wrong_places({**given, "output_path": folder}))
     preset = given.get("preset") or (PRESETS[0] if problems else default_preset(line.operands))
     suites = with_settings(names, preset, bool(given.get("exact")), line.options, problems)
+    if suites and not any(suite.needs_model for suite, _ in suites.values()):
+        for name in ("data", "model_class_name"):
+            if given.get(name) is not None:
+                problems.add(
+                    f"--{name} {given[name]}: no suite of {', '.join(suites)} uses it; leave it out"
+                )
+    if given.get("device") is not None and not problems:  # asking torch takes seconds
+        with problems:
+            check_device("device", given["device"])
     problems.stop()
     request = _request(line, folder, preset, suites)
     from sae_plugins.eval_suites.evaluation.evaluate import Evaluation
@@ -93,6 +102,18 @@ def _wrong_seeds(seeds: Sequence[int]) -> Iterator[str]:
             yield f"--seed {seed}: it must be at least 0 and less than {SEEDS}"
         if seeds.count(seed) > 1:
             yield f"--seed {seed} is given twice: name each seed once"
+
+
+def _wrong_places(given: Mapping[str, Any]) -> Iterator[str]:
+    """Flags that name a file or nothing where a folder must be."""
+    for name in ("output_path", "cache_path"):
+        folder = Path(given.get(name) or ".").expanduser()
+        if folder.exists() and not folder.is_dir():
+            yield f"--{name} {folder} is a file; name a folder"
+    data = given.get("data")
+    if data not in (None, *DATA) and not Path(data).expanduser().is_dir():
+        near = f"; {did_you_mean(data, DATA)}" if nearest(data, DATA) else ""
+        yield f"--data {data}: neither 'world' nor 'hub' nor a folder{near}"
 
 
 def default_preset(sources: Iterable[str]) -> str:

@@ -7,3 +7,5 @@ anything of SAEBench is replaced, and `evaluation/` applies suites to SAEs.
 
 PRESETS = ("canonical", "quick", "paper")
 """Named settings of all suites; the first are the defaults, which are SAEBench's."""
+DATA = ("world", "hub")
+"""What data may be besides a folder."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.subjects import Subject
@@ -16,10 +16,25 @@ from sae_plugins.eval_suites.suite import Cost, Value
 BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
 
 
+def _distinct(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if not numbers:
+        raise ValueError("name a number at least")
+    twice = next((n for n in numbers if numbers.count(n) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice: name each once")
+    return numbers
+
+
+Latents = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_distinct)]
+"""A setting: numbers of latents, each once."""
+
+
 def known(what: str, names: Collection[str]) -> AfterValidator:
     """Of a setting: refuses any but these names of pairs or datasets."""
 
     def check(given: tuple[str, ...]) -> tuple[str, ...]:
+        if not given:
+            raise ValueError(f"name a {what} at least")
         for name in given:
             if name not in names:
                 raise ValueError(f"no {what} {name!r}; there are {', '.join(names)}")

@@ -15,6 +15,7 @@ from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.probing import (
     BEST_EPOCH,
+    Latents,
     check_reported,
     check_whole,
     cost,
@@ -53,7 +54,7 @@ class SCRSettings(SuiteSettings):
     pairs: Annotated[tuple[str, ...], known("pair", PAIRS)] = Field(
         tuple(PAIRS), description="pairs of classes, FIRST/SECOND"
     )
-    n_values: tuple[int, ...] = Field(
+    n_values: Latents = Field(
         (2, 5, 10, 20, 50, 100, 500), description="numbers of latents to ablate"
     )
     train_set_size: int = Field(4000, ge=8, description="texts to train a probe on")

@@ -11,6 +11,7 @@ from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.probing import (
     BEST_EPOCH,
+    Latents,
     check_reported,
     check_whole,
     cost,
@@ -47,7 +48,7 @@ class SparseProbingSettings(SuiteSettings):
     dataset_names: Annotated[tuple[str, ...], known("dataset", DATASETS)] = Field(
         DATASETS, description="the datasets to probe on"
     )
-    k_values: tuple[int, ...] = Field((1, 2, 5), description="numbers of latents to probe with")
+    k_values: Latents = Field((1, 2, 5), description="numbers of latents to probe with")
     probe_train_set_size: int = Field(4000, ge=8, description="texts to train a probe on")
     probe_test_set_size: int = Field(1000, ge=8, description="texts to test it on")
     context_length: int = Field(128, ge=2, description="tokens of a text; longer ones are cut")

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import versions
 from sae_plugins.base.identity import compare
-from sae_plugins.base.secrets import without_secrets
+from sae_plugins.base.secrets import reason_of, without_secrets
+from sae_plugins.eval_suites import DATA
 from sae_plugins.eval_suites.evaluation.folder import Folder
 from sae_plugins.eval_suites.evaluation.manifest import Row
 from sae_plugins.eval_suites.evaluation.meter import Meter
-from sae_plugins.eval_suites.evaluation.plan import DATA, Task, plan, reason_of
+from sae_plugins.eval_suites.evaluation.plan import Task, plan
 from sae_plugins.eval_suites.evaluation.results import (
     NOT_APPLICABLE,
     ModelInfo,

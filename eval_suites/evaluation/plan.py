@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.code import code
-from sae_plugins.base.errors import Problems, SaePluginsError
+from sae_plugins.base.errors import Problems
 from sae_plugins.base.files import versions
-from sae_plugins.base.secrets import without_secrets
+from sae_plugins.base.secrets import reason_of
+from sae_plugins.eval_suites import DATA
 from sae_plugins.eval_suites.evaluation.manifest import Row
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, NOT_APPLICABLE
 from sae_plugins.eval_suites.suite import Suite
@@ -18,9 +19,6 @@ from sae_plugins.eval_suites.suite import Suite
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.data import Data
     from sae_plugins.eval_suites.inputs.subjects import Subject
-
-DATA = ("world", "hub")
-"""What data may be besides a folder."""
 
 
 @dataclass(eq=False)
@@ -162,12 +160,3 @@ def plan(
             made.tasks.append(Task(row, subject, suite, settings))
     made.tasks.sort(key=lambda task: (task.subject.model_name, task.group))
     return made
-
-
-def reason_of(error: Exception) -> str:
-    """What an error says, in one sentence."""
-    text = without_secrets(str(error))
-    if isinstance(error, SaePluginsError):
-        return text
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.patches import replaced
 
 HIDDEN = "***"
@@ -77,6 +78,15 @@ def without_secrets(text: str, shapes: re.Pattern[str] = _IN_PROSE) -> str:
     for pattern in (shapes, _USER, _QUERY):
         text = pattern.sub(HIDDEN, text)
     return text
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line: all that ours say, and how those of others begin."""
+    text = without_secrets(str(error)).strip()
+    if isinstance(error, SaePluginsError):
+        return " ".join(text.split())
+    first = text.partition("\n")[0].strip()[:300]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _hidden_pair(match: re.Match[str]) -> str:

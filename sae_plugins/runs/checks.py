@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     ACTIVATIONS_STORE_STATE_FILENAME,
@@ -14,6 +13,7 @@ from sae_lens.constants import (
 )
 
 from sae_plugins import world
+from sae_plugins.base.devices import check_device
 from sae_plugins.base.errors import PluginError
 from sae_plugins.runs.setup import SAELensSettings
 
@@ -24,15 +24,7 @@ def check_devices(settings: SAELensSettings) -> None:
     for name, device in {"device": settings.device, **given}.items():
         if device is None or (name, device) == ("act_store_device", "with_model"):
             continue
-        if device.startswith("cpu:"):
-            raise PluginError(f"--{name} {device}: there is one cpu; give --{name} cpu")
-        try:
-            torch.zeros(1, device=device).item()  # a "meta" device holds no numbers
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise PluginError(
-                f"--{name} {device} cannot be used: {reason}; try --{name} cpu"
-            ) from error
+        check_device(name, device)
 
 
 _FOLDERS = {

@@ -21,6 +21,7 @@ from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
+from sae_plugins.base.secrets import reason_of
 from sae_plugins.runs.folder import RECIPE, remove_run
 from sae_plugins.study import commits
 from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
@@ -214,7 +215,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         progress.advance(len(failures))
         failures |= {cell: failed[arm.name] for cell, arm in arms.items() if arm.name in failed}
         for cell, reason in failures.items():
-            write(_failed(cell, task.folder), f"{_reason(reason)}\n")
+            write(_failed(cell, task.folder), f"{reason_of(reason)}\n")
 
 
 def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
@@ -256,14 +257,6 @@ def failure(cell: Cell, folder: Path) -> str | None:
         return _failed(cell, folder).read_text("utf-8").strip()
     except OSError:
         return None
-
-
-def _reason(error: Exception) -> str:
-    """One line, without secrets."""
-    from sae_plugins.base.secrets import without_secrets
-
-    text = without_secrets(" ".join(str(error).split()))
-    return text if isinstance(error, SaePluginsError) else f"{type(error).__name__}: {text[:300]}"
 
 
 # -- evaluations ---------------------------------------------------------------------------------

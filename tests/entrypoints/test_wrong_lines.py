@@ -79,6 +79,24 @@ LINES = {
     "evaluate runs/a --suite scr --core.context_size 64": [
         "--core.context_size: the suite 'core' is not chosen: add --suite core"
     ],
+    "evaluate runs/a --data wrld --cache_path wrong.yaml --output_path wrong.yaml": [
+        "--output_path wrong.yaml is a file; name a folder",
+        "--cache_path wrong.yaml is a file; name a folder",
+        "--data wrld: neither 'world' nor 'hub' nor a folder; did you mean 'world'?",
+    ],
+    "evaluate runs/a --suite scr --scr.n_values 0": ["--scr.n_values 0: it must be at least 1"],
+    "evaluate runs/a --suite scr --scr.n_values 5 5 --scr.pairs []": [
+        "--scr.n_values: 5 is given twice: name each once",
+        "--scr.pairs: name a pair at least",
+    ],
+    "evaluate runs/a --suite sparse-probing --sparse-probing.k_values -1": [
+        "--sparse-probing.k_values -1: it must be at least 1"
+    ],
+    "evaluate runs/a --suite ground-truth --data hub --model_class_name TransformerBridge": [
+        "--data hub: no suite of ground-truth uses it; leave it out",
+        "--model_class_name TransformerBridge: no suite of ground-truth uses it; leave it out",
+    ],
+    "evaluate runs/a --suite core --device cuda:x": ["--device cuda:x cannot be used: "],
     "study run quik": ["no study 'quik': did you mean 'quick'?"],
     "study report": ["give one STUDY: sae-plugins study report STUDY"],
     "plugins show reodrer": ["no plugin 'reodrer' is installed: did you mean 'reorder'?"],
