@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from sae_plugins.base.children import SAFE_PATH, environment
 from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, reason
@@ -70,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answered(words: list[str], name: str) -> int:
     """Run the command line, and say in sentences what goes wrong; the exit code."""
     try:
-        with environment(**SAFE_PATH), hidden():
+        with environment(**SAFE_PATH), hidden(), _terminations():
             return _run(words)
     except SaePluginsError as error:
         for sentence in error.args:
@@ -86,6 +90,24 @@ def _answered(words: list[str], name: str) -> int:
         sentence = f"{_origin(words, str(error.filename))}: {reason(error)}"
         print(f"{name}: error: {without_secrets(sentence)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _terminations() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, unless somebody answers it already."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminated(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _origin(words: list[str], path: str) -> str:

@@ -1,6 +1,7 @@
 """The command as a whole: cheap where it can be, and what `plugins` prints."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sae_plugins import recipes
+from sae_plugins.entrypoints import main as module
 from sae_plugins.entrypoints.help import help_text
 from sae_plugins.entrypoints.main import COMMANDS, loaded, main
 from sae_plugins.entrypoints.plugins import command
@@ -47,6 +49,20 @@ def imported(*arguments: str) -> set[str]:
 def test_it_is_cheap(line: str):
     modules = imported(*line.split())
     assert not modules.intersection({*SLOW, "pydantic"})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_with_a_sentence_and_handlers_are_put_back(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr(module, "_run", lambda words: signal.raise_signal(number))
+    assert main(["study", "run", "toy"]) == 130
+    said = "sae-plugins study: interrupted; the same command goes on from there\n"
+    assert capsys.readouterr().err == said
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "sae-plugins train: interrupted\n"
+    assert signal.getsignal(number) is before
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]):
