@@ -50,6 +50,8 @@ def plugins(
             not work on the SAE's architecture; before any training.
         RuntimeError: another `plugins` context is open.
     """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise PluginError(f"seed={seed!r}: give a whole number, or None")
     plan = _plan(names, without=without, options=options, training=training)
     from sae_plugins.base.saelens import trainer_class
     from sae_plugins.base.seeds import seed_everything  # after resolve: errors need no torch

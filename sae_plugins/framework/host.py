@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pluggy
@@ -20,12 +20,7 @@ _UNWINDING = frozenset({"after_update"})
 
 
 class Host:
-    """Calls the events of `plugins`, in their order.
-
-    Raises:
-        PluginError: on construction, if a plugin implements an event that does not exist, takes an
-            argument that the event does not have, or forgot `@hookimpl` on one.
-    """
+    """Calls the events of `plugins`, in their order."""
 
     def __init__(self, plugins: list[Plugin]) -> None:
         """Register the plugins, which are in their resolved order."""
@@ -33,11 +28,7 @@ class Host:
         manager = pluggy.PluginManager("sae_plugins")
         manager.add_hookspecs(hookspecs)
         for plugin in plugins:
-            _check_events(plugin)
-            try:
-                manager.register(plugin, name=plugin.name)
-            except pluggy.PluginValidationError as error:
-                raise PluginError(f"plugin {plugin.name!r}: {_last_line(error)}") from error
+            manager.register(plugin, name=plugin.name)
         self._callers: dict[str, list[tuple[Plugin, pluggy.HookCaller]]] = {
             event: [
                 # one caller per plugin: results and exceptions are known by their owner
@@ -82,8 +73,31 @@ class Host:
             pass
 
 
-def _check_events(plugin: Plugin) -> None:
-    for name, function in inspect.getmembers(type(plugin), inspect.isfunction):
+def built(plugin: type[Plugin], options: Any) -> Plugin:
+    """An instance of a plugin, with its validated options.
+
+    Raises:
+        PluginError: its constructor raised.
+    """
+    try:
+        return plugin(options)
+    except PluginError as error:
+        raise PluginError(f"plugin {plugin.name!r}: {error}") from error
+    except Exception as error:
+        raise PluginError(
+            f"plugin {plugin.name!r} failed when it was built: {type(error).__name__}: {error} "
+            f"({_where(error)})"
+        ) from error
+
+
+def check_events(plugin: type[Plugin]) -> None:
+    """Refuse a plugin whose events would not be called as it thinks.
+
+    Raises:
+        PluginError: it implements an event that does not exist, takes an argument that the event
+            does not have, or lacks `@hookimpl` on one.
+    """
+    for name, function in inspect.getmembers(plugin, inspect.isfunction):
         marked = hasattr(function, "sae_plugins_impl")
         if name in EVENTS and not marked:
             raise PluginError(
@@ -95,13 +109,22 @@ def _check_events(plugin: Plugin) -> None:
                 f"plugin {plugin.name!r} implements {name}(), which is no event: "
                 f"{did_you_mean(name, EVENTS)}"
             )
+        if marked:
+            _check_arguments(plugin, name, function)
+
+
+def _check_arguments(plugin: type[Plugin], event: str, function: Callable[..., Any]) -> None:
+    known = set(inspect.signature(getattr(hookspecs, event)).parameters)
+    _, *taken = inspect.signature(function).parameters.values()
+    for name in (each.name for each in taken if each.default is each.empty):
+        if name not in known:
+            raise PluginError(
+                f"plugin {plugin.name!r}, {event}(): the event has no argument {name!r}: "
+                f"{did_you_mean(name, known)}"
+            )
 
 
 def _where(error: Exception) -> str:
     """The innermost line of the traceback: file, line and code."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.filename}, line {frame.lineno}: {frame.line}"
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()

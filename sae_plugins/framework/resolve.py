@@ -16,6 +16,7 @@ from sae_plugins.base.secrets import redacted
 from sae_plugins.base.values import validated
 from sae_plugins.framework import registry
 from sae_plugins.framework.architectures import Architecture
+from sae_plugins.framework.host import check_events
 from sae_plugins.framework.plugin import CLAIMS, Method, Plugin
 
 Selected = str | type[Plugin]
@@ -188,23 +189,30 @@ def choose(names: Sequence[Selected], without: Collection[str] = ()) -> Choice:
             )
         elif name not in chosen:
             problems.add(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
+    for plugin in left.values():
+        with problems:
+            check_events(plugin)
     problems.stop(PluginError)
     return Choice(methods, left)
 
 
 def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:
-    problems, loaded = Problems(), []
+    problems = Problems()
+    loaded: list[Any] = []
     for name in names:
         with problems:
             loaded.append(registry.load(name) if isinstance(name, str) else name)
     problems.stop(PluginError)
     for selected in loaded:
-        if not isinstance(selected, type):
+        if not isinstance(selected, type) or not issubclass(selected, (Plugin, Method)):
             raise PluginError(
                 f"{selected!r} is no plugin: give its name, or its class and not an instance"
             )
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", selected.name):
-            raise PluginError(f"the name {selected.name!r} must be lower-case words-with-hyphens")
+        called = getattr(selected, "name", None)
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", str(called)) or called is None:
+            raise PluginError(
+                f"the name {called!r} of {selected.__name__} must be lower-case words-with-hyphens"
+            )
     methods = [selected for selected in loaded if issubclass(selected, Method)]
     if len(set(methods)) < len(methods):
         raise PluginError(f"a method is chosen twice: {', '.join(m.name for m in methods)}")
@@ -299,11 +307,15 @@ def _merge(
     stem: str,
     methods: Sequence[type[Method]],
     settings_of: Callable[[type[Method]], Mapping[str, Any]],
-    override: Mapping[str, Any] | None,
+    override: Any,
     problems: Problems,
 ) -> dict[str, Any]:
     """The methods' settings under the user's; two methods must agree or the user decide."""
     override = override or {}
+    if not isinstance(override, Mapping):
+        what = stem.strip("-.") or "the training settings"
+        problems.add(f"options of {what} are {override!r}: give a mapping from names to values")
+        override = {}
     merged: dict[str, Any] = {}
     owner: dict[str, str] = {}
     for method in methods:

@@ -28,7 +28,7 @@ from sae_plugins.framework.architectures import architecture_of
 from sae_plugins.framework.counters import COUNTERS, check_counters
 from sae_plugins.framework.export import export
 from sae_plugins.framework.features import Features
-from sae_plugins.framework.host import Host
+from sae_plugins.framework.host import Host, built
 from sae_plugins.framework.losses import LOSS_FORMS
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.resolve import Plan, TrainingSettings
@@ -72,7 +72,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self.run = Run(self, next(self.numbers))
         self._last_batch: Tensor | None = None
         self.host = Host(
-            [plugin(in_steps(given, self.run.total_steps)) for plugin, given in self.plan.plugins]
+            [
+                built(plugin, in_steps(given, self.run.total_steps))
+                for plugin, given in self.plan.plugins
+            ]
         )
         self._window: GradientWindow | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS

@@ -18,7 +18,7 @@ from sae_plugins import Method, Plugin, PluginError, hookimpl, plugins
 from sae_plugins.base.saelens import interruption
 from sae_plugins.framework import attach, registry
 from sae_plugins.framework.architectures import architecture
-from sae_plugins.framework.host import EVENTS, Host
+from sae_plugins.framework.host import EVENTS
 from sae_plugins.framework.resolve import TrainingSettings, resolve
 from sae_plugins.testing import (
     advance,
@@ -367,19 +367,62 @@ def test_a_misspelt_event_is_refused() -> None:
     with pytest.raises(
         PluginError, match=r"after_foward\(\), which is no event: did you mean 'aft"
     ):
-        Host([plugin()])
+        resolve([plugin])
 
 
 def test_an_event_without_its_mark_is_refused() -> None:
     plugin = define("p", after_forward=lambda self, run: None)
     with pytest.raises(PluginError, match=r"after_forward\(\) without @sae_plugins.hookimpl"):
-        Host([plugin()])
+        resolve([plugin])
 
 
 def test_an_argument_that_the_event_lacks_is_refused() -> None:
     plugin = define("p", after_forward=hookimpl(lambda self, run, outputs: None))
-    with pytest.raises(PluginError, match=r"plugin 'p': .*outputs"):
-        Host([plugin()])
+    message = (
+        r"plugin 'p', after_forward\(\): the event has no argument 'outputs': did you mean 'out"
+    )
+    with pytest.raises(PluginError, match=message):
+        resolve([plugin])
+
+
+def test_what_is_wrong_with_several_plugins_is_said_at_once() -> None:
+    one = define("one", after_foward=hookimpl(lambda self, run: None))
+    other = define("other", after_forward=lambda self, run: None)
+    with pytest.raises(PluginError) as caught:
+        resolve([one, other])
+    assert [sentence.split(" ")[1] for sentence in caught.value.args] == ["'one'", "'other'"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("by nothing"), "'p' failed when it was built: ZeroDivisionError: by no"),
+        (PluginError("give another"), "plugin 'p': give another"),
+    ],
+)
+def test_a_constructor_that_raises_names_its_plugin(error: Exception, said: str) -> None:
+    def fail(self: Any, options: Any = None) -> None:
+        raise error
+
+    with plugins(define("p", __init__=fail)), pytest.raises(PluginError, match=said):
+        tiny_trainer(tiny_sae("standard"))
+
+
+def test_what_is_no_plugin_is_refused() -> None:
+    for wrong, said in (
+        (Plugin, "the name None of Plugin must be"),
+        (define("Two Words"), "the name 'Two Words' of"),
+        (Path, "is no plugin"),
+        (5, "is no plugin"),
+    ):
+        with pytest.raises(PluginError, match=said):
+            resolve([wrong])  # type: ignore[list-item]
+    with pytest.raises(PluginError, match="options of reorder are 5: give a mapping"):
+        resolve(["reorder"], options={"reorder": 5})  # type: ignore[dict-item]
+    with pytest.raises(PluginError, match="options of the training settings are 'x': give"):
+        resolve(["reorder"], training="x")  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match="seed='x': give a whole number"), plugins(seed="x"):  # type: ignore[arg-type]
+        pass
 
 
 def every_event(trainer: Any, folder: Path) -> None:
