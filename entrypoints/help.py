@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
@@ -42,10 +44,11 @@ def _sections(command: Command, width: int) -> Iterator[str]:
     flags = command.flags().values()
     words = ["usage: sae-plugins", command.name, "COMMAND" if command.actions else command.operand]
     yield " ".join(filter(None, [*words, "[flags]" if flags else ""]))
-    yield (command.about or f"{command.summary[:1].upper()}{command.summary[1:]}.").strip()
+    about = command.about or f"{command.summary[:1].upper()}{command.summary[1:]}."
+    yield _filled(about, width)
     if command.examples:
         yield f"examples:\n{command.examples.rstrip()}"
-    yield from filter(None, [command.notes.strip()])
+    yield from filter(None, [_filled(command.notes, width)])
     lists = dict(command.lists())
     if command.actions:
         lists["commands:"] = {each.name.split()[-1]: each.summary for each in command.actions}
@@ -55,6 +58,15 @@ def _sections(command: Command, width: int) -> Iterator[str]:
         rows = {_left(flag): _text(flag) for flag in flags if flag.group == group}
         if rows or "\n" in title:
             yield _table(title.rstrip(), rows, width)
+
+
+def _filled(text: str, width: int) -> str:
+    """Prose in lines of `width` characters; lines that are indented or empty stay as they are."""
+    lines: list[str] = []
+    for is_prose, block in groupby(text.strip().splitlines(), lambda line: line[:1].strip() != ""):
+        found = list(block)
+        lines += textwrap.wrap(" ".join(found), width) if is_prose else found
+    return "\n".join(lines)
 
 
 def _table(title: str, rows: Mapping[str, str], width: int) -> str:

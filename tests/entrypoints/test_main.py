@@ -194,3 +194,11 @@ def test_every_row_of_every_table_is_a_valid_command():
         for row in method.rows:
             words = command(method.name, row.flags).split()
             settle(train_flags(words[2:]))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_prose_of_help_fits_into_the_terminal(name: str) -> None:
+    lines = help_text(loaded(name), 64).splitlines()[1:]
+    prose = [line for line in lines if line[:1].strip() and not line.endswith(":")]
+    assert prose
+    assert max(map(len, prose)) <= 64
