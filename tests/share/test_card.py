@@ -189,6 +189,18 @@ def test_what_training_really_writes_is_understood(tmp_path: Path):
     assert (facts.d_in, facts.d_sae) == (8, 24)
 
 
+def test_a_calibrated_threshold_is_named(tmp_path: Path):
+    details = {"training_architecture_details": {"k": 4}}
+    for calibrated in (True, False):
+        training = {"training": {"calibrate_threshold": calibrated}, "plugins": [], "methods": []}
+        sae = folder(tmp_path / str(calibrated), **GEMMA, **details, sae_plugins=training)
+        text = card(facts_of("sae", sae, []), None, "jane/saes")
+        sentence = (
+            "calibrated when training ended: on the activations that came next, k = 4 features"
+        )
+        assert (sentence in " ".join(text.split())) is calibrated
+
+
 @pytest.mark.parametrize("name", ["cfg.json", "summary.json", "run.yaml"])
 def test_a_damaged_file_is_named(name: str, tmp_path: Path):
     (gemma(tmp_path) / name).write_text("[1")
