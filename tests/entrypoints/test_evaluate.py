@@ -98,6 +98,7 @@ def run(monkeypatch, tmp_path, capsys):
         fake = SimpleNamespace(**functions)
         monkeypatch.setitem(sys.modules, f"sae_plugins.eval_suites.{name}", fake)
     monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
     monkeypatch.setattr(Dummy, "seen", [])
 
     def command(line):
