@@ -171,10 +171,17 @@ def summary(entry: Installed) -> str:
     return (ast.get_docstring(node) or "").split("\n")[0] if node else ""
 
 
+_found: dict[tuple[str, ...], Path] = {}
+"""Files of modules, by the module and where Python looks; a study asks for all with every SAE."""
+
+
 def _class_definition(target: str) -> tuple[ast.ClassDef | None, dict[str, ast.ClassDef]]:
     """The class that an entry point names, and all classes of its module, by name."""
     module, _, attribute = target.partition(":")
-    source = _source_file(module)
+    place = (module, *sys.path)
+    source = _found.get(place) or _source_file(module)
+    if source is not None:
+        _found[place] = source
     try:
         classes = {} if source is None else _classes(source, source.stat().st_mtime_ns)
     except (OSError, SyntaxError, UnicodeDecodeError):
@@ -184,7 +191,7 @@ def _class_definition(target: str) -> tuple[ast.ClassDef | None, dict[str, ast.C
 
 @cache
 def _classes(source: Path, mtime_ns: int) -> dict[str, ast.ClassDef]:
-    """The classes of a file by name; a study asks for them with every SAE."""
+    """The classes of a file by name."""
     tree = ast.parse(source.read_text("utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
