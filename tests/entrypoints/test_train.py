@@ -135,7 +135,7 @@ def test_a_seed_decides_everything():
 
 def test_the_seed_orders_the_data(tiny_world: Any, monkeypatch: pytest.MonkeyPatch):
     from sae_plugins.runs.setup import SAELensSettings
-    from sae_plugins.runs.texts import load_text
+    from sae_plugins.runs.texts.splits import load_text
 
     def order(seed: int) -> list[list[int]]:
         text = load_text(SAELensSettings(world.NAME, seed=seed), tiny_world.model())
@@ -181,7 +181,7 @@ def test_the_default_folder_is_named_after_the_run():
 @pytest.mark.parametrize("streaming", [True, False])
 def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, streaming: bool):
     from sae_plugins.runs.setup import SAELensSettings
-    from sae_plugins.runs.texts import load_text
+    from sae_plugins.runs.texts.splits import load_text
 
     (folder / "data").mkdir()
     documents = [

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.runs.setup import SAELensSettings
-from sae_plugins.runs.texts import load_text
+from sae_plugins.runs.texts.splits import load_text
 
 CONTEXT = 4
 
@@ -56,7 +56,7 @@ def first_shards(seeds: range) -> list[str]:
 
 
 def test_each_seed_begins_a_stream_with_shards_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_plugins.runs.texts.SHUFFLE_BUFFER", 5)
+    monkeypatch.setattr("sae_plugins.runs.texts.splits.SHUFFLE_BUFFER", 5)
     shards(8, documents=20)
     assert len(set(first_shards(range(6)))) > 2
 
@@ -124,8 +124,8 @@ def test_a_dataset_on_the_hub_says_whose_its_tokens_are(monkeypatch: pytest.Monk
         return "downloaded/sae_lens.json"
 
     rows = Dataset.load_from_disk("downloaded").with_format(None)
-    monkeypatch.setattr("sae_plugins.runs.texts.hf_hub_download", download)
-    monkeypatch.setattr("sae_plugins.runs.texts.load_dataset", lambda _: rows)
+    monkeypatch.setattr("sae_plugins.runs.texts.tokenized.hf_hub_download", download)
+    monkeypatch.setattr("sae_plugins.runs.texts.splits.load_rows", lambda _: rows)
     with pytest.raises(PluginError, match="me/tokens holds the tokens of theirs"):
         load_text(settings("me/tokens"), SimpleNamespace(tokenizer=own))
     assert asked == [("me/tokens", "sae_lens.json", {"repo_type": "dataset"})]
