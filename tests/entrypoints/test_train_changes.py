@@ -59,7 +59,10 @@ def unfinished(
             assert main(["train", *RUN]) == 130
         shutil.copytree(".", made)
     shutil.copytree(made, ".", dirs_exist_ok=True)
-    return Path("run", "unfinished")
+    recipe = Path("run", "unfinished", "run.yaml")
+    text = re.sub("(?<=dataset_path: ).*", str(Path("text").absolute()), recipe.read_text())
+    recipe.write_text(text)  # it names the place where the run began
+    return recipe.parent
 
 
 def edit(*places: int) -> None:
