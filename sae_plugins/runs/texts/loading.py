@@ -160,13 +160,11 @@ def kind_of(file: Path) -> str | None:
 
 
 def _loaded(what: str, load: Callable[[], Any]) -> Any:
-    """What is loaded; whatever goes wrong is said with the cure."""
+    """What is loaded; whatever goes wrong is said."""
     try:
         return load()
     except Exception as error:  # network, hub and file errors of many kinds
-        why = reason(error)
-        cure = next((cure for words, cure in _CURES.items() if words in why), "")
-        raise PluginError(f"--dataset_path {what} cannot be loaded: {why}{cure}") from error
+        raise PluginError(f"--dataset_path {what} cannot be loaded: {reason(error)}") from error
 
 
 _CURES = {
@@ -180,10 +178,12 @@ _CURES = {
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong in the `datasets` library, in its words, as a part of a sentence."""
+    """What went wrong in a library, in its words and as a part of a sentence, and the cure."""
     from datasets.exceptions import DatasetGenerationError
 
     while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines() or [""]
-    return without_secrets(f"{type(error).__name__}: {lines[0]}")[:_LONGEST].rstrip(". ")
+    said, *_ = str(error).partition("Example of usage")  # of Python
+    why = without_secrets(f"{type(error).__name__}: {' '.join(said.split())}")[:_LONGEST]
+    cure = next((cure for words, cure in _CURES.items() if words in why), "")
+    return f"{why.rstrip('. ')}{cure}"
