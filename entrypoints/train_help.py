@@ -29,6 +29,7 @@ GROUPS = {
     "training": "training settings that SAELens lacks (a method may set them):",
     "options": _OPTIONS,
     "resuming": "checkpoints to go on from (SAELens' own, --n_checkpoints, are SAEs to look at):",
+    "data": "which rows of a --dataset_path are read:",
     "hub": "which versions are read from the Hugging Face Hub:",
     "runner": "SAELens' flags, with SAELens' defaults; the embedded world has some of its own:",
     "sae": "SAELens' flags of the SAE:",

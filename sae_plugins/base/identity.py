@@ -29,6 +29,7 @@ Identity = Mapping[str, "Fact | None"]
 _WORDS = {
     "code": "the code",
     "dataset": "the dataset",
+    "rows": "what is read of the dataset",
     "model": "the language model",
     "tokenizer": "the tokenizer",
     "world": "the embedded world",

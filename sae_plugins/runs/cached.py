@@ -10,7 +10,7 @@ from sae_lens.training.activations_store import ActivationsStore
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.torchvision import without_videos
-from sae_plugins.runs.texts import TextSplits
+from sae_plugins.runs.texts.splits import TextSplits
 
 _TOKENS = "token_ids"
 """The column of the tokens, which caches of older versions of SAELens lack."""

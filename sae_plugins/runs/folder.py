@@ -334,9 +334,10 @@ class RunFolder:
     def _correct_paths(self, config: Path) -> None:
         """SAELens notes where it wrote; the files are about to move."""
         contents = json.loads(config.read_text("utf-8"))
-        contents["output_path"] = str(self.path)
-        if str(contents.get("checkpoint_path")) == str(self.unfinished / SAELENS_CHECKPOINTS):
-            contents["checkpoint_path"] = str(self.path / SAELENS_CHECKPOINTS)
+        path = self.path.absolute()
+        contents["output_path"] = str(path)
+        if contents.get("checkpoint_path") == str(path / UNFINISHED / SAELENS_CHECKPOINTS):
+            contents["checkpoint_path"] = str(path / SAELENS_CHECKPOINTS)
         write(config, json.dumps(contents, indent=1))
 
     def abandon(self) -> str | None:

@@ -46,7 +46,9 @@ from sae_plugins.runs.setup import (
     settings_accepted,
 )
 from sae_plugins.runs.sources import commits, made_from
-from sae_plugins.runs.texts import TextSplits, load_text, text_facts
+from sae_plugins.runs.texts.documents import Documents
+from sae_plugins.runs.texts.reading import watch
+from sae_plugins.runs.texts.splits import TextSplits, load_text, text_facts
 
 
 class LanguageModelSetup:
@@ -143,7 +145,7 @@ class LanguageModelSetup:
         seed_data(self.settings.seed)
 
         def run() -> dict[str, float]:
-            with quiet(repeats=not self.settings.runner.get("dataset_path")):
+            with quiet():
                 runner.run()
             return {}
 
@@ -165,8 +167,10 @@ class LanguageModelSetup:
             runner.sae.cfg.metadata.model_loaded_as = self.loaded_as
             if self.cached is not None:
                 self.cached.narrow(runner.activations_store, heldout=False)
-            for name, commit in self.settings.revisions.items():
-                setattr(runner.sae.cfg.metadata, name, commit)
+            if isinstance(self.text.train, Documents):
+                watch(runner.activations_store, self.text.train, config)
+            for name, value in self.settings.provenance.items():
+                setattr(runner.sae.cfg.metadata, name, value)
             # SAELens' own evaluator reads on in the training text, so that logging would change
             # what the SAE is trained on.
             if self.text.heldout is None or not runner.cfg.logger.log_to_wandb:
@@ -193,6 +197,8 @@ class LanguageModelSetup:
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same text."""
+        if isinstance(self.text.train, Documents):
+            self.text.train.tell_skipped()
         if not self.settings.heldout_tokens:
             return [{} for _ in saes]
         with quiet(), isolated_random_state():
@@ -217,7 +223,10 @@ class LanguageModelSetup:
     def _store(self, *, heldout: bool) -> ActivationsStore:
         held, train = self.text.heldout, self.text.train
         rows = held if heldout and held is not None else train
-        store = ActivationsStore.from_config(self.model, self.config(None), override_dataset=rows)
+        config = self.config(None)
+        store = ActivationsStore.from_config(self.model, config, override_dataset=rows)
+        if isinstance(rows, Documents):
+            watch(store, rows, config)
         if self.cached is not None:
             self.cached.narrow(store, heldout)
         return store

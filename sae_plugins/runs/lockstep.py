@@ -136,7 +136,7 @@ def train(
 
         try:
             with (
-                quiet(repeats=not together[0].setup.settings.runner.get("dataset_path")),
+                quiet(),
                 no_bars(),
             ):
                 failures |= _train(together, advanced)

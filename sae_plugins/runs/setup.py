@@ -29,7 +29,7 @@ from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs.folder import SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
-from sae_plugins.runs.sources import REVISIONS
+from sae_plugins.runs.sources import REVISIONS, ROWS
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
@@ -38,8 +38,8 @@ _EXPECTED_WARNINGS = (
     "Dataset is not tokenized",
     "The training dataset contains fewer samples",  # compares documents with tokens
     "This SAE has non-empty model_from_pretrained_kwargs",
+    "All samples in the training dataset",  # said with numbers, of a dataset of the user's
 )
-_NEW_EPOCH = "All samples in the training dataset"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ class SAELensSettings:
     def revisions(self) -> dict[str, str]:
         """What is read at a revision of the Hub: the revision by its flag."""
         return {name: self.runner[name] for name in REVISIONS if self.runner.get(name)}
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What an SAE's metadata says of its sources besides what SAELens does, by flag."""
+        rows = {name: self.runner[name] for name in ROWS if self.runner.get(name)}
+        return {**self.revisions, **rows}
 
     @property
     def device(self) -> str:
@@ -197,9 +203,10 @@ def defaults_of(*configs: Any) -> dict[str, Any]:
 
 def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, Any]:
     """Fields that both runners' configs have, for a run that writes into `folder`."""
-    elsewhere = ("model_name", "checkpoint_path", "dtype", *REVISIONS)
+    elsewhere = ("model_name", "checkpoint_path", "dtype", *REVISIONS, *ROWS)
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
     checkpoints = None
+    folder = folder and folder.absolute()
     if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):
         checkpoints = settings.runner.get("checkpoint_path") or str(folder / SAELENS_CHECKPOINTS)
     return {
@@ -286,18 +293,14 @@ def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str
 
 
 @contextmanager
-def quiet(repeats: bool = True) -> Iterator[None]:
-    """Keep SAELens from announcing what its caller arranged: our model, our text, no tokens.
-
-    Args:
-        repeats: also that the text begins again, which is news about a dataset of the user's.
-    """
+def quiet() -> Iterator[None]:
+    """Keep SAELens from announcing what its caller arranged: our model, our text, no tokens."""
     logger = logging.getLogger("sae_lens")
     level = logger.level
     logger.setLevel(max(level, logging.ERROR))
     try:
         with warnings.catch_warnings():
-            for start in (*_EXPECTED_WARNINGS, *([_NEW_EPOCH] if repeats else [])):
+            for start in _EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=rf"\s*{start}")
             yield
     finally:

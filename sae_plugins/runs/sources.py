@@ -22,8 +22,17 @@ logger = logging.getLogger(__name__)
 
 REVISIONS = {"dataset_revision": "dataset_path", "model_revision": "model_name"}
 """Flags that name a revision, and those that say of which repository it is."""
+SPLIT = "train"
+"""The split that is read where nobody names another."""
+ROWS = {"dataset_config": None, "dataset_split": SPLIT, "text_column": None}
+"""Flags that say which part of a dataset is read, and their defaults."""
 _CHECKPOINTS = ("checkpoint_index", "checkpoint_value", "checkpoint_label")
 """Arguments with which TransformerLens chooses revisions by itself."""
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is meant to be a file or a folder, rather than a name on the Hub."""
+    return source.startswith(("/", "./", "../", "~")) or source in (".", "..")
 
 
 def made_from(
@@ -52,6 +61,8 @@ def made_from(
         found["model"] = of_source(model_name, flags.get("model_revision"))
     if flags.get("dataset_path"):
         found["dataset"] = of_source(flags["dataset_path"], flags.get("dataset_revision"))
+        chosen = [f"{name} {flags.get(name) or default}" for name, default in ROWS.items()]
+        found["rows"] = {"content": ", ".join(chosen)}
     for name in ("from_pretrained_path", "cached_activations_path"):
         is_used = name == "from_pretrained_path" or flags.get("use_cached_activations")
         if is_used and flags.get(name):

@@ -21,6 +21,16 @@ def check_code(values: Mapping[str, Any]) -> None:
         )
 
 
+def check_dtype(values: Mapping[str, Any]) -> None:
+    """Refuse to train in numbers in which training breaks down, whatever the learning rate."""
+    if values.get("dtype") == "float16":
+        raise SaePluginsError(
+            "--dtype float16: an SAE cannot be trained in it, since Adam's epsilon, 1e-8, and the "
+            "squares of small gradients are 0 in float16, and NaN follows; give --dtype float32, "
+            "or bfloat16. --autocast computes in bfloat16, with weights in float32"
+        )
+
+
 def check_secrets(values: Mapping[str, Any]) -> None:
     """Refuse values out of which a secret was taken when a recipe was written.
 

@@ -120,6 +120,26 @@ def our_flags() -> dict[str, Flag]:
             "branch, tag or commit of a --model_name on the Hub; as --dataset_revision",
             group="hub",
         ),
+        Flag(
+            "dataset_config",
+            "none | str",
+            "config of a --dataset_path that has several",
+            group="data",
+        ),
+        Flag(
+            "dataset_split",
+            "none | str",
+            "split of a --dataset_path (train); also a part, such as train[:1%], with --streaming "
+            "false",
+            group="data",
+        ),
+        Flag(
+            "text_column",
+            "none | str",
+            "column of a --dataset_path that is read: text, tokens or, with --use_chat_formatting, "
+            "chats (default: as SAELens, the first of tokens, input_ids, text and problem)",
+            group="data",
+        ),
         Flag("heldout_tokens", "int", "held-out tokens that score the SAE; 0: none", 50_000, "run"),
         Flag("accumulate", "int", "batches whose mean gradient makes one update", 1, "training"),
         Flag("clip", "float | none", "bound of the gradient's norm", 1.0, "training"),

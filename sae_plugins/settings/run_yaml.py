@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.secrets import holds_hidden, redacted
+from sae_plugins.settings.paths import placed
 from sae_plugins.settings.settings import NOT_IN_RUN_YAML, RESUMING, Settings
 from sae_plugins.settings.values import as_text
 
@@ -57,7 +58,7 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     recipe = folder / UNFINISHED / RECIPE
     began = load(str(recipe))
     free = {name: flags[name] for name in (*RESUMING, *NOT_IN_RUN_YAML) if name in flags}
-    told = redacted(dict(flags))  # as run.yaml has them
+    began, told = placed(began), redacted(placed(flags))  # as run.yaml has them
     free |= {name: flags[name] for name, shown in told.items() if holds_hidden(shown)}
     changed = [
         f"--{name} {as_text(value)}, it began with {as_text(began.get(name)) or 'none'}"

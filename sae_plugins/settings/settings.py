@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan
     from sae_plugins.runs.setup import SAELensSettings
 
-GROUPS = ("sae", "runner", "hub", "synthetic", "logger")
+GROUPS = ("sae", "runner", "hub", "data", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
 NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes")
 
@@ -91,7 +91,7 @@ class Settings:
             seed=int(self.get("seed")),
             heldout_tokens=int(self.get("heldout_tokens")),
             sae=groups["sae"],
-            runner=groups["runner"] | groups["hub"] | groups["synthetic"],
+            runner=groups["runner"] | groups["hub"] | groups["data"] | groups["synthetic"],
             logger=groups["logger"],
         )
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
@@ -16,6 +14,7 @@ from sae_plugins.settings.checks import (
     SCHEDULE,
     check_architecture,
     check_code,
+    check_dtype,
     check_interval,
     check_schedule,
     check_secrets,
@@ -23,6 +22,7 @@ from sae_plugins.settings.checks import (
 )
 from sae_plugins.settings.defaults import model_defaults
 from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.paths import placed
 from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import Settings
 from sae_plugins.settings.suggestions import unknown_flag
@@ -85,7 +85,7 @@ def settle(
     # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
-    for check in (check_code, check_interval, check_wandb):
+    for check in (check_code, check_dtype, check_interval, check_wandb):
         with problems:
             check({**given[0], **given[1], **values})  # what does not apply here, too
     with problems:
@@ -149,17 +149,8 @@ def _merged(
                 problems.add(f"--{name}: {reason}")
             elif layer is recipe and given != all_flags()[name].default:
                 notes.append(f"the recipe's {name} is left out: {reason}")
-    own = {"model_name": _placed(value["model_name"]), "architecture": value["architecture"]}
-    return {**merged, **own}
-
-
-def _placed(model_name: str) -> str:
-    """A folder with a language model by its whole path, by which it is found from anywhere."""
-    with suppress(OSError, RuntimeError):  # a name that no file can have, or no user's home
-        folder = Path(model_name).expanduser()
-        if (folder / "config.json").is_file():
-            return str(folder.absolute())
-    return model_name
+    own = {"model_name": value["model_name"], "architecture": value["architecture"]}
+    return placed({**merged, **own}, notes)
 
 
 def _note_coefficient(settings: Settings, given: Collection[str]) -> None:

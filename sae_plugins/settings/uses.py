@@ -65,6 +65,7 @@ RULES = (
         (
             *(name for name in _of_group("runner") if name not in _ON_SYNTHETIC),
             *_of_group("hub"),
+            *_of_group("data"),
             "reshape_activations",
             "eval_every_n_wandb_logs",
         ),
@@ -80,6 +81,11 @@ RULES = (
         ("streaming", "use_chat_formatting"),
         lambda value: not _is_world(value) or bool(value("dataset_path")),
         f"{WORLD} has its own text, unless --dataset_path names another",
+    ),
+    Rule(
+        _of_group("data"),
+        lambda value: bool(value("dataset_path")),
+        "it is for a --dataset_path, which this run has not",
     ),
     Rule(
         ("decoder_init_norm",),
@@ -132,7 +138,7 @@ RULES = (
         (
             *("streaming", "use_chat_formatting", "autocast_lm", "compile_llm", "seqpos_slice"),
             *("model_kwargs", "disable_concat_sequences", "sequence_separator_token"),
-            "hook_head_index",
+            *("hook_head_index", *_of_group("data")),
         ),
         lambda value: not value("use_cached_activations"),
         "--use_cached_activations reads no text, and the activations as they are",

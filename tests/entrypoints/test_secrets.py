@@ -22,7 +22,7 @@ from sae_plugins.runs import language_model
 from sae_plugins.runs.language_models.choice import loader_of
 from sae_plugins.runs.language_models.kwargs import HOOKED
 from sae_plugins.runs.setup import SAELensSettings
-from sae_plugins.runs.texts import TextSplits
+from sae_plugins.runs.texts.splits import TextSplits
 
 SECRET = "s3cr3t-W0rd"
 PLUGIN = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_a_run_leaves_a_folder_that_sae_lens_loads(
     assert numbers["heldout/tokens"] >= 256
     assert "reorder/reorderings" in numbers
     config = json.loads((run / "runner_cfg.json").read_text())
-    assert (config["output_path"], config["checkpoint_path"]) == ("run", None)
+    assert (config["output_path"], config["checkpoint_path"]) == (str(Path("run").absolute()), None)
     plan, table = said.split("\n\n")[0], said
     assert (
         "reorder (interval 8, start 5) -> input-norm-l1 -> unit-norm-decoder -> nan-guard" in plan
@@ -135,7 +136,7 @@ def test_a_seed_decides_everything():
 
 def test_the_seed_orders_the_data(tiny_world: Any, monkeypatch: pytest.MonkeyPatch):
     from sae_plugins.runs.setup import SAELensSettings
-    from sae_plugins.runs.texts import load_text
+    from sae_plugins.runs.texts.splits import load_text
 
     def order(seed: int) -> list[list[int]]:
         text = load_text(SAELensSettings(world.NAME, seed=seed), tiny_world.model())
@@ -181,7 +182,7 @@ def test_the_default_folder_is_named_after_the_run():
 @pytest.mark.parametrize("streaming", [True, False])
 def test_held_out_documents_are_not_trained_on(tiny_world: Any, folder: Path, streaming: bool):
     from sae_plugins.runs.setup import SAELensSettings
-    from sae_plugins.runs.texts import load_text
+    from sae_plugins.runs.texts.splits import load_text
 
     (folder / "data").mkdir()
     documents = [
@@ -213,10 +214,15 @@ def test_a_dataset_that_is_too_small(
     assert not Path("run").exists()
 
 
-def test_text_that_is_read_twice_is_news(tiny_world: Any):
+def test_text_that_is_read_twice_is_news(tiny_world: Any, caplog: pytest.LogCaptureFixture):
     tiny_world.text("train").select(range(60)).save_to_disk("data")
-    with pytest.warns(UserWarning, match="beginning new epoch"):
-        train("run", "--dataset_path", "data")
+    train("run", "--dataset_path", "data")
+    assert caplog.text.count("ends after") == 1
+    assert re.search(
+        r"data ends after \d+ tokens \(\d\d prompts\), and the run needs up to [\d,]+ \(2,000 to "
+        r"train on, .*so that it is trained on the same text again; give more text, or lower --training_",
+        caplog.text,
+    )
 
 
 # -- what goes wrong when the model is there ---------------------------------------------------
@@ -298,12 +304,15 @@ def test_resuming_with_plugins_is_refused(capsys: pytest.CaptureFixture[str]):
         Path("checkpoint", name).touch()
     Path("checkpoint", "activations_store_state.safetensors").touch()
     train("run", "--plugin", "reorder", "--resume_from_checkpoint", "checkpoint", code=1)
-    assert "cannot resume from checkpoint" in capsys.readouterr().err
+    assert f"cannot resume from {Path('checkpoint').absolute()}" in capsys.readouterr().err
 
 
 def test_resuming_from_no_checkpoint_is_refused(capsys: pytest.CaptureFixture[str]):
     train("run", "--resume_from_checkpoint", "nowhere", code=2)
-    assert "--resume_from_checkpoint nowhere is no folder" in capsys.readouterr().err
+    assert (
+        f"--resume_from_checkpoint {Path('nowhere').absolute()} is no folder"
+        in capsys.readouterr().err
+    )
 
 
 # -- the folder --------------------------------------------------------------------------------
@@ -445,7 +454,7 @@ def test_another_run_s_checkpoints_are_not_overwritten(capsys: pytest.CaptureFix
     train("run", *own)
     assert list(Path("own").glob("*/trainer_state.pt"))
     train("other", *own, code=2)
-    assert "--checkpoint_path own is not empty" in capsys.readouterr().err
+    assert f"--checkpoint_path {Path('own').absolute()} is not empty" in capsys.readouterr().err
     train("other", *own, "--overwrite")
 
 

@@ -478,7 +478,7 @@ def test_saelens_checkpoints_are_on_the_disk_before_ours_go(monkeypatch: pytest.
     step = int(own.name) // 64
     after = checkpoint(Path("run", UNFINISHED, OUR_CHECKPOINTS), step + -step % 3)
     before = flushed[: flushed.index(f"{after}.partial")]
-    names = {str(file) for file in own.iterdir()}
+    names = {str(file.absolute()) for file in own.iterdir()}
     assert {path.replace(f"/{UNFINISHED}/", "/") for path in before} >= names
 
 

@@ -22,7 +22,8 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from sae_plugins import recipes
 from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs import language_model, texts
+from sae_plugins.runs import language_model
+from sae_plugins.runs.texts import splits
 
 DEMOS = [name for name in recipes.names() if name.endswith("-demo")]
 QUICK = "adaptive-threshold-demo"
@@ -84,7 +85,7 @@ def test_a_demo_is_the_same_at_any_scale_of_the_activations(
     demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = []
-    monkeypatch.setattr(texts, "load_dataset", lambda _: text())
+    monkeypatch.setattr(splits, "load_rows", lambda _: text())
     for scale in (1.0, 64.0):  # a power of 2, so that no float is rounded otherwise
         given = Given(model(scale))
         monkeypatch.setattr(language_model, "model_loader", lambda _, given=given: given)

@@ -27,8 +27,9 @@ from sae_plugins import recipes, world
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.resolve import TrainingSettings
 from sae_plugins.framework.trainer import PluginTrainer
-from sae_plugins.runs import language_model, texts
+from sae_plugins.runs import language_model
 from sae_plugins.runs.setup import SAELensSettings
+from sae_plugins.runs.texts import splits
 
 CONTEXT, STEPS = 128, 4882
 NARROW = {"d_model": 32, "d_head": 8, "n_heads": 4, "n_key_value_heads": 2, "d_mlp": 64}
@@ -203,7 +204,7 @@ def begin(recipe: str, model: HookedTransformer, flags: str, folder: Path, steps
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "model_loader", model_loader)
         patch.setattr(language_model, "commits", lambda *_: {})  # nobody asks the Hub
-        patch.setattr(texts, "load_dataset", lambda _: text(model.cfg.d_vocab))
+        patch.setattr(splits, "load_rows", lambda _: text(model.cfg.d_vocab))
         patch.setattr(PluginTrainer, "step", limited)
         with pytest.raises(Enough):
             main(command.split())

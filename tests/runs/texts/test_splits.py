@@ -9,28 +9,10 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from datasets_of_people import Words, settings
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.setup import SAELensSettings
-from sae_plugins.runs.texts import load_text
-
-CONTEXT = 4
-
-
-class Model:
-    """Every word is a token."""
-
-    tokenizer = object()
-
-    def to_tokens(self, text: str, **_: Any) -> Any:
-        return SimpleNamespace(shape=(1, len(text.split())))
-
-
-def settings(path: str = "data", seed: int = 0, heldout: int = 12, **runner: Any) -> Any:
-    runner = {"store_batch_size_prompts": 1, "context_size": CONTEXT, **runner}
-    return SAELensSettings(
-        "x", seed=seed, heldout_tokens=heldout, runner={"dataset_path": path, **runner}
-    )
+from sae_plugins.runs.texts.splits import load_text
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +33,12 @@ def shards(count: int, documents: int, again: bool = False) -> None:
 
 
 def first_shards(seeds: range) -> list[str]:
-    trained = (load_text(settings(seed=seed, streaming=True), Model()).train for seed in seeds)
+    trained = (load_text(settings(seed=seed, streaming=True), Words()).train for seed in seeds)
     return [next(iter(rows))["text"].rpartition(" document")[0] for rows in trained]
 
 
 def test_each_seed_begins_a_stream_with_shards_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_plugins.runs.texts.SHUFFLE_BUFFER", 5)
+    monkeypatch.setattr("sae_plugins.runs.texts.splits.SHUFFLE_BUFFER", 5)
     shards(8, documents=20)
     assert len(set(first_shards(range(6)))) > 2
 
@@ -65,7 +47,7 @@ def test_each_seed_begins_a_stream_with_shards_of_its_own(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_text_is_both_held_out_and_trained_on(streaming: bool, seed: int) -> None:
     shards(3, documents=20, again=True)
-    text = load_text(settings(seed=seed, streaming=streaming), Model())
+    text = load_text(settings(seed=seed, streaming=streaming), Words())
     held = [row["text"] for row in text.heldout]
     trained = [row["text"] for row in text.train]
     assert held == [f"shard 0 document {i}" for i in range(4)]  # 12 tokens, and a batch of 4
@@ -76,7 +58,7 @@ def test_no_text_is_both_held_out_and_trained_on(streaming: bool, seed: int) -> 
 
 def test_nothing_is_left_out_where_nothing_is_held_out() -> None:
     shards(1, documents=3, again=True)
-    text = load_text(settings(heldout=0), Model())
+    text = load_text(settings(heldout=0), Words())
     assert text.heldout is None
     assert len([*text.train]) == 4
 
@@ -124,8 +106,8 @@ def test_a_dataset_on_the_hub_says_whose_its_tokens_are(monkeypatch: pytest.Monk
         return "downloaded/sae_lens.json"
 
     rows = Dataset.load_from_disk("downloaded").with_format(None)
-    monkeypatch.setattr("sae_plugins.runs.texts.hf_hub_download", download)
-    monkeypatch.setattr("sae_plugins.runs.texts.load_dataset", lambda _: rows)
+    monkeypatch.setattr("sae_plugins.runs.texts.tokenized.hf_hub_download", download)
+    monkeypatch.setattr("sae_plugins.runs.texts.splits.load_rows", lambda _: rows)
     with pytest.raises(PluginError, match="me/tokens holds the tokens of theirs"):
         load_text(settings("me/tokens"), SimpleNamespace(tokenizer=own))
     assert asked == [("me/tokens", "sae_lens.json", {"repo_type": "dataset"})]
@@ -139,4 +121,4 @@ def test_what_is_for_texts_is_refused_of_tokens(name: str, value: Any) -> None:
     with pytest.raises(
         PluginError, match=f"--{name} (true|none): --dataset_path data holds tokens"
     ):
-        load_text(settings(**{name: value}), Model())
+        load_text(settings(**{name: value}), Words())
