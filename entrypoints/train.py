@@ -15,12 +15,13 @@ from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import TrainProgress
 from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk
 from sae_plugins.entrypoints.train_help import ABOUT, EXAMPLES, GROUPS, NOTES
-from sae_plugins.entrypoints.train_output import print_plan, print_summary
+from sae_plugins.entrypoints.train_output import print_plan, print_profile, print_summary
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.suggestions import unknown_flag
 
 if TYPE_CHECKING:
+    from sae_plugins.framework.profile import Profile
     from sae_plugins.framework.run import Run
     from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import RunFolder
@@ -119,25 +120,28 @@ def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
 
 def _train(settings: Settings, folder: RunFolder) -> None:
     """Train, score the SAE that was saved, and only then move all files to their places."""
+    from sae_plugins.framework.profile import Profile
     from sae_plugins.resume.origin import Origin
     from sae_plugins.runs.folder import TRAINED
     from sae_plugins.runs.load import load_setup
 
     started = time.perf_counter()
+    profile = Profile() if settings.get("profile") else None
     resumed = bool(settings.get("resume"))
     try:
         earlier = folder.trained if resumed else None
         checkpoints = _checkpoints(settings, folder) if resumed and earlier is None else None
         print(f"loading {settings.model_name} ...", flush=True)
-        setup = load_setup(settings.for_saelens())
+        with _part(profile, "loading"):
+            setup = load_setup(settings.for_saelens())
         if earlier is None:
-            _fit(settings, setup, folder, checkpoints, started)
+            _fit(settings, setup, folder, checkpoints, started, profile)
         else:
             place, accepts = folder.unfinished / TRAINED, bool(settings.get("accept_changes"))
             Origin(earlier, place, accepts).add(setup.made_from())
         before = earlier.get("seconds", 0.0) if earlier else 0.0
         with begun():
-            _score(setup, folder, before + time.perf_counter() - started)
+            _score(setup, folder, before + time.perf_counter() - started, profile)
             left = folder.finish()
     except BaseException as error:
         kept = folder.abandon()
@@ -180,6 +184,7 @@ def _fit(
     folder: RunFolder,
     checkpoints: Checkpoints | None,
     started: float,
+    profile: Profile | None,
 ) -> None:
     """Train from the start, or from `checkpoints`, until the SAE is saved in `unfinished/`."""
     from sae_plugins.base.saelens import no_bars
@@ -197,7 +202,7 @@ def _fit(
     checkpoints = checkpoints or _checkpoints(settings, folder)
     checkpoints.origin.facts.update(setup.made_from())
     print_plan(settings, setup, folder, checkpoints, each)
-    with _trainable(settings, folder, checkpoints):
+    with _trainable(settings, folder, checkpoints, profile):
         run = setup.prepare(folder.unfinished)
         with _disk_errors(folder), _wandb_errors(), no_bars():
             found = run()
@@ -209,7 +214,9 @@ def _fit(
 
 
 @contextmanager
-def _trainable(settings: Settings, folder: RunFolder, checkpoints: Checkpoints) -> Iterator[None]:
+def _trainable(
+    settings: Settings, folder: RunFolder, checkpoints: Checkpoints, profile: Profile | None
+) -> Iterator[None]:
     """SAELens trains inside with the plugins, the recorder, a bar and the log that are wanted."""
     from sae_plugins.base.saelens import interruption
     from sae_plugins.framework.attach import plugins
@@ -221,16 +228,25 @@ def _trainable(settings: Settings, folder: RunFolder, checkpoints: Checkpoints) 
         def show(self, run: Run) -> None:
             progress.trained(run.step, run.samples, self.last)
 
+        def draw_figures(self, run: Run) -> None:
+            with _part(profile, "figures"):
+                super().draw_figures(run)
+
     plan = settings.plan.observed_by(Shown, output_path=str(folder.unfinished))
     try:
         with (
             closing(progress),
             _wandb(settings, checkpoints),
-            plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints),
+            plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints, profile=profile),
         ):
             yield
     except interruption() as error:
         raise KeyboardInterrupt from error
+
+
+def _part(profile: Profile | None, name: str) -> AbstractContextManager[None]:
+    """The time inside counts for a part, if anybody measures it."""
+    return nullcontext() if profile is None else profile.part((name, ""), whole=True)
 
 
 def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManager[None]:
@@ -287,7 +303,7 @@ def _reason(error: Exception) -> str:
     return "no space left on the disk" if "space left" in text.lower() else text
 
 
-def _score(setup: Setup, folder: RunFolder, seconds: float) -> None:
+def _score(setup: Setup, folder: RunFolder, seconds: float, profile: Profile | None) -> None:
     """Write `summary.json`: what the SAE that was saved does on held-out data, and all else."""
     from sae_lens import SAE
 
@@ -295,11 +311,13 @@ def _score(setup: Setup, folder: RunFolder, seconds: float) -> None:
 
     with quiet():
         sae: SAE[Any] = SAE.load_from_disk(str(folder.unfinished), device=setup.sae_config.device)
-    (heldout,) = setup.heldout([sae])
+    with _part(profile, "held-out scoring"):
+        (heldout,) = setup.heldout([sae])
     found = (folder.trained or {}).get("found", {})
     with _disk_errors(folder, f"The trained SAE is in {folder.unfinished}"):
         k = getattr(setup.sae_config, "k", None)
-        write_summary(folder.unfinished, heldout, found, seconds, k)
+        measured = None if profile is None else profile.as_json()
+        write_summary(folder.unfinished, heldout, found, seconds, k, measured)
 
 
 def _print_end(folder: RunFolder) -> None:
@@ -307,5 +325,8 @@ def _print_end(folder: RunFolder) -> None:
     from sae_plugins.runs.folder import SUMMARY
 
     summary = json.loads((folder.path / SUMMARY).read_text("utf-8"))
+    measured = summary.pop("profile", None)
     print_summary(str(folder.path), summary)
+    if measured:
+        print_profile(measured)
     print(f'load it with: SAE.load_from_disk("{folder.path}")')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.secrets import redacted
@@ -90,3 +90,48 @@ def print_summary(title: str, rows: Mapping[str, Any], console: Console | None =
             table.add_row(Text(f"  {name}" if group else name), Text(format_value(value)))
         table.add_section()
     (console or Console()).print(table)
+
+
+def print_profile(measured: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print where the time went: what took most first, and each part of it in its order."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sae_plugins.base.files import size
+
+    rows, whole, held = measured["parts"], measured["seconds"], measured["held_bytes"]
+    has_peaks = any(row["peak_bytes"] is not None for row in rows)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["part"], []).append(row)
+    table = Table(title=Text("where the time went"), title_justify="left")
+    table.add_column("")
+    for column in ("time", "share", "calls", *(["peak memory"] if has_peaks else [])):
+        table.add_column(column, justify="right")
+
+    def add(name: str, members: Sequence[Mapping[str, Any]], style: str = "") -> None:
+        seconds = sum(row["seconds"] for row in members)
+        cells = [f"{seconds:,.2f} s", f"{seconds / max(whole, 1e-9):.1%}"]
+        calls = members[0]["calls"] if len(members) == 1 else 0
+        cells.append(f"{calls:,}" if calls else "")
+        if has_peaks:
+            peak = max(row["peak_bytes"] for row in members)
+            cells.append(size(peak) if peak else "")
+        table.add_row(Text(name), *map(Text, cells), style=style)
+
+    for name, members in sorted(groups.items(), key=_other_last):
+        add(name, members, "bold" if len(members) > 1 else "")
+        for row in members if len(members) > 1 else ():
+            add(f"  {row['detail']}", [row])
+    table.add_section()
+    add("the whole", [*rows], "bold")
+    console = console or Console()
+    console.print(table)
+    kept = ", ".join(f"{name} {size(count)}" for name, count in held.items())
+    console.print(Text(f"tensors held when training ended: {kept}"))
+
+
+def _other_last(group: tuple[str, Sequence[Mapping[str, Any]]]) -> tuple[bool, float]:
+    name, members = group
+    return name == "other", -sum(row["seconds"] for row in members)

@@ -35,7 +35,7 @@ EVALUATING = (
 WORLD = ("world/*.py", "world/data/**/*")
 SYNTHETIC_MODELS = ("world/synthetic_models.py",)
 CHANGE_NOTHING = (
-    "framework/registry.py",
+    *("framework/profile.py", "framework/registry.py"),
     *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load")),
     *(f"runs/{name}.py" for name in ("recorder", "sources")),
     "runs/weights_and_biases.py",
