@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import Problems, SaePluginsError, StateError, begun
+from sae_plugins.base.errors import Problems, SaePluginsError, begun
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import TrainProgress
-from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk
+from sae_plugins.entrypoints.train_checkpoints import check_checkpoints, checkpoints_of
+from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk, most_checkpoints
+from sae_plugins.entrypoints.train_dry_run import dry_run
 from sae_plugins.entrypoints.train_help import ABOUT, EXAMPLES, GROUPS, NOTES
 from sae_plugins.entrypoints.train_output import print_plan, print_profile, print_summary
 from sae_plugins.settings.command_line import Line
@@ -37,6 +39,8 @@ _OF_TORCH_SAVE = "inline_container"
 def _run(line: Line, problems: Problems) -> int:
     settings, folder = (_resumed if line.given.get("resume") else _new)(line, problems)
     try:
+        if line.given.get("dry_run"):
+            return dry_run(settings, folder)
         if settings is not None:
             _train(settings, folder)
         _print_end(folder)
@@ -60,7 +64,7 @@ COMMAND = Command(
 
 def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     """The settings and the folder, locked, of a run that starts."""
-    from sae_plugins.runs.folder import RunFolder, default_path
+    from sae_plugins.runs.folder import default_path
     from sae_plugins.settings.settle import settle  # imports pydantic and the plugins
 
     flags = {**line.given, **line.options}
@@ -72,15 +76,14 @@ def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     default = default_path(
         settings.names, settings.model_name, settings.architecture, settings.get("seed")
     )
-    folder = RunFolder(Path(settings.get("output_path") or default).expanduser())
-    _check_checkpoints(settings, folder)
+    folder = _folder(line, settings.get("output_path") or default)
+    check_checkpoints(settings, folder)
     folder.check(bool(settings.get("overwrite")))
     return settings, folder
 
 
 def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder]:
     """The settings and the folder, locked, of a run that goes on; None if it has just ended."""
-    from sae_plugins.runs.folder import RunFolder
     from sae_plugins.settings.run_yaml import of_resumed
     from sae_plugins.settings.settle import settle
 
@@ -90,7 +93,7 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
             problems.add(f"--{name} cannot be combined with --resume, which goes on as it was")
     problems.add(*(unknown_flag(name, all_flags()) for name in line.unknown))
     problems.stop()
-    folder = RunFolder(Path(given["resume"]).expanduser())
+    folder = _folder(line, given["resume"])
     if not folder.reopen():
         return None, folder
     try:
@@ -100,22 +103,13 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
         raise
 
 
-def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
-    """Refuse to write over another run's checkpoints, or to move those to resume from."""
-    resumed = settings.get("resume_from_checkpoint")
-    if resumed and folder.unfinished.resolve() in Path(resumed).resolve().parents:
-        raise SaePluginsError(
-            f"--resume_from_checkpoint {resumed} is in the folder that this run would write into: "
-            "choose another --output_path"
-        )
-    path = settings.get("checkpoint_path")
-    if not path or resumed or settings.get("overwrite") or not Path(path).exists():
-        return
-    if not Path(path).is_dir() or any(Path(path).iterdir()):
-        raise SaePluginsError(
-            f"--checkpoint_path {path} is not empty: choose another folder, or --overwrite to "
-            "replace the checkpoints in it"
-        )
+def _folder(line: Line, path: str | Path) -> RunFolder:
+    """The folder, which stays as it is in a dry run."""
+    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.untouched import UntouchedFolder
+
+    kind = UntouchedFolder if line.given.get("dry_run") else RunFolder
+    return kind(Path(path).expanduser())
 
 
 def _train(settings: Settings, folder: RunFolder) -> None:
@@ -130,7 +124,7 @@ def _train(settings: Settings, folder: RunFolder) -> None:
     resumed = bool(settings.get("resume"))
     try:
         earlier = folder.trained if resumed else None
-        checkpoints = _checkpoints(settings, folder) if resumed and earlier is None else None
+        checkpoints = checkpoints_of(settings, folder) if resumed and earlier is None else None
         print(f"loading {settings.model_name} ...", flush=True)
         with _part(profile, "loading"):
             setup = load_setup(settings.for_saelens())
@@ -152,32 +146,6 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         print(f"left in {folder.path}, since they are no run's: {', '.join(left)}")
 
 
-def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
-    """Where the run is saved to go on from, and, of one that is resumed, where it is."""
-    from sae_plugins.resume.checkpoints import Checkpoints
-    from sae_plugins.runs.folder import OUR_CHECKPOINTS, RECIPE
-
-    try:
-        checkpoints = Checkpoints(
-            folder.unfinished / OUR_CHECKPOINTS,
-            every=settings.get("checkpoint_every"),
-            keep=settings.get("keep_checkpoints"),
-            rows=settings.get("resume_buffer") == "exact",
-            resume=bool(settings.get("resume")),
-            accept_changes=bool(settings.get("accept_changes")),
-        )
-    except StateError as error:
-        raise StateError(
-            f"{error}: sae-plugins train --recipe {folder.unfinished / RECIPE} "
-            f"--output_path {folder.path} --overwrite"
-        ) from error
-    # not in run.yaml, since another run must not write there
-    own = checkpoints.notes.setdefault("checkpoint_path", settings.get("checkpoint_path"))
-    if own is not None:
-        settings.values["checkpoint_path"] = own
-    return checkpoints
-
-
 def _fit(
     settings: Settings,
     setup: Setup,
@@ -192,16 +160,15 @@ def _fit(
     from sae_plugins.settings.run_yaml import recipe_of
 
     each = bytes_of_checkpoint(settings, setup)
-    # one more than stay is there while it is written
-    kept = settings.get("keep_checkpoints") + 1 if settings.is_saved_regularly else 1
-    folder.check_space(bytes_on_disk(settings, setup), kept * each)
+    folder.check_space(bytes_on_disk(settings, setup), most_checkpoints(settings) * each)
     recipe = recipe_of(settings, setup)
     with _disk_errors(folder):
         if checkpoints is None:
             folder.start(recipe)
-    checkpoints = checkpoints or _checkpoints(settings, folder)
+    checkpoints = checkpoints or checkpoints_of(settings, folder)
     checkpoints.origin.facts.update(setup.made_from())
-    print_plan(settings, setup, folder, checkpoints, each)
+    print_plan(settings, setup, folder, checkpoints.step, each)
+    print(flush=True)
     with _trainable(settings, folder, checkpoints, profile):
         run = setup.prepare(folder.unfinished)
         with _disk_errors(folder), _wandb_errors(), no_bars():

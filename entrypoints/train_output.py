@@ -11,16 +11,23 @@ from sae_plugins.entrypoints.train_disk import bytes_of_buffer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import RunFolder
     from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.settings import Settings
 
 
 def print_plan(
-    settings: Settings, setup: Setup, folder: RunFolder, checkpoints: Checkpoints, each: int
+    settings: Settings, setup: Setup, folder: RunFolder, done: int | None, each: int
 ) -> None:
-    """What is about to be trained, and what the user should know; a checkpoint has `each` bytes."""
+    """What is about to be trained, and what the user should know.
+
+    Args:
+        settings: the run's.
+        setup: what it trains on.
+        folder: where it is kept.
+        done: how many steps are, of a run that goes on.
+        each: bytes of a checkpoint.
+    """
     from sae_plugins.base.files import size
 
     config, batch = setup.sae_config, settings.get("train_batch_size_tokens")
@@ -37,13 +44,19 @@ def print_plan(
         "checkpoints": f"{_when(settings)}, {size(each)} each"
         + (f", {size(waiting)} of it waiting activations" if waiting else ""),
     }
-    if checkpoints.step is not None:
-        rows["resumed"] = f"after step {checkpoints.step}"
-    for name, value in rows.items():
-        print(f"{name:<12}{value}")
+    if done is not None:
+        rows["resumed"] = f"after step {done}"
+    print_rows(rows)
     for note in settings.notes:
         print(f"note: {note}")
-    print(flush=True)
+
+
+def print_rows(rows: Mapping[str, str | Sequence[str]]) -> None:
+    """Names, and what they are beside them, in one line or several."""
+    for name, value in rows.items():
+        lines = [value] if isinstance(value, str) else value
+        for place, line in enumerate(lines):
+            print(f"{'' if place else name:<12}{line}")
 
 
 def _when(settings: Settings) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.patches import replaced
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Part = tuple[str, str]
 """What is measured, and which part of it: a plugin and its event, or "SAE step" and "backward"."""
-STEP = "SAE step"
+STEP, BATCHES = "SAE step", "batches"
 FORWARD, OTHER = (STEP, "forward"), ("other", "")
 SAE_HELD = "SAE and Adam's moments"
 
@@ -72,6 +73,7 @@ class Profile:
         self._clock, self._thread = clock, threading.get_ident()
         self._device: torch.device | None = None
         self._open = [_Open(OTHER)]
+        self._trainers: list[weakref.ref[Any]] = []
         self._began = self._read = clock()
 
     @contextmanager
@@ -161,22 +163,39 @@ class Profile:
             if getattr(owner, name, None) is not None:
                 setattr(owner, name, self.timed(part, getattr(owner, name), whole=whole))
         end = trainer.set_final_sae_metadata
+        self._trainers.append(weakref.ref(trainer))
 
         def ended() -> None:
             end()
-            suffix = "" if trainer.run.number == 1 else f"-{trainer.run.number}"
-            self.held |= {name + suffix: count for name, count in held(trainer).items()}
+            self.count_held()
 
         trainer.set_final_sae_metadata = ended
 
+    def count_held(self) -> None:
+        """Note what the SAEs and the plugins keep now."""
+        for number, reference in enumerate(self._trainers, start=1):
+            suffix = "" if number == 1 else f"-{number}"
+            if (trainer := reference()) is not None:
+                self.held |= {name + suffix: count for name, count in held(trainer).items()}
+
     # -- what came of it -----------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been measuring, at its last look at the clock."""
+        return (self._read - self._began) / 1e9
+
+    def measured(self) -> dict[Part, Spent]:
+        """What each part has taken until now."""
+        self._switch()
+        return {part: replace(spent) for part, spent in self.spent.items()}
 
     def as_json(self) -> dict[str, Any]:
         """Everything until now, for `summary.json`: parts in the order in which they began.
 
         `peak_bytes` is None where nothing is on CUDA.
         """
-        self._switch()
+        measured = self.measured()
         rows = [
             {
                 "part": part,
@@ -185,10 +204,9 @@ class Profile:
                 "calls": spent.calls,
                 "peak_bytes": spent.peak if self._device is not None else None,
             }
-            for (part, detail), spent in self.spent.items()
+            for (part, detail), spent in measured.items()
         ]
-        whole = (self._read - self._began) / 1e9
-        return {"seconds": whole, "parts": rows, "held_bytes": dict(self.held)}
+        return {"seconds": self.seconds, "parts": rows, "held_bytes": dict(self.held)}
 
 
 def held(trainer: Any) -> dict[str, int]:

@@ -96,6 +96,14 @@ class Setup(Protocol):
         """By whose code its model is loaded, in words."""
         ...
 
+    def needs(self, is_there: bool = True) -> Sequence[Any]:
+        """What the run needs of memory, as `memory.Need`; whether its model is already there."""
+        ...
+
+    def parameters(self) -> dict[str, int]:
+        """How many numbers the SAE has, and the language model if there is one."""
+        ...
+
     def sharing(self, settings: SAELensSettings) -> Setup:
         """A setup with other settings, and this one's model and text where they are the same."""
         ...
