@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sae_plugins.settings.settings import Settings
 
 
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "WANDB_CACHE_DIR")
+"""Where torch.compile keeps kernels, and Weights & Biases logs that it was started."""
 _ON_TOP = "loading, checkpoints, scoring and figures come on top"
 
 
@@ -70,9 +72,9 @@ def _nothing_kept() -> Iterator[Path]:
 
     caches = datasets.is_caching_enabled()
     with TemporaryDirectory(prefix="sae-plugins-") as scratch, nothing_remembered():
-        datasets.disable_caching()
+        datasets.disable_caching()  # what it orders by a seed goes among temporary files, then
         try:
-            with environment(TORCHINDUCTOR_CACHE_DIR=scratch):
+            with environment(**dict.fromkeys(_CACHES, scratch)):
                 yield Path(scratch)
         finally:
             if caches:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sae_plugins.entrypoints.main import main
-from sae_plugins.framework.profile import Profile
 from sae_plugins.runs.recorder import Recorder
 
 RUN = [
@@ -59,6 +58,7 @@ def test_a_profiled_run_is_the_same_run(capsys: pytest.CaptureFixture[str]):
     assert measured["held_bytes"]["recorder"] >= 32 * 4
 
 
+@pytest.mark.ci
 def test_a_resumed_run_is_profiled_from_there(monkeypatch: pytest.MonkeyPatch):
     own = Recorder.count
 
@@ -74,11 +74,3 @@ def test_a_resumed_run_is_profiled_from_there(monkeypatch: pytest.MonkeyPatch):
     measured = json.loads(Path("run/summary.json").read_text())["profile"]
     calls = {(row["part"], row["detail"]): row["calls"] for row in measured["parts"]}
     assert calls["SAE step", "forward"] == 6  # after the checkpoint of step 4
-
-
-def test_no_profile_is_made_unless_it_is_wanted(monkeypatch: pytest.MonkeyPatch):
-    def refuse(self: Profile, *_: Any) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(Profile, "__init__", refuse)
-    train("plain")
