@@ -10,17 +10,20 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import Problems, SaePluginsError, StateError, begun
+from sae_plugins.base.errors import Problems, SaePluginsError, begun
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import TrainProgress
-from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk
+from sae_plugins.entrypoints.train_checkpoints import check_checkpoints, checkpoints_of
+from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk, most_checkpoints
+from sae_plugins.entrypoints.train_dry_run import dry_run
 from sae_plugins.entrypoints.train_help import ABOUT, EXAMPLES, GROUPS, NOTES
-from sae_plugins.entrypoints.train_output import print_plan, print_summary
+from sae_plugins.entrypoints.train_output import print_plan, print_profile, print_summary
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.suggestions import unknown_flag
 
 if TYPE_CHECKING:
+    from sae_plugins.framework.profile import Profile
     from sae_plugins.framework.run import Run
     from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import RunFolder
@@ -36,6 +39,8 @@ _OF_TORCH_SAVE = "inline_container"
 def _run(line: Line, problems: Problems) -> int:
     settings, folder = (_resumed if line.given.get("resume") else _new)(line, problems)
     try:
+        if line.given.get("dry_run"):
+            return dry_run(settings, folder)
         if settings is not None:
             _train(settings, folder)
         _print_end(folder)
@@ -59,7 +64,7 @@ COMMAND = Command(
 
 def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     """The settings and the folder, locked, of a run that starts."""
-    from sae_plugins.runs.folder import RunFolder, default_path
+    from sae_plugins.runs.folder import default_path
     from sae_plugins.settings.settle import settle  # imports pydantic and the plugins
 
     flags = {**line.given, **line.options}
@@ -71,15 +76,14 @@ def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     default = default_path(
         settings.names, settings.model_name, settings.architecture, settings.get("seed")
     )
-    folder = RunFolder(Path(settings.get("output_path") or default).expanduser())
-    _check_checkpoints(settings, folder)
+    folder = _folder(line, settings.get("output_path") or default)
+    check_checkpoints(settings, folder)
     folder.check(bool(settings.get("overwrite")))
     return settings, folder
 
 
 def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder]:
     """The settings and the folder, locked, of a run that goes on; None if it has just ended."""
-    from sae_plugins.runs.folder import RunFolder
     from sae_plugins.settings.run_yaml import of_resumed
     from sae_plugins.settings.settle import settle
 
@@ -89,7 +93,7 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
             problems.add(f"--{name} cannot be combined with --resume, which goes on as it was")
     problems.add(*(unknown_flag(name, all_flags()) for name in line.unknown))
     problems.stop()
-    folder = RunFolder(Path(given["resume"]).expanduser())
+    folder = _folder(line, given["resume"])
     if not folder.reopen():
         return None, folder
     try:
@@ -99,45 +103,39 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
         raise
 
 
-def _check_checkpoints(settings: Settings, folder: RunFolder) -> None:
-    """Refuse to write over another run's checkpoints, or to move those to resume from."""
-    resumed = settings.get("resume_from_checkpoint")
-    if resumed and folder.unfinished.resolve() in Path(resumed).resolve().parents:
-        raise SaePluginsError(
-            f"--resume_from_checkpoint {resumed} is in the folder that this run would write into: "
-            "choose another --output_path"
-        )
-    path = settings.get("checkpoint_path")
-    if not path or resumed or settings.get("overwrite") or not Path(path).exists():
-        return
-    if not Path(path).is_dir() or any(Path(path).iterdir()):
-        raise SaePluginsError(
-            f"--checkpoint_path {path} is not empty: choose another folder, or --overwrite to "
-            "replace the checkpoints in it"
-        )
+def _folder(line: Line, path: str | Path) -> RunFolder:
+    """The folder, which stays as it is in a dry run."""
+    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.untouched import UntouchedFolder
+
+    kind = UntouchedFolder if line.given.get("dry_run") else RunFolder
+    return kind(Path(path).expanduser())
 
 
 def _train(settings: Settings, folder: RunFolder) -> None:
     """Train, score the SAE that was saved, and only then move all files to their places."""
+    from sae_plugins.framework.profile import Profile
     from sae_plugins.resume.origin import Origin
     from sae_plugins.runs.folder import TRAINED
     from sae_plugins.runs.load import load_setup
 
     started = time.perf_counter()
+    profile = Profile() if settings.get("profile") else None
     resumed = bool(settings.get("resume"))
     try:
         earlier = folder.trained if resumed else None
-        checkpoints = _checkpoints(settings, folder) if resumed and earlier is None else None
+        checkpoints = checkpoints_of(settings, folder) if resumed and earlier is None else None
         print(f"loading {settings.model_name} ...", flush=True)
-        setup = load_setup(settings.for_saelens())
+        with _part(profile, "loading"):
+            setup = load_setup(settings.for_saelens())
         if earlier is None:
-            _fit(settings, setup, folder, checkpoints, started)
+            _fit(settings, setup, folder, checkpoints, started, profile)
         else:
             place, accepts = folder.unfinished / TRAINED, bool(settings.get("accept_changes"))
             Origin(earlier, place, accepts).add(setup.made_from())
         before = earlier.get("seconds", 0.0) if earlier else 0.0
         with begun():
-            _score(setup, folder, before + time.perf_counter() - started)
+            _score(setup, folder, before + time.perf_counter() - started, profile)
             left = folder.finish()
     except BaseException as error:
         kept = folder.abandon()
@@ -148,38 +146,13 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         print(f"left in {folder.path}, since they are no run's: {', '.join(left)}")
 
 
-def _checkpoints(settings: Settings, folder: RunFolder) -> Checkpoints:
-    """Where the run is saved to go on from, and, of one that is resumed, where it is."""
-    from sae_plugins.resume.checkpoints import Checkpoints
-    from sae_plugins.runs.folder import OUR_CHECKPOINTS, RECIPE
-
-    try:
-        checkpoints = Checkpoints(
-            folder.unfinished / OUR_CHECKPOINTS,
-            every=settings.get("checkpoint_every"),
-            keep=settings.get("keep_checkpoints"),
-            rows=settings.get("resume_buffer") == "exact",
-            resume=bool(settings.get("resume")),
-            accept_changes=bool(settings.get("accept_changes")),
-        )
-    except StateError as error:
-        raise StateError(
-            f"{error}: sae-plugins train --recipe {folder.unfinished / RECIPE} "
-            f"--output_path {folder.path} --overwrite"
-        ) from error
-    # not in run.yaml, since another run must not write there
-    own = checkpoints.notes.setdefault("checkpoint_path", settings.get("checkpoint_path"))
-    if own is not None:
-        settings.values["checkpoint_path"] = own
-    return checkpoints
-
-
 def _fit(
     settings: Settings,
     setup: Setup,
     folder: RunFolder,
     checkpoints: Checkpoints | None,
     started: float,
+    profile: Profile | None,
 ) -> None:
     """Train from the start, or from `checkpoints`, until the SAE is saved in `unfinished/`."""
     from sae_plugins.base.saelens import no_bars
@@ -187,17 +160,16 @@ def _fit(
     from sae_plugins.settings.run_yaml import recipe_of
 
     each = bytes_of_checkpoint(settings, setup)
-    # one more than stay is there while it is written
-    kept = settings.get("keep_checkpoints") + 1 if settings.is_saved_regularly else 1
-    folder.check_space(bytes_on_disk(settings, setup), kept * each)
+    folder.check_space(bytes_on_disk(settings, setup), most_checkpoints(settings) * each)
     recipe = recipe_of(settings, setup)
     with _disk_errors(folder):
         if checkpoints is None:
             folder.start(recipe)
-    checkpoints = checkpoints or _checkpoints(settings, folder)
+    checkpoints = checkpoints or checkpoints_of(settings, folder)
     checkpoints.origin.facts.update(setup.made_from())
-    print_plan(settings, setup, folder, checkpoints, each)
-    with _trainable(settings, folder, checkpoints):
+    print_plan(settings, setup, folder, checkpoints.step, each)
+    print(flush=True)
+    with _trainable(settings, folder, checkpoints, profile):
         run = setup.prepare(folder.unfinished)
         with _disk_errors(folder), _wandb_errors(), no_bars():
             found = run()
@@ -209,7 +181,9 @@ def _fit(
 
 
 @contextmanager
-def _trainable(settings: Settings, folder: RunFolder, checkpoints: Checkpoints) -> Iterator[None]:
+def _trainable(
+    settings: Settings, folder: RunFolder, checkpoints: Checkpoints, profile: Profile | None
+) -> Iterator[None]:
     """SAELens trains inside with the plugins, the recorder, a bar and the log that are wanted."""
     from sae_plugins.base.saelens import interruption
     from sae_plugins.framework.attach import plugins
@@ -221,16 +195,25 @@ def _trainable(settings: Settings, folder: RunFolder, checkpoints: Checkpoints) 
         def show(self, run: Run) -> None:
             progress.trained(run.step, run.samples, self.last)
 
+        def draw_figures(self, run: Run) -> None:
+            with _part(profile, "figures"):
+                super().draw_figures(run)
+
     plan = settings.plan.observed_by(Shown, output_path=str(folder.unfinished))
     try:
         with (
             closing(progress),
             _wandb(settings, checkpoints),
-            plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints),
+            plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints, profile=profile),
         ):
             yield
     except interruption() as error:
         raise KeyboardInterrupt from error
+
+
+def _part(profile: Profile | None, name: str) -> AbstractContextManager[None]:
+    """The time inside counts for a part, if anybody measures it."""
+    return nullcontext() if profile is None else profile.part((name, ""), whole=True)
 
 
 def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManager[None]:
@@ -287,7 +270,7 @@ def _reason(error: Exception) -> str:
     return "no space left on the disk" if "space left" in text.lower() else text
 
 
-def _score(setup: Setup, folder: RunFolder, seconds: float) -> None:
+def _score(setup: Setup, folder: RunFolder, seconds: float, profile: Profile | None) -> None:
     """Write `summary.json`: what the SAE that was saved does on held-out data, and all else."""
     from sae_lens import SAE
 
@@ -295,11 +278,13 @@ def _score(setup: Setup, folder: RunFolder, seconds: float) -> None:
 
     with quiet():
         sae: SAE[Any] = SAE.load_from_disk(str(folder.unfinished), device=setup.sae_config.device)
-    (heldout,) = setup.heldout([sae])
+    with _part(profile, "held-out scoring"):
+        (heldout,) = setup.heldout([sae])
     found = (folder.trained or {}).get("found", {})
     with _disk_errors(folder, f"The trained SAE is in {folder.unfinished}"):
         k = getattr(setup.sae_config, "k", None)
-        write_summary(folder.unfinished, heldout, found, seconds, k)
+        measured = None if profile is None else profile.as_json()
+        write_summary(folder.unfinished, heldout, found, seconds, k, measured)
 
 
 def _print_end(folder: RunFolder) -> None:
@@ -307,5 +292,8 @@ def _print_end(folder: RunFolder) -> None:
     from sae_plugins.runs.folder import SUMMARY
 
     summary = json.loads((folder.path / SUMMARY).read_text("utf-8"))
+    measured = summary.pop("profile", None)
     print_summary(str(folder.path), summary)
+    if measured:
+        print_profile(measured)
     print(f'load it with: SAE.load_from_disk("{folder.path}")')

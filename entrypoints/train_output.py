@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.secrets import redacted
@@ -11,16 +11,23 @@ from sae_plugins.entrypoints.train_disk import bytes_of_buffer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import RunFolder
     from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.settings import Settings
 
 
 def print_plan(
-    settings: Settings, setup: Setup, folder: RunFolder, checkpoints: Checkpoints, each: int
+    settings: Settings, setup: Setup, folder: RunFolder, done: int | None, each: int
 ) -> None:
-    """What is about to be trained, and what the user should know; a checkpoint has `each` bytes."""
+    """What is about to be trained, and what the user should know.
+
+    Args:
+        settings: the run's.
+        setup: what it trains on.
+        folder: where it is kept.
+        done: how many steps are, of a run that goes on.
+        each: bytes of a checkpoint.
+    """
     from sae_plugins.base.files import size
 
     config, batch = setup.sae_config, settings.get("train_batch_size_tokens")
@@ -37,13 +44,19 @@ def print_plan(
         "checkpoints": f"{_when(settings)}, {size(each)} each"
         + (f", {size(waiting)} of it waiting activations" if waiting else ""),
     }
-    if checkpoints.step is not None:
-        rows["resumed"] = f"after step {checkpoints.step}"
-    for name, value in rows.items():
-        print(f"{name:<12}{value}")
+    if done is not None:
+        rows["resumed"] = f"after step {done}"
+    print_rows(rows)
     for note in settings.notes:
         print(f"note: {note}")
-    print(flush=True)
+
+
+def print_rows(rows: Mapping[str, str | Sequence[str]]) -> None:
+    """Names, and what they are beside them, in one line or several."""
+    for name, value in rows.items():
+        lines = [value] if isinstance(value, str) else value
+        for place, line in enumerate(lines):
+            print(f"{'' if place else name:<12}{line}")
 
 
 def _when(settings: Settings) -> str:
@@ -90,3 +103,48 @@ def print_summary(title: str, rows: Mapping[str, Any], console: Console | None =
             table.add_row(Text(f"  {name}" if group else name), Text(format_value(value)))
         table.add_section()
     (console or Console()).print(table)
+
+
+def print_profile(measured: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print where the time went: what took most first, and each part of it in its order."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sae_plugins.base.files import size
+
+    rows, whole, held = measured["parts"], measured["seconds"], measured["held_bytes"]
+    has_peaks = any(row["peak_bytes"] is not None for row in rows)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["part"], []).append(row)
+    table = Table(title=Text("where the time went"), title_justify="left")
+    table.add_column("")
+    for column in ("time", "share", "calls", *(["peak memory"] if has_peaks else [])):
+        table.add_column(column, justify="right")
+
+    def add(name: str, members: Sequence[Mapping[str, Any]], style: str = "") -> None:
+        seconds = sum(row["seconds"] for row in members)
+        cells = [f"{seconds:,.2f} s", f"{seconds / max(whole, 1e-9):.1%}"]
+        calls = members[0]["calls"] if len(members) == 1 else 0
+        cells.append(f"{calls:,}" if calls else "")
+        if has_peaks:
+            peak = max(row["peak_bytes"] for row in members)
+            cells.append(size(peak) if peak else "")
+        table.add_row(Text(name), *map(Text, cells), style=style)
+
+    for name, members in sorted(groups.items(), key=_other_last):
+        add(name, members, "bold" if len(members) > 1 else "")
+        for row in members if len(members) > 1 else ():
+            add(f"  {row['detail']}", [row])
+    table.add_section()
+    add("the whole", [*rows], "bold")
+    console = console or Console()
+    console.print(table)
+    kept = ", ".join(f"{name} {size(count)}" for name, count in held.items())
+    console.print(Text(f"tensors held when training ended: {kept}"))
+
+
+def _other_last(group: tuple[str, Sequence[Mapping[str, Any]]]) -> tuple[bool, float]:
+    name, members = group
+    return name == "other", -sum(row["seconds"] for row in members)

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -15,6 +15,7 @@ from uuid import uuid4
 import xxhash
 
 from sae_plugins.base.files import user_cache, whole
+from sae_plugins.base.patches import replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +128,11 @@ class Remembered:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with whole(self._path, writer=f".{uuid4().hex}") as partial:
                 partial.write_text(json.dumps([of_value(self._known), self._known]), "utf-8")
+
+
+def nothing_remembered() -> AbstractContextManager[None]:
+    """Leave the cache folder as it is, while this is open."""
+    return replaced(Remembered, __exit__=lambda *_: None)
 
 
 # -- what is in memory -----------------------------------------------------------------------------

@@ -114,6 +114,35 @@ def commit_of(repo: str, kind: str, revision: str | None = None) -> str | None:
             return None
 
 
+def bytes_to_download(
+    repo: str, kind: str, revision: str | None, wanted: Callable[[list[str]], list[str]]
+) -> int:
+    """How much of a repository is not in the cache yet; 0 where nobody can say.
+
+    Args:
+        repo: such as `google/gemma-2-2b`.
+        kind: "model" or "dataset".
+        revision: a branch, a tag or a commit; the main branch by default.
+        wanted: of the repository's files, those that are read.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        info: Any = api().repo_info(
+            repo, repo_type=kind, revision=revision, files_metadata=True, timeout=_SHORT
+        )
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        return sum(
+            sizes[name]
+            for name in wanted([*sizes])
+            if not isinstance(
+                try_to_load_from_cache(repo, name, revision=info.sha, repo_type=kind), str
+            )
+        )
+    except Exception:  # of the network, the Hub, and of names that are none: said when it is read
+        return 0
+
+
 def is_commit(revision: str) -> bool:
     """Whether a revision is a commit, and so always the same."""
     return re.fullmatch("[0-9a-f]{40}", revision) is not None

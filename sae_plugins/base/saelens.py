@@ -49,6 +49,10 @@
 - `ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where the runners'
   batches come from, with and without prefetching, and each is called once (`data_loader`).
 - `PrefetchingIterator.__next__` is where batches leave its queue (`prefetched`).
+- `ActivationsStore.__next__`, `get_raw_llm_batch`, `get_batch_tokens`, `get_activations`,
+  `get_multi_hook_activations`, `PrefetchingIterator.__next__` and
+  `SyntheticActivationIterator.__next__` make all batches, and the synthetic runner's module has
+  `eval_sae_on_synthetic_data`, looked up there (`batches_watched`).
 - `LanguageModelSAERunnerConfig.checkpoint_path` gets a random subfolder when the config is made,
   and may be set afterwards.
 - `LanguageModelSAETrainingRunner.evaluator` is set when the runner is made and passed on by `run`;
@@ -88,7 +92,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +192,38 @@ def prefetched(taken: Callable[[Any], None]) -> AbstractContextManager[None]:
         return batch
 
     return replaced(PrefetchingIterator, __next__=following)
+
+
+Watch = Callable[[tuple[str, str], Callable[..., Any]], Callable[..., Any]]
+"""Takes what a function does, and the function; returns the one to call in its stead."""
+
+
+@contextmanager
+def batches_watched(watch: Watch) -> Iterator[None]:
+    """Put what `watch` returns in the place of what makes batches and evaluates, while open."""
+    from sae_lens.synthetic import synthetic_sae_runner
+    from sae_lens.synthetic.training import SyntheticActivationIterator
+    from sae_lens.training.activations_store import ActivationsStore
+    from sae_lens.training.prefetch import PrefetchingIterator
+
+    batches = "batches"
+    watched: dict[Any, dict[str, tuple[str, str]]] = {
+        ActivationsStore: {
+            "__next__": (batches, "mixing buffer"),
+            "get_raw_llm_batch": (batches, "moving, or reading cached activations"),
+            "get_batch_tokens": (batches, "text"),
+            "get_activations": (batches, "language model"),
+            "get_multi_hook_activations": (batches, "language model"),
+        },
+        PrefetchingIterator: {"__next__": (batches, "waiting for those read ahead")},
+        SyntheticActivationIterator: {"__next__": (batches, "synthetic model")},
+        synthetic_sae_runner: {"eval_sae_on_synthetic_data": ("evaluations", "true features")},
+    }
+    with ExitStack() as stack:
+        for owner, parts in watched.items():
+            own = {name: watch(part, vars(owner)[name]) for name, part in parts.items()}
+            stack.enter_context(replaced(owner, **own))
+        yield
 
 
 @contextmanager

@@ -33,6 +33,17 @@ def format_value(value: Any) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def duration(seconds: float) -> str:
+    """How long something takes, as people say it: in two units, or in seconds."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, days = minutes // 60, round(seconds / 3600) // 24
+    if days:
+        return f"{days} d {round(seconds / 3600) % 24} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+
+
 def arrow(better: str) -> str:
     """Which way is better."""
     return {"higher": "↑", "lower": "↓"}.get(better, "")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.framework.resolve import Plan, Selected, resolve
 
 if TYPE_CHECKING:
+    from sae_plugins.framework.profile import Profile
     from sae_plugins.resume.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ def plugins(
     training: Mapping[str, Any] | None = None,
     seed: int | None = None,
     checkpoints: Checkpoints | None = None,
+    profile: Profile | None = None,
 ) -> Iterator[Plan]:
     """Make every `SAETrainer` that is built inside, by any SAELens runner, use these plugins.
 
@@ -38,6 +40,7 @@ def plugins(
         seed: seeds python, numpy and torch on entry, and each plugin's own generator. None leaves
             the global random state alone.
         checkpoints: where the state of the training is kept, and resumed from; None for nowhere.
+        profile: measures where the time goes; None for nothing.
 
     SAELens' own settings (learning rate, its schedule, ...) stay those of the runner's config; the
     ones that a method asks for are in the yielded plan's `sae_lens`.
@@ -72,8 +75,11 @@ def plugins(
         seed_everything(seed)
     order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
     logger.info("plugins, in order: %s", order or "none")
-    Bound.checkpoints, Bound.numbers = checkpoints, itertools.count(1)
-    with trainer_class(bound), nullcontext() if checkpoints is None else checkpoints.open():
+    Bound.checkpoints, Bound.profile, Bound.numbers = checkpoints, profile, itertools.count(1)
+    opened = [each.open() for each in (profile, checkpoints) if each is not None]
+    with trainer_class(bound), ExitStack() as stack:
+        for context in opened:
+            stack.enter_context(context)
         yield plan
     if plan.plugins and not built:
         logger.warning(

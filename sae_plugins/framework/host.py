@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from sae_plugins.base.errors import PluginError, did_you_mean
 from sae_plugins.framework import hookspecs
 from sae_plugins.framework.plugin import Plugin
+
+if TYPE_CHECKING:
+    from sae_plugins.framework.profile import Profile
 
 EVENTS = tuple(
     name for name, function in vars(hookspecs).items() if hasattr(function, "sae_plugins_spec")
@@ -22,17 +25,23 @@ _UNWINDING = frozenset({"after_update"})
 class Host:
     """Calls the events of `plugins`, in their order."""
 
-    def __init__(self, plugins: list[Plugin]) -> None:
-        """Register the plugins, which are in their resolved order."""
+    def __init__(self, plugins: list[Plugin], profile: Profile | None = None) -> None:
+        """Register the plugins, which are in their resolved order; a profile measures each call."""
         self.plugins = plugins
         manager = pluggy.PluginManager("sae_plugins")
         manager.add_hookspecs(hookspecs)
         for plugin in plugins:
             manager.register(plugin, name=plugin.name)
-        self._callers: dict[str, list[tuple[Plugin, pluggy.HookCaller]]] = {
+
+        def caller(plugin: Plugin, event: str) -> Callable[..., Any]:
+            others = [other for other in plugins if other is not plugin]
+            call = manager.subset_hook_caller(event, others)
+            return call if profile is None else profile.timed((plugin.name, event), call)
+
+        self._callers = {
             event: [
                 # one caller per plugin: results and exceptions are known by their owner
-                (plugin, manager.subset_hook_caller(event, [p for p in plugins if p is not plugin]))
+                (plugin, caller(plugin, event))
                 for plugin in (reversed(plugins) if event in _UNWINDING else plugins)
                 if hasattr(getattr(type(plugin), event, None), "sae_plugins_impl")
             ]

@@ -78,6 +78,36 @@ def in_steps(options: M, total_steps: int) -> M:
     return options.model_copy(update=steps)
 
 
+def steps_of(options: BaseModel) -> dict[str, int | None]:
+    """The options that count steps, by name; None where such an option is left out."""
+    fields = type(options).model_fields
+    return {name: getattr(options, name) for name in fields if _counts_steps(fields[name])}
+
+
+def schedule(options: BaseModel, total_steps: int) -> str | None:
+    """When a plugin with these options acts in a run, in words; None if no option says so.
+
+    The options are those that count steps and are called `start`, `stop`, `every` or `interval`;
+    with one of the last two, a plugin acts at its multiples.
+    """
+    steps = steps_of(in_steps(options, total_steps))
+    if not steps.keys() & {"start", "stop", "every", "interval"}:
+        return None
+    if steps.get("interval") == 0:
+        return "at no step of its own"
+    period = steps.get("every") or steps.get("interval") or 1
+    stop = steps.get("stop")
+    end = total_steps if stop is None else min(stop, total_steps)
+    first = -(-max(steps.get("start") or 1, 1) // period) * period
+    last = end // period * period
+    if first > last:
+        return "never"
+    if first == last:
+        return f"at step {first:,}"
+    often = "every step" if period == 1 else f"every {period:,} steps"
+    return f"{often}, first at step {first:,}, last at step {last:,}"
+
+
 def _counts_steps(field: FieldInfo) -> InSteps | None:
     of_union = [m for p in get_args(field.annotation) for m in getattr(p, "__metadata__", ())]
     return next((m for m in (*field.metadata, *of_union) if isinstance(m, InSteps)), None)

@@ -31,6 +31,7 @@ from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host, built
 from sae_plugins.framework.losses import LOSS_FORMS
 from sae_plugins.framework.plugin import Plugin
+from sae_plugins.framework.profile import FORWARD, Profile
 from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.framework.run import Run
 from sae_plugins.framework.steps import in_steps
@@ -57,6 +58,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
     plan: ClassVar[Plan]
     seed: ClassVar[int]
     checkpoints: ClassVar[Checkpoints | None] = None
+    profile: ClassVar[Profile | None] = None
     numbers: ClassVar[Iterator[int]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -75,13 +77,16 @@ class PluginTrainer(SAETrainer[Any, Any]):
             [
                 built(plugin, in_steps(given, self.run.total_steps))
                 for plugin, given in self.plan.plugins
-            ]
+            ],
+            self.profile,
         )
         self._window: GradientWindow | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
         if not self._inert:
             self._prepare(settings)
         hide_in_metadata(self.sae)
+        if self.profile is not None:
+            self.profile.watch(self)
         if self.checkpoints is not None:
             self.checkpoints.joined(self)
 
@@ -309,11 +314,14 @@ class PluginTrainer(SAETrainer[Any, Any]):
     @contextmanager
     def _events_around_forward(self) -> Iterator[None]:
         """Swap the SAE's forward pass, compiled or not, for one that calls events around it."""
-        if not self.host.listens("before_forward", "after_forward", "extra_losses"):
+        listens = self.host.listens("before_forward", "after_forward", "extra_losses")
+        if not listens and self.profile is None:
             yield
             return
         swapped = vars(self.sae).get("training_forward_pass")
-        forward = self.sae.training_forward_pass
+        forward: Any = self.sae.training_forward_pass
+        if self.profile is not None:
+            forward = self.profile.timed(FORWARD, forward)
 
         def with_events(step_input: TrainStepInput) -> TrainStepOutput:
             with self._plain_precision():

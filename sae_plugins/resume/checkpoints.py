@@ -59,6 +59,13 @@ _ONE_TRAINING = (
     "begun in it: open another, with another folder"
 )
 
+COMPILED_AND_AHEAD = (
+    "--prefetch_llm_batches and --compile_sae together cannot be resumed exactly: "
+    "torch.compile sets back the random state from which the other thread shuffles; "
+    "leave one of them out, or give up exactness with --resume_buffer refill (in "
+    "Python: rows=False)"
+)
+
 
 class Resumable(Protocol):
     """A trainer, as its checkpoints see it.
@@ -306,12 +313,7 @@ class Checkpoints:
             check_state({"trainers": [trainer.state_of_plugins() for trainer in self._trainers]})
         reads_ahead = hasattr(trainer.data_provider, "paused")
         if self.rows and reads_ahead and "training_forward_pass" in vars(trainer.sae):
-            raise PluginError(
-                "--prefetch_llm_batches and --compile_sae together cannot be resumed exactly: "
-                "torch.compile sets back the random state from which the other thread shuffles; "
-                "leave one of them out, or give up exactness with --resume_buffer refill (in "
-                "Python: rows=False)"
-            )
+            raise PluginError(COMPILED_AND_AHEAD)
         self._signals.defer()
 
     def _is_stateful(self, provider: Any) -> bool:

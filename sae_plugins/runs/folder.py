@@ -100,14 +100,12 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise PluginError(f"--output_path {self.path} is a file; name a folder")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._not_writable(error) from error
+        self._make()
         self._take_lock()
         try:
             self._moved_rest()
             self._check_contents(overwrite)
+            self._check_writable()
         except BaseException:
             self.release()
             raise
@@ -166,6 +164,12 @@ class RunFolder:
         is_run = (self.unfinished / RECIPE).is_file()
         return is_run and (self.trained is not None or bool(self._checkpoints()))
 
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
     def _check_contents(self, overwrite: bool) -> None:
         try:
             taken = self._taken()
@@ -184,6 +188,8 @@ class RunFolder:
                 f"{', ...' if len(taken) > 3 else ''}): choose another folder, or --overwrite to "
                 "replace the run in it (other files stay)"
             )
+
+    def _check_writable(self) -> None:
         try:
             # a name that is in nobody's way, if this process is killed here
             probe = self.path / f"{UNFINISHED}-0"
@@ -214,10 +220,15 @@ class RunFolder:
             or _is_saved(entry)
         )
 
+    def free(self) -> int:
+        """Bytes of disk that a run may take."""
+        here = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        found = shutil.disk_usage(here).free
+        return found + sum(file.stat().st_size for file in self._checkpoints())  # which give way
+
     def check_space(self, sae: int, checkpoints: int) -> None:
         """Refuse a disk without room for so many bytes; a `PluginError` names all numbers."""
-        free = shutil.disk_usage(self.path).free
-        free += sum(file.stat().st_size for file in self._checkpoints())  # which give way
+        free = self.free()
         if free < sae + checkpoints:
             raise PluginError(
                 f"--output_path {self.path}: the SAE needs {size(sae)} of disk and the checkpoints "

@@ -22,7 +22,13 @@ from sae_plugins.runs.cached import cached_activations
 from sae_plugins.runs.checks import check_devices, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
 from sae_plugins.runs.language_models.loader import Loader, Looks
-from sae_plugins.runs.memory import check_memory, needs_of_language_model, needs_of_sae
+from sae_plugins.runs.memory import (
+    Need,
+    check_memory,
+    count_parameters,
+    needs_of_language_model,
+    needs_of_sae,
+)
 from sae_plugins.runs.models import (
     activation_size,
     check_chat,
@@ -54,12 +60,20 @@ from sae_plugins.runs.texts.splits import TextSplits, load_text, text_facts
 class LanguageModelSetup:
     """A `Setup` on a TransformerLens or Hugging Face model."""
 
-    def __init__(self, settings: SAELensSettings, other: LanguageModelSetup | None = None) -> None:
+    def __init__(
+        self,
+        settings: SAELensSettings,
+        other: LanguageModelSetup | None = None,
+        *,
+        is_loaded: bool = True,
+    ) -> None:
         """Check everything that a model's config tells, load the model, and find the text.
 
         Args:
             settings: the run's.
             other: a setup whose model and text serve where they are the same.
+            is_loaded: whether the model and the text are loaded; without them, a setup only tells
+                what the run would be.
 
         Raises:
             PluginError: no such model, hook, dataset or device, or settings that do not fit.
@@ -80,13 +94,10 @@ class LanguageModelSetup:
         check_tokens(self.looks, settings)
         self.sae_config = sae_config(settings, activation_size(self.looks, settings))
         check_pretrained(settings, self.sae_config)
-        check_memory(
-            [
-                *needs_of_sae(settings, self.sae_config),
-                *needs_of_language_model(self.looks.model, self.config(None), shared is not None),
-            ]
-        )
+        check_memory(self.needs(is_there=shared is not None))
         self.cached = cached_activations(self.config(None), settings.heldout_tokens)
+        if not is_loaded:
+            return
         self.model: Any = shared.model if shared else load_model(self.loader, self.looks, settings)
         check_chat(self.model, settings)
         self.settings = settings = with_tokens_there(self.model, settings)
@@ -97,6 +108,18 @@ class LanguageModelSetup:
         else:
             self.text = load_text(settings, self.model, self.looks.vocabulary)
         self.check_heldout()
+
+    def needs(self, is_there: bool = True) -> list[Need]:
+        """What the run needs of memory; whether its model is already there."""
+        return [
+            *needs_of_sae(self.settings, self.sae_config),
+            *needs_of_language_model(self.looks.model, self.config(None), is_there),
+        ]
+
+    def parameters(self) -> dict[str, int]:
+        """How many numbers the SAE and the language model have."""
+        model = sum(parameter.numel() for parameter in self.looks.model.parameters())
+        return {"SAE": count_parameters(self.sae_config), "language model": model}
 
     @property
     def loaded_as(self) -> str:

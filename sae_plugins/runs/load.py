@@ -5,8 +5,8 @@ from __future__ import annotations
 from sae_plugins.runs.setup import SAELensSettings, Setup
 
 
-def load_setup(settings: SAELensSettings) -> Setup:
-    """The run, ready to start, with its model loaded.
+def load_setup(settings: SAELensSettings, *, is_loaded: bool = True) -> Setup:
+    """The run, ready to start, with its model loaded; else only what its config tells.
 
     Raises:
         PluginError: something of the settings is wrong.
@@ -17,4 +17,4 @@ def load_setup(settings: SAELensSettings) -> Setup:
         return SyntheticSetup(settings)
     from sae_plugins.runs.language_model import LanguageModelSetup
 
-    return LanguageModelSetup(settings)
+    return LanguageModelSetup(settings, is_loaded=is_loaded)

@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens.registry import get_sae_training_class
 from sae_lens.util import str_to_dtype
 
 from sae_plugins.base.errors import PluginError
@@ -39,22 +40,42 @@ class Need:
     is_there: bool = False
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What things take of one device's memory together, and what there is of it."""
+
+    device: str
+    needs: Sequence[Need]
+    free: float
+
+    @property
+    def needed(self) -> float:
+        """Bytes for all of them."""
+        return sum(need.count for need in self.needs)
+
+
+def budgets(needs: Sequence[Need]) -> list[Budget]:
+    """A budget for each device; the largest needs first."""
+    found = []
+    for device in dict.fromkeys(_name(need.device) for need in needs):
+        here = [need for need in needs if _name(need.device) == device]
+        free = available(device) + sum(need.count for need in here if need.is_there)
+        found.append(Budget(device, sorted(here, key=lambda need: -need.count), free))
+    return found
+
+
 def check_memory(needs: Sequence[Need]) -> None:
     """Refuse what does not fit into memory together.
 
     Raises:
         PluginError: lists what needs how much, the largest first.
     """
-    for device in dict.fromkeys(_name(need.device) for need in needs):
-        here = [need for need in needs if _name(need.device) == device]
-        needed = sum(need.count for need in here)
-        free = available(device) + sum(need.count for need in here if need.is_there)
-        if needed > free:
-            parts = sorted(here, key=lambda need: -need.count)
-            listed = ", ".join(f"{size(need.count)} for {need.what}" for need in parts)
+    for budget in budgets(needs):
+        if budget.needed > budget.free:
+            listed = ", ".join(f"{size(need.count)} for {need.what}" for need in budget.needs)
             raise PluginError(
-                f"the run needs {size(needed)} of memory on {device}, where {size(free)} are "
-                f"available: {listed}; lower the largest of these"
+                f"the run needs {size(budget.needed)} of memory on {budget.device}, where "
+                f"{size(budget.free)} are available: {listed}; lower the largest of these"
             )
 
 
@@ -109,6 +130,14 @@ def needs_of_language_model(model: Any, config: Any, is_loaded: bool) -> list[Ne
             config.act_store_device,
         ),
     ]
+
+
+def count_parameters(config: Any) -> int:
+    """How many numbers are trained in an SAE with SAELens' config."""
+    sae_class, _ = get_sae_training_class(config.architecture())
+    with torch.device("meta"):
+        sae: Any = sae_class(replace(config, device="meta"))
+    return sum(parameter.numel() for parameter in sae.parameters())
 
 
 # -- what there is ---------------------------------------------------------------------------------

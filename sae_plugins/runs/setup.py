@@ -102,6 +102,14 @@ class Setup(Protocol):
         """By whose code its model is loaded, in words."""
         ...
 
+    def needs(self, is_there: bool = True) -> Sequence[Any]:
+        """What the run needs of memory, as `memory.Need`; whether its model is already there."""
+        ...
+
+    def parameters(self) -> dict[str, int]:
+        """How many numbers the SAE has, and the language model if there is one."""
+        ...
+
     def sharing(self, settings: SAELensSettings) -> Setup:
         """A setup with other settings, and this one's model and text where they are the same."""
         ...
@@ -256,12 +264,13 @@ def write_summary(
     found: Mapping[str, float],
     seconds: float,
     k: float | None = None,
+    profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
 
     `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
     run took, together with those that it shared its batches with; `k` is the L0 that
-    was wanted, which stands beside the held-out one.
+    was wanted, which stands beside the held-out one; `profile` says where the time went.
     """
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
@@ -274,7 +283,7 @@ def write_summary(
     summary = {  # JSON has no NaN
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
-    }
+    } | ({} if profile is None else {"profile": dict(profile)})
     write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return summary
 

@@ -78,7 +78,7 @@ def commits(model_name: str, flags: Mapping[str, Any]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for flag, source in REVISIONS.items():
-        repository = _repository(source, model_name, flags)
+        repository = repository_of(source, model_name, flags)
         revision = flags.get(flag)
         if repository is None:
             if revision:
@@ -105,7 +105,7 @@ def _given(flag: str, flags: Mapping[str, Any]) -> str | None:
     return arguments.get("revision") if flag == "model_revision" else None
 
 
-def _repository(source: str, model_name: str, flags: Mapping[str, Any]) -> str | None:
+def repository_of(source: str, model_name: str, flags: Mapping[str, Any]) -> str | None:
     """The repository that a flag names; None where it names none, or none that has one commit."""
     name = str((model_name if source == "model_name" else flags.get(source)) or world.NAME)
     if name == world.NAME or name.startswith(SYNTHETIC) or Path(name).expanduser().exists():

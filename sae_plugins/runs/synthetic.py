@@ -23,7 +23,7 @@ from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.checks import check_devices
 from sae_plugins.runs.folder import CONFIG, SPARSITY, WEIGHTS
 from sae_plugins.runs.heldout import heldout_metrics
-from sae_plugins.runs.memory import check_memory, needs_of_sae
+from sae_plugins.runs.memory import Need, check_memory, count_parameters, needs_of_sae
 from sae_plugins.runs.setup import (
     SAELensSettings,
     Save,
@@ -52,7 +52,7 @@ class SyntheticSetup:
         self.model = synthetic_model(settings.model_name.partition(":")[2], settings.device)
         self.sae_config = sae_config(settings, self.model.cfg.hidden_dim)
         self.config(None)
-        check_memory(needs_of_sae(settings, self.sae_config))
+        check_memory(self.needs())
         scored = settings.runner.get("run_final_eval", True) and settings.runner.get("eval_samples")
         row = architecture(settings.architecture)
         sparse = row.sparse and self.sae_config.use_sparse_activations
@@ -62,6 +62,14 @@ class SyntheticSetup:
                 f"{what}: SAELens compares SAEs with the true features in dense float32 only; "
                 "leave it out, or add --run_final_eval false"
             )
+
+    def needs(self, is_there: bool = True) -> list[Need]:
+        """What the run needs of memory."""
+        return needs_of_sae(self.settings, self.sae_config)
+
+    def parameters(self) -> dict[str, int]:
+        """How many numbers the SAE has."""
+        return {"SAE": count_parameters(self.sae_config)}
 
     @property
     def loaded_as(self) -> str:

@@ -108,6 +108,21 @@ def our_flags() -> dict[str, Flag]:
         Flag("overwrite", "bool", "replace an earlier run in that folder", False, "run"),
         Flag("resume", "none | str", "folder of an unfinished run: go on with it", group="run"),
         Flag(
+            "dry_run",
+            "bool",
+            "print what the run would be, what it needs, and about how long it takes, from a few "
+            "steps; write nothing",
+            False,
+            "run",
+        ),
+        Flag(
+            "profile",
+            "bool",
+            "measure where time and memory go, by plugin and event; slows a run on CUDA",
+            False,
+            "run",
+        ),
+        Flag(
             "dataset_revision",
             "none | str",
             "branch, tag or commit of a --dataset_path on the Hub; as now, and kept in run.yaml, "

@@ -13,7 +13,7 @@ from sae_plugins.settings.values import convert
 
 ABOUT = ("description", "versions", ACCEPTED)
 """What a recipe says besides flags."""
-_ON_THE_LINE = ("recipe", "overwrite", "resume", "accept_changes")
+_ON_THE_LINE = ("recipe", "overwrite", "resume", "accept_changes", "dry_run", "profile")
 
 
 def read_recipe(flags: Mapping[str, Any], problems: Problems) -> tuple[dict[str, Any], list[str]]:

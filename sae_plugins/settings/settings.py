@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("sae", "runner", "hub", "data", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
-NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes")
+NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes", "dry_run", "profile")
 
 
 @dataclass

@@ -38,7 +38,7 @@ _NOT_IN_A_STUDY = (
     *("seed", "output_path", "overwrite", "resume", "checkpoint_path", "log_to_wandb"),
     *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint", "accept_changes"),
     *("checkpoint_every", "keep_checkpoints", "resume_buffer", "prefetch_llm_batches"),
-    *("eval_frequency", "eval_samples", "run_final_eval"),
+    *("eval_frequency", "eval_samples", "run_final_eval", "dry_run", "profile"),
 )
 _ALIKE_FOR_ALL = (
     *("model_name", "hook_name", "hook_head_index", "dataset_path", "context_size"),

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -654,6 +655,39 @@ def test_where_prefetched_batches_leave_the_queue(
     assert len(taken) == 4
     for batch, other in zip(taken, trained, strict=False):
         assert (batch[HOOK] if multi_hook else batch) is other
+
+
+@seam("`ActivationsStore.__next__`, `get_raw_llm_batch`, `get_batch_tokens`")
+@pytest.mark.parametrize("multi_hook", [False, True])
+def test_what_makes_batches(multi_hook: bool, model: HookedTransformer) -> None:
+    calls: Counter[str] = Counter()
+
+    def watch(part: tuple[str, str], function: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[part[1]] += 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    with upstream.batches_watched(watch):
+        runner_of(model, multi_hook).run()
+        runner_of(model, multi_hook, prefetch_llm_batches=2).run()
+        SyntheticSAERunner(
+            SyntheticSAERunnerConfig(
+                synthetic_model=SyntheticModelConfig(num_features=12, hidden_dim=D_IN, seed=0),
+                sae=StandardTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
+                training_samples=64,
+                batch_size=32,
+                eval_samples=32,
+                logger=LoggingConfig(log_to_wandb=False),
+            )
+        ).run()
+    assert calls["language model"] == calls["text"] > 0
+    assert calls["moving, or reading cached activations"] == (not multi_hook) * calls["text"]
+    assert (calls["mixing buffer"] > 0) is not multi_hook
+    assert calls["waiting for those read ahead"] == 4
+    assert calls["synthetic model"] > 0
+    assert calls["true features"] == 1
 
 
 @seam("`LanguageModelSAERunnerConfig.checkpoint_path` gets a random subfolder")

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from sae_plugins import Plugin, hookimpl
 from sae_plugins.framework.registry import listing, load
-from sae_plugins.framework.steps import InSteps, Steps, StepsOrShare, in_steps, share
+from sae_plugins.framework.steps import InSteps, Steps, StepsOrShare, in_steps, schedule, share
 from sae_plugins.testing import STEPS, train
 
 
@@ -103,3 +103,33 @@ def test_what_never_comes_is_said_once(
         train(name, options={name: options})
     assert [said in record.getMessage() for record in caplog.records].count(True) == 1
     assert load(name).Options(**options).model_dump().items() >= options.items()
+
+
+class Periodic(Plugin.Options):
+    interval: Steps = 10
+    start: Steps = share(0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (Options(start=5, every=10, stop=40), "every 10 steps, first at step 10, last at step 40"),
+        (Options(start=25, every=10), "every 10 steps, first at step 30, last at step 100"),
+        (Options(start=0.1, every=1, stop=0.5), "every step, first at step 10, last at step 50"),
+        (Options(start=0, every=1, stop=900), "every step, first at step 1, last at step 100"),
+        (Options(start=95, every=50), "at step 100"),
+        (Options(start=101, every=1), "never"),
+        (Options(start=20, every=20, stop=10), "never"),
+        (Periodic(), "every 10 steps, first at step 50, last at step 100"),
+        (Periodic(interval=0), "at no step of its own"),
+        (Plugin.Options(), None),
+    ],
+)
+def test_when_a_plugin_acts(options: Any, said: str | None) -> None:
+    assert schedule(options, 100) == said
+
+
+def test_the_schedule_is_what_the_mechanisms_do() -> None:
+    merge, reorder = load("merge"), load("reorder")
+    assert schedule(merge.Options(every=3, stop=8), STEPS) is not None
+    assert schedule(reorder.Options(), 10) is not None
