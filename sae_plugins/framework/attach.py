@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError
@@ -51,9 +51,10 @@ def plugins(
         RuntimeError: another `plugins` context is open.
     """
     plan = _plan(names, without=without, options=options, training=training)
-    from sae_plugins.base.saelens import trainer_class
+    from sae_plugins.base.saelens import data_loader, trainer_class
     from sae_plugins.base.seeds import seed_everything  # after resolve: errors need no torch
     from sae_plugins.framework.trainer import PluginTrainer
+    from sae_plugins.resume.stream import batches
 
     built = False
 
@@ -71,7 +72,7 @@ def plugins(
     order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
     logger.info("plugins, in order: %s", order or "none")
     Bound.checkpoints, Bound.numbers = checkpoints, itertools.count(1)
-    with trainer_class(bound), nullcontext() if checkpoints is None else checkpoints.open():
+    with trainer_class(bound), data_loader(batches) if checkpoints is None else checkpoints.open():
         yield plan
     if plan.plugins and not built:
         logger.warning(
