@@ -23,10 +23,10 @@ from sae_plugins.base.fingerprints import Remembered, hash_of
 
 TRAINING = (
     *("framework/**/*.py", "runs/**/*.py"),
+    *("resume/stream.py", "resume/mixing.py"),
     *("base/saelens.py", "base/seeds.py", "base/patches.py"),
 )
-"""What trains, besides the plugins; in a run that can go on, `RESUMING` does, too."""
-RESUMING = ("resume/stream.py",)
+"""What trains, besides the plugins."""
 EVALUATING = (
     *("eval_suites/*.py", "eval_suites/inputs/**/*.py", "eval_suites/saebench/**/*.py"),
     *("base/seeds.py", "base/patches.py"),

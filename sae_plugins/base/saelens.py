@@ -72,8 +72,7 @@
 - `LanguageModelSAETrainingRunner.save_checkpoint(path)` is called on interruption with the folder
   `checkpoint_path`/`n_training_samples`, which nobody has made (`interrupted_runs_unsaved`).
 - the parameters of each architecture are those of `sae_plugins.framework.architectures`.
-- `mixing_buffer` (its variables): undecorated it is a generator function; between two batches,
-  what came in and was not served is `serving_buffer` after `batch_idx`, and `storage_buffer`.
+- `mixing_buffer` serves the batches that `MixingBuffer` does, and draws as many random numbers.
 - `ActivationsStore.get_data_loader()` is `mixing_buffer` over `_iterate_filtered_activations()`,
   of `n_batches_in_buffer * training_context_size` rows, served `train_batch_size_tokens` at a time.
 - `ActivationsStore.get_multi_hook_data_loader()` mixes `_iterate_filtered_multi_hook_activations()`
@@ -164,19 +163,15 @@ def trainer_class(substitute: Callable[[], type[SAETrainer[Any, Any]]]) -> Itera
 
 
 def data_loader(
-    substitute: Callable[[ActivationsStore, bool], Any],
+    substitute: Callable[[ActivationsStore, bool], Iterator[Any]],
 ) -> AbstractContextManager[None]:
-    """Have activation stores draw their batches from `substitute(store, multi_hook)`, while open.
+    """Have stores draw their batches from `substitute(store, multi_hook)`, while this is open."""
+    from sae_lens.training.activations_store import ActivationsStore
 
-    Where that is None, from SAELens' own loader.
-    """
-    from sae_lens.training.activations_store import ActivationsStore as Store
-
-    own, own_multi_hook = Store.get_data_loader, Store.get_multi_hook_data_loader
     return replaced(
-        Store,
-        get_data_loader=lambda store: substitute(store, False) or own(store),
-        get_multi_hook_data_loader=lambda store: substitute(store, True) or own_multi_hook(store),
+        ActivationsStore,
+        get_data_loader=lambda store: substitute(store, False),
+        get_multi_hook_data_loader=lambda store: substitute(store, True),
     )
 
 

@@ -56,9 +56,10 @@ def plugins(
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise PluginError(f"seed={seed!r}: give a whole number, or None")
     plan = _plan(names, without=without, options=options, training=training)
-    from sae_plugins.base.saelens import trainer_class
+    from sae_plugins.base.saelens import data_loader, trainer_class
     from sae_plugins.base.seeds import seed_everything  # after resolve: errors need no torch
     from sae_plugins.framework.trainer import PluginTrainer
+    from sae_plugins.resume.stream import batches
 
     built = False
 
@@ -76,10 +77,11 @@ def plugins(
     order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
     logger.info("plugins, in order: %s", order or "none")
     Bound.checkpoints, Bound.profile, Bound.numbers = checkpoints, profile, itertools.count(1)
-    opened = [each.open() for each in (profile, checkpoints) if each is not None]
+    loading = data_loader(batches) if checkpoints is None else checkpoints.open()
     with trainer_class(bound), ExitStack() as stack:
-        for context in opened:
-            stack.enter_context(context)
+        if profile is not None:
+            stack.enter_context(profile.open())
+        stack.enter_context(loading)
         yield plan
     if plan.plugins and not built:
         logger.warning(

@@ -17,7 +17,7 @@ from sae_lens.training.activation_scaler import ActivationWhitening
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_plugins.base.code import RESUMING, TRAINING
+from sae_plugins.base.code import TRAINING
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import durable
 from sae_plugins.base.identity import Fact, of_code
@@ -262,7 +262,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def made_from(self) -> dict[str, Fact | None]:
         """The code that can change what is trained, the plugins' own included."""
         acting = [plugin for plugin, _ in self.plan.plugins if not plugin.observes_only]
-        return {"code": of_code((*TRAINING, *RESUMING), acting)}
+        return {"code": of_code(TRAINING, acting)}
 
     def versions(self) -> dict[str, str]:
         """The plugins' versions, by plugin."""

@@ -415,12 +415,12 @@ class Checkpoints:
                 set_random_states(self._random)
             self._random = None
 
-    def _stream_of(self, store: Any, multi_hook: bool) -> Stream | None:
+    def _stream_of(self, store: Any, multi_hook: bool) -> Iterator[Any]:
         """The batches of the run's activation store, from the place where the run is."""
-        if self._stream is not None:
-            return None  # a store of somebody else's
-        from sae_plugins.resume.stream import Stream
+        from sae_plugins.resume.stream import Stream, batches
 
+        if self._stream is not None:
+            return batches(store, multi_hook)  # a store of somebody else's
         self._stream = stream = Stream(
             store, multi_hook=multi_hook, accept_changes=self.origin.accepts
         )

@@ -3,13 +3,12 @@
 ::
 
     text --sequences--> language model --activations--> mixing buffer --batches--> training
-    `_Place`                                             `mixing_buffer`, suspended
+    `_Place`                                             `MixingBuffer`
     which sequence                                      which rows are not served yet: undelivered
                                                         which rows stay to be mixed:   kept
 
-SAELens keeps all of this in generators. Its own `mixing_buffer` runs here unchanged, and between
-two batches its local variables are the state. A new one whose first activations are the kept rows
-followed by the first new ones does, from there, what the old one would have done.
+SAELens keeps all of this in generators. Our own mixing buffer serves the same batches, and has a
+state.
 
 With prefetching, a thread pulls batches ahead of training. Those that were delivered to the
 thread, but not yet taken by training, are in flight and belong to the state too.
@@ -20,12 +19,11 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sae_lens.training.mixing_buffer import mixing_buffer
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 from tqdm.auto import tqdm
@@ -34,6 +32,7 @@ from sae_plugins.base import saelens
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.identity import Fact, of_rows, of_tensors, of_tokenizer
 from sae_plugins.base.torchvision import without_videos
+from sae_plugins.resume.mixing import MixingBuffer
 
 if TYPE_CHECKING:
     from sae_lens.training.activations_store import ActivationsStore
@@ -65,22 +64,10 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         without_videos()
         self.store = store
         self.lock = threading.RLock()
-        self._widths: dict[str, int] | None = None  # d_in by hook, in multi-hook mode
-        if multi_hook:
-            self._widths = saelens.hook_widths(store)
+        self._widths = saelens.hook_widths(store) if multi_hook else None  # d_in by hook
         self._text = _Place(store, accept_changes)
-        # without the decorator, whose wrapper hides the local variables; `__next__` does its work
-        self._mixer: Generator[Tensor, None, None] = inspect.unwrap(mixing_buffer)(
-            buffer_size=store.n_batches_in_buffer * store.training_context_size,
-            batch_size=store.train_batch_size_tokens,
-            activations_loader=self._activations(),
-            mix_fraction=store.activations_mixing_fraction,
-        )
-        self._at_rest = True
-        # from a checkpoint: rows to deliver before the mixer starts, and rows to start it with
-        self._ready: deque[Tensor] = deque()
-        self._pulled = False
-        self._kept: Tensor | None = None
+        self._mixer = _mixer(store, self._widths)
+        self._at_rest, self._pulled = True, False
         # Weakly: without a queue nobody tells when norm estimation is done with a batch, and a
         # thousand of them would fill the memory. SAELens' queue keeps alive what waits in it.
         self._delivered: deque[tuple[int, tuple[TensorWeakRef, ...]]] = deque()
@@ -89,9 +76,9 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
     # -- the batches ---------------------------------------------------------------------------
 
     def __next__(self) -> Tensor | dict[str, Tensor]:
-        with self.lock, torch.no_grad():
+        with self.lock:
             self._at_rest, self._pulled = False, True
-            rows = self._ready.popleft() if self._ready else next(self._mixer)
+            rows = next(self._mixer)
             if self._widths is None:
                 self._remember(rows)
                 batch: Tensor | dict[str, Tensor] = rows
@@ -120,27 +107,6 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
                 self._delivered.popleft()
             self._delivered.append((threading.get_ident(), tuple(map(TensorWeakRef, tensors))))
 
-    def _activations(self) -> Iterator[Tensor]:
-        """What fills the mixing buffer; first together with what an earlier one had kept."""
-        new = (
-            saelens.activations(self.store)
-            if self._widths is None
-            else self._hooks_side_by_side(self._widths)
-        )
-        if self._kept is not None:
-            yield self._after_kept(next(new))
-        yield from new
-
-    def _after_kept(self, activations: Tensor) -> Tensor:
-        assert self._kept is not None
-        joined, self._kept = torch.cat([self._kept, activations]), None
-        return joined
-
-    def _hooks_side_by_side(self, hooks: Iterable[str]) -> Iterator[Tensor]:
-        """One row per token, as SAELens packs it, so that hooks are shuffled alike."""
-        for by_hook in saelens.activations_by_hook(self.store):
-            yield torch.cat([by_hook[hook] for hook in hooks], dim=1)
-
     # -- the state -----------------------------------------------------------------------------
 
     def state_dict(self, *, rows: bool = True) -> dict[str, Any]:
@@ -164,7 +130,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
                 "no exact checkpoint can be made here: the run was interrupted while SAELens was "
                 "preparing a batch; resume from the checkpoint before"
             )
-        undelivered, kept = self._buffer()
+        undelivered, kept = self._mixer.state()
         return {**state, "undelivered": [*self._in_flight(), *undelivered], "kept": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -178,12 +144,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         if self._pulled:
             raise RuntimeError("a state must be loaded before the first batch is pulled")
         self._text.load_state_dict(state)
-        size = self.store.train_batch_size_tokens
-        for rows in state.get("undelivered", []):
-            # views, so that batches are aligned in memory as they were; products depend on it
-            self._ready.extend(rows.to(self.store.device).split(size))
-        kept: Tensor | None = state.get("kept")
-        self._kept = None if kept is None else kept.to(self.store.device)
+        self._mixer.load(state.get("undelivered", []), state.get("kept"), self.store.device)
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON values that must be equal for a resumed run to be exact."""
@@ -247,18 +208,6 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
             if all(tensor is not None for tensor in tensors)
         ]
         return [rows[0] if self._widths is None else torch.cat(rows, dim=1) for rows in whole]
-
-    def _buffer(self) -> tuple[list[Tensor], Tensor | None]:
-        """The rows that are served but not delivered, and those that stay to be mixed."""
-        if inspect.getgeneratorstate(self._mixer) == inspect.GEN_CREATED:
-            return list(self._ready), self._kept
-        variables = inspect.getgeneratorlocals(self._mixer)
-        served = (variables["batch_idx"] + 1) * variables["batch_size"]
-        undelivered, kept = variables["serving_buffer"][served:], variables["storage_buffer"]
-        # Up to Python 3.12 this is a copy that stays with the frame: it would keep the buffer
-        # alive while the next one is filled.
-        variables.clear()
-        return ([undelivered] if len(undelivered) else []), kept
 
 
 class _Place:
@@ -357,6 +306,34 @@ class _Place:
         assert self.store.cached_activation_dataset is not None
         rows: Tensor = self.store.cached_activation_dataset[row - 1 : row][self.store.hook_name]
         return rows[0, -1]
+
+
+def batches(store: ActivationsStore, multi_hook: bool) -> Iterator[Any]:
+    """The batches of a `Stream`, without a state; the store's text may have been read before."""
+    widths = saelens.hook_widths(store) if multi_hook else None
+    mixer = _mixer(store, widths)
+    return mixer if widths is None else (_by_hook(rows, widths) for rows in mixer)
+
+
+def _mixer(store: ActivationsStore, widths: Mapping[str, int] | None) -> MixingBuffer:
+    """What SAELens' loaders mix; in multi-hook mode a row per token, so that hooks move alike."""
+    activations = (
+        saelens.activations(store)
+        if widths is None
+        else (
+            torch.cat([by_hook[hook] for hook in widths], dim=1)
+            for by_hook in saelens.activations_by_hook(store)
+        )
+    )
+    sliced = store.cached_activation_dataset is None
+    positions = store.training_context_size if sliced else store.context_size
+    return MixingBuffer(
+        store.n_batches_in_buffer * store.training_context_size,
+        store.train_batch_size_tokens,
+        activations,
+        store.activations_mixing_fraction,
+        largest=store.store_batch_size_prompts * positions,
+    )
 
 
 def _by_hook(rows: Tensor, widths: Mapping[str, int]) -> dict[str, Tensor]:

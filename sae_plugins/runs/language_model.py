@@ -17,6 +17,7 @@ from sae_plugins.base.errors import PluginError, prefixed
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.saelens import language_model_trainer, with_no_secrets_told
 from sae_plugins.base.seeds import isolated_random_state, seed_data
+from sae_plugins.resume.stream import batches
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.cached import cached_activations
 from sae_plugins.runs.checks import check_devices, check_sources
@@ -216,7 +217,7 @@ class LanguageModelSetup:
     def stream(self) -> Iterator[Tensor]:
         """The batches of a store over the training text."""
         with quiet():
-            return iter(self._store(heldout=False))
+            return batches(self._store(heldout=False), multi_hook=False)
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same text."""

@@ -16,10 +16,9 @@ from sae_lens.util import str_to_dtype
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import size
+from sae_plugins.resume.mixing import INDEX_BYTES, most_rows
 from sae_plugins.runs.setup import SAELensSettings
 
-BUFFER_PEAK = 3.2
-"""What SAELens' buffer takes at most while it is mixed, measured, in times of its size."""
 _ROOT = Path("/")
 
 
@@ -108,7 +107,6 @@ def needs_of_language_model(model: Any, config: Any, is_loaded: bool) -> list[Ne
         is_loaded: it is in memory already.
     """
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
-    positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
     bytes_per_token = config.sae.d_in * str_to_dtype(config.dtype).itemsize
     prompts = config.store_batch_size_prompts
     return [
@@ -124,9 +122,8 @@ def needs_of_language_model(model: Any, config: Any, is_loaded: bool) -> list[Ne
             config.llm_device,
         ),
         Need(
-            "the buffer of activations, while it is mixed (--n_batches_in_buffer "
-            f"{config.n_batches_in_buffer})",
-            BUFFER_PEAK * config.n_batches_in_buffer * positions * bytes_per_token,
+            f"the buffer of activations (--n_batches_in_buffer {config.n_batches_in_buffer})",
+            _bytes_of_buffer(config),
             config.act_store_device,
         ),
     ]
@@ -138,6 +135,23 @@ def count_parameters(config: Any) -> int:
     with torch.device("meta"):
         sae: Any = sae_class(replace(config, device="meta"))
     return sum(parameter.numel() for parameter in sae.parameters())
+
+
+def _bytes_of_buffer(config: Any) -> float:
+    """What the buffer takes of memory, with the activations that come into it."""
+    is_cached = config.use_cached_activations
+    positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
+    largest = config.store_batch_size_prompts * (config.context_size if is_cached else positions)
+    rows = most_rows(
+        config.n_batches_in_buffer * positions,
+        config.train_batch_size_tokens,
+        config.activations_mixing_fraction,
+        largest,
+    )
+    # SAELens keeps what a language model gives it in float32
+    kept_as = str_to_dtype(config.dtype) if is_cached else torch.float32
+    per_row = config.sae.d_in * kept_as.itemsize
+    return float(rows * (per_row + INDEX_BYTES) + largest * per_row)
 
 
 # -- what there is ---------------------------------------------------------------------------------

@@ -63,8 +63,10 @@ def refuse_unknown_tokens(model: Any, vocabulary: int, name: str) -> None:
 
     def check(_: Any, inputs: tuple[Any, ...]) -> None:
         tokens = inputs[0] if inputs else None
-        if isinstance(tokens, torch.Tensor) and not tokens.is_floating_point() and len(tokens):
-            check_range(int(tokens.min()), int(tokens.max()), vocabulary, name)
+        if isinstance(tokens, torch.Tensor) and not tokens.is_floating_point() and tokens.numel():
+            # a GPU is waited for once
+            lowest, highest = torch.stack(tokens.aminmax()).tolist()
+            check_range(lowest, highest, vocabulary, name)
 
     model.register_forward_pre_hook(check)
 

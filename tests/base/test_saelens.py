@@ -617,8 +617,6 @@ def test_where_the_runners_batches_come_from(
         runner.run()
     assert asked == [(runner.activations_store, multi_hook)]
     assert own == (ActivationsStore.get_data_loader, ActivationsStore.get_multi_hook_data_loader)
-    with upstream.data_loader(lambda store, multi: None):
-        runner_of(model, multi_hook, prefetch_llm_batches=prefetch).run()  # on SAELens' own
 
 
 def runner_of(model: HookedTransformer, multi_hook: bool, **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import threading
@@ -26,7 +27,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import prefetched
 from sae_plugins.base.torchvision import without_videos
 from sae_plugins.resume.state import read_state, write_state
-from sae_plugins.resume.stream import Stream
+from sae_plugins.resume.stream import Stream, batches
 
 VOCABULARY, D_IN = 500, 3
 HOOKS = {"blocks.0.hook_a": 3, "blocks.1.hook_b": 2}
@@ -399,7 +400,8 @@ def test_other_readers_of_the_text_count() -> None:
     stream = make_stream(sequences=50)
     pulls(stream, 2)
     stream.store.get_batch_tokens(7)
-    state, random = stream.state_dict(), torch.get_rng_state()
+    # the rows are views, which hold until the next pull
+    state, random = copy.deepcopy(stream.state_dict()), torch.get_rng_state()
     expected = pulls(stream, 12)
     resumed = make_stream(sequences=50)
     resumed.load_state_dict(state)
@@ -505,30 +507,25 @@ def test_a_state_keeps_nothing_of_the_buffer_alive_and_copies_nothing_of_it() ->
     stream = make_stream()
     pulls(stream, 1)
     state = stream.state_dict()
-    kept = TensorWeakRef(state["kept"])
     (undelivered,) = state["undelivered"]
     assert undelivered.untyped_storage().data_ptr() == state["kept"].untyped_storage().data_ptr()
-    del undelivered
-    serving = TensorWeakRef(stream._mixer.gi_frame.f_locals["serving_buffer"])
-    stream._mixer.gi_frame.f_locals.clear()
-    state = stream.state_dict()
-    del state
-    pulls(stream, 10)
+    kept = TensorWeakRef(state["kept"])
+    del undelivered, state
     gc.collect()
     assert kept() is None
-    assert serving() is None
 
 
 def test_restored_rows_are_freed_when_they_are_served() -> None:
     stream = make_stream()
     pulls(stream, 1)
-    state = stream.state_dict()
     resumed = make_stream()
-    resumed.load_state_dict(state)
-    ready = TensorWeakRef(resumed._ready[0])
+    resumed.load_state_dict(copy.deepcopy(stream.state_dict()))
+    ready = TensorWeakRef(resumed._mixer._ready[0])
+    kept = TensorWeakRef(resumed._mixer._kept)
     pulls(resumed, 12)
+    gc.collect()
     assert ready() is None
-    assert resumed._kept is None
+    assert kept() is None
 
 
 class Operations(TorchDispatchMode):
@@ -544,20 +541,45 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("multi_hook", [False, True])
-def test_a_pull_does_nothing_that_saelens_does_not(multi_hook: bool) -> None:
+def test_a_stream_does_nothing_that_batches_without_a_state_do_not(multi_hook: bool) -> None:
     names = []
     for make in (make_store, make_stream):
         made: Any = make(multi_hook=multi_hook, exclude=True)
-        if make is make_store:
-            made = made.get_multi_hook_data_loader() if multi_hook else made.get_data_loader()
+        source = batches(made, multi_hook) if make is make_store else made
         with Operations() as operations:
             for _ in range(20):
-                batch = next(made)
+                batch = next(source)
                 if make is make_stream:
                     made.taken(tensors(batch)[0])
         names.append(operations.names)
     assert names[0]
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("multi_hook", [False, True])
+@pytest.mark.parametrize("seqpos_slice", [(None,), (1, 3)])
+@pytest.mark.parametrize("exclude", [False, True])
+def test_the_buffer_has_room_for_what_a_store_gives(
+    multi_hook: bool, seqpos_slice: Any, exclude: bool
+) -> None:
+    """It would copy itself to make room."""
+    fields = {"multi_hook": multi_hook, "exclude": exclude, "seqpos_slice": seqpos_slice}
+    expected = upstreams(40, **fields)
+    torch.manual_seed(0)
+    source: Any = batches(make_store(**fields), multi_hook)
+    with Operations() as operations:
+        same([next(source) for _ in range(40)], expected)
+    assert operations.names.count("aten.new_empty.default") == 1
+
+
+def test_the_buffer_has_room_for_cached_activations(cached: Any) -> None:
+    fields = {"cached": cached["this"], "seqpos_slice": (1, 3)}  # which SAELens does not slice
+    expected = upstreams(20, **fields)
+    torch.manual_seed(0)
+    source = batches(make_store(**fields), False)
+    with Operations() as operations:
+        same([next(source) for _ in range(20)], expected)
+    assert operations.names.count("aten.new_empty.default") == 1
 
 
 # -- what must be equal ------------------------------------------------------------------------
