@@ -436,6 +436,7 @@ def test_the_hook_on_activations(architecture: str, autocast: bool) -> None:
         torch.testing.assert_close(trainer.act_freq_scores, (acts != 0).float().sum(dim=0))
 
 
+@pytest.mark.ci
 def test_the_hook_on_activations_is_passed_when_compiled() -> None:
     outputs = []
     for compiles in (False, True):

@@ -174,6 +174,7 @@ def test_a_checkpoint_of_sae_lens_has_the_gate(tmp_path: Path) -> None:
         assert SAE.load_from_disk(str(folder)).cfg.architecture() == "jumprelu"
 
 
+@pytest.mark.ci
 def test_the_gate_works_compiled_and_under_autocast() -> None:
     def trained(compiles: bool) -> Any:
         batches = tiny_batches(steps=4)
