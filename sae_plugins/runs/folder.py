@@ -345,7 +345,7 @@ class RunFolder:
     def _correct_paths(self, config: Path) -> None:
         """SAELens notes where it wrote; the files are about to move."""
         contents = json.loads(config.read_text("utf-8"))
-        path = self.path.absolute()
+        path = Path(os.path.abspath(self.path))
         contents["output_path"] = str(path)
         if contents.get("checkpoint_path") == str(path / UNFINISHED / SAELENS_CHECKPOINTS):
             contents["checkpoint_path"] = str(path / SAELENS_CHECKPOINTS)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,7 +215,7 @@ def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, A
     elsewhere = ("model_name", "checkpoint_path", "dtype", *REVISIONS, *ROWS)
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
     checkpoints = None
-    folder = folder and folder.absolute()
+    folder = folder and Path(os.path.abspath(folder))
     if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):
         checkpoints = settings.runner.get("checkpoint_path") or str(folder / SAELENS_CHECKPOINTS)
     return {

@@ -25,7 +25,8 @@ _OWN_HELP = {
     "model_name": "A model of TransformerLens or the Hub, a folder with one, synthetic:PRESET, or "
     "sae-plugins-world, the default.",
     "hook_name": "Where in the model; as in TransformerLens.",
-    "dataset_path": "A dataset on the Hugging Face Hub, or a folder with one.",
+    "dataset_path": "A dataset on the Hugging Face Hub, a file (.jsonl, .txt, .parquet, ...), "
+    "or a folder.",
     "hook_head_index": "The head, where the hook has several.",
     "training_tokens": "Tokens to train on.",
     "context_size": "Tokens in a prompt.",

@@ -24,9 +24,13 @@ from sae_plugins.eval_suites.suite import Metric
 from sae_plugins.framework import registry
 from sae_plugins.runs import folder as runs
 from sae_plugins.runs.config import read_config
+from sae_plugins.runs.sources import ROWS
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
-_TRAINING = ("lr", "lr_scheduler_name", "train_batch_size_tokens", "train_batch_size_samples")
+_TRAINING = (
+    *("lr", "lr_scheduler_name", "train_batch_size_tokens", "train_batch_size_samples"),
+    *ROWS,
+)
 _TOKENS = ("training/tokens", "training_tokens", "training_samples")
 _COMMIT = 40
 """Characters of a commit on the Hub; what is read elsewhere has a shorter fingerprint."""
@@ -148,7 +152,7 @@ def facts_of(
         training={
             **(place.get("training_architecture_details") or {}),
             **(ours.get("training") or {}),
-            **{name: run[name] for name in _TRAINING if name in run},
+            **{name: run[name] for name in _TRAINING if run.get(name) is not None},
         },
         dataset=dataset,
         dataset_on_hub=bool(dataset and on_hub(dataset)),

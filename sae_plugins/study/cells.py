@@ -43,6 +43,7 @@ _NOT_IN_A_STUDY = (
 _ALIKE_FOR_ALL = (
     *("model_name", "hook_name", "hook_head_index", "dataset_path", "context_size"),
     *("seqpos_slice", "exclude_special_tokens", "prepend_bos", "heldout_tokens"),
+    *("use_chat_formatting", *sources.ROWS),
 )
 """Flags in which arms cannot differ and still be compared."""
 _KEYED_VERSIONS = ("sae-lens",)

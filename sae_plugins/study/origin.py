@@ -23,6 +23,10 @@ from sae_plugins.settings.values import as_text
 
 _NO_SETTINGS = (*ABOUT, *REVISIONS)
 """What a recipe says besides settings; revisions are among the facts about data and model."""
+_SETTINGS_OF = {"dataset": "dataset_path", "model": "model_name"}
+"""Settings that name sources, by the fact about these."""
+_HERE = "files here"
+"""Such a setting, however the path of the files is spelt."""
 DIGITS = 8
 """Of the hash in a folder's name."""
 
@@ -36,12 +40,21 @@ def facts(
     """All that an SAE is made from, as JSON has it."""
     kept = {name: value for name, value in settings.items() if name not in _NO_SETTINGS}
     whole = {
-        "settings": {**kept, "untrained": untrained},
+        "settings": {**_without_places(kept, made_from), "untrained": untrained},
         "versions": versions,
         "made_from": made_from,
     }
     found: dict[str, Any] = json.loads(json.dumps(whole, default=str))
     return found
+
+
+def _without_places(
+    settings: Mapping[str, Any], made_from: Mapping[str, Fact | None]
+) -> dict[str, Any]:
+    """Settings in which it does not matter where files lie that are themselves a fact."""
+    facts = ((_SETTINGS_OF.get(name, name), fact or {}) for name, fact in made_from.items())
+    here = [name for name, fact in facts if {"at", "files"} <= fact.keys()]
+    return {name: _HERE if name in here else value for name, value in settings.items()}
 
 
 def key(of: Mapping[str, Any]) -> str:
@@ -100,12 +113,16 @@ def _compared(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Compared:
         for name in new
         if name in old and old[name] != new[name]
     ]
-    settings = [
+    earlier = before
+    if "settings" in before:
+        settings = _without_places(before["settings"], before["made_from"])
+        earlier = {**before, "settings": settings}
+    changes = [
         f"{name} is {as_text(value) or 'none'}, and was {as_text(was) or 'none'}"
         for name, value in wanted["settings"].items()
-        if (was := _setting(name, value, before)) != value
+        if (was := _setting(name, value, earlier)) != value
     ]
-    return Compared([*settings, *versions, *found.changes], found.unknown)
+    return Compared([*changes, *versions, *found.changes], found.unknown)
 
 
 def _setting(name: str, now: Any, before: Mapping[str, Any]) -> Any:

@@ -220,7 +220,7 @@ def test_text_that_is_read_twice_is_news(tiny_world: Any, caplog: pytest.LogCapt
     assert caplog.text.count("ends after") == 1
     assert re.search(
         r"data ends after \d+ tokens \(\d\d prompts\), and the run needs up to [\d,]+ \(2,000 to "
-        r"train on, .*so that it is trained on the same text again; give more text, or lower --training_",
+        r"train on, .*so that it is trained on the same text again; give more text, or lower --t",
         caplog.text,
     )
 

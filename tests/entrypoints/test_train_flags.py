@@ -40,6 +40,7 @@ KINDS = {
 }
 OF_DATA = {
     *("seed", "heldout_tokens", "hook_name", "hook_head_index", "dataset_path", "streaming"),
+    *("dataset_config", "dataset_split", "text_column"),
     *("use_chat_formatting", "context_size", "cached_activations_path", "n_batches_in_buffer"),
     *("store_batch_size_prompts", "seqpos_slice", "disable_concat_sequences", "prepend_bos"),
     *("sequence_separator_token", "activations_mixing_fraction", "autocast_lm", "compile_llm"),
@@ -62,6 +63,14 @@ SAID = {
     "dataset_path": ["cached"],  # whose activations they are; evaluations leave its texts out
 }
 """Flags that show in the saved SAE's config alone, and the kinds of runs where they do."""
+CONFIGS = """---
+configs:
+- config_name: one
+  data_files: first-.jsonl
+- config_name: other
+  data_files: others-.jsonl
+---
+"""
 WANDB = "--log_to_wandb"
 OF_TOPK = "--architecture topk --k 4 --normalize_activations none"
 OF_JUMPRELU = "--architecture jumprelu"
@@ -80,6 +89,9 @@ OTHERWISE: dict[str, str | tuple[str, str]] = {
     "hook_head_index": ("--hook_name blocks.1.attn.hook_z", "1"),
     "dataset_path": "others-texts",
     "streaming": "true",
+    "dataset_config": ("--dataset_path configs --dataset_config one", "other"),
+    "dataset_split": ("--streaming false", "train[50:]"),
+    "text_column": "body",
     "use_chat_formatting": "true",
     "context_size": "8",
     "use_cached_activations": ("--cached_activations_path cached", "true"),
@@ -302,16 +314,21 @@ def _without_times(row: str) -> str:
 
 def _write_data() -> None:
     """Texts, tokens and cached activations, and others of each."""
+    Path("configs").mkdir()
+    Path("configs", "README.md").write_text(CONFIGS)
     model = world.load_hooked_transformer("cpu")
     hooks = ["blocks.1.hook_resid_post", "blocks.0.hook_resid_post", "blocks.1.attn.hook_z"]
     for split, start in (("train", ""), ("heldout", "others-")):
         texts = world.load_text(split)["text"]
         tokens = model.to_tokens(" ".join(texts), truncate=False)[0]
         rows = tokens[: len(tokens) // 16 * 16].view(-1, 16)[:300]
-        for name, columns in (("texts", {"text": texts}), ("tokens", {"tokens": rows.tolist()})):
+        bodies = {"text": texts, "body": texts[::-1]}
+        for name, columns in (("texts", bodies), ("tokens", {"tokens": rows.tolist()})):
             made = Dataset.from_dict(columns)
             Path(f"{start}{name}").mkdir()
             made.to_json(f"{start}{name}/train.jsonl")
+            if name == "texts":
+                made.to_json(f"configs/{start or 'first-'}.jsonl")
         _, found = model.run_with_cache(rows, names_filter=hooks, prepend_bos=False)
         acts = {hook: found[hook].flatten(2) for hook in hooks}
         shapes = {hook: Array2D(tuple(a.shape[1:]), "float32") for hook, a in acts.items()}

@@ -263,6 +263,27 @@ def test_data_that_are_replaced_under_the_same_path_give_other_saes(tmp_path: Pa
     ]
 
 
+def test_data_are_the_same_wherever_they_lie_and_however_that_is_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text").mkdir()
+    Path("text", "train.jsonl").write_text('{"text": "one"}\n')
+    (first,) = on_text(Path("text"))
+    assert first.key == on_text(tmp_path / "text")[0].key
+    kept(tmp_path / "study", first)
+    assert first.settings.get("dataset_path") == str(tmp_path / "text")
+    Path("text").rename("moved")
+    (now,) = on_text(Path("moved"))
+    found = now.found_in(tmp_path / "study")
+    assert found.folder == first.folder
+    assert found.compared.changes == found.compared.unknown == []
+    (on_hub,) = on_text(Path("me/text"))
+    assert "dataset_path is me/text, and was files here" in (
+        on_hub.found_in(tmp_path / "study").compared.changes
+    )
+
+
 def kept(folder: Path, cell: Cell, place: str | None = None, **facts: Any) -> Path:
     """A folder as if the cell's SAE had been trained."""
     made = folder / (cell.folder if place is None else cell.folder.with_name(place))

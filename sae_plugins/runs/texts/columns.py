@@ -130,9 +130,10 @@ def read_rows(rows: Any, place: str) -> Iterator[Mapping[str, Any]]:
         except StopIteration:
             return
         except Exception as error:  # of the network, the Hub, the disk, and the files' contents
-            raise PluginError(
-                f"{place} cannot be read further than to row {number - 1}: {reason(error)}"
-            ) from error
+            where = f"cannot be read further than to row {number - 1}"
+            if number == 1:
+                where = "cannot be read"
+            raise PluginError(f"{place} {where}: {reason(error)}") from error
         yield row
 
 

@@ -78,8 +78,9 @@ def _check_tokenizer(settings: SAELensSettings, model: Any) -> None:
     if tokenizer is None:
         return
     try:
-        file = Path(path, TOKENIZATION)
-        if not Path(path).is_dir():
+        folder = Path(path)
+        file = (folder.parent if folder.is_file() else folder) / TOKENIZATION
+        if not Path(path).exists():
             file = Path(hf_hub_download(path, TOKENIZATION, repo_type="dataset"))
         name = json.loads(file.read_text("utf-8"))["tokenizer_name"]
         theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()

@@ -32,7 +32,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def texts(path: Any, **runner: Any) -> list[str]:
-    return [row["text"] for row in read_rows(load_rows(settings(path, **runner)), "data")]
+    return [row["text"] for row in read_rows(load_rows(settings(path, **runner)), str(path))]
 
 
 def refused(path: Any, **runner: Any) -> str:
@@ -120,6 +120,11 @@ def test_what_is_no_text_in_utf_8_is_refused(streaming: bool) -> None:
 def test_a_row_of_another_type_is_named_by_its_number() -> None:
     write_rows([*ROWS, {"text": 4}])
     assert "changed from string to number in row 3" in refused("data.jsonl", streaming=False)
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    Path("data.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
+    assert "data.jsonl cannot be read: ArrowInvalid: JSON parse error" in refused("data.jsonl")
 
 
 def save_splits() -> None:
