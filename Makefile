@@ -79,9 +79,10 @@ docs: env ## rewrite the generated parts of docs/, and build the site into build
 world: env ## train the embedded world's language model again
 	$(BIN)/python examples/embedded-world/train.py --work_path world-build
 
-bench: env ## time plugins against plain SAELens, and checkpoints against plain safetensors
+bench: env ## time plugins against plain SAELens, checkpoints against safetensors, buffers
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
+	$(BIN)/python benchmarks/bench_mixing.py
 
 # Neither index nor host is written down: whoever installs uses the registry of their own settings.
 lock: $(UV) ## resolve requirements.lock again (UPGRADE=1: to the newest versions)

@@ -90,6 +90,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -356,6 +357,12 @@ def activations(store: ActivationsStore) -> Iterator[Tensor]:
 def activations_by_hook(store: ActivationsStore) -> Iterator[dict[str, Tensor]]:
     """A store's activations [n, d_in] of several hooks, in the order of its text."""
     return store._iterate_filtered_multi_hook_activations()
+
+
+def is_synthetic(provider: Any) -> bool:
+    """Whether batches are drawn from a synthetic model; their module, if unused, stays unloaded."""
+    module = sys.modules.get("sae_lens.synthetic.training")  # which imports plotly
+    return module is not None and isinstance(provider, module.SyntheticActivationIterator)
 
 
 def begin_reading(store: ActivationsStore) -> None:

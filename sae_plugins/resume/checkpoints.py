@@ -28,6 +28,7 @@ from sae_plugins.base.saelens import (
     data_loader,
     interrupted_runs_unsaved,
     interruption,
+    is_synthetic,
     prefetched,
 )
 from sae_plugins.base.secrets import redacted
@@ -324,15 +325,13 @@ class Checkpoints:
 
     def _check_provider(self, provider: Any) -> None:
         """Say so if where the batches come from cannot be saved."""
-        from sae_lens.synthetic.training import SyntheticActivationIterator
-
         watched = None if self._stream is None else self._stream.store
         if watched not in (None, provider) and hasattr(provider, "get_data_loader"):
             raise PluginError(
                 "another activation store was read before the training's own, whose place is "
                 "therefore not known: read it outside the `sae_plugins.plugins` context"
             )
-        known = self._stream is not None or isinstance(provider, SyntheticActivationIterator)
+        known = self._stream is not None or is_synthetic(provider)
         if self.path is None and not known and not self._is_stateful(provider):
             logger.warning(
                 "checkpoints do not hold where in its data the %s is, which has no state_dict and "

@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_plugins.base.errors import StateError
 from sae_plugins.base.identity import Fact, compare, listed, of_tensors
+from sae_plugins.base.saelens import is_synthetic
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,9 @@ class Origin:
 
 def samples(provider: Any) -> dict[str, Fact | None]:
     """What SAELens' synthetic models draw samples from, by all of its numbers."""
-    from sae_lens.synthetic.training import SyntheticActivationIterator
     from torch import Tensor
 
-    if not isinstance(provider, SyntheticActivationIterator):
+    if not is_synthetic(provider):
         return {}
     generator = vars(provider.activations_generator).items()
     tensors = {name: value for name, value in generator if isinstance(value, Tensor)}

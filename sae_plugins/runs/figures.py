@@ -1,18 +1,22 @@
-"""Figures of a training run: functions from data to matplotlib figures, without global state."""
+"""Figures of a training run: functions from data to matplotlib figures, without global state.
+
+Matplotlib is loaded when something is drawn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from sae_plugins.base.plots import BLUE, COLOURS, GREY, INK, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CHANGES = "changes/"
 """Prefix of the columns that say which feature changes a step made."""
@@ -43,6 +47,8 @@ def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     Steps with a column under `CHANGES` are marked by vertical lines.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 8), layout="constrained")
     loss, l0, variance = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     _losses(loss, rows)
@@ -56,7 +62,7 @@ def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
         # cut off the first steps, which can be far below zero, but never the last
         lowest = max(np.quantile(values, 0.02), min(0.0, values[-1]))
         variance.set_ylim(lowest - 0.05, 1.02)
-    variance.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
+    variance.yaxis.set_major_formatter("{x:.0%}")
     variance.set_ylabel("explained variance\nof the batch")
     variance.set_xlabel("training step")
     _count_axis(variance, max((row["step"] for row in rows), default=1), ticks=10)
@@ -85,6 +91,8 @@ def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def firing_by_position(snapshots: Sequence[Snapshot], d_sae: int) -> Figure:
     """Firing frequency by feature position, one panel per snapshot, from left to right."""
+    from matplotlib.figure import Figure
+
     count = max(1, len(snapshots))
     figure = Figure(figsize=(1.2 + 3.6 * max(2, count), 4.4), layout="constrained")
     panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
@@ -176,9 +184,11 @@ def _marker(steps: NDArray[np.float64]) -> str:
 
 def _count_axis(panel: Axes, last: int, ticks: int) -> None:
     """An x axis of whole numbers from 0 to a little beyond `last`."""
+    from matplotlib.ticker import MaxNLocator
+
     panel.set_xlim(-0.02 * last, 1.02 * last)
     panel.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    panel.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _scale(panel: Axes, values: NDArray[np.float64]) -> bool:

@@ -834,6 +834,8 @@ def test_synthetic_batches() -> None:
     features, generator = FeatureDictionary(16, D_IN), ActivationGenerator(16, 0.2)
     set_random_states(random_state)
     iterator = SyntheticActivationIterator(features, generator, 4)
+    assert upstream.is_synthetic(iterator)
+    assert not upstream.is_synthetic(iter([]))
     next(iterator)
     state = torch.get_rng_state()
     expected = [next(iterator) for _ in range(3)]

@@ -65,6 +65,52 @@ def test_a_signal_ends_a_command_with_a_sentence_and_handlers_are_put_back(
     assert signal.getsignal(number) is before
 
 
+LATER = """
+import json, sys
+from sae_plugins.entrypoints.main import main
+from sae_plugins.runs import figures
+
+draw, before = figures.loss_and_l0, []
+figures.loss_and_l0 = lambda rows: (before.extend(sys.modules), draw(rows))[1]
+assert main(sys.argv[1:]) == 0
+print(json.dumps([before, list(sys.modules)]), file=sys.stderr)
+"""
+
+
+@pytest.mark.ci
+def test_a_run_loads_only_what_it_needs(tmp_path: Path):
+    """What SAELens loads by itself, wandb among it, is loaded all the same."""
+    flags = ("--model_name", "sae-plugins-world", "--hook_name", "blocks.1.hook_resid_post")
+    small = (
+        "--training_tokens",
+        "1024",
+        "--train_batch_size_tokens",
+        "256",
+        "--context_size",
+        "32",
+    )
+    small += ("--n_batches_in_buffer", "32", "--store_batch_size_prompts", "8", "--d_sae", "32")
+    line = (
+        "train",
+        *flags,
+        *small,
+        "--heldout_tokens",
+        "256",
+        "--output_path",
+        str(tmp_path / "a"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", LATER, *line], capture_output=True, text=True, check=True
+    )
+    training, all_ = (
+        {name.partition(".")[0] for name in names}
+        for names in json.loads(done.stderr.splitlines()[-1])
+    )
+    assert "sae_lens" in training
+    assert "matplotlib" in all_ - training  # loaded to draw, when the training is over
+    assert not all_ & {"plotly", "statsmodels", "sae_bench", "sklearn", "nltk"}
+
+
 def test_help_teaches(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out

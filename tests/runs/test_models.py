@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.models import with_tokens_there
+from sae_plugins.runs.models import refuse_unknown_tokens, with_tokens_there
 from sae_plugins.runs.setup import SAELensSettings
 
 
@@ -46,3 +48,25 @@ def test_special_tokens_that_are_asked_for_must_be_there(
 ) -> None:
     with pytest.raises(PluginError, match=message):
         settled(None, **runner)
+
+
+class Waits(TorchDispatchMode):
+    """How often a GPU would be waited for: what it computes is read, or copied to the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.count += str(function) in ("aten._local_scalar_dense.default", "aten._to_copy.default")
+        return function(*args, **(kwargs or {}))
+
+
+def test_tokens_are_checked_and_a_gpu_is_waited_for_once() -> None:
+    model = torch.nn.Embedding(9, 2)
+    refuse_unknown_tokens(model, 5, "m")
+    with Waits() as waits:
+        model(torch.tensor([[0, 4], [2, 3]]))
+    assert waits.count <= 1
+    model(torch.empty(2, 0, dtype=torch.long))
+    for wrong in (5, -1):
+        with pytest.raises(PluginError, match=f"has the token {wrong}, and those of m are 0 to 4"):
+            model(torch.tensor([[0, 4], [2, wrong]]))
