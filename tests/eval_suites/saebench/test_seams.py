@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import random
+import sys
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,14 @@ def test_probes_of_the_language_model(use_sklearn: bool) -> None:
         return found[1]
 
     assert train(1) == train(1)
+
+
+def test_what_trains_no_probes_does_not_load_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It brings scikit-learn."""
+    name = "sae_bench.evals.sparse_probing.probe_training"
+    monkeypatch.delitem(sys.modules, name)
+    with on_a_fresh_install():
+        assert name not in sys.modules
 
 
 @seam("`probe_training.train_sklearn_probe` is beartype's wrapper around a function that works")
