@@ -9,8 +9,8 @@ import importlib
 import inspect
 import json
 import random
-import sys
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
