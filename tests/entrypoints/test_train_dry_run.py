@@ -1,4 +1,4 @@
-"""`sae-plugins train --dry_run`: every check of a start, what the run takes, and nothing written."""
+"""`sae-plugins train --dry_run`: a start's checks, what the run takes, and nothing written."""
 
 from __future__ import annotations
 
