@@ -140,11 +140,15 @@ class Profile:
         """Measure, while this is open, what makes batches and evaluates, and the backward pass."""
         import torch
 
+        from sae_plugins.resume.mixing import MixingBuffer
+
         backward = self.timed((STEP, "backward"), torch.Tensor.backward)
+        mixed = self.timed((BATCHES, "mixing buffer"), MixingBuffer.__next__)
         with ExitStack() as stack:
             contexts: tuple[AbstractContextManager[None], ...] = (
                 batches_watched(self.timed),
                 replaced(torch.Tensor, backward=backward),
+                replaced(MixingBuffer, __next__=mixed),
             )
             for context in contexts:
                 stack.enter_context(context)
