@@ -106,4 +106,4 @@ def test_what_is_streamed_or_saved_has_no_copy():
     Dataset.from_dict({"text": ["a"]}).save_to_disk("saved")
     assert copy_of(settings("old/model", dataset_path="saved", streaming=False)) is None
     assert copy_of(settings("old/model", dataset_path="some/texts")) is None
-    assert copy_of(settings("old/model", dataset_path="not/there", streaming=False)) is None
+    assert copy_of(settings("old/model", dataset_path="./not/there", streaming=False)) is None
