@@ -116,7 +116,7 @@ def test_a_dry_run_says_what_the_run_would_be(kind: str, run: Command):
     assert "reorder " in row(said.out, "memory")[-1]  # what it keeps
     assert row(said.out, "disk")[0].endswith(" free")
     assert row(said.out, "to train") == ["50 steps on 3,200 tokens"]
-    assert re.match(r"about [\d,]+ tokens/s, by 13 steps", row(said.out, "speed")[0])
+    assert re.match(r"about [\d,]+ tokens/s, by 12 steps", row(said.out, "speed")[0])
     assert re.match(r"about [\d.]+ s; ", row(said.out, "time")[0])
     assert row(said.out, "profile")
     whose = "synthetic model" if kind == "synthetic" else "language model"
