@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -38,16 +38,18 @@ def dry_run(settings: Settings | None, folder: RunFolder) -> int:
         left = "moved to its place" if settings is None else "scored"
         print(f"the training in {folder.path} has ended; its SAE has only to be {left}")
         return 0
-    from sae_plugins.runs.downloads import downloads, only_read
+    from sae_plugins.runs.downloads import copies_in, downloads
     from sae_plugins.runs.load import load_setup
 
     with _nothing_kept() as scratch:
         print(f"loading {settings.model_name} ...", flush=True)
-        missing = downloads(settings.for_saelens())
-        setup = load_setup(only_read(settings.for_saelens()), is_loaded=not missing)
-        each, disk = bytes_of_checkpoint(settings, setup), bytes_on_disk(settings, setup)
-        folder.check_space(disk, most_checkpoints(settings) * each)
-        done, speed = _tried(settings, setup, folder, scratch, bool(missing))
+        chosen = settings.for_saelens()
+        missing = downloads(chosen)
+        with nullcontext() if missing else copies_in(scratch, chosen):
+            setup = load_setup(chosen, is_loaded=not missing)
+            each, disk = bytes_of_checkpoint(settings, setup), bytes_on_disk(settings, setup)
+            folder.check_space(disk, most_checkpoints(settings) * each)
+            done, speed = _tried(settings, setup, folder, scratch, bool(missing))
         print_plan(settings, setup, folder, done, each)
         print_rows(
             {

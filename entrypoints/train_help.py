@@ -11,6 +11,7 @@ EXAMPLES = """\
   sae-plugins train --plugin reorder --reorder.start 200 --model_name synthetic:toy
   sae-plugins train --recipe runs/demo-1/run.yaml --output_path runs/again   # the same, bitwise
   sae-plugins train --resume runs/demo-1                   # it was interrupted: go on, bitwise
+  sae-plugins train --recipe hybrid-order-demo --dry_run   # what it needs, and how long it takes
   sae-plugins train --plugin hybrid-order --model_name gpt2 --hook_name blocks.6.hook_resid_post \\
       --dataset_path NeelNanda/pile-10k --d_sae 6144 --training_tokens 10m
 """

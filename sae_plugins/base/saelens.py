@@ -49,7 +49,7 @@
 - `ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where the runners'
   batches come from, with and without prefetching, and each is called once (`data_loader`).
 - `PrefetchingIterator.__next__` is where batches leave its queue (`prefetched`).
-- `ActivationsStore.__next__`, `get_raw_llm_batch`, `get_batch_tokens`, `get_activations`,
+- `ActivationsStore.get_raw_llm_batch`, `get_batch_tokens`, `get_activations`,
   `get_multi_hook_activations`, `PrefetchingIterator.__next__` and
   `SyntheticActivationIterator.__next__` make all batches, and the synthetic runner's module has
   `eval_sae_on_synthetic_data`, looked up there (`batches_watched`).
@@ -205,7 +205,6 @@ def batches_watched(watch: Watch) -> Iterator[None]:
     batches = "batches"
     watched: dict[Any, dict[str, tuple[str, str]]] = {
         ActivationsStore: {
-            "__next__": (batches, "mixing buffer"),
             "get_raw_llm_batch": (batches, "moving, or reading cached activations"),
             "get_batch_tokens": (batches, "text"),
             "get_activations": (batches, "language model"),

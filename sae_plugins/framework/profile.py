@@ -58,7 +58,7 @@ class _Open:
 class Profile:
     """Measures one run, from now on; give it to `sae_plugins.plugins(profile=...)`.
 
-    On CUDA it waits for the device whenever a part begins or ends, which slows the run. It changes
+    On CUDA it waits for the devices whenever a part begins or ends, which slows the run. It changes
     nothing else. What other threads do at the same time is not counted.
 
     Attributes:
@@ -71,7 +71,7 @@ class Profile:
         self.spent: dict[Part, Spent] = {}
         self.held: dict[str, int] = {}
         self._clock, self._thread = clock, threading.get_ident()
-        self._device: torch.device | None = None
+        self._devices: tuple[torch.device, ...] = ()
         self._open = [_Open(OTHER)]
         self._trainers: list[weakref.ref[Any]] = []
         self._began = self._read = clock()
@@ -111,24 +111,26 @@ class Profile:
 
     def _switch(self) -> None:
         """The innermost part changes: what has passed is that of the one until now."""
-        if self._device is not None:
-            import torch
+        if self._devices:
+            from torch import cuda
 
-            torch.cuda.synchronize(self._device)
-            high = torch.cuda.max_memory_allocated(self._device)
+            for device in self._devices:
+                cuda.synchronize(device)
+            high = sum(map(cuda.max_memory_allocated, self._devices))
             for opened in self._open:
                 opened.high = max(opened.high, high)
-            torch.cuda.reset_peak_memory_stats(self._device)
+            for device in self._devices:
+                cuda.reset_peak_memory_stats(device)
         now = self._clock()
         self._of(self._open[-1].part).nanoseconds += now - self._read
         self._read = now
 
     def _memory(self) -> tuple[int, int]:
-        if self._device is None:
+        if not self._devices:
             return 0, 0
-        import torch
+        from torch import cuda
 
-        here = torch.cuda.memory_allocated(self._device)
+        here = sum(map(cuda.memory_allocated, self._devices))
         return here, here
 
     # -- what is measured of a training --------------------------------------------------------
@@ -138,11 +140,15 @@ class Profile:
         """Measure, while this is open, what makes batches and evaluates, and the backward pass."""
         import torch
 
+        from sae_plugins.resume.mixing import MixingBuffer
+
         backward = self.timed((STEP, "backward"), torch.Tensor.backward)
+        mixed = self.timed((BATCHES, "mixing buffer"), MixingBuffer.__next__)
         with ExitStack() as stack:
             contexts: tuple[AbstractContextManager[None], ...] = (
                 batches_watched(self.timed),
                 replaced(torch.Tensor, backward=backward),
+                replaced(MixingBuffer, __next__=mixed),
             )
             for context in contexts:
                 stack.enter_context(context)
@@ -150,8 +156,10 @@ class Profile:
 
     def watch(self, trainer: Any) -> None:
         """Measure a `PluginTrainer` that was just built, and measures its own forward pass."""
-        if trainer.sae.device.type == "cuda":
-            self._device = trainer.sae.device
+        model: Any = getattr(trainer.data_provider, "model", None)  # of an activation store
+        weights = model.parameters() if hasattr(model, "parameters") else ()
+        devices = {trainer.sae.device, *(weight.device for weight in weights), *self._devices}
+        self._devices = tuple(device for device in devices if device.type == "cuda")
         own: tuple[tuple[Any, str, Part, bool], ...] = (
             (trainer, "step", (STEP, "scaling, clipping, counting"), False),
             (trainer.optimizer, "step", (STEP, "optimizer"), False),
@@ -202,7 +210,7 @@ class Profile:
                 "detail": detail,
                 "seconds": spent.nanoseconds / 1e9,
                 "calls": spent.calls,
-                "peak_bytes": spent.peak if self._device is not None else None,
+                "peak_bytes": spent.peak if self._devices else None,
             }
             for (part, detail), spent in measured.items()
         ]

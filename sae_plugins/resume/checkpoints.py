@@ -61,10 +61,9 @@ _ONE_TRAINING = (
 )
 
 COMPILED_AND_AHEAD = (
-    "--prefetch_llm_batches and --compile_sae together cannot be resumed exactly: "
-    "torch.compile sets back the random state from which the other thread shuffles; "
-    "leave one of them out, or give up exactness with --resume_buffer refill (in "
-    "Python: rows=False)"
+    "--prefetch_llm_batches and --compile_sae together cannot be resumed exactly: torch.compile "
+    "sets back the random state from which the other thread shuffles; leave one of them out, or "
+    "give up exactness with --resume_buffer refill (in Python: rows=False)"
 )
 
 

@@ -1,16 +1,19 @@
-"""What a run would download before it starts, which a dry run only says."""
+"""What a run would download and copy before it starts, which a dry run only says."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import datasets
 
 from sae_plugins.base.hub import bytes_to_download
+from sae_plugins.base.patches import replaced
 from sae_plugins.runs.setup import SAELensSettings
 from sae_plugins.runs.sources import REVISIONS, repository_of
+from sae_plugins.runs.texts.loading import copy_of
 
 _WEIGHTS = (r"[^/]+\.safetensors", r"pytorch_model[^/]*\.bin")
 """Names of files with a model's weights; the first kind that a repository has is read."""
@@ -54,23 +57,20 @@ def _data(names: list[str]) -> list[str]:
     return [name for name in names if not _NO_DATA.fullmatch(name)]
 
 
-def only_read(settings: SAELensSettings) -> SAELensSettings:
-    """The settings, such that text files are read as they stream: `datasets` keeps no copy."""
-    path = settings.runner.get("dataset_path")
-    if not path or (Path(path).expanduser() / "dataset_info.json").is_file():
-        return settings
-    if not settings.runner.get("streaming", True) and _is_prepared(settings):
-        return settings
-    return replace(settings, runner={**settings.runner, "streaming": True})
+@contextmanager
+def copies_in(scratch: Path, settings: SAELensSettings) -> Iterator[None]:
+    """Have `datasets` put the copy that it makes of the run's dataset there, while this is open.
 
-
-def _is_prepared(settings: SAELensSettings) -> bool:
-    """Whether `datasets` has its copy already."""
-    path = str(Path(settings.runner["dataset_path"]).expanduser())
-    try:
-        builder = datasets.load_dataset_builder(
-            path, revision=settings.runner.get("dataset_revision"), trust_remote_code=False
-        )
-    except Exception:  # said when it is loaded
-        return True
-    return Path(builder.cache_dir).is_dir()
+    A copy that it has made before serves as it is.
+    """
+    elsewhere = {
+        "HF_DATASETS_CACHE": scratch / "datasets",
+        "DOWNLOADED_DATASETS_PATH": scratch / "datasets" / "downloads",
+    }
+    with ExitStack() as stack:
+        own = Path(datasets.config.HF_DATASETS_CACHE)
+        stack.enter_context(replaced(datasets.config, **elsewhere))
+        copy = copy_of(settings)
+        if copy is not None and (own / copy.relative_to(scratch / "datasets")).is_dir():
+            stack.close()
+        yield

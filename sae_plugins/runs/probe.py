@@ -114,7 +114,7 @@ def probe(
     class Watched(Recorder):
         def show(self, run: Run) -> None:
             marks.append(_Mark(profile.measured(), run.samples))
-            enough = len(marks) > WARM_UP + MEASURED or run.step >= run.total_steps
+            enough = len(marks) >= WARM_UP + MEASURED or run.step >= run.total_steps
             if enough or (len(marks) > 1 and profile.seconds > PATIENCE):
                 profile.count_held()
                 raise Enough

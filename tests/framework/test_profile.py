@@ -158,3 +158,57 @@ def test_afterwards_everything_is_as_it_was():
     before = deque(state())
     trained(Profile(), Keeper)
     assert deque(state()) == before
+
+
+# -- memory on CUDA --------------------------------------------------------------------------------
+
+
+class Device:
+    """Counts as torch.cuda does, of a device that nobody needs to have."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.here = self.peak = self.waits = 0
+        for name in (
+            *("synchronize", "memory_allocated", "max_memory_allocated"),
+            "reset_peak_memory_stats",
+        ):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def take(self, count: int) -> None:
+        self.here += count
+        self.peak = max(self.peak, self.here)
+
+    def synchronize(self, _: Any) -> None:
+        self.waits += 1
+
+    def memory_allocated(self, _: Any) -> int:
+        return self.here
+
+    def max_memory_allocated(self, _: Any) -> int:
+        return self.peak
+
+    def reset_peak_memory_stats(self, _: Any) -> None:
+        self.peak = self.here
+
+
+def test_a_part_s_peak_is_above_what_was_there_and_has_those_inside(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+):
+    with sae_plugins.plugins():
+        trainer: Any = tiny_trainer(tiny_sae("standard"), tiny_batches())
+    device = Device(monkeypatch)
+    trainer.sae.device = torch.device("cuda")
+    profile.watch(trainer)
+    device.take(1000)
+    with profile.part(A):
+        device.take(50)
+        device.take(-30)
+        with profile.part(B):
+            device.take(200)
+            device.take(-190)
+        device.take(5)
+    with profile.part(B):
+        device.take(7)
+    rows = {row["part"]: row["peak_bytes"] for row in profile.as_json()["parts"]}
+    assert (rows["a"], rows["b"]) == (220, 200)
+    assert device.waits == 7  # twice a part, and at the end

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 from datasets import Dataset
 
 from sae_plugins.base import hub
-from sae_plugins.runs.downloads import downloads, only_read
+from sae_plugins.runs.downloads import copies_in, downloads
 from sae_plugins.runs.setup import SAELensSettings
+from sae_plugins.runs.texts.loading import copy_of, load_rows
 
 SHA = "a" * 40
 FILES = {
@@ -80,12 +81,29 @@ def test_what_is_no_repository(model: str):
     assert downloads(SAELensSettings(model)) == {}
 
 
-def test_files_of_text_are_read_as_they_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_copy_of_a_dataset_goes_elsewhere_unless_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    own = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", own)
     Path("files").mkdir()
-    Path("files/texts.json").write_text('{"text": "a"}\n')
+    Path("files/texts.jsonl").write_text('{"text": "a"}\n')
     given = settings("old/model", dataset_path="files", streaming=False)
-    assert only_read(given) == replace(given, runner={**given.runner, "streaming": True})
+    with copies_in(tmp_path / "scratch", given):
+        assert load_rows(given)["text"] == ["a"]
+    assert not own.exists()
+    assert any(Path("scratch/datasets").rglob("*.arrow"))
+    assert load_rows(given)["text"] == ["a"]
+    before = sorted(own.rglob("*"))
+    with copies_in(tmp_path / "other", given):
+        assert load_rows(given)["text"] == ["a"]
+    assert sorted(own.rglob("*")) == before
+    assert not [*Path("other").rglob("*.arrow")]
+    assert own == datasets.config.HF_DATASETS_CACHE
+
+
+def test_what_is_streamed_or_saved_has_no_copy():
     Dataset.from_dict({"text": ["a"]}).save_to_disk("saved")
-    given = settings("old/model", dataset_path="saved", streaming=False)
-    assert only_read(given) is given
+    assert copy_of(settings("old/model", dataset_path="saved", streaming=False)) is None
+    assert copy_of(settings("old/model", dataset_path="some/texts")) is None
+    assert copy_of(settings("old/model", dataset_path="./not/there", streaming=False)) is None

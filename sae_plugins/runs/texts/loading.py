@@ -55,6 +55,35 @@ def load_rows(settings: SAELensSettings) -> Any:
             f"--dataset_split {split}: a part of a split cannot be streamed, since its length is "
             "not known; add --streaming false"
         )
+    found = _found(runner, path)
+    return _loaded(
+        str(path),
+        lambda: datasets.load_dataset(
+            **found, split=split, streaming=streaming, trust_remote_code=False
+        ),
+    )
+
+
+def copy_of(settings: SAELensSettings) -> Path | None:
+    """Where `datasets` keeps the copy that it makes of what is not streamed; None if it makes none.
+
+    Nothing is copied yet.
+    """
+    runner = settings.runner
+    path = Path(runner.get("dataset_path") or "").expanduser()
+    saved = any((path / f"dataset_{name}.json").is_file() for name in ("dict", "info"))
+    if not runner.get("dataset_path") or saved or runner.get("streaming", True):
+        return None
+    try:
+        found = _found(runner, path)
+        builder = datasets.load_dataset_builder(**found, trust_remote_code=False)
+    except Exception:  # which is said when it is loaded
+        return None
+    return Path(builder.cache_dir)
+
+
+def _found(runner: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """How `datasets` loads what `--dataset_path` names."""
     if path.is_file():
         _refuse_config(runner, f"{path} is one file")
         found = _of_file(path)
@@ -64,13 +93,7 @@ def load_rows(settings: SAELensSettings) -> Any:
         raise PluginError(f"--dataset_path {path}: there is no such file or folder")
     else:
         found = {"path": str(path), "revision": runner.get("dataset_revision")}
-    name = runner.get("dataset_config")
-    return _loaded(
-        str(path),
-        lambda: datasets.load_dataset(
-            **found, name=name, split=split, streaming=streaming, trust_remote_code=False
-        ),
-    )
+    return {**found, "name": runner.get("dataset_config")}
 
 
 def _refuse_config(runner: Mapping[str, Any], what: str) -> None:
