@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -44,11 +45,15 @@ def dry_run(settings: Settings | None, folder: RunFolder) -> int:
     with _nothing_kept() as scratch:
         print(f"loading {settings.model_name} ...", flush=True)
         missing = downloads(settings.for_saelens())
-        setup = load_setup(only_read(settings.for_saelens()), is_loaded=not missing)
+        wanted = only_read(settings.for_saelens())
+        if wanted.activation_cache is not None:
+            cache = replace(wanted.activation_cache, takes=False)
+            wanted = replace(wanted, activation_cache=cache)
+        setup = load_setup(wanted, is_loaded=not missing)
         each, disk = bytes_of_checkpoint(settings, setup), bytes_on_disk(settings, setup)
         folder.check_space(disk, most_checkpoints(settings) * each)
         done, speed = _tried(settings, setup, folder, scratch, bool(missing))
-        print_plan(settings, setup, folder, done, each)
+        print_plan(settings, setup, folder, done, each, setup.plan_cache())
         print_rows(
             {
                 **_plugins(settings),
