@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "evaluate SAEs",
     "study": "compare methods",
     "upload": "share SAEs",
+    "cache": "show or remove what is kept of language models",
     "plugins": "list or show plugins",
     "recipes": "list or show recipes",
     "completion": "complete commands, flags and names in bash or zsh",
@@ -46,6 +47,7 @@ _EXAMPLES = """\
   sae-plugins evaluate --help                       suites, presets, seeds, and where data come from
   sae-plugins study run quick                       does it help? verdicts with intervals, a report
   sae-plugins upload runs/demo me/saes --dry_run    what would go to the Hugging Face Hub
+  sae-plugins cache list                            what is kept on disk, and what it is made from
   sae-plugins plugins list                          the installed plugins and methods
   sae-plugins plugins show hybrid-order             options, settings and the paper's tables
   sae-plugins recipes list                          the packaged recipes

@@ -99,6 +99,10 @@ class StudyProgress(_StagesBar):
         self._bar.total = self._total
         self._bar.refresh()
 
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.write(text, file=sys.stdout)
+
     def advance(self, share: float) -> None:
         """Count what was done."""
         self._done += share

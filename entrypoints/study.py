@@ -5,19 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, begun, prefixed
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import StudyProgress
 from sae_plugins.settings.command_line import Line
-from sae_plugins.settings.flags import Flag
+from sae_plugins.settings.flags import Flag, all_flags, our_flags
 
 if TYPE_CHECKING:
+    from sae_plugins.base.kept import Folder
     from sae_plugins.study.cells import StudyPlan
     from sae_plugins.study.findings import Findings
     from sae_plugins.study.spec import Study
@@ -71,6 +73,9 @@ def _show(line: Line, problems: Problems) -> int:
 
 
 def _run(line: Line, problems: Problems) -> int:
+    cache: Folder | None = None
+    with problems:
+        cache = _cache(line.given)
     study, folder, known = _given(line, problems)
     from sae_plugins.study.execute import run
 
@@ -80,7 +85,7 @@ def _run(line: Line, problems: Problems) -> int:
     with begun():
         with closing(StudyProgress()) as progress:
             try:
-                run(study, folder, line.given.get("jobs"), progress)
+                run(study, folder, line.given.get("jobs"), progress, cache)
             except OSError as error:
                 raise SaePluginsError(
                     f"{folder}: {error}; what is done is kept, and the same command goes on"
@@ -93,6 +98,15 @@ def _run(line: Line, problems: Problems) -> int:
                 "the values under sparsity as the warnings say"
             )
     return int(bool(findings.failures))
+
+
+def _cache(given: Mapping[str, Any]) -> Folder | None:
+    """Where the language models' activations are to be kept."""
+    from sae_plugins.settings.settings import activation_cache
+
+    if "cache_budget" in given and not given.get("activation_cache"):
+        raise SaePluginsError("--cache_budget: it needs --activation_cache")
+    return activation_cache(lambda name: given.get(name, all_flags()[name].default))
 
 
 def _status(line: Line, problems: Problems) -> int:
@@ -170,6 +184,7 @@ _FLAGS = {
             "processes, each with the language model in memory (default: one per core on a CPU, "
             "one on a GPU)",
         ),
+        *(replace(our_flags()[name], group="") for name in ("activation_cache", "cache_budget")),
     )
 }
 
@@ -198,7 +213,7 @@ COMMAND = Command(
             "run",
             "train, evaluate and compare what is missing, and write the report",
             _run,
-            *("output_path", "jobs"),
+            *("output_path", "jobs", "activation_cache", "cache_budget"),
         ),
         _action("status", "what is done, and what is to do", _status, "output_path"),
         _action("report", "write the report of what there is so far", _report, "output_path"),

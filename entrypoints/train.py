@@ -161,13 +161,14 @@ def _fit(
 
     each = bytes_of_checkpoint(settings, setup)
     folder.check_space(bytes_on_disk(settings, setup), most_checkpoints(settings) * each)
+    cached = setup.plan_cache()
     recipe = recipe_of(settings, setup)
     with _disk_errors(folder):
         if checkpoints is None:
             folder.start(recipe)
     checkpoints = checkpoints or checkpoints_of(settings, folder)
     checkpoints.origin.facts.update(setup.made_from())
-    print_plan(settings, setup, folder, checkpoints.step, each)
+    print_plan(settings, setup, folder, checkpoints.step, each, cached)
     print(flush=True)
     with _trainable(settings, folder, checkpoints, profile):
         run = setup.prepare(folder.unfinished)

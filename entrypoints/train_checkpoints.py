@@ -44,6 +44,7 @@ def checkpoints_of(
     from sae_plugins.resume.checkpoints import Checkpoints
     from sae_plugins.runs.folder import OUR_CHECKPOINTS, RECIPE
     from sae_plugins.runs.probe import UnwrittenCheckpoints
+    from sae_plugins.settings.settings import CACHING
 
     resume = bool(settings.get("resume"))
     place = folder.unfinished if scratch is None or resume else scratch
@@ -66,4 +67,9 @@ def checkpoints_of(
     own = checkpoints.notes.setdefault("checkpoint_path", settings.get("checkpoint_path"))
     if own is not None:
         settings.values["checkpoint_path"] = own
+    for name in CACHING:  # which a run that goes on uses, too, if nothing else is said
+        if name in settings.values:
+            checkpoints.notes[name] = settings.values[name]
+        elif name in checkpoints.notes:
+            settings.values[name] = checkpoints.notes[name]
     return checkpoints

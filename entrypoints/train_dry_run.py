@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -45,12 +46,16 @@ def dry_run(settings: Settings | None, folder: RunFolder) -> int:
         print(f"loading {settings.model_name} ...", flush=True)
         chosen = settings.for_saelens()
         missing = downloads(chosen)
+        wanted = chosen
+        if chosen.activation_cache is not None:
+            cache = replace(chosen.activation_cache, takes=False)
+            wanted = replace(chosen, activation_cache=cache)
         with nullcontext() if missing else copies_in(scratch, chosen):
-            setup = load_setup(chosen, is_loaded=not missing)
+            setup = load_setup(wanted, is_loaded=not missing)
             each, disk = bytes_of_checkpoint(settings, setup), bytes_on_disk(settings, setup)
             folder.check_space(disk, most_checkpoints(settings) * each)
             done, speed = _tried(settings, setup, folder, scratch, bool(missing))
-        print_plan(settings, setup, folder, done, each)
+        print_plan(settings, setup, folder, done, each, setup.plan_cache())
         print_rows(
             {
                 **_plugins(settings),

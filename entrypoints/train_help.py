@@ -31,6 +31,7 @@ GROUPS = {
     "options": _OPTIONS,
     "resuming": "checkpoints to go on from (SAELens' own, --n_checkpoints, are SAEs to look at):",
     "data": "which rows of a --dataset_path are read:",
+    "caching": "activations that the next run need not compute (`sae-plugins cache` shows them):",
     "hub": "which versions are read from the Hugging Face Hub:",
     "runner": "SAELens' flags, with SAELens' defaults; the embedded world has some of its own:",
     "sae": "SAELens' flags of the SAE:",

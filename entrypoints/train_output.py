@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def print_plan(
-    settings: Settings, setup: Setup, folder: RunFolder, done: int | None, each: int
+    settings: Settings,
+    setup: Setup,
+    folder: RunFolder,
+    done: int | None,
+    each: int,
+    cached: str | None,
 ) -> None:
     """What is about to be trained, and what the user should know.
 
@@ -27,6 +32,7 @@ def print_plan(
         folder: where it is kept.
         done: how many steps are, of a run that goes on.
         each: bytes of a checkpoint.
+        cached: what is said of the activations that are kept, if any are.
     """
     from sae_plugins.base.files import size
 
@@ -44,6 +50,8 @@ def print_plan(
         "checkpoints": f"{_when(settings)}, {size(each)} each"
         + (f", {size(waiting)} of it waiting activations" if waiting else ""),
     }
+    if cached is not None:
+        rows["activations"] = cached
     if done is not None:
         rows["resumed"] = f"after step {done}"
     print_rows(rows)

@@ -310,7 +310,8 @@ class Evaluation:
         first = tasks[0]
         data: Any = Watched(tools.data) if first.suite.needs_model else None
         model: Any = tools.model if first.suite.needs_model else None
-        cache = Cache(self.request.cache_path, suites=[type(first.suite)])
+        about = ", ".join(filter(None, (first.subject.model_name, first.subject.hook_name)))
+        cache = Cache(self.request.cache_path, suites=[type(first.suite)], about=about)
         seed, name = first.row.seed, f"{first.suite.name}, seed {first.row.seed}"
         with tempfile.TemporaryDirectory(prefix="sae-plugins-") as scratch:
 

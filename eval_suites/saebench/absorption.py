@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from sae_plugins.base.fingerprints import fingerprint
+from sae_plugins.base.kept import Cached
 from sae_plugins.base.patches import replaced
 from sae_plugins.base.seeds import random_states, seed_everything
 from sae_plugins.eval_suites.inputs.bench import Bench
-from sae_plugins.eval_suites.inputs.cache import Cached
 from sae_plugins.eval_suites.saebench.isolation import only, only_json, running, undisturbed
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from sae_plugins.base.fingerprints import fingerprint
+from sae_plugins.base.kept import Cached
 from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites.inputs.bench import Bench
-from sae_plugins.eval_suites.inputs.cache import Cache, Cached
+from sae_plugins.eval_suites.inputs.cache import Cache
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.saebench.isolation import only, only_json, running
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -164,11 +165,28 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+_UNITS = ("KB", "MB", "GB", "TB")
+
+
+def bytes_in(text: str) -> int:
+    """A number of bytes as people write it: 50GB, 1.5 TB, 2000000.
+
+    Raises:
+        SaePluginsError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.strip().upper())
+    if match is None:
+        raise SaePluginsError(f"{text!r} is no size: give one such as 50GB or 500MB")
+    number, unit = match.groups()
+    power: int = ["B", *_UNITS].index(unit or "B")
+    return round(float(number) * 1000.0**power)
+
+
 def size(count: float) -> str:
     """A number of bytes for readers."""
     if count < 1000:
         return f"{count:.0f} bytes"
-    for unit in ("KB", "MB", "GB"):
+    for unit in _UNITS[:-1]:
         count /= 1000
         if count < 1000:
             return f"{count:.1f} {unit}"

@@ -46,6 +46,8 @@
   `get_batch_tokens(raise_at_epoch_end=True)` gives its tokens, StopIteration where it ends.
 - `ActivationsStore.get_filtered_llm_batch(raise_on_epoch_end=True)` gives activations [n, d_in] in
   the order of the text, without excluded tokens, and raises StopIteration where the text ends.
+- `ActivationsStore.get_activations(batch_tokens)`, looked up on the instance, is where tokens
+  [prompts, context] become activations [prompts, positions, d_in] in float32 (`computing`).
 - `ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where the runners'
   batches come from, with and without prefetching, and each is called once (`data_loader`).
 - `PrefetchingIterator.__next__` is where batches leave its queue (`prefetched`).
@@ -362,6 +364,15 @@ def is_synthetic(provider: Any) -> bool:
     """Whether batches are drawn from a synthetic model; their module, if unused, stays unloaded."""
     module = sys.modules.get("sae_lens.synthetic.training")  # which imports plotly
     return module is not None and isinstance(provider, module.SyntheticActivationIterator)
+
+
+def computing(
+    store: ActivationsStore, compute: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+) -> None:
+    """Have a store get activations from `compute`, told the store's own way and the tokens."""
+    own = store.get_activations
+    # on the instance, where SAELens looks the name up
+    store.get_activations = partial(compute, own)  # type: ignore[method-assign]
 
 
 def begin_reading(store: ActivationsStore) -> None:

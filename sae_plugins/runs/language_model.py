@@ -19,6 +19,7 @@ from sae_plugins.base.saelens import language_model_trainer, with_no_secrets_tol
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.resume.stream import batches
 from sae_plugins.runs import weights_and_biases
+from sae_plugins.runs.activation_cache import ActivationCache, harvests
 from sae_plugins.runs.cached import cached_activations
 from sae_plugins.runs.checks import check_devices, check_sources
 from sae_plugins.runs.heldout import heldout_metrics
@@ -97,6 +98,7 @@ class LanguageModelSetup:
         check_pretrained(settings, self.sae_config)
         check_memory(self.needs(is_there=shared is not None))
         self.cached = cached_activations(self.config(None), settings.heldout_tokens)
+        self.activation_cache = _activation_cache(settings, self.sae_config.d_in)
         if not is_loaded:
             return
         self.model: Any = shared.model if shared else load_model(self.loader, self.looks, settings)
@@ -130,6 +132,10 @@ class LanguageModelSetup:
     def sharing(self, settings: SAELensSettings) -> LanguageModelSetup:
         """A setup with other settings, and this one's model and text where they are the same."""
         return LanguageModelSetup(settings, self)
+
+    def plan_cache(self) -> str | None:
+        """What is about to be kept of the language model, in a sentence; None if nothing is."""
+        return None if self.activation_cache is None else self.activation_cache.plan()
 
     def made_from(self) -> dict[str, Fact | None]:
         """What is known of the sources of the run, besides what is in memory: the model."""
@@ -189,8 +195,7 @@ class LanguageModelSetup:
                 override_sae=sae,
             )
             runner.sae.cfg.metadata.model_loaded_as = self.loaded_as
-            if self.cached is not None:
-                self.cached.narrow(runner.activations_store, heldout=False)
+            self._narrow(runner.activations_store, heldout=False)
             if isinstance(self.text.train, Documents):
                 watch(runner.activations_store, self.text.train, config)
             for name, value in self.settings.provenance.items():
@@ -251,9 +256,21 @@ class LanguageModelSetup:
         store = ActivationsStore.from_config(self.model, config, override_dataset=rows)
         if isinstance(rows, Documents):
             watch(store, rows, config)
+        self._narrow(store, heldout)
+        return store
+
+    def _narrow(self, store: ActivationsStore, heldout: bool) -> None:
+        """Have a store read activations from where they are."""
         if self.cached is not None:
             self.cached.narrow(store, heldout)
-        return store
+        elif self.activation_cache is not None:
+            self.activation_cache.serve(store, heldout)
+
+
+def _activation_cache(settings: SAELensSettings, d_in: int) -> ActivationCache | None:
+    """What keeps the run's activations, if anything does."""
+    folder = settings.activation_cache
+    return None if folder is None else ActivationCache(harvests(settings, d_in), folder)
 
 
 def _with_commits(settings: SAELensSettings) -> SAELensSettings:

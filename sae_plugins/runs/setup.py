@@ -26,6 +26,7 @@ from torch import Tensor
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import write
 from sae_plugins.base.identity import Fact
+from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
@@ -55,6 +56,7 @@ class SAELensSettings:
         sae: fields of the SAE's config; d_in and d_sae may be missing.
         runner: fields of the runner's config; model_name and dtype may be among them.
         logger: fields of the logging config.
+        activation_cache: where the language model's activations are kept, which changes nothing.
     """
 
     model_name: str
@@ -64,6 +66,7 @@ class SAELensSettings:
     sae: Mapping[str, Any] = field(default_factory=dict)
     runner: Mapping[str, Any] = field(default_factory=dict)
     logger: Mapping[str, Any] = field(default_factory=dict)
+    activation_cache: Folder | None = None
 
     @property
     def is_synthetic(self) -> bool:
@@ -117,6 +120,14 @@ class Setup(Protocol):
 
     def made_from(self) -> dict[str, Fact | None]:
         """What is known of the sources of the run, besides what is in memory."""
+        ...
+
+    def plan_cache(self) -> str | None:
+        """What is about to be kept of the language model, in a sentence; None if nothing is.
+
+        Raises:
+            PluginError: there is no room for it.
+        """
         ...
 
     def config(self, folder: Path | None) -> Any:

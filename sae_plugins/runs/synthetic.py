@@ -80,6 +80,9 @@ class SyntheticSetup:
         """A setup with other settings; models are shared anyway."""
         return SyntheticSetup(settings)
 
+    def plan_cache(self) -> None:
+        """Nothing is kept: there is no language model."""
+
     def made_from(self) -> dict[str, Fact | None]:
         """What is known of the sources of the run, besides what is in memory."""
         return made_from(self.settings.model_name, {})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
+from sae_plugins.base.files import bytes_in
 from sae_plugins.base.secrets import HIDDEN, holds_hidden
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.settings import Settings
@@ -80,6 +81,13 @@ def check_interval(values: Mapping[str, Any]) -> None:
     if "checkpoint_every" in values:
         with prefixed("--checkpoint_every"):
             interval(values["checkpoint_every"])
+
+
+def check_budget(values: Mapping[str, Any]) -> None:
+    """Refuse what is no size of a folder."""
+    if "cache_budget" in values:
+        with prefixed("--cache_budget"):
+            bytes_in(values["cache_budget"])
 
 
 def check_architecture(settings: Settings) -> None:

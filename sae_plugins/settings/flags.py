@@ -156,6 +156,22 @@ def our_flags() -> dict[str, Flag]:
             group="data",
         ),
         Flag("heldout_tokens", "int", "held-out tokens that score the SAE; 0: none", 50_000, "run"),
+        Flag(
+            "activation_cache",
+            "none | str",
+            "folder in which the language model's activations are kept, and taken from where a run "
+            "of the same model, hook, text and seed has left them: bitwise the same, without the "
+            "language model's passes",
+            group="caching",
+        ),
+        Flag(
+            "cache_budget",
+            "str",
+            "what the folder of --activation_cache may hold, such as 500MB or 2TB; a run that may "
+            "need more is refused before it starts",
+            "50GB",
+            "caching",
+        ),
         Flag("accumulate", "int", "batches whose mean gradient makes one update", 1, "training"),
         Flag("clip", "float | none", "bound of the gradient's norm", 1.0, "training"),
         Flag("weight_decay", "float", "decoupled, as in AdamW", 0.0, "training"),

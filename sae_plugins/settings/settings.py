@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import SaePluginsError, prefixed
+from sae_plugins.base.files import bytes_in
+from sae_plugins.base.kept import Folder
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.suggestions import unknown_flag
-from sae_plugins.settings.uses import does_not_apply, is_synthetic
+from sae_plugins.settings.uses import Values, does_not_apply, is_synthetic
 
 if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 
 GROUPS = ("sae", "runner", "hub", "data", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
-NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes", "dry_run", "profile")
+CACHING = ("activation_cache", "cache_budget")
+NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes", "dry_run", "profile", *CACHING)
 
 
 @dataclass
@@ -74,6 +78,11 @@ class Settings:
 
         return any(interval(self.get("checkpoint_every")))
 
+    @property
+    def activation_cache(self) -> Folder | None:
+        """Where the language model's activations are kept."""
+        return activation_cache(self.get)
+
     def applies(self, name: str) -> bool:
         """Whether a flag belongs to the run."""
         return does_not_apply(all_flags()[name], self.get) is None
@@ -93,6 +102,7 @@ class Settings:
             sae=groups["sae"],
             runner=groups["runner"] | groups["hub"] | groups["data"] | groups["synthetic"],
             logger=groups["logger"],
+            activation_cache=self.activation_cache,
         )
 
     def as_recipe(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +125,19 @@ class Settings:
         training = {name: value for name, value in training.items() if self.applies(name)}
         lists = {"plugin": self.names, "without": self.without}
         return {**lists, "architecture": self.architecture, **training, **options, **values}
+
+
+def activation_cache(value: Values) -> Folder | None:
+    """Where activations are kept, by the values of flags.
+
+    Raises:
+        SaePluginsError: the budget is none.
+    """
+    path = value("activation_cache")
+    if path is None:
+        return None
+    with prefixed("--cache_budget"):
+        return Folder(Path(path).expanduser().absolute(), bytes_in(value("cache_budget")))
 
 
 def applies(name: str, settings: Settings) -> bool:

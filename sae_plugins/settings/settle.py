@@ -13,6 +13,7 @@ from sae_plugins.settings import choice
 from sae_plugins.settings.checks import (
     SCHEDULE,
     check_architecture,
+    check_budget,
     check_code,
     check_dtype,
     check_interval,
@@ -85,7 +86,7 @@ def settle(
     # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
-    for check in (check_code, check_dtype, check_interval, check_wandb):
+    for check in (check_code, check_dtype, check_interval, check_budget, check_wandb):
         with problems:
             check({**given[0], **given[1], **values})  # what does not apply here, too
     with problems:

@@ -66,6 +66,7 @@ RULES = (
             *(name for name in _of_group("runner") if name not in _ON_SYNTHETIC),
             *_of_group("hub"),
             *_of_group("data"),
+            *_of_group("caching"),
             "reshape_activations",
             "eval_every_n_wandb_logs",
         ),
@@ -143,6 +144,12 @@ RULES = (
         lambda value: not value("use_cached_activations"),
         "--use_cached_activations reads no text, and the activations as they are",
     ),
+    Rule(
+        _of_group("caching"),
+        lambda value: not value("use_cached_activations"),
+        "--use_cached_activations has activations of its own",
+    ),
+    Rule(("cache_budget",), lambda value: value("activation_cache"), "it needs --activation_cache"),
     Rule(
         ("checkpoint_path",),
         lambda value: value("n_checkpoints") or value("save_final_checkpoint"),

@@ -15,12 +15,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
+from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.runs.folder import RECIPE, remove_run
 from sae_plugins.study import commits
@@ -63,13 +64,23 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
     return known
 
 
-def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None:
+def run(
+    study: Study, folder: Path, jobs: int | None, progress: Overall, cache: Folder | None = None
+) -> None:
     """Train and evaluate what is missing in a study's folder, in so many processes.
 
     Where `jobs` is None, that is one per core on a CPU, and one on a GPU.
 
+    Args:
+        study: the study.
+        folder: where it lies.
+        jobs: how many processes.
+        progress: hears what is done.
+        cache: where the language models' activations are kept, if anywhere.
+
     Raises:
-        SaePluginsError: the study is wrong, or the folder is in use or cannot be written to.
+        SaePluginsError: the study is wrong, or a folder is in use, or cannot be written to, or has
+            no room.
     """
     folder = folder.absolute()
     plan_of(study, folder)  # which refuses what is wrong before there is a folder
@@ -77,14 +88,36 @@ def run(study: Study, folder: Path, jobs: int | None, progress: Overall) -> None
     with _locked(folder):
         write(folder / STUDY, as_yaml(study))  # as it was run last
         commits.look_up(study, folder)
-        pilots = plan_of(study, folder).pilots
-        waiting = {cell.model for cell in pilots if cell.summary(folder) is None}
-        pilots = [cell for cell in pilots if cell.model in waiting]
+        known = plan_of(study, folder)
+        if cache is not None:
+            progress.say(_planned(study, known, folder, jobs, cache))
+        waiting = {cell.model for cell in known.pilots if cell.summary(folder) is None}
+        pilots = [cell for cell in known.pilots if cell.model in waiting]
         progress.expect(len(pilots))
-        run_passes(work, _passes(study, folder, pilots, jobs), jobs, progress)
+        run_passes(work, _passes(study, folder, pilots, jobs, cache), jobs, progress)
         known = plan_of(study, folder)
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
-        run_passes(work, _passes(study, folder, known.cells, jobs), jobs, progress)
+        run_passes(work, _passes(study, folder, known.cells, jobs, cache), jobs, progress)
+
+
+def _planned(study: Study, known: StudyPlan, folder: Path, jobs: int, cache: Folder) -> str:
+    """What is about to be kept of language models, for all seeds and also after the pilots.
+
+    Raises:
+        SaePluginsError: there is no room for it, or no language model.
+    """
+    from sae_plugins.runs.activation_cache import expected, plan
+
+    every = [*known.pilots, *known.cells]
+    if all(cell.settings.is_synthetic for cell in every):
+        raise SaePluginsError("--activation_cache: the study has no language model; leave it out")
+    missing = [cell for cell in every if cell.summary(folder) is None]
+    runs = [cell.settings.for_saelens() for cell in missing]
+    # the cells that follow pilots read what these read, in the orders of the study's seeds
+    pilots = [cell.settings.for_saelens() for cell in missing if cell.pilot]
+    runs += [replace(pilot, seed=seed) for pilot in pilots for seed in study.seeds]
+    found = [one for each in expected(runs, _threads(jobs)) for one in each]
+    return f"activations: {plan(found, cache)}"
 
 
 def check_suites(study: Study) -> None:
@@ -124,13 +157,21 @@ def _locked(folder: Path) -> ExitStack:
         ) from error
 
 
-def _passes(study: Study, folder: Path, cells: list[Cell], jobs: int) -> list[Pass]:
+def _threads(jobs: int) -> int | None:
+    """Of torch in each of so many processes; None for as many as it likes.
+
+    Sums round by their number, so it does not follow how much there is left to do.
+    """
+    return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _passes(
+    study: Study, folder: Path, cells: list[Cell], jobs: int, cache: Folder | None
+) -> list[Pass]:
     """A task for each model and seed, for `jobs` processes."""
     text = study.model_dump_json()
-    # sums round by the number of threads, so it does not follow how much there is left to do
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     return [
-        Pass(text, folder, model, seed, members[0].pilot, jobs, threads)
+        Pass(text, folder, model, seed, members[0].pilot, jobs, _threads(jobs), cache)
         for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
     ]
 
@@ -180,7 +221,8 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         progress.stage(f"{name}: training {len(members)} SAEs")
         arms, failures = {}, {}
         for cell in members:
-            settings, wanted = cell.settings, cell.settings.for_saelens()
+            settings = cell.settings
+            wanted = replace(settings.for_saelens(), activation_cache=task.cache)
             folder = task.folder / cell.folder
             folder.parent.mkdir(parents=True, exist_ok=True)  # also of what says why it failed
             try:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from sae_plugins.base.children import safe_path
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.kept import Folder
 
 
 class Progress(Protocol):
@@ -35,6 +36,9 @@ class Overall(Progress, Protocol):
     def expect(self, shares: int) -> None:
         """There is so much more to do: one for each SAE to train, and one for each to evaluate."""
 
+    def say(self, text: str) -> None:
+        """This is for the user to know."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -51,6 +55,8 @@ class Pass:
     """How many there may be at once, this one included."""
     threads: int | None
     """Of torch; None for as many as it likes."""
+    cache: Folder | None = None
+    """Where the language models' activations are kept."""
 
 
 Work = Callable[[Pass, Progress], None]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sae_plugins.base import files
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import durable, whole, write
 
 
@@ -69,3 +70,17 @@ def test_a_disk_that_cannot_flush_is_no_full_disk(
         assert list(tmp_path.iterdir()) == []
     else:
         write(tmp_path / "a", "text")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("50GB", 50 * 10**9), ("1.5 tb", 1_500_000_000_000), ("20 MB", 20_000_000), ("7", 7),
+     ("3B", 3), ("2K", None), ("-1GB", None), ("GB", None), ("", None), ("1GiB", None)],
+)  # fmt: skip
+def test_sizes_as_people_write_them(text: str, expected: int | None) -> None:
+    if expected is None:
+        with pytest.raises(SaePluginsError, match="is no size: give one such as 50GB"):
+            files.bytes_in(text)
+    else:
+        assert files.bytes_in(text) == expected
+        assert files.bytes_in(files.size(expected).replace("bytes", "B")) == expected

@@ -599,6 +599,28 @@ def test_batches_of_a_store(model: HookedTransformer) -> None:
     torch.testing.assert_close(torch.cat(batches), expected)
 
 
+@seam("`ActivationsStore.get_activations(batch_tokens)`")
+def test_where_tokens_become_activations(model: HookedTransformer) -> None:
+    store = ActivationsStore.from_config(model, runner_config(), override_dataset=text(4))
+    asked: list[torch.Tensor] = []
+
+    def compute(own: Any, tokens: torch.Tensor) -> torch.Tensor:
+        asked.append(tokens)
+        return own(tokens) + 1
+
+    upstream.computing(store, compute)
+    found = store.get_filtered_llm_batch()
+    (tokens,) = asked
+    assert tokens.shape == (store.store_batch_size_prompts, store.context_size)
+    _, cache = model.run_with_cache(tokens, prepend_bos=False)
+    expected = cache["blocks.0.hook_resid_post"] + 1
+    torch.testing.assert_close(found, expected.flatten(0, 1))
+    assert found.dtype == torch.float32
+    assert store.get_activations(tokens).shape == expected.shape
+    next(iter(store))  # batches of training come from there, too
+    assert len(asked) > 2
+
+
 @seam("`ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where")
 @pytest.mark.parametrize("prefetch", [False, 2])
 @pytest.mark.parametrize("multi_hook", [False, True])

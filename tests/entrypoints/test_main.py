@@ -43,6 +43,7 @@ def imported(*arguments: str) -> set[str]:
     [
         *("--help", "train --help", "evaluate --help", "study run --help", "--version"),
         *("plugins list", "completion words train --plugin reo", "completion words train --reo"),
+        *("cache --help", "cache list", "cache prune --all --dry_run"),
         *("completion words evaluate --suite c", "completion words study run q"),
     ],
 )

@@ -73,6 +73,32 @@ def test_text_with_held_out_text(model_class: str, hook: str, there: Path, place
 
 @pytest.mark.ci
 @pytest.mark.usefixtures("sketched")
+@pytest.mark.parametrize(
+    ("model_class", "hook"),
+    [
+        ("HookedTransformer", HOOKED),
+        ("AutoModelForCausalLM", HUGGING),
+        ("TransformerBridge", HOOKED),
+    ],
+)
+def test_kept_activations_of_each_way_to_load_a_model(
+    model_class: str, hook: str, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_lens.training.activations_store import ActivationsStore
+
+    flags = ("--model_class_name", model_class, "--hook_name", hook)
+    cache = ("--activation_cache", str(there / "cache"))
+    assert train(there / "plain", *flags) == 0
+    assert train(there / "first", *flags, *cache) == 0
+    monkeypatch.setattr(ActivationsStore, "get_activations", lambda *_: pytest.fail("it was run"))
+    assert train(there / "second", *flags, *cache) == 0
+    names = ("plain", "first", "second")
+    weights = {(there / name / "sae_weights.safetensors").read_bytes() for name in names}
+    assert len(weights) == 1
+
+
+@pytest.mark.ci
+@pytest.mark.usefixtures("sketched")
 def test_the_same_layer_by_both_names_trains_the_same_sae(there: Path) -> None:
     from sae_lens import SAE
 

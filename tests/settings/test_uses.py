@@ -34,6 +34,9 @@ def test_rules_are_about_flags():
         ("--lr_scheduler_name cosineannealing --n_restart_cycles 3", "warmrestarts"),
         ("--architecture jumprelu --target_l0 5", "--jumprelu_sparsity_loss_mode quadratic"),
         ("--architecture matching_pursuit --decoder_init_norm 2", "with norm 1"),
+        (f"{TOY} --activation_cache x", "does not apply to synthetic:toy"),
+        ("--activation_cache x --use_cached_activations", "has activations of its own"),
+        ("--cache_budget 1GB", "it needs --activation_cache"),
         ("--cached_activations_path x", "needs --use_cached_activations"),
         ("--wandb_project x", "needs --log_to_wandb"),
         ("--log_to_wandb --heldout_tokens 0 --n_eval_batches 3", "--heldout_tokens to evaluate"),
@@ -51,6 +54,7 @@ def test_what_a_run_does_not_use_is_refused(line: str, reason: str):
     "line",
     [
         "--dataset_path x --streaming",
+        "--activation_cache x --cache_budget 1GB",
         f"{GPT2} --streaming --model_class_name AutoModelForCausalLM",
         "--lr_scheduler_name cosineannealing --lr_end 0.1",
         "--log_to_wandb --wandb_project x --n_eval_batches 3",

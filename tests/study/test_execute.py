@@ -61,6 +61,9 @@ class Heard:
         self.until, self.done, self.total = until, 0.0, 0
         self.stages: list[str] = []
 
+    def say(self, text: str) -> None:
+        self.said = text
+
     def expect(self, shares: int) -> None:
         self.total += shares
 

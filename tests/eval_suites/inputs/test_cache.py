@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,7 +149,7 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch, when, erro
             Path(arguments[1]).write_bytes(b"a part of it")
         raise error
 
-    monkeypatch.setattr(module if when == "save_file" else os, when, failing)
+    monkeypatch.setattr(safetensors.torch if when == "save_file" else os, when, failing)
     cache = Cache(tmp_path)
     if isinstance(error, OSError):
         assert cache.get("kind", KEY, entry)[0]["acts"][0] == 1
@@ -188,7 +189,7 @@ def in_a_process(work: Any) -> int:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_processes_write_the_same_entry_at_once(tmp_path, monkeypatch):
     folder, go = tmp_path / "cache", tmp_path / "go"
-    own = module.save_file
+    own = safetensors.torch.save_file
 
     def save_file(*arguments: Any) -> None:
         (tmp_path / f"ready{os.getpid()}").touch()
@@ -196,7 +197,7 @@ def test_two_processes_write_the_same_entry_at_once(tmp_path, monkeypatch):
             time.sleep(0.01)
         own(*arguments)
 
-    monkeypatch.setattr(module, "save_file", save_file)
+    monkeypatch.setattr(safetensors.torch, "save_file", save_file)
     work = partial(Cache(folder).get, "kind", KEY, partial(entry, numbers=100_000))
     processes = [in_a_process(work) for _ in range(2)]
     deadline = time.monotonic() + 60
@@ -225,7 +226,7 @@ def test_a_file_system_that_takes_no_more(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_what_a_killed_process_leaves_is_no_entry(tmp_path, monkeypatch):
-    own = module.save_file
+    own = safetensors.torch.save_file
 
     def save_file(*arguments: Any) -> None:
         own(*arguments)
@@ -233,7 +234,7 @@ def test_what_a_killed_process_leaves_is_no_entry(tmp_path, monkeypatch):
 
     cache = Cache(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "save_file", save_file)
+        patched.setattr(safetensors.torch, "save_file", save_file)
         _, status = os.waitpid(in_a_process(partial(cache.get, "kind", KEY, entry)), 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert [file.suffix for file in files(tmp_path)] == [".partial"]

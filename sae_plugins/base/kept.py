@@ -1,0 +1,207 @@
+"""What is computed once and kept on disk, in FOLDER/KIND/; no slow imports.
+
+An entry is a safetensors file that is named by a hash of what it depends on. It is written beside
+its place and renamed, so that it is whole or not there, also when two processes write the same
+one. It carries a digest, by which damage is seen, and a few words about what it is made from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from safetensors import SafetensorError, safe_open
+
+from sae_plugins.base.files import whole
+from sae_plugins.base.fingerprints import digest_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Cached = tuple[dict[str, "Tensor"], dict[str, str]]
+"""Tensors by name, and texts by name."""
+
+SUFFIX = ".safetensors"
+SPARE = 2_000_000_000
+"""Bytes of the disk that are left free, for the results."""
+_TEXTS, _DIGEST, _ABOUT = "texts", "digest", "about"
+_METADATA = "__metadata__"
+_NAME = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")
+_LEFT = re.compile(rf"{_NAME.pattern}\.[0-9a-f]{{32}}\.partial|\.tmp\w{{6}}")
+"""Names of what a process that is killed leaves; safetensors gives the last ones."""
+_DAY = 24 * 60 * 60
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where entries are kept.
+
+    Attributes:
+        path: the folder.
+        budget: bytes that they may take.
+        takes: whether there may be new ones.
+    """
+
+    path: Path
+    budget: int
+    takes: bool = True
+
+
+class Damaged(Exception):
+    """An entry cannot be read, or is not what was written."""
+
+
+def write(
+    path: Path, kept: Cached, about: str = "", check: Callable[[int], None] = lambda size: None
+) -> None:
+    """Write an entry.
+
+    Args:
+        path: where it will be.
+        kept: what it holds.
+        about: what it is made from, in words.
+        check: told its bytes before it takes its place; an OSError says that it does not fit.
+
+    Raises:
+        OSError: it could not be written, and nothing of it is there.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in kept[0].items()}
+    metadata = {_TEXTS: json.dumps(kept[1]), _ABOUT: about}
+    metadata[_DIGEST] = digest_of(about + metadata[_TEXTS], tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole(path, writer=f".{uuid4().hex}") as partial:
+            save_file(tensors, partial, metadata)
+            check(partial.stat().st_size)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def read(path: Path) -> Cached | None:
+    """An entry; None if it is not there.
+
+    Raises:
+        Damaged: it is damaged, or no entry.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        if digest_of(metadata.get(_ABOUT, "") + metadata[_TEXTS], tensors) != metadata[_DIGEST]:
+            raise ValueError("its contents do not match its digest")
+        texts: dict[str, str] = json.loads(metadata[_TEXTS])
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
+        raise Damaged(str(error)) from error
+    with suppress(OSError):
+        os.utime(path)  # it has been used
+    return tensors, texts
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """The texts at the beginning of a safetensors file, without NumPy; None if it is not whole."""
+    try:
+        with path.open("rb") as file:
+            length, whole = int.from_bytes(file.read(8), "little"), path.stat().st_size
+            header = json.loads(file.read(min(length, whole)))
+        texts = header.pop(_METADATA, {})
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        return dict(texts) if 8 + length + end == whole else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of ours in a folder.
+
+    Attributes:
+        path: the file.
+        size: in bytes.
+        used: when it was read or written last, in seconds since 1970.
+    """
+
+    path: Path
+    size: int
+    used: float
+
+    @property
+    def kind(self) -> str:
+        """What it is, as its folder says."""
+        return self.path.parent.name
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it is what a process that was killed has left."""
+        return _NAME.fullmatch(self.path.name) is None
+
+    def about(self) -> str | None:
+        """What it is made from, in words; None where its first bytes cannot be read.
+
+        Raises:
+            LookupError: it is not ours.
+        """
+        metadata = _metadata(self.path)
+        if metadata is None:
+            return None
+        if _DIGEST not in metadata:
+            raise LookupError(f"{self.path} is no entry")
+        return metadata.get(_ABOUT, "")
+
+    def is_damaged(self) -> bool:
+        """Whether nobody can use it; reads all of it."""
+        try:
+            return self.is_left or read(self.path) is None
+        except Damaged:
+            return True
+        finally:
+            with suppress(OSError):
+                os.utime(self.path, (self.used, self.used))  # nobody has used it
+
+
+def entries(folder: Path) -> list[Entry]:
+    """The files in a folder that are named as ours are, the least recently used first.
+
+    Links, and what may be just being written, are not among them.
+    """
+    found = []
+    for path in folder.glob("*/*"):
+        is_left = _LEFT.fullmatch(path.name) is not None
+        if (not is_left and not _NAME.fullmatch(path.name)) or path.is_symlink():
+            continue
+        with suppress(FileNotFoundError):  # another process was faster
+            status = path.stat()
+            is_old = time.time() - status.st_mtime > _DAY
+            if S_ISREG(status.st_mode) and (is_old or not is_left):
+                found.append(Entry(path, status.st_size, status.st_mtime))
+    return sorted(found, key=lambda entry: (entry.used, entry.path))
+
+
+def total(folder: Path) -> int:
+    """The bytes of all entries in a folder."""
+    return sum(entry.size for entry in entries(folder))
+
+
+def above(found: Iterable[Entry], limit: int) -> list[Entry]:
+    """The first of these entries, without which the others fit into so many bytes."""
+    found = list(found)
+    left = sum(entry.size for entry in found)
+    gone = []
+    for entry in found:
+        if left <= limit:
+            break
+        gone.append(entry)
+        left -= entry.size
+    return gone
