@@ -37,6 +37,7 @@ from sae_plugins.framework import registry
 from sae_plugins.framework.architectures import ARCHITECTURES, prefix_groups
 from sae_plugins.framework.architectures import architecture as architecture_named
 from sae_plugins.framework.attach import plugins
+from sae_plugins.framework.fast.choice import forced
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Method, Plugin
 from sae_plugins.framework.resolve import Selected, resolve
@@ -389,6 +390,24 @@ class PluginContract:
             broken += [] if tensor.isfinite().all() else [entry.name]
         assert not low, f"{low} are below float32, where a decay of 0.999 rounds to 1"
         assert not broken, f"NaN or infinity in {broken} under autocast"
+
+    def test_works_with_the_fast_step(self, architecture: str) -> None:
+        """With `--fast_step` the training is the same, to rounding (float64)."""
+        if not architecture_named(architecture).fast:
+            return
+        states = []
+        for fast in (False, True):
+            with forced(sparse=True):
+                trainer = self._trainer(
+                    architecture, dtype=torch.float64, training={"fast_step": fast}
+                )
+                advance(trainer, self._batches(torch.float64))
+            states.append(snapshot(trainer))
+        found = differences(states[1], states[0], tolerance=1e-6)
+        assert not found, (
+            f"with --fast_step these differ by more than rounding: {found}. Read activations and "
+            "losses from the `output` of the event, and hook what SAELens lets you hook"
+        )
 
     # -- how the promises are tested -----------------------------------------------------------
 

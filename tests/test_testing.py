@@ -156,6 +156,14 @@ class Encloses(Good):
         return {"penalty": (self.strength() * run.sae.W_dec.square().sum(dim=1)).sum()}
 
 
+class Bypasses(Good):
+    """Takes activations from where an output keeps them."""
+
+    @hookimpl
+    def extra_losses(self, output: Any) -> dict[str, torch.Tensor]:
+        return {"acts": vars(output)["feature_acts"].to_dense().square().sum()}
+
+
 @pytest.mark.parametrize(
     ("plugin", "promise", "message"),
     [
@@ -171,6 +179,7 @@ class Encloses(Good):
         (Encloses, "goes_on_from_a_checkpoint", "plugins/good/strength is function"),
         (Encloses, "goes_on_from_a_checkpoint", "in `transient`"),
         (Coarse, "keeps_float32_statistics_under_autocast", "below float32"),
+        (Bypasses, "works_with_the_fast_step", "Read activations"),
         (Exploding, "trains", "guard divisions"),
         (Freezing, "trains", "keeps the SAE from learning"),
         (Meddler, "trains", "observes_only"),

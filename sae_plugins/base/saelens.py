@@ -35,6 +35,10 @@
 - `TrainingSAE.hook_sae_acts_post` is passed by the activations of every training forward pass,
   compiled or not, but matching_pursuit's; what a hook on it returns takes their place.
 - `TrainingSAE.decode(feature_acts)` is called on the instance, once in a training forward pass.
+- a training forward pass passes the `POINTS_OF_A_STEP` of a `TrainingSAE` and no others; a new SAE
+  has no attribute in the place of one of its methods (`altered`).
+- `TrainingSAE.activation_fn` is of the class that `get_activation_fn()` makes; that of a TopK or
+  BatchTopK SAE has its `k`.
 - `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.
 - `TrainingSAE.cfg.metadata` keeps any attribute and is saved in `cfg.json` (`hide_in_metadata`).
 - `to_dict()` of both runners' configs is what they write as JSON, and tell Weights & Biases
@@ -111,6 +115,10 @@ if TYPE_CHECKING:
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
+
+POINTS_OF_A_STEP = (
+    *("hook_sae_input", "hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons"),
+)
 
 SYNTHETIC_NAMES = {
     "training_tokens": "training_samples",
@@ -292,6 +300,23 @@ def hide_in_metadata(sae: TrainingSAE[Any]) -> None:
         shown = redacted(value, name)
         if shown != value:
             sae.cfg.metadata[name] = shown
+
+
+def altered(sae: TrainingSAE[Any]) -> list[str]:
+    """What others have put into an SAE's training forward pass: hooks, or other methods."""
+    ours = ("training_forward_pass", "save_inference_model", "save_model")
+    methods = [n for n in vars(sae) if n not in ours and callable(getattr(type(sae), n, None))]
+    if type(sae.activation_fn) is not type(sae.get_activation_fn()):
+        methods.append("activation_fn")
+    points = {name: getattr(sae, name) for name in POINTS_OF_A_STEP}
+    return methods + [
+        name
+        for name, point in points.items()
+        if point._forward_pre_hooks
+        or point._forward_hooks
+        or point._backward_pre_hooks
+        or point._backward_hooks
+    ]
 
 
 # -- runners ---------------------------------------------------------------------------------------

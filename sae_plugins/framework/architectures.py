@@ -50,6 +50,7 @@ class Architecture:
         rescaled: activations are divided by the norm of the feature's decoder row.
         straight_through: activations of 0 have a gradient, too.
         sparse: `use_sparse_activations` makes the activations sparse tensors in training.
+        fast: `--fast_step` has a step for it, in `framework.fast.activations`.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Architecture:
     rescaled: bool = False
     straight_through: bool = False
     sparse: bool = False
+    fast: bool = False
 
     @property
     def feature_axes(self) -> dict[str, int]:
@@ -102,6 +104,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=True,
             sparsity_coefficient="l1",
             weighs_tokens=True,
+            fast=True,
         ),
         Architecture(
             "gated",
@@ -110,6 +113,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             biases={"b_gate": 0.0, "b_mag": 0.0, "r_mag": 0.0},
             log_scales=frozenset({"r_mag"}),
             sparsity_coefficient="l1",
+            fast=True,
         ),
         Architecture(
             "jumprelu",
@@ -120,6 +124,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             weighs_tokens=True,
             batch_coupled_by={"pre_act_loss_coefficient": _DEAD},
             straight_through=True,
+            fast=True,
         ),
         Architecture(
             "topk",
@@ -129,6 +134,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             batch_coupled=_DEAD,
             k_per_token=True,
             rescaled=True,
+            fast=True,
         ),
         Architecture(
             "abstopk",
@@ -146,6 +152,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
             rescaled=True,
+            fast=True,
         ),
         Architecture(
             "matryoshka_batchtopk",
@@ -155,6 +162,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             batch_coupled=_BATCH_TOPK,
             ordered=True,
             rescaled=True,
+            fast=True,
         ),
         Architecture(
             "matching_pursuit",
@@ -169,6 +177,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 SHARING_A_THRESHOLD = tuple(n for n, row in ARCHITECTURES.items() if "topk_threshold" in row.shared)
 """Those with one threshold for all features, which follows the activations while they train."""
+
+HAVING_A_FAST_STEP = tuple(name for name, row in ARCHITECTURES.items() if row.fast)
 
 
 def architecture(name: str) -> Architecture:

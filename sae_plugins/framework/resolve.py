@@ -42,6 +42,15 @@ class TrainingSettings(BaseModel):
         description="set the threshold of a BatchTopK SAE when training ends, such that on the "
         "activations that follow in the buffer k features per token are active",
     )
+    fast_step: bool = Field(
+        False,
+        description="SAELens' step in fewer operations: equal to rounding, and not bit for bit",
+    )
+    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
+        None,
+        description="torch's precision of float32 products in the SAE's step: high is TF32 on a "
+        "GPU; by default as the process has it",
+    )
 
 
 @dataclass(frozen=True)

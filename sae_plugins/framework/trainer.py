@@ -27,6 +27,9 @@ from sae_plugins.framework.accumulate import GradientWindow
 from sae_plugins.framework.architectures import architecture_of
 from sae_plugins.framework.counters import COUNTERS, check_counters
 from sae_plugins.framework.export import export
+from sae_plugins.framework.fast.output import seen
+from sae_plugins.framework.fast.precision import matmul_precision
+from sae_plugins.framework.fast.step import FastStep, fuse
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host, built
 from sae_plugins.framework.losses import LOSS_FORMS
@@ -81,6 +84,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.profile,
         )
         self._window: GradientWindow | None = None
+        self._fast: FastStep | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
         if not self._inert:
             self._prepare(settings)
@@ -98,6 +102,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
         if settings.calibrate_threshold:
             check_calibration(self.sae)
+        if settings.fast_step:
+            self._fast = FastStep(self.sae)
+            fuse(self.optimizer)
         self._ends_window = True
         self._activation_scale: float | None = None
         self.optimizer.register_step_pre_hook(self._before_update)
@@ -137,14 +144,16 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self._ends_window = self._window is None or (
             self._window.batches + 1 >= self._window.size or is_last
         )
+        precision = self.plan.training.matmul_precision
         if not self.host.plugins:
-            return super().step(batch)
+            with matmul_precision(precision):
+                return super().step(batch)
         fired_before = self.act_freq_scores.clone()
-        with self._events_around_forward():
+        with self._events_around_forward(), matmul_precision(precision):
             output = super().step(batch)
         run.firing_counts = self.act_freq_scores - fired_before
         with torch.no_grad():
-            self.host.notify("step_ended", run=run, output=output)
+            self.host.notify("step_ended", run=run, output=seen(output))
             run.features.check_held()
             if run.updated:
                 for change in run.features.carry_out():
@@ -232,6 +241,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "run": {"updates": self.run.updates, "summary": self.run.summary},
             "window": self._window and self._window.state_dict(),
+            "fast": self._fast and self._fast.state_dict(),
             "features": self.run.features.state_dict() if self.host.plugins else None,
             "plugins": {plugin.name: plugin.state_dict() for plugin in self.host.plugins},
         }
@@ -290,6 +300,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self.run.updates, self.run.summary = state["run"]["updates"], state["run"]["summary"]
         if self._window is not None:
             self._window.load_state_dict(state["window"])
+        if self._fast is not None:
+            self._fast.load_state_dict(state["fast"])
         if self.host.plugins:
             self.run.features.load_state_dict(state["features"])
         for plugin in self.host.plugins:
@@ -330,7 +342,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             with self._plain_precision():
                 with torch.no_grad():
                     self.host.notify(
-                        "after_forward", run=self.run, step_input=step_input, output=output
+                        "after_forward", run=self.run, step_input=step_input, output=seen(output)
                     )
                 self._add_losses(step_input, output)
             return output
@@ -399,7 +411,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
     def _add_losses(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
         for plugin, terms in self.host.call(
-            "extra_losses", run=self.run, step_input=step_input, output=output
+            "extra_losses", run=self.run, step_input=step_input, output=seen(output)
         ):
             for term, value in _by_name(plugin, "extra_losses", terms):
                 if not isinstance(value, Tensor) or value.ndim > 0:

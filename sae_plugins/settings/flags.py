@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.framework.architectures import SHARING_A_THRESHOLD
+from sae_plugins.framework.architectures import HAVING_A_FAST_STEP, SHARING_A_THRESHOLD
 
 FLAGS_FILE = Path(__file__).with_name("sae_lens_flags.json")
 
@@ -191,6 +191,22 @@ def our_flags() -> dict[str, Flag]:
             True,
             "training",
             architectures=SHARING_A_THRESHOLD,
+        ),
+        Flag(
+            "fast_step",
+            "bool",
+            "SAELens' step in fewer operations: equal to rounding, and not bit for bit",
+            False,
+            "training",
+            architectures=HAVING_A_FAST_STEP,
+        ),
+        Flag(
+            "matmul_precision",
+            "none | choice",
+            "of float32 products in the SAE's step; high: TF32 on a GPU; none: PyTorch's own",
+            None,
+            "training",
+            ("highest", "high", "medium"),
         ),
         Flag(
             "lr_warm_up_fraction",

@@ -95,7 +95,7 @@ def settle(
         problems.stop()
     assert plan is not None
     settings = Settings(values, names, without, plan, notes)
-    _settle_calibration(settings)
+    _settle_training(settings)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     _note_accumulation(settings)
     with problems:
@@ -165,12 +165,14 @@ def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
         )
 
 
-def _settle_calibration(settings: Settings) -> None:
-    """Calibrate thresholds where there are some, and nobody says otherwise."""
-    name = "calibrate_threshold"
-    update = {name: settings.applies(name) and settings.get(name)}
-    training = settings.plan.training.model_copy(update=update)
-    settings.plan = replace(settings.plan, training=training)
+def _settle_training(settings: Settings) -> None:
+    """Leave out what does not apply; calibrate thresholds where there are some, unless told not."""
+    training, calibrate = settings.plan.training, "calibrate_threshold"
+    update = {
+        calibrate: settings.applies(calibrate) and settings.get(calibrate),
+        "fast_step": settings.applies("fast_step") and training.fast_step,
+    }
+    settings.plan = replace(settings.plan, training=training.model_copy(update=update))
 
 
 def _note_accumulation(settings: Settings) -> None:

@@ -131,6 +131,11 @@ RULES = (
     Rule(("llm_compilation_mode",), lambda value: value("compile_llm"), "it needs --compile_llm"),
     Rule(("sae_compilation_mode",), lambda value: value("compile_sae"), "it needs --compile_sae"),
     Rule(
+        ("compile_sae", "use_sparse_activations"),
+        lambda value: not value("fast_step"),
+        "--fast_step has a step of its own",
+    ),
+    Rule(
         ("cached_activations_path",),
         lambda value: value("use_cached_activations"),
         "it needs --use_cached_activations",

@@ -57,7 +57,7 @@ from sae_plugins import plugins
 from sae_plugins.base import saelens as upstream
 from sae_plugins.base.saelens import ADAM_MOMENTS, TRAINER_COUNTERS
 from sae_plugins.base.seeds import random_states, set_random_states
-from sae_plugins.framework.architectures import ARCHITECTURES, architecture_of
+from sae_plugins.framework.architectures import ARCHITECTURES, HAVING_A_FAST_STEP, architecture_of
 from sae_plugins.framework.counters import COUNTERS
 from sae_plugins.runs import setup as jobs
 from sae_plugins.testing import (
@@ -460,6 +460,27 @@ def test_the_decoder(architecture: str) -> None:
     (acts,) = seen
     assert acts is output.feature_acts
     assert not torch.equal(output.sae_out, decode(acts))
+
+
+@seam("a training forward pass passes the `POINTS_OF_A_STEP`")
+@pytest.mark.parametrize("architecture", HAVING_A_FAST_STEP)
+def test_the_points_of_a_step_are_known(architecture: str) -> None:
+    sae, heard = tiny_sae(architecture), set()
+    assert upstream.altered(sae) == []
+    for name, point in sae.hook_dict.items():
+        point.register_forward_hook(lambda *_, name=name: heard.add(name))
+    advance(tiny_trainer(sae), tiny_batches(steps=1))
+    assert heard == {*upstream.POINTS_OF_A_STEP}
+    assert {*upstream.altered(sae)} == heard
+
+
+@seam("`TrainingSAE.activation_fn` is of the class that")
+def test_the_activation_is_an_object_that_can_be_told_from_another() -> None:
+    for architecture in HAVING_A_FAST_STEP:
+        sae = tiny_sae(architecture)
+        assert getattr(sae.activation_fn, "k", None) == getattr(sae.cfg, "k", None)
+        sae.activation_fn = torch.nn.Tanh()
+        assert upstream.altered(sae) == ["activation_fn"]
 
 
 @seam("`TrainingSAE.save_inference_model(path)` writes")

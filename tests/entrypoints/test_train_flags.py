@@ -55,6 +55,7 @@ ELSEWHERE = {
     **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "resume_buffer"), "test_train_resume"),
     **dict.fromkeys(("activation_cache", "cache_budget"), "test_activation_cache"),
     **dict.fromkeys(("model_class_name", "model_from_pretrained_kwargs"), "models that are loaded"),
+    "matmul_precision": "test_step: a CPU may know one precision only",
     **dict.fromkeys(("model_revision", "dataset_revision", "accept_changes"), "test_identity"),
 }
 """Flags that other tests hold."""
@@ -85,6 +86,7 @@ OTHERWISE: dict[str, str | tuple[str, str]] = {
     "weight_decay": "0.5",
     "loss_form": "mean",
     "calibrate_threshold": ("--architecture batchtopk --k 4", "false"),
+    "fast_step": "true",
     "lr_warm_up_fraction": "0.5",
     "hook_name": "blocks.0.hook_resid_post",
     "hook_head_index": ("--hook_name blocks.1.attn.hook_z", "1"),

@@ -12,6 +12,9 @@ import yaml
 from language_models import CONTEXT, VOCABULARY, save
 
 from sae_plugins.entrypoints.main import main
+from sae_plugins.framework.trainer import PluginTrainer
+from sae_plugins.runs import language_model
+from sae_plugins.testing import snapshot
 
 SMALL = (
     *("--d_sae", "64", "--training_tokens", "640", "--train_batch_size_tokens", "64"),
@@ -109,6 +112,41 @@ def test_the_same_layer_by_both_names_trains_the_same_sae(there: Path) -> None:
         saes.append(SAE.load_from_disk(folder).state_dict())
     for name, tensor in saes[0].items():
         assert torch.allclose(tensor, saes[1][name], atol=1e-3)
+
+
+@pytest.mark.ci
+@pytest.mark.usefixtures("sketched")
+@pytest.mark.parametrize("model_class", ["HookedTransformer", "AutoModelForCausalLM"])
+def test_a_language_model_in_bfloat16_trains_an_sae_in_float32(
+    model_class: str, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its activations are rounded; sums of them, and what they are normalised by, are not."""
+    trainers, models = [], []
+    step, load = PluginTrainer.step, language_model.load_model
+
+    def watched(trainer: PluginTrainer, batch: torch.Tensor) -> Any:
+        trainers.append((trainer, batch))
+        return step(trainer, batch)
+
+    def loaded(*given: Any, **how: Any) -> Any:
+        models.append(load(*given, **how))
+        return models[-1]
+
+    monkeypatch.setattr(PluginTrainer, "step", watched)
+    monkeypatch.setattr(language_model, "load_model", loaded)
+    flags = ["--model_class_name", model_class, "--plugin", "input-norm-l1", "--fast_step"]
+    flags += ["--hook_name", HOOKED if "Hooked" in model_class else HUGGING]
+    flags += ["--normalize_activations", "expected_average_only_in"]
+    flags += ["--n_batches_for_norm_estimate", "2", "--autocast", "true"]
+    assert train(there, *flags, "--model_from_pretrained_kwargs", '{"dtype": "bfloat16"}') == 0
+    trainer, batch = trainers[-1]
+    found = getattr(models[0], "model", models[0])
+    assert {p.dtype for p in found.parameters()} == {torch.bfloat16}
+    assert torch.equal(batch.bfloat16().float(), batch)  # what a model in bfloat16 gives
+    state = snapshot(trainer)
+    norm = trainer.run.plugin("input-norm-l1").average
+    kinds = {value.dtype for value in (batch, norm, *state.values()) if value.is_floating_point()}
+    assert kinds == {torch.float32}
 
 
 SHOWN_LATER = ("bare", "foreign", "--use_chat_formatting")

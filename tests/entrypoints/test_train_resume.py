@@ -23,6 +23,7 @@ from datasets import Array2D, Dataset, Features
 from tqdm import tqdm
 
 from sae_plugins.entrypoints.main import main
+from sae_plugins.framework.fast import choice
 from sae_plugins.resume.files import checkpoint
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED
@@ -34,12 +35,14 @@ METHOD = [
     *("--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval", "7"),
     *("--recorder.every", "1", "--checkpoint_every", "3"),
 ]
+ON_A_LANGUAGE_MODEL = [
+    *("--training_tokens", "3200", "--train_batch_size_tokens", "64", "--context_size", "16"),
+    *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "32", "--d_sae", "32"),
+    *("--n_batches_for_norm_estimate", "2", "--heldout_tokens", "256", *METHOD),
+]
 RUNS = {
-    "language model": [
-        *("--training_tokens", "3200", "--train_batch_size_tokens", "64", "--context_size", "16"),
-        *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "32", "--d_sae", "32"),
-        *("--n_batches_for_norm_estimate", "2", "--heldout_tokens", "256", *METHOD),
-    ],
+    "language model": ON_A_LANGUAGE_MODEL,
+    "fast": [*ON_A_LANGUAGE_MODEL, "--fast_step", "--l1_coefficient", "30", "--lr", "1e-2"],
     "synthetic": [
         *("--model_name", "synthetic:toy", "--training_tokens", "4800", "--d_sae", "64"),
         *("--train_batch_size_tokens", "96", "--eval_samples", "500", "--heldout_tokens", "500"),
@@ -58,10 +61,13 @@ def folder(tiny_world: Any, sketched: None, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def kind(request: pytest.FixtureRequest) -> str:
-    """Of run: its figures are drawn or not."""
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of run: its figures are drawn or not; a fast one lists pairs from some step on."""
     if request.param in DRAWN:
         request.getfixturevalue("drawn")
+    if request.param == "fast":
+        monkeypatch.setattr(choice, "LOOK_EVERY", 3)
+        monkeypatch.setitem(choice.SPARSE_BELOW, ("cpu", "float32"), 0.45)
     return str(request.param)
 
 
@@ -180,7 +186,11 @@ def check(kind: str, number: signal.Signals, seed: int, made: Made) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [("language model", n) for n in SIGNALS] + [("synthetic", signal.SIGKILL)],
+    [
+        *(("language model", n) for n in SIGNALS),
+        ("synthetic", signal.SIGKILL),
+        pytest.param("fast", signal.SIGKILL, marks=pytest.mark.ci),
+    ],
     indirect=["kind"],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from sae_plugins import Plugin, hookimpl, plugins, testing
+from sae_plugins.framework.architectures import HAVING_A_FAST_STEP
+from sae_plugins.framework.fast.choice import forced
 from sae_plugins.framework.host import EVENTS
 from sae_plugins.testing import CASES, PluginContract, advance, differences, snapshot
 
@@ -105,6 +107,19 @@ def test_hybrid_order_trains(autocast: bool) -> None:
         assert bool(tensor.isfinite().all()), entry.name
     norms = trainer.sae.W_dec.detach().norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("architecture", HAVING_A_FAST_STEP)
+def test_the_fast_step_is_that_of_sae_lens_and_repeats(architecture: str, sparse: bool) -> None:
+    states = []
+    for fast in (False, True, True):
+        with forced(sparse):
+            context = plugins("reorder", options=REORDER, training={"fast_step": fast})
+            states.append(snapshot(trained(context, architecture, torch.float64)[0]))
+    stock, one, other = states
+    assert not differences(one, stock, tolerance=1e-6)
+    assert not differences(one, other)
 
 
 @pytest.mark.parametrize("architecture", CASES)

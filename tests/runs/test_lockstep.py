@@ -49,6 +49,7 @@ ARMS = {
     "topk": "--architecture topk --k 4",
     "batchtopk": "--architecture batchtopk --k 4",
     "gated": "--architecture gated",
+    "fast": "--architecture topk --k 3 --plugin reorder --fast_step --matmul_precision high",
 }
 """Flags by the name of an arm."""
 
@@ -188,7 +189,7 @@ def with_plugin(one: LockstepRun, plugin: type[Plugin]) -> LockstepRun:
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(["l1", "hybrid-order", "batchtopk"], id="some"),
+        pytest.param(["l1", "hybrid-order", "batchtopk", "fast"], id="some"),
         pytest.param([*ARMS], id="all", marks=pytest.mark.slow),
     ],
 )

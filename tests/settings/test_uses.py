@@ -37,6 +37,8 @@ def test_rules_are_about_flags():
         (f"{TOY} --activation_cache x", "does not apply to synthetic:toy"),
         ("--activation_cache x --use_cached_activations", "has activations of its own"),
         ("--cache_budget 1GB", "it needs --activation_cache"),
+        ("--architecture abstopk --fast_step", "abstopk SAEs do not have it"),
+        ("--fast_step --compile_sae", "--compile_sae: --fast_step has a step of its own"),
         ("--cached_activations_path x", "needs --use_cached_activations"),
         ("--wandb_project x", "needs --log_to_wandb"),
         ("--log_to_wandb --heldout_tokens 0 --n_eval_batches 3", "--heldout_tokens to evaluate"),
@@ -77,6 +79,15 @@ def test_what_a_recipe_says_in_vain_is_noted(tmp_path: Path):
         "--dataset_path names another",
         "the recipe's wandb_project is left out: it needs --log_to_wandb",
     ]
+
+
+def test_what_a_run_s_numbers_depend_on_is_in_its_recipe_and_with_its_sae():
+    settings = settle(
+        train_flags(["--architecture", "topk", "--fast_step", "--matmul_precision", "high"])
+    )
+    said = {"fast_step": True, "matmul_precision": "high"}
+    assert said.items() <= settings.as_recipe({}).items()
+    assert said.items() <= settings.plan.provenance()["training"].items()
 
 
 def test_a_run_s_own_recipe_has_the_flags_that_it_uses():

@@ -63,6 +63,16 @@ def test_flags_have_the_types_of_the_command_line() -> None:
     assert cell.folder.name.startswith("l1_seed3-")
 
 
+def test_the_fast_step_makes_another_sae_and_is_for_arms_that_have_one() -> None:
+    toy = TOY | {"train": TOY["train"] | {"fast_step": True}, "sparsity": {}}
+    arms = {"l1": {}, "pursuit": {"train": {"architecture": "matching_pursuit"}}}
+    fast, slow = (
+        cells(models={"toy": m}, arms=arms, seeds=[0]) for m in (toy, TOY | {"sparsity": {}})
+    )
+    assert [cell.settings.plan.training.fast_step for cell in fast] == [True, False]
+    assert [one.key == other.key for one, other in zip(fast, slow, strict=True)] == [False, True]
+
+
 def test_what_does_not_apply_to_an_arm_of_what_all_share_is_left_out() -> None:
     toy = TOY | {"train": TOY["train"] | {"l1_coefficient": 5.0, "l1_warm_up_steps": 3}}
     (l1, *_), topk = (

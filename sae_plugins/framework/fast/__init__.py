@@ -1,0 +1,1 @@
+"""The fast step: SAELens' mathematics in fewer operations, equal to rounding."""
