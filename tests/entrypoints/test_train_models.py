@@ -127,8 +127,8 @@ AUTO = ("--model_class_name", "AutoModelForCausalLM", "--hook_name")
         ((*AUTO, HUGGING), {"model": "bare"}, "--model_name {0}/bare has no tokenizer, and "
          "--dataset_path {0}/text no tokens, but text in its column 'text': save the model's "
          "tokenizer there"),
-        ((*AUTO, HUGGING), {"text": "foreign"}, "--dataset_path {0}/foreign: the text has the token "
-         "259, and those of {0}/model are 0 to 258"),
+        ((*AUTO, HUGGING), {"text": "foreign"}, "--dataset_path {0}/foreign: the text has the "
+         "token 259, and those of {0}/model are 0 to 258"),
         ((*AUTO, HUGGING, "--exclude_special_tokens", "259"), {},
          "--exclude_special_tokens 259: the tokens of {}/model are 0 to 258"),
         ((*AUTO, HUGGING, "--use_chat_formatting", "true"), {}, "has no chat template"),
