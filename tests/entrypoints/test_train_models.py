@@ -162,10 +162,11 @@ AUTO = ("--model_class_name", "AutoModelForCausalLM", "--hook_name")
         ((*AUTO, "model.layers"), {}, "--hook_name model.layers gives no tensor: choose a module"),
         ((*AUTO, HUGGING, "--context_size", "65"), {},
          "--context_size 65 is too large: {}/model reads 64 tokens"),
-        ((*AUTO, HUGGING), {"model": "bare"}, "--model_name {}/bare has no tokenizer, and "
-         "--dataset_path text no column tokens or input_ids: save the model's tokenizer there"),
-        ((*AUTO, HUGGING), {"text": "foreign"}, "--dataset_path foreign: the text has the token "
-         "259, and those of {}/model are 0 to 258"),
+        ((*AUTO, HUGGING), {"model": "bare"}, "--model_name {0}/bare has no tokenizer, and "
+         "--dataset_path {0}/text no tokens, but text in its column 'text': save the model's "
+         "tokenizer there"),
+        ((*AUTO, HUGGING), {"text": "foreign"}, "--dataset_path {0}/foreign: the text has the "
+         "token 259, and those of {0}/model are 0 to 258"),
         ((*AUTO, HUGGING, "--exclude_special_tokens", "259"), {},
          "--exclude_special_tokens 259: the tokens of {}/model are 0 to 258"),
         ((*AUTO, HUGGING, "--use_chat_formatting", "true"), {}, "has no chat template"),
