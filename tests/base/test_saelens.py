@@ -721,6 +721,8 @@ def test_what_makes_batches(multi_hook: bool, model: HookedTransformer) -> None:
                 training_samples=64,
                 batch_size=32,
                 eval_samples=32,
+                output_path=None,
+                checkpoint_path=None,
                 logger=LoggingConfig(log_to_wandb=False),
             )
         ).run()
