@@ -158,7 +158,8 @@ def _smaller(setup: Setup, is_resumed: bool) -> SAELensSettings:
     if not is_resumed:  # which has its scale
         runner["n_batches_for_norm_estimate"] = min(2, config.n_batches_for_norm_estimate)
     logger = {**settings.logger, "log_to_wandb": False}
-    return replace(settings, runner=runner, logger=logger)
+    # what is kept of activations stays as it is
+    return replace(settings, runner=runner, logger=logger, activation_cache=None)
 
 
 def tokens_before(setup: Setup) -> int:

@@ -249,6 +249,11 @@ def test_what_must_be_downloaded_is_only_said(run: Command, monkeypatch: pytest.
 
 
 @pytest.mark.ci
+def test_no_activations_are_kept(run: Command):
+    assert run(f"{KINDS['world']} --activation_cache kept --output_path run").code == 0
+
+
+@pytest.mark.ci
 def test_saelens_checkpoints_and_its_log_are_said_and_not_made(run: Command):
     said = run(
         f"{KINDS['world']} --n_checkpoints 20 --checkpoint_path kept --log_to_wandb "
