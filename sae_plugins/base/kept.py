@@ -88,8 +88,12 @@ def write(
         raise OSError(str(error)) from error
 
 
-def read(path: Path) -> Cached | None:
+def read(path: Path, *, is_use: bool = True) -> Cached | None:
     """An entry; None if it is not there.
+
+    Args:
+        path: the file.
+        is_use: note when it was used last.
 
     Raises:
         Damaged: it is damaged, or no entry.
@@ -105,8 +109,9 @@ def read(path: Path) -> Cached | None:
         return None
     except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
         raise Damaged(str(error)) from error
-    with suppress(OSError):
-        os.utime(path)  # it has been used
+    if is_use:
+        with suppress(OSError):
+            os.utime(path)
     return tensors, texts
 
 
@@ -163,12 +168,9 @@ class Entry:
     def is_damaged(self) -> bool:
         """Whether nobody can use it; reads all of it."""
         try:
-            return self.is_left or read(self.path) is None
+            return self.is_left or read(self.path, is_use=False) is None
         except Damaged:
             return True
-        finally:
-            with suppress(OSError):
-                os.utime(self.path, (self.used, self.used))  # nobody has used it
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -97,7 +97,7 @@ class Harvest:
         wanted = self.entries
         if _WHOLE in names:
             with suppress(kept.Damaged):
-                _, texts = kept.read(self.place(folder) / _WHOLE) or ({}, {})
+                _, texts = kept.read(self.place(folder) / _WHOLE, is_use=False) or ({}, {})
                 wanted = min(wanted, int(texts.get(_COUNT, wanted)))
         return max(0, wanted - len(names - {_WHOLE})) * self.entry_bytes
 
@@ -314,7 +314,7 @@ class ActivationCache:
 
     def _get(self, harvest: Harvest, path: Path, compute: Compute, tokens: Tensor) -> Tensor:
         try:
-            found = kept.read(path)
+            found = kept.read(path, is_use=self.folder.takes)
             if found is not None:
                 # a copy, which lies in memory as computed ones do: products depend on it
                 return found[0][_ACTS].clone()

@@ -257,3 +257,15 @@ def test_saelens_checkpoints_and_its_log_are_said_and_not_made(run: Command):
     assert said.code == 0
     assert "SAELens writes 20 checkpoints of" in row(said.out, "disk")[-1]
     assert row(said.out, "disk")[-1].endswith("/kept")
+
+
+@pytest.mark.ci
+def test_a_cache_of_activations_is_said_and_not_filled(run: Command):
+    line = f"{KINDS['world']} --activation_cache acts"
+    said = run(line)
+    assert said.code == 0, said.err
+    assert row(said.out, "activations")[0].startswith("up to ")
+    assert not Path("acts").exists()
+    assert run(f"{line} --cache_budget 1KB").code == 2
+    assert run(f"{line} --output_path run", is_dry=False).code == 0
+    assert row(run(line).out, "activations") == [f"all of them are in {Path('acts').absolute()}"]
