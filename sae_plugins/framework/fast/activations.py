@@ -55,8 +55,7 @@ def jumprelu(sae: Any, step_input: TrainStepInput, choice: Choice) -> FastOutput
     acts = JumpReLU.apply(rows, *shape).view_as(values)
     steps = Step.apply(rows, *shape).view_as(values)
     sae_out = pairs.times(acts, sae.W_dec) + sae.b_dec
-    l0 = pairs.token_sums(steps, torch.ones_like(sae.threshold, dtype=steps.dtype))
-    losses = {"l0_loss": (step_input.coefficients["l0"] * l0).mean()}
+    losses = {"l0_loss": (step_input.coefficients["l0"] * pairs.token_sums(steps)).mean()}
     return _output(sae, step_input, sae_out, losses, pairs, acts, lambda: pre)
 
 
@@ -75,8 +74,7 @@ def gated(sae: Any, step_input: TrainStepInput, choice: Choice) -> FastOutput:
         "l1_loss": step_input.coefficients["l1"] * sums.mean(),
         "auxiliary_reconstruction_loss": (via_gate - step_input.sae_in).pow(2).sum(dim=-1).mean(),
     }
-    hidden_pre = lambda: pre * scale + shift  # noqa: E731
-    return _output(sae, step_input, sae_out, losses, pairs, acts, hidden_pre)
+    return _output(sae, step_input, sae_out, losses, pairs, acts, lambda: pre * scale + shift)
 
 
 def topk(sae: Any, step_input: TrainStepInput, choice: Choice) -> FastOutput:
@@ -130,8 +128,9 @@ def _topk(sae: Any, step_input: TrainStepInput, largest: Callable[[Tensor], Pair
     def scaled(pre: Tensor) -> Tensor:
         return pre if scale is None else pre * scale
 
-    choose = lambda pre: largest(scaled(pre).detach())  # noqa: E731
-    pre, values, pairs = _encode(sae, step_input, sae.W_enc, sae.b_enc, choose)
+    pre, values, pairs = _encode(
+        sae, step_input, sae.W_enc, sae.b_enc, lambda pre: largest(scaled(pre).detach())
+    )
     raw = pairs.only(values.relu())
     widths = getattr(sae.cfg, "matryoshka_widths", [])
     inner: Losses = {}

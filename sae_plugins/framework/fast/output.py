@@ -16,28 +16,29 @@ from sae_plugins.framework.fast.pairs import Pairs
 class FastOutput(TrainStepOutput):
     """A step's output, for which no matrix [B, d_sae] is made that nobody looks at.
 
-    SAELens only counts what fires in `feature_acts`, which are a sparse tensor without gradients
-    where the step lists the pairs that fire. `seen` is what plugins look at: the same output, with
-    activations that are a matrix and have gradients, as in SAELens' own step.
+    SAELens only counts what fires in `feature_acts`: where the step lists pairs, these are a sparse
+    tensor without gradients. `seen` is the same output as plugins look at it, with activations that
+    are a matrix and have gradients, as in SAELens' own step.
     """
 
-    acts: Tensor
-    """The activations at the step's pairs."""
-
     def __init__(
-        self, pairs: Pairs, acts: Tensor, hidden_pre: Callable[[], Tensor], **fields: Any
+        self, pairs: Pairs, acts: Tensor, make_pre: Callable[[], Tensor], **fields: Any
     ) -> None:
-        """Take activations at pairs, and a function that makes the pre-activations."""
-        vars(self).update(fields, metrics={}, acts=acts)
-        vars(self).update(_pre=hidden_pre, _matrix=lambda: pairs.dense(acts))
-        vars(self)["feature_acts"] = pairs.counted(acts.detach())
+        """Take activations at pairs, a function that makes the pre-activations, and the rest."""
+        self.pairs, self.acts, self.make_pre = pairs, acts, make_pre
+        vars(self).update(fields, feature_acts=pairs.counted(acts.detach()), metrics={})
 
     @cached_property
     def hidden_pre(self) -> Tensor:  # type: ignore[override]
-        """The pre-activations [B, d_sae], with gradients."""
-        with torch.enable_grad():  # whoever looks first may not want them
-            pre: Tensor = vars(self)["_pre"]()
-            return pre
+        """The pre-activations [B, d_sae]."""
+        with torch.enable_grad():  # whoever looks first may not want gradients
+            return self.make_pre()
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The activations [B, d_sae]."""
+        with torch.enable_grad():
+            return self.pairs.dense(self.acts)
 
     @property
     def seen(self) -> TrainStepOutput:
@@ -51,12 +52,6 @@ class _Seen(FastOutput):
     @property
     def feature_acts(self) -> Tensor:  # type: ignore[override]
         return self.matrix
-
-    @cached_property
-    def matrix(self) -> Tensor:
-        with torch.enable_grad():
-            acts: Tensor = vars(self)["_matrix"]()
-            return acts
 
 
 def seen(output: TrainStepOutput) -> TrainStepOutput:

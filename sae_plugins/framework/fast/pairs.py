@@ -39,8 +39,10 @@ class Dense:
         """values @ W: [B, d] for W [n, d]."""
         return values @ W
 
-    def token_sums(self, values: Tensor, weights: Tensor) -> Tensor:
-        """The sum over each token's values, weighted by feature: [B] for weights [n]."""
+    def token_sums(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The sum over each token's values, [B], weighted by feature if there are weights [n]."""
+        if weights is None:
+            return values.sum(-1)
         with torch.autocast(values.device.type, enabled=False):
             return values @ weights
 
@@ -121,8 +123,9 @@ class Sparse:
             product = _WeightGradient.apply(product, W, values.detach(), self)
         return product
 
-    def token_sums(self, values: Tensor, weights: Tensor) -> Tensor:
+    def token_sums(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
         """See `Dense`."""
+        weights = values.new_ones(self.shape[1]) if weights is None else weights
         return self.times(values, weights[:, None])[:, 0]
 
     def outer(self, values: Tensor, x: Tensor) -> Tensor:

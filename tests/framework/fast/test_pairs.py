@@ -24,6 +24,7 @@ MATRIX[2], MATRIX[:, 4] = 0, 0  # a token and a feature of which nothing fires
 OPERATIONS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "times": lambda pairs, values, W: pairs.times(values, W),
     "token_sums": lambda pairs, values, W: pairs.token_sums(values, W[:, 0]),
+    "sums": lambda pairs, values, W: pairs.token_sums(values),
     "by_feature": lambda pairs, values, W: pairs.dense(values * pairs.by_feature(W[:, 0])),
     "nested": lambda pairs, values, W: pairs.nested(values, W, [2, 5, N]),
     "feature_sums": lambda pairs, values, W: pairs.feature_sums(values.detach()) @ W,
