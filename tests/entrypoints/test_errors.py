@@ -111,7 +111,7 @@ CASES = [
         "--lr_scheduler_name cosineannealing --lr_decay_steps 5 --lr_end 0",
         "decays from --lr_end 0.0, which must be greater than 0",
     ),
-    ("--checkpoint_path full --n_checkpoints 1", "--checkpoint_path full is not empty"),
+    ("--checkpoint_path full --n_checkpoints 1", "/full is not empty: choose another"),
     ("--resume_from_checkpoint full/unfinished/x --output_path full", "choose another --output"),
     ("--training_tokens 5", "is less than one batch"),
     ("--training_tokens 0", "must be at least 1"),

@@ -403,7 +403,7 @@ COMMON = settings(
         ("--device=cpu:0", "give --device cpu"),
         ("--llm_device=banana", "--llm_device banana cannot be used"),
         ("--act_store_device=meta", "--act_store_device meta cannot be used"),
-        ("--resume_from_checkpoint=.", "--resume_from_checkpoint . lacks sae_weights"),
+        ("--resume_from_checkpoint=.", " lacks sae_weights.safetensors"),
         ("--from_pretrained_path=nowhere", "--from_pretrained_path nowhere is no folder"),
         ("--use_cached_activations", "needs --cached_activations_path FOLDER"),
         ("--use_cached_activations --cached_activations_path=nowhere", "nowhere is no folder"),

@@ -188,7 +188,7 @@ LINES = {
     f"train --output_path {LONG}": [f"--output_path {LONG[:60]}...: file name too long"],
     f"train --recipe={LONG}.yaml": ["--recipe /"],
     f"train --resume {LONG}": [f"--resume {LONG[:60]}...: file name too long"],
-    f"train --n_checkpoints 1 --checkpoint_path {LONG}": ["--checkpoint_path aaa"],
+    f"train --n_checkpoints 1 --checkpoint_path {LONG}": ["file name too long"],
     f"evaluate {LONG}": [f"error: {LONG[:60]}...: file name too long"],
     f"evaluate runs/a --output_path {LONG}": ["--output_path aaa"],
     f"study status {LONG}.yaml": ["file name too long"],

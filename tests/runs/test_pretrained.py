@@ -58,7 +58,9 @@ def test_the_weights_are_loaded_and_the_flags_count(architecture: str) -> None:
         # the threshold of batchtopk SAEs follows the batches, whatever the learning rate is
         if not (name == "threshold" and architecture.endswith("batchtopk")):
             assert tensor.allclose(after[name], atol=1e-5), name
-    assert yaml.safe_load((again / "run.yaml").read_text())["from_pretrained_path"] == "first"
+    assert yaml.safe_load((again / "run.yaml").read_text())["from_pretrained_path"] == str(
+        Path("first").absolute()
+    )
 
 
 def test_another_k_and_coefficient_count() -> None:
