@@ -136,6 +136,12 @@ RULES = (
         "--fast_step has a step of its own",
     ),
     Rule(
+        ("matmul_precision",),
+        # the language model's thread would multiply now in one precision, now in the other
+        lambda value: not value("prefetch_llm_batches"),
+        "--prefetch_llm_batches excludes it: PyTorch has one precision for all threads",
+    ),
+    Rule(
         ("cached_activations_path",),
         lambda value: value("use_cached_activations"),
         "it needs --use_cached_activations",

@@ -38,6 +38,7 @@ def test_rules_are_about_flags():
         ("--activation_cache x --use_cached_activations", "has activations of its own"),
         ("--cache_budget 1GB", "it needs --activation_cache"),
         ("--architecture abstopk --fast_step", "abstopk SAEs do not have it"),
+        ("--matmul_precision high --prefetch_llm_batches", "one precision for all threads"),
         ("--fast_step --compile_sae", "--compile_sae: --fast_step has a step of its own"),
         ("--cached_activations_path x", "needs --use_cached_activations"),
         ("--wandb_project x", "needs --log_to_wandb"),
