@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,9 @@ from sae_plugins.framework.fast.step import FastStep, fuse
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host, built
 from sae_plugins.framework.losses import LOSS_FORMS
-from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.profile import FORWARD, Profile
 from sae_plugins.framework.resolve import Plan, TrainingSettings
+from sae_plugins.framework.returned import by_name, check_loss, check_multiplier
 from sae_plugins.framework.run import Run
 from sae_plugins.framework.steps import in_steps
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS, calibrate, check_calibration
@@ -366,8 +366,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
             for plugin, multipliers in self.host.call(
                 "before_forward", run=self.run, step_input=step_input
             ):
-                for name, multiplier in _by_name(plugin, "before_forward", multipliers):
-                    self._check_multiplier(plugin, name, multiplier, coefficients, tokens)
+                for name, multiplier in by_name(plugin, "before_forward", multipliers):
+                    row = self.run.architecture
+                    check_multiplier(plugin, name, multiplier, coefficients, row, tokens)
                     coefficients[name] = coefficients[name] * multiplier
                     changed.add(name)
                     self._log_mean(f"coefficients/{name}/{plugin.name}", multiplier)
@@ -377,48 +378,12 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def _log_mean(self, name: str, value: float | Tensor) -> None:
         self.run.log(name, value.mean if isinstance(value, Tensor) else value)
 
-    def _check_multiplier(
-        self,
-        plugin: Plugin,
-        name: str,
-        multiplier: float | Tensor,
-        coefficients: dict[str, Any],
-        tokens: torch.Size,
-    ) -> None:
-        row = self.run.architecture
-        if name not in coefficients:
-            raise PluginError(
-                f"plugin {plugin.name!r} multiplies the coefficient {name!r}, but {row.name} SAEs "
-                f"have {sorted(coefficients) or 'none'}"
-            )
-        if not isinstance(multiplier, (float, int, Tensor)):
-            raise PluginError(
-                f"plugin {plugin.name!r} multiplies the coefficient {name!r} by {multiplier!r}: "
-                "return a number or a tensor"
-            )
-        per_token = isinstance(multiplier, Tensor) and multiplier.ndim > 0
-        if per_token and not (row.weighs_tokens and name == row.sparsity_coefficient):
-            raise PluginError(
-                f"plugin {plugin.name!r} multiplies the coefficient {name!r} per token, but "
-                f"{row.name} SAEs apply it to the mean over tokens: return a scalar"
-            )
-        if isinstance(multiplier, Tensor) and per_token and multiplier.shape != tokens:
-            raise PluginError(
-                f"plugin {plugin.name!r} multiplies the coefficient {name!r} by a tensor of shape "
-                f"{tuple(multiplier.shape)}: return a scalar or one number per token, "
-                f"{tuple(tokens)}"
-            )
-
     def _add_losses(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
         for plugin, terms in self.host.call(
             "extra_losses", run=self.run, step_input=step_input, output=seen(output)
         ):
-            for term, value in _by_name(plugin, "extra_losses", terms):
-                if not isinstance(value, Tensor) or value.ndim > 0:
-                    raise PluginError(
-                        f"plugin {plugin.name!r}: the loss term {term!r} must be a scalar tensor, "
-                        f"not {getattr(value, 'shape', type(value).__name__)}"
-                    )
+            for term, value in by_name(plugin, "extra_losses", terms):
+                check_loss(plugin, term, value)
                 output.losses[f"{plugin.name}/{term}"] = value
                 output.loss = output.loss + value
 
@@ -444,15 +409,3 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self.run.updates += 1
             self.run.updated = True
             self.host.notify("after_update", run=self.run)
-
-
-def _by_name(plugin: Plugin, event: str, returned: Any) -> Iterable[tuple[str, Any]]:
-    """What an event returned by name: the items of a mapping, or nothing."""
-    if returned is None:
-        return ()
-    if not isinstance(returned, Mapping):
-        raise PluginError(
-            f"plugin {plugin.name!r}: {event} must return values by name, as in "
-            f'{{"name": value}}, or None, not {type(returned).__name__}'
-        )
-    return returned.items()

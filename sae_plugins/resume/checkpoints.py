@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from inspect import isroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -311,8 +312,8 @@ class Checkpoints:
             self._resumed(self.saved)
         with _savable():
             check_state({"trainers": [trainer.state_of_plugins() for trainer in self._trainers]})
-        reads_ahead = hasattr(trainer.data_provider, "paused")
-        if self.rows and reads_ahead and "training_forward_pass" in vars(trainer.sae):
+        compiled = isroutine(vars(trainer.sae).get("training_forward_pass"))  # the fast step is not
+        if self.rows and compiled and hasattr(trainer.data_provider, "paused"):
             raise PluginError(COMPILED_AND_AHEAD)
         self._signals.defer()
 

@@ -988,7 +988,14 @@ def test_multi_sae_runner(
         return MultiSAETrainingRunner(config, **given).run()
 
     options = {"reorder": {"start": 1, "interval": 3}}
-    resumed(run, tmp_path, monkeypatch, ("reorder",), options=options)
+    resumed(
+        run,
+        tmp_path,
+        monkeypatch,
+        ("reorder",),
+        options=options,
+        training={"fast_step": bool(prefetch)},
+    )
     same_files(tmp_path, 18)
     assert len(read_state(files(tmp_path / "kept")[0])["trainers"]) == 2
 
