@@ -12,7 +12,6 @@ of rank 256, and half of them fire.
 
 import argparse
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -28,8 +27,8 @@ FRACTION = 0.005
 MIB = 2**20
 
 
-def sparse(width: int, l0: float) -> Tensor:
-    """Activations [TOKENS, width] with `l0` features per token."""
+def sparse(width: int, l0: float, tokens: int = TOKENS) -> Tensor:
+    """Activations [tokens, width] with `l0` features per token."""
     generator = torch.Generator(DEVICE).manual_seed(0)
 
     def draw(function: Callable[..., Tensor], *shape: int) -> Tensor:
@@ -39,11 +38,11 @@ def sparse(width: int, l0: float) -> Tensor:
     for _ in range(20):  # so that they sum to l0, though none exceeds 0.5
         rates = (rates * l0 / rates.sum()).clamp_max(0.5)
     rates = rates[torch.randperm(width, generator=generator, device=DEVICE)]
-    acts = (draw(torch.rand, TOKENS, width) < rates) * draw(torch.randn, TOKENS, width).abs()
+    acts = (draw(torch.rand, tokens, width) < rates) * draw(torch.randn, tokens, width).abs()
     acts *= torch.exp(draw(torch.randn, width))
     copies, copied = torch.randperm(width, generator=generator, device=DEVICE).split(width // 2)
     copies, copied = copies[: width // 20], copied[: width // 20]
-    chosen = draw(torch.rand, TOKENS, len(copies)) < 0.3
+    chosen = draw(torch.rand, tokens, len(copies)) < 0.3
     acts[:, copies] = torch.where(chosen, acts[:, copied], acts[:, copies])
     return acts
 
@@ -86,7 +85,7 @@ def main() -> None:
         if not args.l0:
             cases["initialisation"] = partial(initial, width)
         if args.only != "memory":
-            _, step = training((D_IN, width, TOKENS), nullcontext())
+            _, step = training((D_IN, width, TOKENS))
             arms = {case: penalty(make()) for case, make in cases.items()}
             results = interleave(step, arms, args.rounds)
             report(f"time of the penalty / that of SAELens' step ({title})", results, args.json)

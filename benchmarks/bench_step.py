@@ -4,6 +4,7 @@
     python benchmarks/bench_step.py --rounds 20 --json benchmarks/results.jsonl
     python benchmarks/bench_step.py --study methods --shape 2304
     python benchmarks/bench_step.py --study fast --shape 4096 --only time
+    python benchmarks/bench_step.py --study fast --shape 4096 --peer sparsify dictionary_learning
 
 Time is the process's CPU time on one thread, or GPU time where there is a GPU. One unit of work is
 a whole accumulation window of four batches, so that arms with fewer optimizer steps get no more
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from harness import PeakBytes, interleave, report
+from peers import PEERS, PeerMissing, steps_of_peer
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
@@ -172,24 +174,23 @@ class Memory:
 
 
 def training(
-    shape: tuple[int, int, int], arm: Arm = Arm()
+    shape: tuple[int, int, int], arm: Arm = Arm(), lr: float = 1e-12
 ) -> tuple[SAETrainer[Any, Any], Callable[[], None]]:
-    """The trainer of an arm, and a function that trains it on the next batch."""
-    d_in, d_sae, batch_size = shape
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    batches = [
-        torch.randn(batch_size, d_in, device=DEVICE, generator=generator) for _ in range(WINDOW)
-    ]
+    """The trainer of an arm, and a function that trains it on the next batch.
 
+    An arm with a known L0 has the learning rate `lr`: at 1e-12 as many features fire in the last
+    step as in the first.
+    """
+    d_in, d_sae, batch_size = shape
+    batches = random_batches(d_in, batch_size)
     provider = cycle(batches)
     torch.manual_seed(0)
     with arm.context():
-        sae = drawn(d_in, d_sae, arm.architecture)
+        sae = drawn(d_in, d_sae, arm.architecture, arm.l0 or min(L0, d_sae))
         config = SAETrainerConfig(
             total_training_samples=batch_size * 10**6,
             train_batch_size_samples=batch_size,
-            # so slow that as many features fire in the last step as in the first
-            **({"lr_end": 3e-5} if arm.l0 is None else {"lr": 1e-12, "lr_end": 1e-12}),
+            **({"lr_end": 3e-5} if arm.l0 is None else {"lr": lr, "lr_end": lr}),
             device=DEVICE,
             autocast=arm.autocast,
         )
@@ -204,12 +205,20 @@ def training(
     return trainer, step
 
 
-def drawn(d_in: int, d_sae: int, architecture: str) -> Any:
-    """An SAE in training, with random weights."""
+def random_batches(d_in: int, batch_size: int) -> list[torch.Tensor]:
+    """What every arm trains on, again and again."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    return [
+        torch.randn(batch_size, d_in, device=DEVICE, generator=generator) for _ in range(WINDOW)
+    ]
+
+
+def drawn(d_in: int, d_sae: int, architecture: str, k: int) -> Any:
+    """An SAE in training, with random weights; k features fire per token, where it has a k."""
     sae_class, config_class = get_sae_training_class(architecture)
     fields: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "device": DEVICE}
     if "topk" in architecture:
-        fields["k"] = L0
+        fields["k"] = k
     if architecture == "matryoshka_batchtopk":
         fields["matryoshka_widths"] = [d_sae // 16, d_sae // 4, d_sae]
     return sae_class(config_class(**fields))
@@ -217,12 +226,23 @@ def drawn(d_in: int, d_sae: int, architecture: str) -> Any:
 
 @torch.no_grad()
 def fire(sae: Any, batch: torch.Tensor, l0: int) -> None:
-    """Have so many features fire per token, by the biases of what they fire by."""
+    """Have about so many features fire per token, by the biases of what they fire by."""
     if "topk" in sae.cfg.architecture():
         return
     bias = sae.b_gate if sae.cfg.architecture() == "gated" else sae.b_enc
-    cut = (batch @ sae.W_enc).flatten().topk(l0 * len(batch)).values.min()
+    some = batch[:256]
+    cut = (some @ sae.W_enc).flatten().topk(l0 * len(some)).values.min()
     bias.fill_(getattr(sae.cfg, "jumprelu_init_threshold", 0.0) - cut)
+
+
+def peer_steps(peer: str, shape: tuple[int, int, int]) -> dict[str, Callable[[], None]]:
+    """The steps of another library at a shape; none, and a sentence, where it cannot be had."""
+    d_in, d_sae, batch_size = shape
+    try:
+        return steps_of_peer(peer, d_sae, L0, random_batches(d_in, batch_size))
+    except PeerMissing as reason:
+        print(reason)
+        return {}
 
 
 def peak(shape: tuple[int, int, int], arm: Arm = Arm()) -> tuple[int, float]:
@@ -246,6 +266,7 @@ def main() -> None:
         "--study", choices=[*STUDIES, "fast"], default="hybrid-order", help="which arms"
     )
     parser.add_argument("--arm", action="append", help="of the study; default all")
+    parser.add_argument("--peer", nargs="+", choices=PEERS, default=[], help="other libraries")
     parser.add_argument("--shape", choices=SHAPES, action="append", help="default 2304, 16384")
     parser.add_argument("--only", choices=["time", "memory"], help="default both")
     parser.add_argument("--json", help="append results to this file")
@@ -259,6 +280,8 @@ def main() -> None:
         if args.only != "memory":
             baseline = training(shape)[1]
             arms = {name: training(shape, arm)[1] for name, arm in study.items()}
+            for peer in args.peer:
+                arms |= peer_steps(peer, shape)
             results = interleave(baseline, arms, args.rounds, turns=WINDOW)
             report(f"time / SAELens' ({title})", results, args.json)
         if args.only != "time":

@@ -4,16 +4,19 @@ Machines drift by more than what is measured here, so nothing is timed alone: ev
 each arm once, in turn, and only the ratios within rounds count.
 """
 
+import contextlib
 import json
+import math
 import platform
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,6 +31,10 @@ class Ratio:
     low: float
     high: float
     rounds: int
+    seconds: float
+    """What a round of the arm takes, the median."""
+    baseline: float
+    """What a round of the baseline takes, the median."""
 
     def __str__(self) -> str:
         return f"{self.arm:<37} {self.ratio:6.3f}  [{self.low:.3f}, {self.high:.3f}]"
@@ -38,31 +45,40 @@ def interleave(
     arms: Mapping[str, Callable[[], None]],
     rounds: int,
     turns: int = 1,
+    budget: float = math.inf,
 ) -> list[Ratio]:
     """Time each arm against the baseline in `rounds` rounds, after one round of warm-up.
 
     A round is so many `turns`, whose times are added. The baseline runs at both ends of a turn and
-    its mean counts, so that linear drift cancels.
+    its mean counts, so that linear drift cancels. After so many seconds as `budget` has, no round
+    begins any more, but for the first two.
     """
-    ratios: dict[str, list[float]] = {name: [] for name in arms}
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    references: list[float] = []
+    end = time.monotonic() + budget
     for round_ in range(rounds + 1):
-        reference, times = 0.0, dict.fromkeys(arms, 0.0)
+        if round_ > 2 and time.monotonic() > end:
+            break
+        reference, taken = 0.0, dict.fromkeys(arms, 0.0)
         for _ in range(turns):
             reference += _seconds(baseline) / 2
             for name, arm in arms.items():
-                times[name] += _seconds(arm)
+                taken[name] += _seconds(arm)
             reference += _seconds(baseline) / 2
         if round_ > 0:
-            for name, value in times.items():
-                ratios[name].append(value / reference)
-    return [_ratio(name, values) for name, values in ratios.items()]
+            references.append(reference)
+            for name, value in taken.items():
+                times[name].append(value)
+    return [_ratio(name, np.array(values), np.array(references)) for name, values in times.items()]
 
 
-def _ratio(name: str, values: list[float]) -> Ratio:
-    interval = scipy.stats.bootstrap(
-        (values,), np.median, method="percentile", random_state=np.random.default_rng(0)
-    ).confidence_interval
-    return Ratio(name, float(np.median(values)), interval.low, interval.high, len(values))
+def _ratio(name: str, times: Any, references: Any) -> Ratio:
+    """The interval is the percentile bootstrap's."""
+    ratios = times / references
+    drawn = np.random.default_rng(0).choice(ratios, (9999, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    seconds = float(np.median(times)), float(np.median(references))
+    return Ratio(name, float(np.median(ratios)), float(low), float(high), len(ratios), *seconds)
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -107,6 +123,23 @@ class PeakBytes(TorchDispatchMode):
         self.live -= size
 
 
+class CudaPeak:
+    """The peak of the memory that a CUDA device gives away inside, above what it had given."""
+
+    def __enter__(self) -> "CudaPeak":
+        torch.cuda.reset_peak_memory_stats()
+        self._before = torch.cuda.memory_allocated()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.peak = torch.cuda.max_memory_allocated() - self._before
+
+
+def measured_peak() -> Any:
+    """A context that has the `peak` of bytes allocated inside: the GPU's where there is one."""
+    return CudaPeak() if torch.cuda.is_available() else PeakBytes()
+
+
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     for value in tree_leaves(values):
         if isinstance(value, torch.Tensor):
@@ -115,19 +148,35 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
                 yield tensor.untyped_storage()
 
 
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "sae_lens": version("sae-lens"),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    """The name that Linux gives the processor, or Python's."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
 def report(title: str, results: list[Any], path: str | None) -> None:
     """Print results, and write them with the machine and versions as JSON if `path` is given."""
     print(f"\n{title}")
     for result in results:
         print(f"  {result}")
     if path is not None:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        row = {"title": title, "machine": machine, "results": [asdict(r) for r in results]}
+        row = {"title": title, "machine": machine(), "results": [asdict(r) for r in results]}
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -1,7 +1,11 @@
-"""On a CUDA device: the promises that a device could break. `pytest -m gpu` runs them."""
+"""On a CUDA device: the promises that a device could break. `pytest -m gpu` runs them.
+
+`SAE_PLUGINS_TEST_DEVICE=cpu` has them run where there is none, to try the tests themselves.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +18,13 @@ from sae_plugins.framework.fast.choice import forced
 from sae_plugins.framework.host import EVENTS
 from sae_plugins.testing import CASES, PluginContract, advance, differences, snapshot
 
+DEVICE = os.environ.get("SAE_PLUGINS_TEST_DEVICE", "cuda")
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(
+        DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"
+    ),
 ]
-DEVICE = "cuda"
 REORDER = {"reorder": {"start": 2, "interval": 3}}
 
 # the helpers as they are, before the fixture below puts their results on the device
