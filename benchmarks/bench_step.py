@@ -245,17 +245,17 @@ def peer_steps(peer: str, shape: tuple[int, int, int]) -> dict[str, Callable[[],
         return {}
 
 
-def peak(shape: tuple[int, int, int], arm: Arm = Arm()) -> tuple[int, float]:
+def peak(shape: tuple[int, int, int], arm: Arm = Arm(), window: int = WINDOW) -> tuple[int, float]:
     """Peak bytes of training state and steps, and operations per step, after a first window."""
     with PeakBytes() as counter:
         trainer, step = training(shape, arm)
-        for _ in range(WINDOW):
+        for _ in range(window):
             step()
         counter.operations = 0
-        for _ in range(WINDOW):
+        for _ in range(window):
             step()
     del trainer
-    return counter.peak, counter.operations / WINDOW
+    return counter.peak, counter.operations / window
 
 
 def main() -> None:

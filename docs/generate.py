@@ -60,8 +60,10 @@ from reading import (
     value,
     written,
 )
+from speed import CHART, chart, memory, times
 
 FOLDER = Path(__file__).parent
+BENCHMARKS = FOLDER.parent / "benchmarks" / "README.md"
 END = "<!-- end -->"
 PART = re.compile(rf"^(<!-- (\w+): generated -->)\n(?:(?!{END}$).*\n)*{END}$", re.M)
 NO_FLAGS = ("description", "extends", "plugin")
@@ -381,6 +383,8 @@ PARTS = {
     "mechanisms": mechanism_pages,
     "recipes": recipe_list,
     "run_view": run_view,
+    "speed": times,
+    "speed_memory": memory,
     "suite_metrics": suite_metrics,
     "suite_settings": suite_settings,
     "suite_costs": suite_costs,
@@ -401,10 +405,11 @@ def commands(command: Command) -> Iterator[Command]:
 
 
 def main() -> int:
-    """Write every page below this folder again."""
-    for file in sorted(FOLDER.rglob("*.md")):
-        text = file.read_text("utf-8")
-        if (written := page(text)) != text:
+    """Write every page below this folder again, that of the benchmarks, and the chart."""
+    made = dict.fromkeys((*sorted(FOLDER.rglob("*.md")), BENCHMARKS), page)
+    for file, make in {**made, CHART: lambda _: chart()}.items():
+        text = file.read_text("utf-8") if file.exists() else ""
+        if (written := make(text)) != text:
             file.write_text(written, "utf-8")
             print(f"{file.relative_to(FOLDER.parent)}: written again")
     return 0

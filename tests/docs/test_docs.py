@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import runpy
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,22 @@ def by_hand(text: str) -> str:
 # -- in step with the code ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", PAGES, ids=name)
+@pytest.mark.parametrize("file", [*PAGES, GENERATE["BENCHMARKS"]], ids=name)
 def test_it_is_in_step_with_the_code(file: Path) -> None:
     text = file.read_text("utf-8")
     assert GENERATE["page"](text) == text, f"{name(file)} is out of step: run `make docs`"
+
+
+def test_the_chart_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    chart = GENERATE["chart"]
+    assert chart() == GENERATE["CHART"].read_text("utf-8"), "run `make docs`"
+    results = chart.__globals__["measured"]()
+    (row,) = [r for r in results["shapes"][0]["time"] if r["arm"] == "topk, fast"]
+    row["ratio"] = 1.2345
+    monkeypatch.setitem(chart.__globals__, "measured", lambda: results)
+    assert ">1.23<" in chart()
+    assert chart() != GENERATE["CHART"].read_text("utf-8")
+    xml.etree.ElementTree.fromstring(chart())
 
 
 def test_a_changed_option_or_row_is_noticed() -> None:
