@@ -13,12 +13,15 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gpu_table import markdown
 from standins import stand_in
+
+from sae_plugins.base import files
 
 ROOT = Path(__file__).parents[1]
 NOT_NEEDED = (
@@ -36,38 +39,42 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, few rounds")
     parser.add_argument("--seconds", type=float, default=300, help="for all parts (default 300)")
-    parser.add_argument("--part", action="append", help="of them all; may be repeated")
+    parser.add_argument("--part", nargs="+", help="default all")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu", help="a folder")
     args = parser.parse_args()
     begin = time.monotonic()
+    if (args.output / "results.json").exists():
+        parser.error(f"{args.output} has results: remove them, or name another folder by --output")
     prepare(args.device)
     import torch
     from gpu_parts import parts
     from harness import machine
 
+    known = parts(args.tiny)
+    if unknown := set(args.part or ()) - known.keys():
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("torch sees no GPU; --device cpu --tiny tries the script without", file=sys.stderr)
-        return 2
-    chosen = {
-        name: part for name, part in parts(args.tiny).items() if name in (args.part or [name])
-    }
-    results = {"machine": machine(), "tiny": args.tiny, "parts": {}, "seconds": None}
-    args.output.mkdir(parents=True, exist_ok=True)
+        parser.error("torch sees no GPU; --device cpu --tiny tries the script without one")
+    results: dict[str, Any] = {"machine": machine(), "tiny": args.tiny, "parts": {}}
 
     def elapsed() -> float:
         return time.monotonic() - begin
 
     def write() -> None:
-        results["seconds"] = round(elapsed(), 1)
-        whole = {"results.json": json.dumps(results, indent=1), "results.md": markdown(results)}
-        for name, text in whole.items():
-            partial = args.output / f".{name}"
-            partial.write_text(text + "\n", "utf-8")
-            partial.replace(args.output / name)
+        save({**results, "seconds": round(elapsed(), 1)}, args.output)
 
+    chosen = {name: known[name] for name in args.part or known}
     run(chosen, args.seconds, results["parts"], elapsed, write)
     print((args.output / "results.md").read_text("utf-8"))
     return int(any(part["failed"] for part in results["parts"].values()))
+
+
+def save(results: dict[str, Any], folder: Path) -> None:
+    """Write both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"results.json": json.dumps(results, indent=1), "results.md": markdown(results)}
+    for name, text in texts.items():
+        files.write(folder / name, text + "\n")
 
 
 def prepare(device: str) -> None:
@@ -95,10 +102,10 @@ def run(
         elapsed: gives how many of the seconds have passed.
         write: called after each case.
     """
-    whole, used = sum(share for share, _ in parts.values()), 0.0
+    shares, used = sum(share for share, _ in parts.values()), 0.0
     for name, (share, cases) in parts.items():
         used += share
-        until = seconds * used / whole
+        until = seconds * used / shares
         part = results[name] = {"rows": [], "left_out": [], "failed": []}
         for case, measure in cases.items():
             if elapsed() > until:
@@ -108,9 +115,11 @@ def run(
             try:
                 part["rows"].append({"case": case, **measure()})
             except Exception as error:  # one that fails stops no other
+                traceback.print_exc()
                 part["failed"].append({"case": case, "error": f"{type(error).__name__}: {error}"})
             free()
             write()
+    write()
 
 
 def free() -> None:

@@ -62,7 +62,7 @@ def test_cases_for_which_no_time_is_left_are_named() -> None:
     (failed,) = results["failing"]["failed"]
     assert failed == {"case": "one", "error": "MemoryError: too large"}
     assert results["failing"]["rows"] == [{"case": "other", "took": 3}]
-    assert written == 3
+    assert written == 4
 
 
 @pytest.mark.parametrize(
