@@ -235,12 +235,10 @@ def method(sizes: Sizes, shape: tuple[int, int, int], name: str) -> Row:
 
     with multiplying("tf32"):
         baseline = training(shape, Arm(l0=sizes.l0))[1]
-        contexts = {
-            "on SAELens' step": partial(context, False),
-            "on the fast": partial(context, True),
-        }
+        kinds = {"on SAELens' step": False, "on the fast step": True}
         arms = {
-            label: training(shape, Arm(made, l0=sizes.l0))[1] for label, made in contexts.items()
+            label: training(shape, Arm(partial(context, fast_step), l0=sizes.l0))[1]
+            for label, fast_step in kinds.items()
         }
         ratios = interleave(baseline, arms, sizes.rounds, turns=4, budget=sizes.seconds)
     return {"ratios": {r.arm: [r.ratio, r.low, r.high] for r in ratios}}

@@ -7,6 +7,7 @@ each arm once, in turn, and only the ratios within rounds count.
 import contextlib
 import json
 import math
+import os
 import platform
 import time
 import weakref
@@ -155,6 +156,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "sae_lens": version("sae-lens"),
         "python": platform.python_version(),

@@ -24,7 +24,6 @@ PEERS = {
 }
 """The modules and what installs them."""
 NOT_NEEDED = ("natsort", "schedulefree", "nnsight", "zstandard", "circuitsvis", "umap")
-MANY = 10**9
 
 
 class PeerMissing(Exception):
@@ -74,7 +73,10 @@ def _import(peer: str) -> None:
 def _sparsify(
     d_in: int, d_sae: int, k: int, batches: list[Tensor]
 ) -> dict[str, Callable[[], None]]:
-    """The lines of its `Trainer.fit` that train, with torch's Adam; these are no function there."""
+    """What its `Trainer.fit` does in a step, where it is no function; with torch's Adam.
+
+    Its default, too, has no auxiliary loss; it has signs of gradients in Adam's place.
+    """
     from sparsify import SparseCoder, SparseCoderConfig
 
     def training(activation: str) -> Callable[[], None]:
@@ -88,9 +90,9 @@ def _sparsify(
         def step() -> None:
             batch = next(provider)
             sae.set_decoder_norm_to_unit_norm()
-            out = sae(batch, dead_mask=since_fired > MANY)
+            out = sae(batch)
             fired[out.latent_indices.flatten()] = True
-            (out.fvu + out.auxk_loss / 32).backward()
+            out.fvu.backward()
             sae.remove_gradient_parallel_to_decoder_directions()
             optimizer.step()
             optimizer.zero_grad()

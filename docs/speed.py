@@ -39,9 +39,9 @@ def conditions(results: Results) -> str:
     """What was measured on, in a sentence."""
     machine = results["machine"]
     return (
-        f"Measured on {machine['date']}: one thread of a {machine['processor']}, torch "
-        f"{machine['torch']}, SAELens {machine['sae_lens']}, {results['rounds']} rounds, L0 "
-        f"{results['l0']}; peers {', '.join(results['peers'].values())}."
+        f"Measured on {machine['date']}: {machine['processor']}, one thread, load "
+        f"{machine['load']}, torch {machine['torch']}, SAELens {machine['sae_lens']}, "
+        f"{', '.join(results['peers'].values())}; {results['rounds']} rounds."
     )
 
 
