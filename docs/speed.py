@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from reading import table
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json"
 CHART = Path(__file__).parent / "assets" / "speed.svg"
-COLOURS = {"SAELens": "#8a97a6", "fast": "#1f8a70", "floor": "#c9d1d9"}
-OTHERS = "#c7873b"
+COLOURS = {"SAELens": "#8a97a6", "fast": "#1f8a70"}
+OTHERS, FLOOR = "#c7873b", "#c9d1d9"
 KINDS = {
     "standard": "standard",
     "topk": "TopK",
@@ -22,9 +23,12 @@ KINDS = {
     "matryoshka_batchtopk": "Matryoshka",
     "jumprelu": "JumpReLU",
     "gated": "gated",
+    "floor": "the floor: nothing but products",
 }
-LABEL, BAR, ROW = 250, 400, 22
-"""Where bars begin, how long one of 1 is, and how high a row is."""
+"""The kinds of SAEs, by the part of an arm's name that says so; an arm without one is standard."""
+SMALL = "fill='#3c4a58' font-size='11'"
+LABELS, BARS, ROW = 230, 500, 22
+"""Room for labels, the longest bar, and the height of a row."""
 
 Results = dict[str, Any]
 
@@ -77,59 +81,56 @@ def chart() -> str:
     results = measured()
     first = results["shapes"][0]
     rows = [{"arm": "standard, SAELens", "ratio": 1.0, "low": 1.0, "high": 1.0}, *first["time"]]
+    unit = BARS / max(row["high"] for row in rows)
     lines, y = [], 58
-    for name, group in _groups(rows).items():
-        lines.append(_text(16, y + 15, name, "font-weight='600'"))
+    for kind, group in _groups(rows).items():
+        lines.append(_text(16, y + 15, kind, "font-weight='600'"))
         for row in group:
             y += ROW
-            lines += _bar(row, y)
+            lines += _bar(row, y, unit)
         y += ROW + 12
-    width, height = LABEL + int(BAR * 1.75), y + 44
-    title = f"Time of a training step over SAELens' standard step, {first['shape']}"
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="13" fill="#1c2733">'
+    foot = wrap(conditions(results), 110)
+    width, height = LABELS + BARS + 80, y + 28 + 14 * len(foot)
+    what = "Time of a training step, SAELens' standard step = 1"
+    where = f"d_in/d_sae/batch {first['shape']}; L0 {results['l0']}; shorter is faster"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+            'font-family="system-ui, sans-serif" font-size="13" fill="#1c2733">',
+            f"<title>{escape(what)}</title>",
+            f'<rect width="{width}" height="{height}" rx="8" fill="#ffffff"/>',
+            _text(16, 26, what, "font-size='16'"),
+            _text(16, 45, where, "fill='#3c4a58'"),
+            f'<path d="M{LABELS + unit:.1f} 52V{y}" stroke="#8a97a6" stroke-dasharray="3 3"/>',
+            *lines,
+            *(_text(16, y + 26 + 14 * i, text, SMALL) for i, text in enumerate(foot)),
+            "</svg>\n",
+        ]
     )
-    back = f'<rect width="{width}" height="{height}" rx="8" fill="#ffffff"/>'
-    sub = f"d_in / d_sae / batch {first['shape']}; L0 {results['l0']}; shorter is faster"
-    x = LABEL + BAR
-    line = f'<path d="M{x} 52V{y}" stroke="#8a97a6" stroke-dasharray="3 3"/>'
-    foot = conditions(results)
-    top = [
-        _text(16, 26, "Time of a training step, SAELens' standard step = 1", "font-size='16'"),
-        _text(16, 45, sub, "fill='#3c4a58'"),
-    ]
-    bottom = _text(16, height - 16, foot, "fill='#3c4a58' font-size='10'")
-    body = [head, f"<title>{escape(title)}</title>", back, *top, line, *lines, bottom, "</svg>"]
-    return "\n".join(body) + "\n"
 
 
 def _groups(rows: list[Results]) -> dict[str, list[Results]]:
-    """Rows by kind of SAE, each kind's slowest first; those of both methods and the floor last."""
-    groups: dict[str, list[Results]] = {shown: [] for shown in KINDS.values()}
+    """Rows by kind of SAE, each kind's slowest first, and the floor last."""
+    groups: dict[str, list[Results]] = {kind: [] for kind in KINDS.values()}
     for row in sorted(rows, key=lambda row: -row["ratio"]):
         kinds = [KINDS[part] for part in row["arm"].split(", ") if part in KINDS]
-        other = "nothing but products" if row["arm"].startswith("floor") else "both methods"
-        groups.setdefault(kinds[0] if kinds else other, []).append(row)
-    last = groups.pop("nothing but products", [])
-    shown = {name: group for name, group in groups.items() if group}
-    return {**shown, "nothing but products": last} if last else shown
+        groups[kinds[0] if kinds else KINDS["standard"]].append(row)
+    return {kind: group for kind, group in groups.items() if group}
 
 
-def _bar(row: Results, y: int) -> list[str]:
+def _bar(row: Results, y: int, unit: float) -> list[str]:
     parts = [part for part in row["arm"].split(", ") if part not in KINDS]
-    side = next((part for part in parts if part in COLOURS), None)
-    fill, length = COLOURS.get(side or "", OTHERS), round(BAR * min(row["ratio"], 1.6), 1)
-    label = ", ".join(parts).replace("fast", "ours, fast step")
-    low, high = (LABEL + round(BAR * min(row[end], 1.6), 1) for end in ("low", "high"))
-    value = f"{row['ratio']:.2f}" + (" (cut off)" if row["ratio"] > 1.6 else "")
+    side = next((part for part in parts if part in COLOURS), "")
+    label = ", ".join(sorted(parts, key=lambda part: part != side)).replace("fast", "ours, fast")
+    fill = COLOURS.get(side, FLOOR if row["arm"].startswith("floor") else OTHERS)
+    end, low, high = (round(unit * row[name], 1) for name in ("ratio", "low", "high"))
     return [
-        _text(LABEL - 8, y + 15, label, "text-anchor='end'"),
-        f'<rect x="{LABEL}" y="{y + 3}" width="{length}" height="{ROW - 6}" rx="2" fill="{fill}"/>',
-        f'<path d="M{low} {y + ROW // 2}H{high}" stroke="#1c2733"/>',
-        _text(max(LABEL + length, high) + 8, y + 15, value, "font-weight='600'"),
+        _text(LABELS - 8, y + 15, label, "text-anchor='end'"),
+        f'<rect x="{LABELS}" y="{y + 3}" width="{end}" height="{ROW - 6}" rx="2" fill="{fill}"/>',
+        f'<path d="M{LABELS + low} {y + ROW // 2}H{LABELS + high}" stroke="#1c2733"/>',
+        _text(LABELS + max(end, high) + 8, y + 15, f"{row['ratio']:.2f}", "font-weight='600'"),
     ]
 
 
 def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text x="{x}" y="{y}" {style}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y}" {style}>{escape(text)}</text>'
