@@ -14,6 +14,7 @@ from bench_step import DEVICE, Arm, Context, both_methods, fast, training
 from harness import Ratio, interleave, measured_peak
 
 import sae_plugins
+from sae_plugins.base.saelens import ADAM_MOMENTS
 from sae_plugins.framework.architectures import HAVING_A_FAST_STEP
 from sae_plugins.framework.fast.choice import forced
 from sae_plugins.framework.fast.pairs import Sparse
@@ -154,7 +155,8 @@ def repeats(sizes: Sizes, architecture: str, context: Context) -> Row:
         trainer, step = training(sizes.shape(sizes.widths[0]), arm, lr=1e-4)
         for _ in range(8):
             step()
-        moments = [m for state in trainer.optimizer.state.values() for m in state.values()]
+        states = trainer.optimizer.state.values()
+        moments = [state[name] for state in states for name in ADAM_MOMENTS]
         return [*(p.detach() for p in trainer.sae.parameters()), *moments]
 
     one, other, stock = ended(context), ended(context), ended(nullcontext)
