@@ -34,8 +34,8 @@ from sae_plugins.study.findings import (
     Trained,
 )
 from sae_plugins.study.metrics import OF_PAPERS, shown
-from sae_plugins.study.spec import Study
-from sae_plugins.study.statistics import NEAR_L0, Point, compare
+from sae_plugins.study.spec import Family, Study
+from sae_plugins.study.statistics import NEAR_L0, Better, Point, Question, compare
 
 FINDINGS = "findings.json"
 
@@ -255,7 +255,7 @@ def _contrasts(
     scores: Sequence[Score],
     broken: Collection[tuple[str, str, str, int, str]],
 ) -> list[Contrast]:
-    """Every arm against the reference, on every compared metric: one Holm family.
+    """Every arm against the reference, on every compared metric: one Holm family, or two.
 
     What failed is there as a point without a number: seeds are not to be chosen by their outcome.
     """
@@ -268,7 +268,7 @@ def _contrasts(
             value = math.nan if s.value is None else s.value
             points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
     arms = [arm for arm in study.all_arms() if arm != study.reference]
-    pairs: dict[tuple[str, str, str, str], Any] = {}
+    families: dict[Family, dict[tuple[str, str, str, str], Question]] = {}
     for model, found in metrics.items():
         for metric in found:
             suite, name = metric.suite, metric.name
@@ -280,10 +280,16 @@ def _contrasts(
             reference = points.get((model, suite, name, study.reference), [])
             for arm in arms if metric.compared else ():
                 place = (model, suite, name, arm)
-                pairs[place] = (points.get(place, []), reference, metric.better)
+                scored = points.get(place, [])
+                members = families.setdefault(study.family(arm, f"{suite}/{name}"), {})
+                better: Better = "higher" if metric.better == "higher" else "lower"
+                members[place] = Question(scored, reference, better, metric.margin)
     return [
-        Contrast(model=model, arm=arm, suite=suite, metric=metric, comparison=comparison)
-        for (model, suite, metric, arm), comparison in compare(pairs).items()
+        Contrast(
+            model=model, arm=arm, suite=suite, metric=metric, comparison=comparison, family=family
+        )
+        for family, questions in families.items()
+        for (model, suite, metric, arm), comparison in compare(questions).items()
     ]
 
 
