@@ -37,8 +37,11 @@ def _table(facts: Facts, model: str) -> str:
         for metric in metrics
     ]
     rows = [
-        (arm, *(_cell(facts.comparisons.get((model, arm, m.suite, m.name))) for m in metrics))
-        for arm in map(_escaped, facts.arms)
+        (
+            _escaped(arm),
+            *(_cell(facts.comparisons.get((model, arm, m.suite, m.name))) for m in metrics),
+        )
+        for arm in facts.arms
         if arm != facts.reference
     ]
     caption = _CAPTION.format(reference=_escaped(facts.reference), model=_escaped(model))
