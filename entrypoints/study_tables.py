@@ -110,25 +110,26 @@ def print_verdicts(findings: Findings) -> None:
     """How many verdicts of each kind every arm has got, and the effects that count."""
     from sae_plugins.study.facts import DECIDED
     from sae_plugins.study.statistics import Verdict
-    from sae_plugins.study.words import difference, limits, marked, number
+    from sae_plugins.study.words import difference, marked, number
 
-    words = get_args(Verdict)
+    given = {contrast.comparison.verdict for contrast in findings.contrasts}
+    words = [word for word in get_args(Verdict) if word in given]
     counts: dict[str, Counter[str]] = {}
     for contrast in findings.contrasts:
         counts.setdefault(contrast.arm, Counter())[contrast.comparison.verdict] += 1
     table = _table(f"against {findings.study.reference}, at equal L0", "arm", *words, right=words)
     for arm, count in counts.items():
         table.add_row(arm, *(str(count[word] or "") for word in words))
-    effects = _table("effects", "arm", "metric", "verdict", "difference [95% interval]", "d_z", "")
+    effects = _table("effects", "arm", "metric", "verdict", "difference [95% interval]", "d_z")
     few = len(findings.contrasts) <= _FEW
-    for contrast in findings.contrasts:
+    models = len(findings.study.models)
+    for contrast in sorted(findings.contrasts, key=lambda contrast: [*counts].index(contrast.arm)):
         found = contrast.comparison
         if few or found.verdict in (*DECIDED, "equivalent") or contrast.family == "primary":
-            metric = f"{contrast.model}: {contrast.suite}/{contrast.metric}"
+            model = f"{contrast.model}: " if models > 1 else ""
+            metric = f"{model}{contrast.suite}/{contrast.metric}"
             effect = number(found.effect_size, "+")
-            effects.add_row(
-                *(contrast.arm, metric, marked(found), difference(found), effect, limits(found))
-            )
+            effects.add_row(contrast.arm, metric, marked(found), difference(found), effect)
     for shown in (table, effects):
         if shown.row_count:
             Console().print(shown)

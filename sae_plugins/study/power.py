@@ -17,6 +17,8 @@ POWER = 0.8
 """Of the smallest detectable difference."""
 ALPHA = 0.05
 """The chance of any wrong claim in a family of tests."""
+HOPELESS = 30.0
+"""Standard deviations of noise: nobody plans for a difference as large as that."""
 _QUANTILES = 4000
 
 

@@ -20,11 +20,8 @@ from sae_plugins.study.execute import suite_of
 from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.gather import FINDINGS
 from sae_plugins.study.metrics import shown
-from sae_plugins.study.power import ALPHA, detectable_effect, seeds_needed
+from sae_plugins.study.power import ALPHA, HOPELESS, detectable_effect, seeds_needed
 from sae_plugins.study.spec import Family, Study
-
-HOPELESS = 30.0
-"""Standard deviations of noise: nobody plans for a difference as large as that."""
 
 Noise = Mapping[tuple[str, str, str], float]
 """The standard deviation of paired differences, by model, suite and metric."""

@@ -16,7 +16,8 @@ wrong "better" or "worse" in it below 5%. "Equivalent" is a claim of its own, wh
 margin, the smallest difference that matters: two one-sided tests show that the difference is
 smaller, and Holm's correction over all of these keeps the chance of any wrong "equivalent" below
 5%, too. Where neither is shown, `smallest_detectable` says what the study could have missed:
-if that is more than the margin, the verdict is "underpowered", else "not distinguishable".
+if that is more than the margin (without one, more than 30 standard deviations of the seeds'
+differences), the verdict is "underpowered", else "not distinguishable".
 Intervals are of one contrast each, without a correction, so one may exclude zero without a verdict.
 """
 
@@ -35,7 +36,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from sae_plugins.study import ENOUGH_SEEDS
-from sae_plugins.study.power import ALPHA, detectable_effect
+from sae_plugins.study.power import ALPHA, HOPELESS, detectable_effect
 
 Better = Literal["higher", "lower"]
 Verdict = Literal[
@@ -212,8 +213,8 @@ def _verdict(found: Comparison, better: Better) -> Verdict:
         return "better" if (found.difference > 0) == (better == "higher") else "worse"
     if found.negligible:
         return "equivalent"
-    margin, detects = found.margin, found.smallest_detectable
-    if margin is not None and detects is not None and detects > margin:
+    matters = HOPELESS * (found.sd or 0.0) if found.margin is None else found.margin
+    if found.smallest_detectable is not None and found.smallest_detectable > matters:
         return "underpowered"
     return "not distinguishable"
 

@@ -225,6 +225,13 @@ def test_a_study_that_may_miss_a_difference_that_matters_is_underpowered() -> No
     assert all(one.smallest_detectable > 0.01 for one in found.values())  # type: ignore[operator]
 
 
+def test_without_a_margin_a_study_that_can_find_nothing_is_underpowered() -> None:
+    questions = {n: Question(arm(-0.25, -0.10), arm(0.50, 0.61), "higher") for n in range(8)}
+    assert {one.verdict for one in compare(questions).values()} == {"underpowered"}, "92 SD"
+    few = {n: questions[n] for n in (1, 2)}
+    assert {one.verdict for one in compare(few).values()} == {"not distinguishable"}, "23 SD"
+
+
 def test_a_study_that_would_find_a_difference_that_matters_is_not_underpowered() -> None:
     gaps = (-0.0005, 0.0015, 0.0035, 0.0055, 0.0075)  # a mean of .0035, a deviation of .0032
     found = only(arm(*gaps), arm(*np.zeros(5)), margin=0.0057)
