@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sae_plugins.study.cells import StudyPlan
     from sae_plugins.study.findings import Findings
     from sae_plugins.study.prospects import Prospect
@@ -108,7 +107,7 @@ def _prospect(one: Prospect) -> Sequence[str]:
 
 def print_verdicts(findings: Findings) -> None:
     """How many verdicts of each kind every arm has got, and the effects that count."""
-    from sae_plugins.study.facts import DECIDED
+    from sae_plugins.study.facts import DECIDED, Facts
     from sae_plugins.study.statistics import Verdict
     from sae_plugins.study.words import difference, marked, number
 
@@ -122,12 +121,17 @@ def print_verdicts(findings: Findings) -> None:
         table.add_row(arm, *(str(count[word] or "") for word in words))
     effects = _table("effects", "arm", "metric", "verdict", "difference [95% interval]", "d_z")
     few = len(findings.contrasts) <= _FEW
-    models = len(findings.study.models)
+    models, facts = len(findings.study.models), Facts(findings, Path())
+    labels = {
+        (model, metric.suite, metric.name): facts.label(model, metric)
+        for model, metrics in findings.metrics.items()
+        for metric in metrics
+    }
     for contrast in sorted(findings.contrasts, key=lambda contrast: [*counts].index(contrast.arm)):
         found = contrast.comparison
         if few or found.verdict in (*DECIDED, "equivalent") or contrast.family == "primary":
             model = f"{contrast.model}: " if models > 1 else ""
-            metric = f"{model}{contrast.suite}/{contrast.metric}"
+            metric = model + labels[contrast.model, contrast.suite, contrast.metric]
             effect = number(found.effect_size, "+")
             effects.add_row(contrast.arm, metric, marked(found), difference(found), effect)
     for shown in (table, effects):

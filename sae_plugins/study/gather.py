@@ -21,7 +21,7 @@ from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS
+from sae_plugins.study import ENOUGH_SEEDS, naming
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
 from sae_plugins.study.findings import (
@@ -97,6 +97,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         contrasts=_contrasts(study, metrics, trained, scores, broken),
         warnings=[
             *known.warnings,
+            *naming.warnings(study, folder),
             *_missed(study, known.pilots, trained),
             *_warnings(study, trained, evaluated),
             *_not_there(study, metrics, {(m, suite) for m, _, _, _, suite in broken} | measured),
