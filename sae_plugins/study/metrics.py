@@ -57,6 +57,8 @@ def _check(key: str, name: str) -> None:
         raise SaePluginsError(f"{key}: no metric {name!r}: {near}")
     if found.better == "neither":
         raise SaePluginsError(f"{key}: {name}: neither higher nor lower is better; leave it out")
+    if key.startswith("primary") and (suite == HELDOUT or not found.headline):
+        raise SaePluginsError(f"{key}: {name} is not compared by default; name it under compare")
 
 
 def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[ReportedMetric]:

@@ -126,7 +126,7 @@ def refuse_hopeless(found: Sequence[Prospect], seeds: int) -> None:
         )
     raise SaePluginsError(
         f"this study can find nothing: {why}; give more seeds, compare fewer arms or metrics, name "
-        "primary contrasts, or run it all the same with --underpowered"
+        "primary comparisons, or run it all the same with --underpowered"
     )
 
 
@@ -150,14 +150,15 @@ def known_noise(study: Study, folder: Path, earlier: Path | None) -> Noise:
             f"--noise_from {earlier}: there is no {FINDINGS}; name a study's folder with a report"
         )
     theirs = _noise(earlier / FINDINGS)
-    models = {model for model, _, _ in theirs}
-    if len(models) == 1:
-        (only,) = models
-        theirs = {
-            (model if only not in study.models else only, suite, name): sd
-            for (_, suite, name), sd in theirs.items()
-            for model in study.models
-        }
+    models = sorted({model for model, _, _ in theirs})
+    if not study.models.keys() & {*models}:
+        if len(models) != 1:
+            found = f"models {', '.join(models)}" if models else "no comparisons"
+            raise SaePluginsError(
+                f"--noise_from {earlier}: it has {found}, and this study has "
+                f"{', '.join(study.models)}; call those alike that are to be taken for each other"
+            )
+        theirs = {(m, *place): sd for (_, *place), sd in theirs.items() for m in study.models}
     return theirs | own
 
 

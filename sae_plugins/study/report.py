@@ -70,6 +70,9 @@ def write(findings: Findings, folder: Path) -> Path:
     return folder / HTML
 
 
+_Found = tuple[Comparison | None, Family | None]
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """The verdict table of one model, with a column for each metric."""
@@ -78,8 +81,8 @@ class Verdicts:
     metrics: Sequence[ReportedMetric]
     reference: Sequence[str]
     """The reference's scores at its middle sparsity."""
-    groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[Comparison | None]]]]]
-    """Arms by kind, with a comparison for each metric; None where there is none."""
+    groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[_Found]]]]]
+    """Arms by kind, with a comparison for each metric and its family; None where there is none."""
     notes: Sequence[tuple[str, str]]
     """Reasons of no verdict and warnings, after what they are about."""
 
@@ -97,7 +100,6 @@ def _view(facts: Facts) -> dict[str, Any]:
         "families": families,
         "corrected": _corrected(families),
         "marks": MARKS,
-        "family_of": facts.families,
         "answers": answers(facts),
         "verdicts": [_verdicts(facts, model) for model in models],
         "numbers": [_numbers(facts, model) for model in models],
@@ -141,9 +143,10 @@ def _verdicts(facts: Facts, model: str) -> Verdicts:
         for name, arm in facts.arms.items():
             if arm.kind != kind or name == facts.reference:
                 continue
-            found = [facts.comparisons.get((model, name, m.suite, m.name)) for m in metrics]
+            places = [(model, name, m.suite, m.name) for m in metrics]
+            found = [(facts.comparisons.get(p), facts.families.get(p)) for p in places]
             rows.append((arm, found))
-            for comparison in found:
+            for comparison, _ in found:
                 for text in _remarks(comparison):
                     about.setdefault(text, {})[name] = None
         if rows:

@@ -12,6 +12,7 @@ import yaml
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints.main import main
 from sae_plugins.study import execute
+from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.power import detectable_effect
 from sae_plugins.study.prospects import known_noise, prospects, refuse_hopeless
 from sae_plugins.study.spec import Study
@@ -117,6 +118,32 @@ def test_noise_is_the_median_over_arms_of_this_study_before_an_earlier_one(tmp_p
     contents["contrasts"] += more
     (own / "findings.json").write_text(json.dumps(contents))
     assert known_noise(study(), own, earlier) == theirs | {MCC: 2.0}
+
+
+def test_an_earlier_study_of_other_models_is_refused(tmp_path: Path) -> None:
+    folder = findings(tmp_path, "a", mcc=1.0)
+    contents = json.loads((folder / "findings.json").read_text())
+    contents["contrasts"] += [{**contents["contrasts"][0], "model": "b"}]
+    (folder / "findings.json").write_text(json.dumps(contents))
+    with pytest.raises(SaePluginsError, match=r"it has models a, b, and this study has toy; call"):
+        known_noise(study(), tmp_path / "none", folder)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"primary": {"same": ["ground-truth/uniqueness"]}}, "is not compared by default; name it"),
+        ({"primary": {"same": ["ground-truth/mc"]}}, "primary.same: no metric 'ground-truth/mc'"),
+        ({"margins": {"cor/l0": 1}}, "margins: no suite 'cor'"),
+        ({"margins": {"ground-truth/sae_l0": 1}}, "margins: ground-truth/sae_l0: neither higher"),
+    ],
+)
+def test_metrics_that_cannot_be_compared_have_no_margin_and_are_not_primary(
+    contents: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SaePluginsError) as error:
+        check_compared(study(**contents))
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("contents", ["{", "[]", '{"contrasts": [{}]}', '{"contrasts": 1}'])
