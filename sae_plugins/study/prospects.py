@@ -158,7 +158,7 @@ def known_noise(study: Study, folder: Path, earlier: Path | None) -> Noise:
                 f"--noise_from {earlier}: it has {found}, and this study has "
                 f"{', '.join(study.models)}; call those alike that are to be taken for each other"
             )
-        theirs = {(m, *place): sd for (_, *place), sd in theirs.items() for m in study.models}
+        theirs = {(m, s, name): sd for (_, s, name), sd in theirs.items() for m in study.models}
     return theirs | own
 
 
