@@ -260,14 +260,7 @@ def _contrasts(
 
     What failed is there as a point without a number: seeds are not to be chosen by their outcome.
     """
-    l0 = {(t.model, t.arm, t.sparsity, t.seed): t.l0 for t in trained}
-    points: dict[tuple[str, str, str, str], list[Point]] = {}
-    for s in scores:
-        at = l0.get((s.model, s.arm, s.sparsity, s.seed))
-        if at is not None:
-            place = (s.model, s.suite, s.metric, s.arm)
-            value = math.nan if s.value is None else s.value
-            points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
+    points = _points(trained, scores)
     arms = [arm for arm in study.all_arms() if arm != study.reference]
     families: dict[Family, dict[tuple[str, str, str, str], Question]] = {}
     for model, found in metrics.items():
@@ -292,6 +285,21 @@ def _contrasts(
         for family, questions in families.items()
         for (model, suite, metric, arm), comparison in compare(questions).items()
     ]
+
+
+def _points(
+    trained: Sequence[Trained], scores: Sequence[Score]
+) -> dict[tuple[str, str, str, str], list[Point]]:
+    """By model, suite, metric and arm, the SAEs that have an L0."""
+    l0 = {(t.model, t.arm, t.sparsity, t.seed): t.l0 for t in trained}
+    points: dict[tuple[str, str, str, str], list[Point]] = {}
+    for s in scores:
+        at = l0.get((s.model, s.arm, s.sparsity, s.seed))
+        if at is not None:
+            value = math.nan if s.value is None else s.value
+            place = (s.model, s.suite, s.metric, s.arm)
+            points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
+    return points
 
 
 def _versions(
