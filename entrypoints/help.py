@@ -24,6 +24,7 @@ _KINDS = {
 }
 _KINDS_BY_NAME = {
     "output_path": "DIR",
+    "noise_from": "DIR",
     "resume": "DIR",
     "cache_path": "DIR",
     "activation_cache": "DIR",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -22,13 +21,15 @@ if TYPE_CHECKING:
     from sae_plugins.base.kept import Folder
     from sae_plugins.study.cells import StudyPlan
     from sae_plugins.study.findings import Findings
+    from sae_plugins.study.prospects import Prospect
     from sae_plugins.study.spec import Study
 
 _ABOUT = """\
 Find out whether a method helps: train arms x sparsities x seeds in lockstep (one pass of the
 language model for all of them), evaluate every SAE, and compare each arm with the reference arm at
 equal L0. A verdict is "better" or "worse" only where the difference stands out from the seeds'
-noise, corrected for the number of comparisons; otherwise it is "not distinguishable".
+noise, corrected for the number of comparisons. It is "equivalent" where the difference is shown to
+be too small to matter, and "underpowered" where there are too few seeds to tell.
 """
 _EXAMPLES = """\
   sae-plugins study list                          the packaged studies
@@ -78,9 +79,12 @@ def _run(line: Line, problems: Problems) -> int:
         cache = _cache(line.given)
     study, folder, known = _given(line, problems)
     from sae_plugins.study.execute import run
+    from sae_plugins.study.prospects import refuse_hopeless
 
-    _print_plan(study, known, folder)
-    _print_stale(known, folder)
+    found = _status_of(study, folder, known, line)
+    to_train = any(cell.summary(folder) is None for cell in (*known.pilots, *known.cells))
+    if to_train and not line.given.get("underpowered"):
+        refuse_hopeless(found, len(study.seeds))
     started = time.perf_counter()
     with begun():
         with closing(StudyProgress()) as progress:
@@ -111,9 +115,22 @@ def _cache(given: Mapping[str, Any]) -> Folder | None:
 
 def _status(line: Line, problems: Problems) -> int:
     study, folder, known = _given(line, problems)
-    _print_plan(study, known, folder)
-    _print_stale(known, folder)
+    _status_of(study, folder, known, line)
     return 0
+
+
+def _status_of(study: Study, folder: Path, known: StudyPlan, line: Line) -> list[Prospect]:
+    """Print what is done, what is to do, and what it can find."""
+    from sae_plugins.entrypoints import study_tables
+    from sae_plugins.study.prospects import known_noise, prospects
+
+    earlier = line.given.get("noise_from")
+    noise = known_noise(study, folder, Path(earlier).expanduser() if earlier else None)
+    found = prospects(study, noise)
+    study_tables.print_plan(study, known, folder)
+    study_tables.print_stale(known, folder)
+    study_tables.print_prospects(found, len(study.seeds))
+    return found
 
 
 def _report(line: Line, problems: Problems) -> int:
@@ -128,12 +145,13 @@ def _reported(line: Line, problems: Problems) -> Findings:
             f"--output_path {folder}: there is no such folder; run the study first"
         )
     from sae_plugins.base.files import write
+    from sae_plugins.entrypoints import study_tables
     from sae_plugins.study import report
     from sae_plugins.study.gather import FINDINGS, gather
 
     there = any(cell.summary(folder) for cell in (*known.cells, *known.pilots))
     if not there and (folder / FINDINGS).exists():
-        _print_stale(known, folder)
+        study_tables.print_stale(known, folder)
         raise SaePluginsError(
             f"{folder} has no SAE of this study, but an earlier report, which stays"
         )
@@ -144,7 +162,7 @@ def _reported(line: Line, problems: Problems) -> Findings:
             page = report.write(findings, folder)
         except OSError as error:
             raise SaePluginsError(f"{folder}: the report could not be written: {error}") from error
-    _print_verdicts(findings)
+    study_tables.print_verdicts(findings)
     print(f"the report: {page}")
     for text in findings.failures:
         print(f"failed: {text}", file=sys.stderr)
@@ -185,6 +203,13 @@ _FLAGS = {
             "one on a GPU)",
         ),
         *(replace(our_flags()[name], group="") for name in ("activation_cache", "cache_budget")),
+        Flag(
+            "noise_from",
+            "none | str",
+            "the folder of an earlier study, whose noise says what this one can find (default: "
+            "what this study's folder has)",
+        ),
+        Flag("underpowered", "bool", "run it even if it can find nothing", False),
     )
 }
 
@@ -214,82 +239,14 @@ COMMAND = Command(
             "train, evaluate and compare what is missing, and write the report",
             _run,
             *("output_path", "jobs", "activation_cache", "cache_budget"),
+            *("noise_from", "underpowered"),
         ),
-        _action("status", "what is done, and what is to do", _status, "output_path"),
+        _action(
+            "status",
+            "what is done, what is to do, and what differences it can find",
+            _status,
+            *("output_path", "noise_from"),
+        ),
         _action("report", "write the report of what there is so far", _report, "output_path"),
     ),
 )
-
-
-# -- what is printed -------------------------------------------------------------------------------
-
-
-def _print_plan(study: Study, known: StudyPlan, folder: Path) -> None:
-    """A table of the arms: how many SAEs there are to be, and how many there are."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sae_plugins.study.cells import grouped
-    from sae_plugins.study.execute import failure
-
-    cells = [*known.pilots, *known.cells]
-    failures = {cell: reason for cell in cells if (reason := failure(cell, folder))}
-    table = Table(title=str(folder), title_justify="left")
-    for column in ("model", "arm", "sparsities"):
-        table.add_column(column)
-    for column in ("SAEs", "trained", "failed"):
-        table.add_column(column, justify="right")
-    for (model, arm), members in grouped(cells, lambda cell: (cell.model, cell.arm)).items():
-        trained = sum(cell.summary(folder) is not None for cell in members)
-        failed = sum(cell in failures for cell in members)
-        values = dict.fromkeys(cell.sparsity for cell in members if not cell.pilot)
-        shown = ", ".join(values) or "found by pilots"
-        reference = " (reference)" if arm == study.reference else ""
-        pilots = sum(cell.pilot for cell in members)
-        counts = {"": len(members) - pilots, " pilots": pilots}
-        wanted = ", ".join(f"{count}{kind}" for kind, count in counts.items() if count)
-        table.add_row(model, f"{arm}{reference}", shown, wanted, str(trained), str(failed or ""))
-    Console().print(table)
-    for cell, reason in failures.items():
-        print(f"failed: {cell.folder}: {reason}")
-    seeds = ", ".join(str(seed) for seed in study.seeds)
-    passes = len({(cell.model, cell.seed) for cell in cells})
-    count = f"{passes} pass{'es' if passes != 1 else ''}"
-    print(f"seeds {seeds}; {count} through the data, each for all of its SAEs")
-    for model, spec in study.models.items():
-        print(f"{model}: {', '.join(spec.suites) or 'no suites'}")
-    for warning in known.warnings:
-        print(f"warning: {warning}")
-
-
-def _print_stale(known: StudyPlan, folder: Path) -> None:
-    from sae_plugins.study.execute import stale
-
-    if old := stale(known, folder):
-        print(
-            f"{len(old)} SAEs in {folder / 'saes'} are made from other settings, data or code than "
-            f"this study's, and are not used: {old[0].name}{', ...' if len(old) > 1 else ''}"
-        )
-    for change, count in known.changes.items():
-        print(f"{count} SAE{'s are' if count > 1 else ' is'} to be trained again: {change}")
-
-
-def _print_verdicts(findings: Findings) -> None:
-    """How many verdicts of each kind every arm has got."""
-    from rich.console import Console
-    from rich.table import Table
-
-    words = ("better", "worse", "not distinguishable", "no verdict")
-    table = Table(title=f"against {findings.study.reference}, at equal L0", title_justify="left")
-    table.add_column("arm")
-    for word in words:
-        table.add_column(word, justify="right")
-    counts: dict[str, Counter[str]] = {}
-    for contrast in findings.contrasts:
-        counts.setdefault(contrast.arm, Counter())[contrast.comparison.verdict] += 1
-    for arm, count in counts.items():
-        table.add_row(arm, *(str(count[word] or "") for word in words))
-    if counts:
-        Console().print(table)
-    for warning in findings.warnings:
-        print(f"warning: {warning}")

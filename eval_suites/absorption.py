@@ -17,7 +17,7 @@ from sae_plugins.eval_suites.saebench.facts import (
     dtype_of_first_letters,
 )
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
+from sae_plugins.eval_suites.suite import SHARE, Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 PROMPT_TOKENS = 90
 """About, with ten examples before the word."""
@@ -56,12 +56,15 @@ class Absorption(Suite):
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("mean_full_absorption_score", "absorption",
                "share of the words with a readable first letter where none of the letter's latents "
-               "fires and another one speaks for it: the headline", "lower", headline=True),
+               "fires and another one speaks for it: the headline", "lower", headline=True,
+               bounds=SHARE, margin=0.02),
         Metric("mean_absorption_fraction_score", "absorption fraction",
                "partial absorption too; it was redefined in SAEBench 0.5, so never compare it with "
-               "numbers of older versions or papers", "lower", headline=True),
+               "numbers of older versions or papers", "lower", headline=True,
+               bounds=SHARE, margin=0.02),
         Metric("mean_num_split_features", "feature splitting",
-               "latents that a letter takes; 1 is no splitting", "lower", headline=True),
+               "latents that a letter takes; 1 is no splitting", "lower", headline=True,
+               bounds=(0.0, None), margin=0.1),
         Metric("num_letters", "(ours)", "letters that could be read off the language model",
                "neither"),
     )  # fmt: skip

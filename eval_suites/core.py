@@ -13,7 +13,16 @@ from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.saebench.core import run_core
 from sae_plugins.eval_suites.saebench.facts import bytes_of_activation
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
+from sae_plugins.eval_suites.suite import (
+    SCORE,
+    SHARE,
+    Cost,
+    Metric,
+    Scores,
+    Suite,
+    SuiteSettings,
+    Value,
+)
 from sae_plugins.runs.heldout import Sums
 
 TOKENS_PER_DOCUMENT = 400
@@ -53,25 +62,29 @@ class Core(Suite):
         Metric(
             "explained_variance_centred", "explained variance",
             "1 - squared error / variance about the mean: ours, where SAEBench's forgets the mean",
-            "higher", headline=True,
+            "higher", headline=True, bounds=SCORE, margin=0.01,
         ),
         Metric(
             "explained_variance", "explained variance",
             "SAEBench's own: the variance is about 0 in part, so a large mean makes it too good",
-            "higher",
+            "higher", bounds=SCORE, margin=0.01,
         ),
         Metric("explained_variance_legacy", "explained variance (legacy)",
-               "mean over tokens of 1 - error / squared distance from the batch's mean", "higher"),
+               "mean over tokens of 1 - error / squared distance from the batch's mean", "higher",
+               bounds=SCORE, margin=0.01),
         Metric("mse", "MSE", "squared error per token divided by the tokens of a batch: it shrinks "
                "as batches grow, so compare it only at equal batch size", "lower"),
-        Metric("cossim", "cosine similarity", "between activation and reconstruction", "higher"),
+        Metric("cossim", "cosine similarity", "between activation and reconstruction", "higher",
+               bounds=(-1.0, 1.0), margin=0.01),
         Metric("ce_loss_score", "loss recovered", "share of what zero-ablating the hook costs that "
-               "the SAE's reconstruction recovers; 1 is perfect", "higher", headline=True),
+               "the SAE's reconstruction recovers; 1 is perfect", "higher", headline=True,
+               bounds=SCORE, margin=0.01),
         Metric("ce_loss_with_sae", "CE loss with SAE", "nats per token", "lower"),
         Metric("ce_loss_without_sae", "CE loss", "of the language model alone", "neither"),
         Metric("ce_loss_with_ablation", "CE loss, ablated", "with zeros at the hook", "neither"),
         Metric("kl_div_score", "KL divergence score", "NOT a divergence: the share of the "
-               "ablation's divergence that is recovered; 1 is perfect", "higher", headline=True),
+               "ablation's divergence that is recovered; 1 is perfect", "higher", headline=True,
+               bounds=SCORE, margin=0.01),
         Metric("kl_div_with_sae", "KL divergence", "of the spliced model from the model, nats",
                "lower"),
         Metric("kl_div_with_ablation", "KL divergence, ablated", "with zeros at the hook",
@@ -84,19 +97,21 @@ class Core(Suite):
         Metric("relative_reconstruction_bias", "relative reconstruction bias",
                "below 1, the SAE shrinks (arXiv 2404.16014, eq. 10)", "neither"),
         Metric("frac_alive", "alive latents", "share that fires at all on the tokens read",
-               "higher", headline=True),
+               "higher", headline=True, bounds=SHARE, margin=0.02),
         Metric("freq_over_1_percent", "dense latents", "share that fires on over 1% of tokens",
-               "neither"),
+               "neither", bounds=SHARE),
         Metric("freq_over_10_percent", "very dense latents", "share that fires on over 10%",
-               "lower"),
+               "lower", bounds=SHARE, margin=0.02),
         Metric("normalized_freq_over_1_percent", "activity in dense latents",
-               "share of all firing that is theirs", "neither"),
+               "share of all firing that is theirs", "neither", bounds=SHARE),
         Metric("normalized_freq_over_10_percent", "activity in very dense latents",
-               "share of all firing that is theirs", "lower"),
+               "share of all firing that is theirs", "lower", bounds=SHARE, margin=0.02),
         Metric("average_max_encoder_cosine_sim", "encoder similarity",
-               "largest cosine of an encoder direction with another, mean", "lower"),
+               "largest cosine of an encoder direction with another, mean", "lower",
+               bounds=(-1.0, 1.0), margin=0.02),
         Metric("average_max_decoder_cosine_sim", "decoder similarity",
-               "largest cosine of a decoder direction with another, mean", "lower"),
+               "largest cosine of a decoder direction with another, mean", "lower",
+               bounds=(-1.0, 1.0), margin=0.02),
     )  # fmt: skip
 
     def open_text(self, settings: CoreSettings) -> str:

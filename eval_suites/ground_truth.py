@@ -12,7 +12,16 @@ from pydantic import Field
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.bench import Bench
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
+from sae_plugins.eval_suites.suite import (
+    SCORE,
+    SHARE,
+    Cost,
+    Metric,
+    Scores,
+    Suite,
+    SuiteSettings,
+    Value,
+)
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject
@@ -46,12 +55,16 @@ class GroundTruth(Suite):
             "mean absolute cosine of true features and decoder rows, matched one to one",
             "higher",
             headline=True,
+            bounds=SHARE,
+            margin=0.02,
         ),
         Metric(
             "uniqueness",
             "uniqueness",
             "distinct true features that are some latent's nearest, per latent",
             "higher",
+            bounds=SHARE,
+            margin=0.02,
         ),
         Metric(
             "classification/f1_score",
@@ -59,24 +72,32 @@ class GroundTruth(Suite):
             "of each latent as a detector of the true feature that is nearest, mean over latents",
             "higher",
             headline=True,
+            bounds=SHARE,
+            margin=0.02,
         ),
         Metric(
             "classification/precision",
             "precision",
             "share of a latent's activations where its true feature is active, mean over latents",
             "higher",
+            bounds=SHARE,
+            margin=0.02,
         ),
         Metric(
             "classification/recall",
             "recall",
             "share of a true feature's activations where its latent is active, mean over latents",
             "higher",
+            bounds=SHARE,
+            margin=0.02,
         ),
         Metric(
             "classification/accuracy",
             "accuracy",
             "share of samples where a latent and its true feature agree, mean over latents",
             "higher",
+            bounds=SHARE,
+            margin=0.02,
         ),
         Metric(
             "explained_variance",
@@ -84,6 +105,8 @@ class GroundTruth(Suite):
             "1 - squared error / variance of the activations",
             "higher",
             headline=True,
+            bounds=SCORE,
+            margin=0.01,
         ),
         Metric(
             "shrinkage",

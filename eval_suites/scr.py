@@ -80,6 +80,7 @@ class SCR(Suite):
     item = "pair"
     Settings = SCRSettings
     context = "context_length"
+    numbers = "n_values"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"train_set_size": 400, "test_set_size": 200, "context_length": 64},
     }
@@ -88,11 +89,12 @@ class SCR(Suite):
                "ablating k latents (a number, not a threshold), the share of the accuracy that the "
                "bias had cost and that comes back, in the direction that had cost more; not "
                "bounded, and noisy: arXiv 2605.18229 advises against ranking SAEs by it", "higher",
-               headline=True),
+               headline=True, margin=0.05),
         Metric("scr_dir1_threshold_{k}", "SCR at {k}, direction 1",
-               "ablating latents of the second column (gender, rating)", "higher"),
+               "ablating latents of the second column (gender, rating)", "higher", margin=0.05),
         Metric("scr_dir2_threshold_{k}", "SCR at {k}, direction 2",
-               "ablating latents of the first column (profession, category)", "higher"),
+               "ablating latents of the first column (profession, category)", "higher",
+               margin=0.05),
         Metric("padding_leak_threshold_{k}", "(ours)",
                "how much of what is ablated comes from padding, not from the text: length of the "
                "one to that of the other", "lower"),

@@ -26,7 +26,7 @@ from sae_plugins.eval_suites.saebench.facts import (
     reported_numbers,
 )
 from sae_plugins.eval_suites.saebench.probing import run_sparse_probing
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
+from sae_plugins.eval_suites.suite import SHARE, Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 DATASETS = (
     "LabHC/bias_in_bios_class_set1",
@@ -68,6 +68,7 @@ class SparseProbing(Suite):
     item = "dataset"
     Settings = SparseProbingSettings
     context = "context_length"
+    numbers = "k_values"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"probe_train_set_size": 400, "probe_test_set_size": 200, "context_length": 64},
         "paper": {"k_values": (1, 5, 20)},
@@ -75,15 +76,16 @@ class SparseProbing(Suite):
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("sae_top_{k}_test_accuracy", "top-{k} sparse probing accuracy",
                "of a probe on the k latents whose means differ most between the classes; 0.5 is "
-               "chance", "higher", headline=True),
+               "chance", "higher", headline=True, bounds=SHARE, margin=0.01),
         Metric("sae_test_accuracy", "full-code probing accuracy",
                "of a probe on all latents, which a dense code wins: not sparse probing", "higher",
-               headline=True),
+               headline=True, bounds=SHARE, margin=0.01),
         Metric("llm_top_{k}_test_accuracy", "top-{k} residual accuracy",
-               "the same with the k channels of the language model that differ most", "neither"),
+               "the same with the k channels of the language model that differ most", "neither",
+               bounds=SHARE),
         Metric("llm_test_accuracy", "residual accuracy",
                "of a probe on the language model's activations: about the most to be had",
-               "neither", headline=True),
+               "neither", headline=True, bounds=SHARE),
     )  # fmt: skip
 
     def refusal(self, subject: Subject) -> str | None:

@@ -29,6 +29,12 @@ class SuiteSettings(BaseModel, extra="forbid", frozen=True):
     """A suite's settings: a subclass has a field, with a description, for each."""
 
 
+SHARE = (0.0, 1.0)
+"""The bounds of a share."""
+SCORE = (None, 1.0)
+"""The bounds of a score of which 1 is perfect and 0 is that of doing nothing."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A row of the table that the documentation and the command print."""
@@ -40,6 +46,10 @@ class Metric:
     meaning: str
     better: Literal["higher", "lower", "neither"]
     headline: bool = False
+    bounds: tuple[float | None, float | None] = (None, None)
+    """The least and the greatest value that there can be; None where there is no end."""
+    margin: float | None = None
+    """The smallest difference between two SAEs that matters, where a study states no other."""
 
     def numbers(self, name: str) -> dict[str, str] | None:
         """What stands in a result's `name` for each `{k}` of this one; None if it is another."""
@@ -104,6 +114,8 @@ class Suite(ABC):
     needs_model: ClassVar[bool] = True
     context: ClassVar[str | None] = None
     """The setting that says how many tokens a prompt has, which the language model must read."""
+    numbers: ClassVar[str | None] = None
+    """The setting that lists the numbers for which `{k}` stands in the metrics' names."""
 
     def settings(self, preset: str, overrides: Mapping[str, Any]) -> Any:
         """The settings of a preset with some of them replaced.
@@ -113,6 +125,15 @@ class Suite(ABC):
         """
         values = {**self.presets.get(preset, {}), **overrides}
         return validated(self.Settings, values, f"--{self.name}.")
+
+    def metric_names(self, settings: Any) -> list[str]:
+        """The names of the metrics that a result with these settings has."""
+        numbers = getattr(settings, self.numbers) if self.numbers else ("{k}",)
+        return [
+            row.name.replace("{k}", str(number))
+            for row in self.metrics
+            for number in (numbers if "{k}" in row.name else ("",))
+        ]
 
     def refusal(self, subject: Subject) -> str | None:
         """Why this suite does not apply to an SAE, or None if it does."""

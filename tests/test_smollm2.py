@@ -175,7 +175,8 @@ def test_it_takes_part_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("mine.yaml").write_text(yaml.safe_dump(study))
-    assert main(["study", "run", "mine.yaml", "--output_path", "study", "--jobs", "1"]) == 0
+    run = ["study", "run", "mine.yaml", "--output_path", "study", "--jobs", "1"]
+    assert main([*run, "--underpowered"]) == 0
     findings = json.loads(next(Path("study").rglob("findings.json")).read_text())
     assert "smollm2" in json.dumps(findings)
     assert list(Path("study").rglob("saes/*/*/sae_weights.safetensors"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sae_plugins.eval_suites import registry
+from sae_plugins.eval_suites.suite import SCORE, SHARE
 from sae_plugins.eval_suites.suite import Metric as SuiteMetric
 
 HELDOUT, TRAINING = "heldout", "training"
@@ -15,11 +16,13 @@ OF_THE_RUN = (
     SuiteMetric("k", "k", "active features per token in training: what L0 should be", "neither"),
     SuiteMetric(
         "explained_variance", "explained variance", "1 - squared error / variance, held out",
-        "higher", True,
+        "higher", True, bounds=SCORE, margin=0.01,
     ),
-    SuiteMetric("never_fired", "never fired", "share of features, held out", "lower", True),
+    SuiteMetric("never_fired", "never fired", "share of features, held out", "lower", True,
+                bounds=SHARE, margin=0.02),
     SuiteMetric("mse", "squared error", "per held-out token, summed over d_in", "lower"),
-    SuiteMetric("cosine", "cosine", "between activations and reconstructions, held out", "higher"),
+    SuiteMetric("cosine", "cosine", "between activations and reconstructions, held out", "higher",
+                bounds=(-1.0, 1.0), margin=0.01),
     SuiteMetric("tokens", "held-out tokens", "how many the numbers are of", "neither"),
 )  # fmt: skip
 """What every run says of itself, from text that it was not trained on."""

@@ -24,7 +24,7 @@ from sae_plugins.base.files import lock, write
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.runs.folder import RECIPE, remove_run
-from sae_plugins.study import commits
+from sae_plugins.study import commits, naming
 from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
@@ -86,6 +86,7 @@ def run(
     plan_of(study, folder)  # which refuses what is wrong before there is a folder
     jobs = jobs or default_jobs(len(study.models) * len(study.seeds))
     with _locked(folder):
+        naming.remember(study, folder, results=(folder / EVALUATIONS).exists())
         write(folder / STUDY, as_yaml(study))  # as it was run last
         commits.look_up(study, folder)
         known = plan_of(study, folder)

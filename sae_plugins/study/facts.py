@@ -15,6 +15,7 @@ from sae_plugins.runs.folder import METRICS
 from sae_plugins.study import traces
 from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Trained
+from sae_plugins.study.spec import Family
 from sae_plugins.study.statistics import Comparison, Verdict
 
 DECIDED: tuple[Verdict, ...] = ("better", "worse")
@@ -50,6 +51,11 @@ class Facts:
     def comparisons(self) -> dict[tuple[str, str, str, str], Comparison]:
         """By model, arm, suite and metric."""
         return {(c.model, c.arm, c.suite, c.metric): c.comparison for c in self.findings.contrasts}
+
+    @cached_property
+    def families(self) -> dict[tuple[str, str, str, str], Family]:
+        """What each of these comparisons is corrected with."""
+        return {(c.model, c.arm, c.suite, c.metric): c.family for c in self.findings.contrasts}
 
     @cached_property
     def runs(self) -> dict[tuple[str, str], dict[str, list[Trained]]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from sae_plugins.study.spec import Kind, Study
+from sae_plugins.study.spec import Family, Kind, Study
 from sae_plugins.study.statistics import Comparison
 
 
@@ -61,6 +61,10 @@ class ReportedMetric(BaseModel, extra="forbid"):
     """Whether arms get a verdict on it."""
     unreliable: str = ""
     """Why its verdicts are not to be relied on, where that is known."""
+    bounds: tuple[float | None, float | None] = (None, None)
+    """The least and the greatest value that there can be; None where there is no end."""
+    margin: float | None = None
+    """The smallest difference that matters, as the study or the suite states it."""
 
 
 class Contrast(BaseModel, extra="forbid"):
@@ -71,6 +75,7 @@ class Contrast(BaseModel, extra="forbid"):
     suite: str
     metric: str
     comparison: Comparison
+    family: Family = "all"
 
 
 class ArmInfo(BaseModel, extra="forbid"):

@@ -21,7 +21,7 @@ from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS
+from sae_plugins.study import ENOUGH_SEEDS, naming
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
 from sae_plugins.study.findings import (
@@ -34,8 +34,8 @@ from sae_plugins.study.findings import (
     Trained,
 )
 from sae_plugins.study.metrics import OF_PAPERS, shown
-from sae_plugins.study.spec import Study
-from sae_plugins.study.statistics import NEAR_L0, Point, compare
+from sae_plugins.study.spec import Family, Study
+from sae_plugins.study.statistics import NEAR_L0, Better, Point, Question, compare
 
 FINDINGS = "findings.json"
 
@@ -97,6 +97,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         contrasts=_contrasts(study, metrics, trained, scores, broken),
         warnings=[
             *known.warnings,
+            *naming.warnings(study, folder),
             *_missed(study, known.pilots, trained),
             *_warnings(study, trained, evaluated),
             *_not_there(study, metrics, {(m, suite) for m, _, _, _, suite in broken} | measured),
@@ -255,20 +256,13 @@ def _contrasts(
     scores: Sequence[Score],
     broken: Collection[tuple[str, str, str, int, str]],
 ) -> list[Contrast]:
-    """Every arm against the reference, on every compared metric: one Holm family.
+    """Every arm against the reference, on every compared metric: one Holm family, or two.
 
     What failed is there as a point without a number: seeds are not to be chosen by their outcome.
     """
-    l0 = {(t.model, t.arm, t.sparsity, t.seed): t.l0 for t in trained}
-    points: dict[tuple[str, str, str, str], list[Point]] = {}
-    for s in scores:
-        at = l0.get((s.model, s.arm, s.sparsity, s.seed))
-        if at is not None:
-            place = (s.model, s.suite, s.metric, s.arm)
-            value = math.nan if s.value is None else s.value
-            points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
+    points = _points(trained, scores)
     arms = [arm for arm in study.all_arms() if arm != study.reference]
-    pairs: dict[tuple[str, str, str, str], Any] = {}
+    families: dict[Family, dict[tuple[str, str, str, str], Question]] = {}
     for model, found in metrics.items():
         for metric in found:
             suite, name = metric.suite, metric.name
@@ -280,11 +274,32 @@ def _contrasts(
             reference = points.get((model, suite, name, study.reference), [])
             for arm in arms if metric.compared else ():
                 place = (model, suite, name, arm)
-                pairs[place] = (points.get(place, []), reference, metric.better)
+                scored = points.get(place, [])
+                members = families.setdefault(study.family(arm, f"{suite}/{name}"), {})
+                better: Better = "higher" if metric.better == "higher" else "lower"
+                members[place] = Question(scored, reference, better, metric.margin)
     return [
-        Contrast(model=model, arm=arm, suite=suite, metric=metric, comparison=comparison)
-        for (model, suite, metric, arm), comparison in compare(pairs).items()
+        Contrast(
+            model=model, arm=arm, suite=suite, metric=metric, comparison=comparison, family=family
+        )
+        for family, questions in families.items()
+        for (model, suite, metric, arm), comparison in compare(questions).items()
     ]
+
+
+def _points(
+    trained: Sequence[Trained], scores: Sequence[Score]
+) -> dict[tuple[str, str, str, str], list[Point]]:
+    """By model, suite, metric and arm, the SAEs that have an L0."""
+    l0 = {(t.model, t.arm, t.sparsity, t.seed): t.l0 for t in trained}
+    points: dict[tuple[str, str, str, str], list[Point]] = {}
+    for s in scores:
+        at = l0.get((s.model, s.arm, s.sparsity, s.seed))
+        if at is not None:
+            value = math.nan if s.value is None else s.value
+            place = (s.model, s.suite, s.metric, s.arm)
+            points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
+    return points
 
 
 def _versions(

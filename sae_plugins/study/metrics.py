@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sae_plugins.base.errors import SaePluginsError, did_you_mean
+from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation.metrics import (
     HELDOUT,
@@ -26,26 +26,39 @@ OF_PAPERS = {
 
 
 def check_compared(study: Study) -> None:
-    """Refuse metrics under `compare` that there are not, or that have no direction.
+    """Refuse metrics to compare that there are not, or that have no direction.
 
     Those of suites that the study does not run are left alone: it may extend one that does.
 
     Raises:
-        SaePluginsError: names the metric.
+        SaePluginsError: names the metrics.
     """
+    named = [("compare", name) for name in study.compare]
+    named += [("margins", name) for name in study.margins]
+    for arm, names in study.primary.items():
+        # what is not under `compare` is refused already
+        named += [(f"primary.{arm}", name) for name in names if not study.compare]
+    problems = Problems()
+    for key, name in named:
+        with problems:
+            _check(key, name)
+    problems.stop()
+
+
+def _check(key: str, name: str) -> None:
+    """Refuse what is no metric that arms can be compared on, as SUITE/METRIC under a key."""
     suites = [*registry.names(), HELDOUT]
-    for name in study.compare:
-        suite, _, metric = name.partition("/")
-        if suite not in suites:
-            raise SaePluginsError(f"compare: no suite {suite!r}: {did_you_mean(suite, suites)}")
-        found = described(suite, metric)
-        if found is None:
-            near = did_you_mean(metric, [row.name for row in _rows(suite)])
-            raise SaePluginsError(f"compare: no metric {name!r}: {near}")
-        if found.better == "neither":
-            raise SaePluginsError(
-                f"compare: {name}: neither higher nor lower is better; leave it out"
-            )
+    suite, _, metric = name.partition("/")
+    if suite not in suites:
+        raise SaePluginsError(f"{key}: no suite {suite!r}: {did_you_mean(suite, suites)}")
+    found = described(suite, metric)
+    if found is None:
+        near = did_you_mean(metric, [row.name for row in _rows(suite)])
+        raise SaePluginsError(f"{key}: no metric {name!r}: {near}")
+    if found.better == "neither":
+        raise SaePluginsError(f"{key}: {name}: neither higher nor lower is better; leave it out")
+    if key.startswith("primary") and (suite == HELDOUT or not found.headline):
+        raise SaePluginsError(f"{key}: {name} is not compared by default; name it under compare")
 
 
 def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[ReportedMetric]:
@@ -67,6 +80,8 @@ def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[ReportedMe
                     better=row.better,
                     compared=named or by_default,
                     unreliable=UNRELIABLE.get(suite, ""),
+                    bounds=row.bounds,
+                    margin=study.margins.get(f"{suite}/{name}", row.margin),
                 )
             )
     return found

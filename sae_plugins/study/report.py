@@ -19,16 +19,29 @@ from sae_plugins.base import yaml_files
 from sae_plugins.base.files import write as write_file
 from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
-from sae_plugins.study import sections
+from sae_plugins.study import latex, sections
+from sae_plugins.study.conclusions import answers, summary
 from sae_plugins.study.facts import DECIDED, Facts
 from sae_plugins.study.findings import ArmInfo, Contrast, Findings, ReportedMetric, Trained
 from sae_plugins.study.metrics import OF_PAPERS
-from sae_plugins.study.spec import Kind
-from sae_plugins.study.statistics import Comparison, Verdict
-from sae_plugins.study.words import Table, difference, grid, mean_interval, number, p, span
+from sae_plugins.study.spec import Family, Kind
+from sae_plugins.study.statistics import Comparison
+from sae_plugins.study.words import (
+    MARKS,
+    Table,
+    difference,
+    grid,
+    limits,
+    marked,
+    mean_interval,
+    number,
+    p,
+    span,
+)
 
 HTML, MARKDOWN = "report.html", "report.md"
 VERDICTS, SCORES, DETAILS = "verdicts.csv", "scores.csv", "details.csv"
+LATEX = "verdicts.tex"
 
 _KINDS: Mapping[Kind, str] = {
     "method": "Methods",
@@ -45,7 +58,9 @@ def write(findings: Findings, folder: Path) -> Path:
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     for name, text in _tables(findings):
         write_file(folder / name, text)
-    view = {**_view(Facts(findings, folder)), "plotlyjs": Markup(get_plotlyjs())}
+    facts = Facts(findings, folder)
+    write_file(folder / LATEX, latex.verdicts(facts))
+    view = {**_view(facts), "plotlyjs": Markup(get_plotlyjs())}
     # Markdown first: whoever sees a new page finds everything else new, too
     for name, environment in (
         (MARKDOWN, _environment(autoescape=False, finalize=base_text.as_markdown)),
@@ -55,20 +70,7 @@ def write(findings: Findings, folder: Path) -> Path:
     return folder / HTML
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the verdicts say of one model, for whoever reads nothing else."""
-
-    model: str
-    seeds: int
-    """How many; likewise the metrics that are compared."""
-    metrics: int
-    decided: Sequence[tuple[ArmInfo, str, str, str]]
-    """Arms with a "better" or a "worse": on which metrics each, and on how many no verdict."""
-    same: Sequence[str]
-    """Arms that are neither on any metric, but have a verdict."""
-    silent: Sequence[str]
-    """Arms without any verdict."""
+_Found = tuple[Comparison | None, Family | None]
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,14 @@ class Verdicts:
     metrics: Sequence[ReportedMetric]
     reference: Sequence[str]
     """The reference's scores at its middle sparsity."""
-    groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[Comparison | None]]]]]
-    """Arms by kind, with a comparison for each metric; None where there is none."""
+    groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[_Found]]]]]
+    """Arms by kind, with a comparison for each metric and its family; None where there is none."""
     notes: Sequence[tuple[str, str]]
     """Reasons of no verdict and warnings, after what they are about."""
 
 
 def _view(facts: Facts) -> dict[str, Any]:
-    findings, models = facts.findings, facts.models
+    findings, models, families = facts.findings, facts.models, _families(facts.findings)
     study = findings.study.model_dump(mode="json", exclude_defaults=True)
     return {
         "findings": findings,
@@ -95,8 +97,10 @@ def _view(facts: Facts) -> dict[str, Any]:
         "arms": findings.arms,
         "looks": facts.looks,
         "shown": facts.shown,
-        "family": sum(c.comparison.p is not None for c in findings.contrasts),
-        "answers": [_answer(facts, model) for model in models],
+        "families": families,
+        "corrected": _corrected(families),
+        "marks": MARKS,
+        "answers": answers(facts),
         "verdicts": [_verdicts(facts, model) for model in models],
         "numbers": [_numbers(facts, model) for model in models],
         "frontiers": [sections.frontiers(facts, model) for model in models],
@@ -113,32 +117,21 @@ def _view(facts: Facts) -> dict[str, Any]:
         "unreliable": dict.fromkeys(
             m.unreliable for found in findings.metrics.values() for m in found if m.unreliable
         ),
-        "files": (VERDICTS, SCORES, DETAILS),
+        "files": (VERDICTS, SCORES, DETAILS, LATEX),
     }
 
 
-def _answer(facts: Facts, model: str) -> Answer:
-    metrics = facts.compared(model)
-    decided, same, silent = [], [], []
-    for arm in sorted(facts.arms.values(), key=lambda arm: get_args(Kind).index(arm.kind)):
-        labels: dict[Verdict, list[str]] = {}
-        for metric in metrics:
-            found = facts.comparisons.get((model, arm.name, metric.suite, metric.name))
-            if found is not None:
-                label = facts.label(model, metric) + (" †" if metric.unreliable else "")
-                labels.setdefault(found.verdict, []).append(label)
-        better, worse = (_share(labels.get(v, []), len(metrics)) for v in DECIDED)
-        none = len(labels.get("no verdict", []))
-        unsaid = f"no verdict on {none} of {len(metrics)}" if none else ""
-        if labels.keys() & DECIDED:
-            decided.append((arm, better, worse, unsaid))
-        elif "not distinguishable" in labels:
-            same.append(f"{arm.name} ({unsaid})" if unsaid else arm.name)
-        elif arm.name != facts.reference:
-            silent.append(arm.name)
-    trained = facts.findings.trained
-    seeds = {one.seed for one in trained if one.model == model and one.status == "ok"}
-    return Answer(model, len(seeds), len(metrics), decided, same, silent)
+def _families(findings: Findings) -> dict[Family, int]:
+    """How many tests are corrected together."""
+    tested = [c.family for c in findings.contrasts if c.comparison.p is not None]
+    return {family: tested.count(family) for family in get_args(Family) if family in tested}
+
+
+def _corrected(families: Mapping[Family, int]) -> str:
+    """What Holm's correction is over, in words."""
+    if "all" in families or not families:
+        return f"all {families.get('all', 0)} tests of this study"
+    return " and, apart, over ".join(f"its {n} {family} tests" for family, n in families.items())
 
 
 def _verdicts(facts: Facts, model: str) -> Verdicts:
@@ -150,9 +143,10 @@ def _verdicts(facts: Facts, model: str) -> Verdicts:
         for name, arm in facts.arms.items():
             if arm.kind != kind or name == facts.reference:
                 continue
-            found = [facts.comparisons.get((model, name, m.suite, m.name)) for m in metrics]
+            places = [(model, name, m.suite, m.name) for m in metrics]
+            found = [(facts.comparisons.get(p), facts.families.get(p)) for p in places]
             rows.append((arm, found))
-            for comparison in found:
+            for comparison, _ in found:
                 for text in _remarks(comparison):
                     about.setdefault(text, {})[name] = None
         if rows:
@@ -182,11 +176,13 @@ def _score(
 def _numbers(facts: Facts, model: str) -> Table:
     """All that the comparisons say, for readers of the page; the CSV has it in full."""
     columns = ("arm", "metric", "verdict", "difference [95% interval]", "p", "Holm p", "d_z",
-               "smallest detectable", "L0", "seeds")  # fmt: skip
+               "smallest detectable", "margin", "Holm p of equivalence", "family", "L0",
+               "seeds")  # fmt: skip
     rows = [
-        (arm, facts.label(model, metric), found.verdict, difference(found), p(found.p),
+        (arm, facts.label(model, metric), marked(found), difference(found), p(found.p),
          p(found.p_holm), number(found.effect_size), number(found.smallest_detectable),
-         span(found.l0), str(found.n))
+         number(found.margin), p(found.p_equivalence_holm),
+         facts.families[model, arm, metric.suite, metric.name], span(found.l0), str(found.n))
         for arm in facts.arms
         for metric in facts.compared(model)
         if (found := facts.comparisons.get((model, arm, metric.suite, metric.name)))
@@ -202,10 +198,11 @@ def _paper(facts: Facts, model: str) -> Table | None:
         others = facts.findings.metrics.get(model, [])
         metrics += [m for m in others if m.name.startswith("explained_variance")][:1]
     rows = []
-    answer = _answer(facts, model)
     printed = [p for p in OF_PAPERS if any(s[:1] + s[2:] == (model, *p) for s in facts.values)]
     for arm in arms:
-        verdict = "the reference" if arm.name == facts.reference else _summary(answer, arm.name)
+        verdict = (
+            "the reference" if arm.name == facts.reference else summary(facts, model, arm.name)
+        )
         for place, (sparsity, runs) in enumerate(facts.runs.get((model, arm.name), {}).items()):
             scores = [_score(facts, model, arm.name, m.suite, m.name, sparsity) for m in metrics]
             scores += [_score(facts, model, arm.name, *p, sparsity) for p in printed]
@@ -220,13 +217,6 @@ def _paper(facts: Facts, model: str) -> Table | None:
     return Table(model, columns, rows) if rows else None
 
 
-def _summary(answer: Answer, arm: str) -> str:
-    for decided, better, worse, unsaid in answer.decided:
-        if decided.name == arm:
-            return f"better on {better}, worse on {worse}" + (f", {unsaid}" if unsaid else "")
-    return "no verdict" if arm in answer.silent else "not distinguishable on any metric"
-
-
 def _saes(facts: Facts, model: str) -> Table:
     """The L0 of every SAE, a seed a column."""
     seeds = sorted({one.seed for one in facts.findings.trained if one.model == model})
@@ -237,13 +227,6 @@ def _saes(facts: Facts, model: str) -> Table:
             cells = [_state(of_seed.get(seed)) for seed in seeds]
             rows.append((arm, sparsity or "as it is", *cells))
     return Table(model, ("arm", "sparsity", *(f"seed {seed}" for seed in seeds)), rows)
-
-
-def _share(labels: Sequence[str], of: int) -> str:
-    """How many of the metrics, and which."""
-    if not labels:
-        return "none"
-    return f"all {of}" if len(labels) == of > 1 else f"{len(labels)} of {of} ({', '.join(labels)})"
 
 
 def _remarks(comparison: Comparison | None) -> list[str]:
@@ -262,8 +245,9 @@ def _state(run: Trained | None) -> str:
 SCORE_COLUMNS = ("model", "arm", "sparsity", "seed", "suite", "metric", "value", "n")
 _DETAIL_COLUMNS = (*SCORE_COLUMNS, "item")
 VERDICT_COLUMNS = (
-    *("model", "arm", "suite", "metric", "verdict", "difference", "low", "high", "p", "p_holm"),
-    *("effect_size", "smallest_detectable", "sd", "n", "l0_low", "l0_high", "reason", "warnings"),
+    *("model", "arm", "suite", "metric", "family", "verdict", "difference", "low", "high", "p"),
+    *("p_holm", "effect_size", "smallest_detectable", "margin", "p_equivalence"),
+    *("p_equivalence_holm", "sd", "n", "l0_low", "l0_high", "reason", "warnings"),
 )
 
 
@@ -297,6 +281,6 @@ def _environment(**options: Any) -> Environment:
     )  # fmt: skip
     environment.filters |= {
         "arrow": base_text.arrow, "difference": difference, "number": number, "p": p, "span": span,
-        "raw": Markup, "grid": grid,
+        "raw": Markup, "grid": grid, "marked": marked, "limits": limits,
     }  # fmt: skip
     return environment

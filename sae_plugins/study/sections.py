@@ -105,10 +105,12 @@ def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Lin
     found = frontier(points, 24)
     if found is None:
         return Line(arm, dots=dots)
-    sure = [y for y in found.low if math.isfinite(y)]
-    return Line(
-        arm, found.l0, found.mean, found.low if sure else (), found.high if sure else (), dots
-    )
+    if not any(math.isfinite(y) for y in found.low):
+        return Line(arm, found.l0, found.mean, dots=dots)
+    least, most = metric.bounds  # a t interval does not know that a share ends at 1
+    low = [max(y, -math.inf if least is None else least) for y in found.low]
+    high = [min(y, math.inf if most is None else most) for y in found.high]
+    return Line(arm, found.l0, found.mean, low, high, dots)
 
 
 _Cells = dict[tuple[str, str], dict[int, float]]

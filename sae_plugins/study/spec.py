@@ -46,6 +46,8 @@ from sae_plugins.study import ENOUGH_SEEDS
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
 
 Kind = Literal["method", "ours", "baseline", "control"]
+Family = Literal["all", "primary", "exploratory"]
+"""What Holm corrects together: "all" in a study that names no primary comparisons."""
 Flags = dict[str, Any]
 
 
@@ -57,6 +59,7 @@ def _swept(sparsity: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 Sparsity = Annotated[dict[str, list[float]], AfterValidator(_swept)]
+Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Model(BaseModel, extra="forbid", frozen=True):
@@ -140,6 +143,16 @@ class Study(BaseModel, extra="forbid", frozen=True):
         description="metrics that get a verdict, as SUITE/METRIC, such as core/ce_loss_score; all "
         "share one Holm correction (default: the suites' headline metrics that have a direction)",
     )
+    margins: dict[str, Margin] = Field(
+        {},
+        description="the smallest difference that matters, by SUITE/METRIC: within it, arms are "
+        "equivalent (default: what the suite says of its metric)",
+    )
+    primary: dict[str, list[str]] = Field(
+        {},
+        description="what the study is about: by arm, the compared metrics that have a Holm "
+        "correction of their own; an empty list stands for all of them. All else is exploratory",
+    )
     measures: dict[str, str] = Field(
         {}, description="what the paper's metrics really measure, by what the paper calls them"
     )
@@ -160,7 +173,7 @@ class Study(BaseModel, extra="forbid", frozen=True):
         return seeds
 
     def check(self) -> None:
-        """Refuse names of arms and models that there are not.
+        """Refuse names of arms and models that there are not, and primary contrasts without a test.
 
         Raises:
             SaePluginsError: with a sentence for each.
@@ -174,7 +187,26 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 if model not in self.models:
                     near = did_you_mean(model, self.models)
                     problems.add(f"arms.{name}.models: no model {model!r}: {near}")
+        for name, metrics in self.primary.items():
+            if name not in arms:
+                problems.add(f"primary: no arm {name!r}: {did_you_mean(name, arms)}")
+            elif name == self.reference:
+                problems.add(
+                    f"primary: {name!r} is the reference, which is not compared with itself"
+                )
+            for metric in metrics if self.compare else ():
+                if metric not in self.compare:
+                    near = did_you_mean(metric, self.compare)
+                    problems.add(f"primary.{name}: {metric!r} is not under compare: {near}")
         problems.stop()
+
+    def family(self, arm: str, metric: str) -> Family:
+        """Which comparisons an arm's, on a metric as SUITE/METRIC, is corrected with."""
+        if not self.primary:
+            return "all"
+        metrics = self.primary.get(arm)
+        named = metrics is not None and (not metrics or metric in metrics)
+        return "primary" if named else "exploratory"
 
     def all_arms(self) -> dict[str, Arm]:
         """The arms by name: the reference first, the rows of the paper's tables last.
@@ -310,8 +342,10 @@ def _contents(name_or_file: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer)
-    gone = {name for layer in layers for name in _taken_away(layer)} - {*merged.get("models", {})}
-    _forget(merged, gone)
+    _forget(merged, _gone(layers, merged, "models"))
+    if isinstance(primary := merged.get("primary"), dict):
+        for arm in _gone(layers, merged, "arms"):
+            primary.pop(arm, None)
     return merged
 
 
@@ -352,10 +386,11 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _taken_away(layer: Mapping[str, Any]) -> list[str]:
-    """Models that a file takes away from the study that it extends."""
-    models = layer.get("models")
-    return [n for n, model in models.items() if model is None] if isinstance(models, dict) else []
+def _gone(layers: Iterable[Mapping[str, Any]], merged: Mapping[str, Any], key: str) -> set[str]:
+    """The models, or arms, that files take away from the studies that they extend."""
+    named = [layer[key] for layer in layers if isinstance(layer.get(key), dict)]
+    away = {name for each in named for name, value in each.items() if value is None}
+    return away - {*(merged.get(key) or {})}
 
 
 def _forget(study: dict[str, Any], models: Iterable[str]) -> None:

@@ -11,10 +11,14 @@ no samples of training: they are averaged within a seed, and bootstrapped (`with
 only to tell how far a mean over such items can be trusted. The paired t test over seeds is also
 what the papers report.
 
-What is a verdict: Holm's correction over all tests of a study at once keeps the chance of any wrong
-"better" or "worse" in it below `alpha`. Intervals are of one contrast each, without a correction,
-so one may exclude zero where the verdict is "not distinguishable". That verdict is no proof of
-equality: `smallest_detectable` says what the study could have missed.
+What is a verdict: Holm's correction over all tests of a family at once keeps the chance of any
+wrong "better" or "worse" in it below 5%. "Equivalent" is a claim of its own, which needs a
+margin, the smallest difference that matters: two one-sided tests show that the difference is
+smaller, and Holm's correction over all of these keeps the chance of any wrong "equivalent" below
+5%, too. Where neither is shown, `smallest_detectable` says what the study could have missed:
+if that is more than the margin (without one, more than 30 standard deviations of the seeds'
+differences), the verdict is "underpowered", else "not distinguishable".
+Intervals are of one contrast each, without a correction, so one may exclude zero without a verdict.
 """
 
 from __future__ import annotations
@@ -23,23 +27,24 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import scipy.special
 import scipy.stats
 from scipy.integrate import trapezoid
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
 
 from sae_plugins.study import ENOUGH_SEEDS
+from sae_plugins.study.power import ALPHA, HOPELESS, detectable_effect
 
 Better = Literal["higher", "lower"]
-Verdict = Literal["better", "worse", "not distinguishable", "no verdict"]
+Verdict = Literal[
+    "better", "worse", "equivalent", "not distinguishable", "underpowered", "no verdict"
+]
 K = TypeVar("K", bound=Hashable)
 
 CONFIDENCE = 0.95
-POWER = 0.8
-"""Of the smallest detectable difference."""
 SAME_L0 = math.log(1.01)
 """Frontiers that miss each other by this much of log L0 touch: no evaluation measures L0 better."""
 NEAR_L0 = math.log(1.15)
@@ -55,6 +60,16 @@ class Point:
     seed: int
     l0: float
     value: float
+
+
+class Question(NamedTuple):
+    """What is compared: an arm's SAEs with the reference's, on one metric."""
+
+    arm: Sequence[Point]
+    reference: Sequence[Point]
+    better: Better
+    margin: float | None = None
+    """The smallest difference that matters; without one, nothing is called equivalent."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,17 @@ class Comparison:
     reason: str | None = None
     """Of no verdict."""
     warnings: tuple[str, ...] = ()
+    margin: float | None = None
+    """The smallest difference that matters."""
+    p_equivalence: float | None = None
+    """Of two one-sided paired t tests: that the difference is smaller than the margin."""
+    p_equivalence_holm: float | None = None
+    """Corrected for all tests of equivalence that were made together."""
+
+    @property
+    def negligible(self) -> bool:
+        """Whether the difference is shown to be smaller than the margin."""
+        return self.p_equivalence_holm is not None and self.p_equivalence_holm <= ALPHA
 
 
 @dataclass(frozen=True)
@@ -149,44 +175,48 @@ def differences(arm: Sequence[Point], reference: Sequence[Point]) -> Differences
     )
 
 
-def compare(
-    contrasts: Mapping[K, tuple[Sequence[Point], Sequence[Point], Better]], alpha: float = 0.05
-) -> dict[K, Comparison]:
-    """Judge each arm against its reference; all contrasts are one family of Holm's.
+def compare(questions: Mapping[K, Question]) -> dict[K, Comparison]:
+    """Answer questions that are one family of Holm's.
 
     There is no verdict where some seed has no common L0: leaving that seed out would choose seeds
     by their outcome. There is none either where all seeds differ by the same amount other than
     zero, as a t test has no noise then to judge that amount by.
-
-    Args:
-        contrasts: by key, the SAEs of the arm, those of the reference, and which scores are better.
-        alpha: chance of any wrong "better" or "worse" among all contrasts.
     """
-    found = {key: _test(arm, reference) for key, (arm, reference, _) in contrasts.items()}
-    p = {key: comparison.p for key, comparison in found.items() if comparison.p is not None}
-    if not p:
-        return found
-    corrected = multipletests(list(p.values()), alpha=alpha, method="holm")[1]
-    for key, p_holm in zip(p, map(float, corrected), strict=True):
-        one = found[key]
-        verdict = one.verdict
-        if p_holm <= alpha and one.difference:
-            higher_is_better = contrasts[key][2] == "higher"
-            verdict = "better" if (one.difference > 0) == higher_is_better else "worse"
-        detectable = one.sd * detectable_effect(one.n, alpha / len(p)) if one.sd else None
-        found[key] = replace(one, verdict=verdict, p_holm=p_holm, smallest_detectable=detectable)
+    found = {key: _test(question) for key, question in questions.items()}
+    differ = _holm({key: one.p for key, one in found.items()})
+    equal = _holm({key: one.p_equivalence for key, one in found.items()})
+    for key, p_holm in differ.items():
+        one = replace(found[key], p_holm=p_holm, p_equivalence_holm=equal.get(key))
+        if one.sd:
+            detectable = one.sd * detectable_effect(one.n, ALPHA / len(differ))
+            one = replace(one, smallest_detectable=detectable)
+        verdict = _verdict(one, questions[key].better)
+        if verdict in ("better", "worse") and one.negligible:
+            note = f"the difference is there, and smaller than the margin of {one.margin:g}"
+            one = replace(one, warnings=(*one.warnings, note))
+        found[key] = replace(one, verdict=verdict)
     return found
 
 
-def detectable_effect(n: int, alpha: float) -> float:
-    """The d_z that a two-sided paired t test of n seeds at level alpha finds with 80% power.
+def _holm(p: Mapping[K, float | None]) -> dict[K, float]:
+    """Corrected p values of the tests that were made."""
+    made = {key: value for key, value in p.items() if value is not None}
+    if not made:
+        return {}
+    corrected = multipletests(list(made.values()), method="holm")[1]
+    return dict(zip(made, map(float, corrected), strict=True))
 
-    It inverts the noncentral t distribution; the tail on the other side has a chance below 1e-4.
-    (statsmodels' `TTestPower.solve_power` is not used: for few seeds and small levels it returns
-    effects of a quite different power, without an error.)
-    """
-    critical = scipy.stats.t.isf(alpha / 2, n - 1)
-    return float(scipy.special.nctdtrinc(n - 1, 1 - POWER, critical)) / math.sqrt(n)
+
+def _verdict(found: Comparison, better: Better) -> Verdict:
+    """What the corrected tests of a comparison come to."""
+    if found.difference and found.p_holm is not None and found.p_holm <= ALPHA:
+        return "better" if (found.difference > 0) == (better == "higher") else "worse"
+    if found.negligible:
+        return "equivalent"
+    matters = HOPELESS * (found.sd or 0.0) if found.margin is None else found.margin
+    if found.smallest_detectable is not None and found.smallest_detectable > matters:
+        return "underpowered"
+    return "not distinguishable"
 
 
 def within_seed_interval(values: Sequence[float], rng_seed: int) -> tuple[float, float] | None:
@@ -282,11 +312,61 @@ def _l0_range(ranges: Sequence[tuple[float, float]]) -> tuple[float, float] | No
     return (math.exp(min(low for low, _ in ranges)), math.exp(max(high for _, high in ranges)))
 
 
-def _test(arm: Sequence[Point], reference: Sequence[Point]) -> Comparison:
-    """The comparison before Holm's correction, which alone makes "better" or "worse" of it."""
+def _test(question: Question) -> Comparison:
+    """The comparison before Holm's correction, which alone makes a verdict of it."""
+    arm, reference, _, margin = question
     found = differences(arm, reference)
     values = list(found.by_seed.values())
     n = len(values)
+    warnings = _warnings(found)
+    nothing = Comparison("no verdict", n, l0=found.l0, warnings=warnings, margin=margin)
+    if found.apart:
+        return replace(
+            nothing,
+            reason=f"no common L0 in {_seeds(found.apart)}: the arm's is {_covered(arm)}, the "
+            f"reference's {_covered(reference)}; add sparsities between them",
+        )
+    if n < 2:
+        return replace(nothing, reason=f"{_count(n, 'seed')} in common: it takes two at least")
+    mean = fmean(values)
+    tolerance = ROUNDING * max(abs(p.value) for p in (*arm, *reference) if _usable(p))
+    if max(values) - min(values) > tolerance:
+        return _t_tests(values, replace(nothing, verdict="not distinguishable"))
+    if abs(mean) > tolerance:
+        reason = f"every seed differs by the same {mean:.4g}: there is no noise to judge it by"
+        return replace(nothing, difference=mean, sd=0.0, reason=reason)
+    return replace(
+        nothing,
+        verdict="not distinguishable",
+        difference=mean,
+        interval=(min(values), max(values)),
+        sd=0.0,
+        p=1.0,
+        p_equivalence=None if margin is None else 0.0,
+        warnings=(*warnings, "the scores are equal in every seed"),
+    )
+
+
+def _t_tests(values: Sequence[float], of: Comparison) -> Comparison:
+    """What paired t tests say of differences that are not all the same."""
+    test = scipy.stats.ttest_1samp(values, 0)
+    interval = test.confidence_interval(CONFIDENCE)
+    mean, sd = fmean(values), stdev(values)
+    if of.margin is not None:
+        p = float(DescrStatsW(values).ttost_mean(-of.margin, of.margin)[0])
+        of = replace(of, p_equivalence=p)
+    return replace(
+        of,
+        difference=mean,
+        interval=(float(interval.low), float(interval.high)),
+        sd=sd,
+        effect_size=mean / sd,
+        p=float(test.pvalue),
+    )
+
+
+def _warnings(found: Differences) -> tuple[str, ...]:
+    """What a reader of the comparison should know of its SAEs."""
     warnings = []
     if found.unpaired:
         warnings.append(f"{_seeds(found.unpaired)} left out: SAEs of one of the two arms only")
@@ -300,49 +380,11 @@ def _test(arm: Sequence[Point], reference: Sequence[Point]) -> Comparison:
         )
     if found.slivers:
         warnings.append(f"{_seeds(found.slivers)}: compared on less than half of either arm's L0")
-    nothing = Comparison("no verdict", n, l0=found.l0, warnings=tuple(warnings))
-    if found.apart:
-        return replace(
-            nothing,
-            reason=f"no common L0 in {_seeds(found.apart)}: the arm's is {_covered(arm)}, the "
-            f"reference's {_covered(reference)}; add sparsities between them",
+    if 1 < len(found.by_seed) < ENOUGH_SEEDS and not found.apart:
+        warnings.append(
+            f"{len(found.by_seed)} seeds: fewer than {ENOUGH_SEEDS} find large differences only"
         )
-    if n < 2:
-        return replace(nothing, reason=f"{_count(n, 'seed')} in common: it takes two at least")
-    if n < ENOUGH_SEEDS:
-        warnings.append(f"{n} seeds: fewer than {ENOUGH_SEEDS} find large differences only")
-
-    mean = fmean(values)
-    tolerance = ROUNDING * max(abs(p.value) for p in (*arm, *reference) if _usable(p))
-    if max(values) - min(values) <= tolerance:
-        if abs(mean) > tolerance:
-            reason = f"every seed differs by the same {mean:.4g}: there is no noise to judge it by"
-            return replace(nothing, difference=mean, sd=0.0, reason=reason)
-        warnings.append("the scores are equal in every seed")
-        return Comparison(
-            "not distinguishable",
-            n,
-            difference=mean,
-            interval=(min(values), max(values)),
-            sd=0.0,
-            p=1.0,
-            l0=found.l0,
-            warnings=tuple(warnings),
-        )
-    test = scipy.stats.ttest_1samp(values, 0)
-    interval = test.confidence_interval(CONFIDENCE)
-    sd = stdev(values)
-    return Comparison(
-        "not distinguishable",
-        n,
-        difference=mean,
-        interval=(float(interval.low), float(interval.high)),
-        sd=sd,
-        effect_size=mean / sd,
-        p=float(test.pvalue),
-        l0=found.l0,
-        warnings=tuple(warnings),
-    )
+    return tuple(warnings)
 
 
 def _covered(points: Sequence[Point]) -> str:

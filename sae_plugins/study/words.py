@@ -11,7 +11,10 @@ import scipy.stats
 from markupsafe import Markup
 
 from sae_plugins.base.text import as_markdown
-from sae_plugins.study.statistics import CONFIDENCE, Comparison
+from sae_plugins.study.statistics import CONFIDENCE, Comparison, Verdict
+
+MARKS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "equivalent": "≈"}
+"""What tells verdicts apart where there is no colour."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,22 @@ def number(value: float | None, sign: str = "") -> str:
     if value and not 1e-4 <= abs(value) < 1e9:
         return f"{value:{sign}.2e}"
     return f"{value:{sign},.{_decimals(abs(value))}f}"
+
+
+def marked(comparison: Comparison) -> str:
+    """The verdict, with its mark."""
+    return f"{MARKS.get(comparison.verdict, '')} {comparison.verdict}".strip()
+
+
+def limits(comparison: Comparison) -> str:
+    """What a verdict that is neither "better" nor "worse" leaves open; empty for others."""
+    margin, detects = comparison.margin, comparison.smallest_detectable
+    if comparison.verdict == "equivalent":
+        return f"within ±{number(margin)}"
+    if comparison.verdict not in ("not distinguishable", "underpowered") or detects is None:
+        return ""
+    matters = "" if margin is None else f", {number(margin)} matters"
+    return f"detects ≥ {number(detects)}{matters}"
 
 
 def difference(comparison: Comparison) -> str:

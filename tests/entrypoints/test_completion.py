@@ -21,7 +21,7 @@ from sae_plugins.settings.flags import all_flags, architectures
         (["ev"], ["evaluate"]),
         (["study", ""], ["list", "show", "run", "status", "report"]),
         (["study", "run", ""], studies.names()),
-        (["study", "status", "mine.yaml", "--"], ["--help", "--output_path"]),
+        (["study", "status", "mine.yaml", "--"], ["--help", "--noise_from", "--output_path"]),
         (["plugins", "show", "h"], ["hierarchical", "hybrid-order"]),
         (["recipes", "show", ""], recipes.names()),
         (["completion", ""], ["bash", "zsh"]),

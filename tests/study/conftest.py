@@ -1,5 +1,6 @@
 """A study that never ran: made-up scores and the run folders that belong to them."""
 
+import itertools
 import json
 import string
 
@@ -17,7 +18,7 @@ from sae_plugins.study.findings import (
     Trained,
 )
 from sae_plugins.study.spec import Study
-from sae_plugins.study.statistics import Point, compare
+from sae_plugins.study.statistics import Point, Question, compare
 
 ARMS = {
     "l1": "baseline",
@@ -48,11 +49,13 @@ ITEMS = {
 }
 EFFECTS = {"masked-orthogonality": 3.0, "hierarchical": -3.0, "untrained": -12.0}
 """In units of a metric's noise; the first alternates between metrics."""
+BOUNDS = {"ce_loss_score": (None, 1.0), "never_fired": (0.0, 1.0)}
 D_SAE, D_IN = 64, 16
 
 
-def _study(arms, models, seeds):
+def _study(arms, models, seeds, primary):
     return Study(
+        primary=primary,
         description="Do the four methods beat plain L1 at equal L0?",
         reference="l1",
         models={
@@ -96,8 +99,18 @@ def make_findings():
     return findings
 
 
-def findings(folder, arms=ARMS, models=("world",), seeds=5, grid=(8, 16, 32), metrics=METRICS):
+def findings(
+    folder,
+    arms=ARMS,
+    models=("world",),
+    seeds=5,
+    grid=(8, 16, 32),
+    metrics=METRICS,
+    margins=None,
+    primary=None,
+):
     """Findings of a study in which two arms differ, with the folders of its runs."""
+    margins, study = margins or {}, _study(arms, models, seeds, primary or {})
     rng = np.random.default_rng(0)
     trained, scores, details, points = [], [], [], {}
     for model in models:
@@ -132,18 +145,16 @@ def findings(folder, arms=ARMS, models=("world",), seeds=5, grid=(8, 16, 32), me
                                    value=float(rng.uniform(0, 1)))
                             for item in items
                         ]  # fmt: skip
-    contrasts = compare({
-        (model, suite, name, arm): (
-            points[model, suite, name, arm], points[model, suite, name, "l1"], better
-        )
-        for model in models
-        for suite, name, _, better, *_ in metrics
-        for arm in arms
-        if arm != "l1"
-    })  # fmt: skip
+    families = {}
+    for model, (suite, name, _, better, *_), arm in itertools.product(models, metrics, arms):
+        if arm != "l1":
+            place = (model, suite, name)
+            families.setdefault(study.family(arm, f"{suite}/{name}"), {})[(*place, arm)] = Question(
+                points[(*place, arm)], points[(*place, "l1")], better, margins.get(name)
+            )
     return Findings(
         name="quick",
-        study=_study(arms, models, seeds),
+        study=study,
         arms=[
             ArmInfo(
                 name=name, kind=kind, description=f"What {name} does", flags=f"--plugin {name}",
@@ -156,6 +167,7 @@ def findings(folder, arms=ARMS, models=("world",), seeds=5, grid=(8, 16, 32), me
                 *(
                     ReportedMetric(suite=suite, name=name, paper=paper,
                            meaning=f"what {name} means", better=better, compared=True,
+                           margin=margins.get(name), bounds=BOUNDS.get(name, (None, None)),
                            unreliable="SCR is noisy (arXiv 2605.18229)" if suite == "scr" else "")
                     for suite, name, paper, better, *_ in metrics
                 ),
@@ -168,8 +180,10 @@ def findings(folder, arms=ARMS, models=("world",), seeds=5, grid=(8, 16, 32), me
         scores=scores,
         details=details,
         contrasts=[
-            Contrast(model=model, arm=arm, suite=suite, metric=name, comparison=comparison)
-            for (model, suite, name, arm), comparison in contrasts.items()
+            Contrast(model=model, arm=arm, suite=suite, metric=name, comparison=comparison,
+                     family=family)
+            for family, questions in families.items()
+            for (model, suite, name, arm), comparison in compare(questions).items()
         ],
         provenance={
             "written": "2026-11-21T16:00:00+00:00",

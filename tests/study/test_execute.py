@@ -141,7 +141,7 @@ def test_every_sae_is_a_run_and_has_scores(done: tuple[Path, Findings, Heard]) -
     assert "with fewer than 5" in findings.warnings[0]
 
 
-def test_a_permutation_is_not_distinguishable(
+def test_a_permutation_is_equivalent_and_two_seeds_are_too_few_for_anything_else(
     done: tuple[Path, Findings, Heard],
 ) -> None:
     verdicts = {(c.arm, c.metric): c.comparison for c in done[1].contrasts}
@@ -149,7 +149,8 @@ def test_a_permutation_is_not_distinguishable(
     assert {metric for _, metric in verdicts} == {
         *("mcc", "classification/f1_score", "explained_variance"),
     }
-    assert verdicts["reordered", "mcc"].verdict == "not distinguishable"
+    assert verdicts["reordered", "mcc"].verdict == "equivalent"
+    assert {c.verdict for (arm, _), c in verdicts.items() if arm == "topk"} == {"underpowered"}
     assert verdicts["reordered", "mcc"].difference == pytest.approx(0, abs=1e-4)
 
 
@@ -452,7 +453,8 @@ def test_the_commands(file: str, copy: Path, capsys: pytest.CaptureFixture[str])
     assert "l1 (reference)" in shown
     assert main(["study", "run", file, "--output_path", str(copy), "--jobs", "1"]) == 0
     out, err = capsys.readouterr()
-    assert "not distinguishable" in out
+    assert "underpowered" in out
+    assert "topk" in out.partition("effects")[2]
     assert str(copy / "report.html") in out
     assert "75% toy, seed 1: evaluating 6 SAEs" in err
     assert Findings.model_validate_json((copy / "findings.json").read_text()).name == "mine"
@@ -556,7 +558,7 @@ def test_two_runs_of_one_study_are_not_at_once(
 ) -> None:
     (tmp_path / "studies/mine").mkdir(parents=True)
     with lock(tmp_path / "studies/mine", SaePluginsError("busy")):
-        assert main(["study", "run", file]) == 1
+        assert main(["study", "run", file, "--underpowered"]) == 1
     assert "this study is being run already" in capsys.readouterr().err
 
 
@@ -615,7 +617,8 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
     done: tuple[Path, Findings, Heard], file: str, how: signal.Signals
 ) -> None:
     Path("killed.py").write_text(KILLED)
-    here, jobs = ["study", "run", file, "--output_path", "here"], str(max(2, os.cpu_count() or 1))
+    here = ["study", "run", file, "--underpowered", "--output_path", "here"]
+    jobs = str(max(2, os.cpu_count() or 1))
     for where, left in (
         ("training", "saes/toy/*.unfinished"),
         ("evaluating", "evaluations/toy/seed*/*/*.json"),

@@ -1,13 +1,16 @@
 """The report of a study says what the findings say, and stands alone."""
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
+from sae_plugins.study.facts import Facts
 from sae_plugins.study.findings import Detail, Findings, Score, Trained
 from sae_plugins.study.report import write
+from sae_plugins.study.sections import frontiers
 from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.words import difference, mean_interval, number
 
@@ -111,11 +114,90 @@ def test_verdict_table_has_the_verdicts_of_the_findings(made):
 
 
 def test_answer_counts_better_and_worse_at_equal_l0(made):
-    _, _, page = made
+    found, _, page = made
     text = " ".join(page.text.split())
     assert "At equal L0, against l1 , over 5 seeds and 2 metrics" in text.replace("l1,", "l1 ,")
-    assert "hierarchical is better on none, worse on all 2." in text
+    worse = {c.metric: c.comparison for c in found.contrasts if c.arm == "hierarchical"}
+    loss, scr = (number(worse[metric].difference, "+") for _, metric, *_ in METRICS)
+    assert f"hierarchical is worse on all 2 (loss recovered {loss}, SCR † {scr})." in text
     assert "Not distinguishable from l1 on any metric: hybrid-order." in text
+    assert re.search(
+        r"With 80% power, it finds differences of at least [0-9.]+ in loss recovered, [0-9.]+ in "
+        r"SCR\.", text
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def judged(make_findings, tmp_path_factory):
+    """A study with margins and primary comparisons; its findings, folder and page."""
+    folder = tmp_path_factory.mktemp("judged")
+    runs = tmp_path_factory.mktemp("runs")  # elsewhere: fewer figures to draw
+    found = make_findings(
+        runs, arms={**ARMS, "untrained": "control"}, grid=(8, 32), metrics=METRICS,
+        margins={"ce_loss_score": 0.2, "scr_metric_threshold_20": 0.001},
+        primary={"hierarchical": []},
+    ).model_copy(update={"details": []})  # fmt: skip
+    write(found, folder)
+    return found, folder, Page((folder / "report.html").read_text("utf-8"))
+
+
+def test_the_report_opens_with_what_can_be_concluded_and_with_which_power(judged):
+    found, folder, page = judged
+    verdicts = {(c.arm, c.metric): c.comparison.verdict for c in found.contrasts}
+    assert verdicts["hybrid-order", "ce_loss_score"] == "equivalent"
+    assert verdicts["hybrid-order", "scr_metric_threshold_20"] == "underpowered"
+    for text in (page.text, (folder / "report.md").read_text("utf-8").replace("**", "")):
+        opening = " ".join(text.split()).partition("How to read this")[0]
+        primary, exploratory = opening.partition("exploratory comparisons.")[::2]
+        assert "primary comparisons." in primary
+        assert "hierarchical is worse on all 2" in primary
+        assert "hybrid-order" not in primary
+        said = r"hybrid-order is equivalent on 1 of 2 \(loss recovered [+-][0-9.]+\); "
+        said += r"underpowered on 1 of 2 \(SCR † [+-][0-9.]+\)\."
+        assert re.search(said, exploratory)
+        assert "(the margin is 0.200)" in exploratory
+
+
+def test_better_and_worse_look_different_and_exploratory_verdicts_say_so(judged):
+    _, folder, page = judged
+    assert "td.worse b::before" in page.style
+    text = (folder / "report.md").read_text("utf-8").partition("## Frontiers")[0]
+    (row,) = (line for line in text.splitlines() if line.startswith("| hierarchical |"))
+    assert row.count("**▼ worse**") == 2
+    assert "exploratory" not in row
+    (row,) = (line for line in text.splitlines() if line.startswith("| hybrid-order |"))
+    assert row.count("; exploratory") == 2
+    assert "≈ equivalent" in row
+    assert "within ±0.200" in row
+    assert "0.00100 matters" in row
+    families = {line["arm"]: line["family"] for line in read(folder / "verdicts.csv")}
+    assert families["hierarchical"] == "primary"
+    assert families["hybrid-order"] == "exploratory"
+
+
+def test_verdicts_are_a_latex_table(judged):
+    found, folder, _ = judged
+    lines = (folder / "verdicts.tex").read_text("utf-8").splitlines()
+    cells = {line.split(" & ")[0]: line.removesuffix(r" \\").split(" & ")[1:] for line in lines}
+    places = [metric[1] for metric in METRICS]
+    around = {"worse": r"\underline{%s}", "equivalent": r"\textit{%s}", "underpowered": "(%s)"}
+    for contrast in found.contrasts:
+        shown = around[contrast.comparison.verdict] % difference(contrast.comparison)
+        assert cells[contrast.arm][places.index(contrast.metric)] == shown
+    assert [line for line in lines if line.startswith(r"\begin")] == [
+        r"\begin{table}", r"\begin{tabular}{lll}",
+    ]  # fmt: skip
+
+
+def test_bands_of_shares_end_where_shares_end(make_findings, sketched, tmp_path):
+    metrics = (("heldout", "never_fired", "never fired", "lower", 0.01, 0.0, 0.03),)
+    found = make_findings(tmp_path, arms={"l1": "baseline"}, grid=(8, 32), metrics=metrics)
+    (tmp_path / "figures").mkdir()
+    (panel,) = frontiers(Facts(found, tmp_path), "world").pictures
+    bands = [trace for trace in json.loads(panel.data)["data"] if trace.get("fill") == "toself"]
+    assert bands
+    assert all(0 <= y <= 1 for band in bands for y in band["y"])
+    assert any(y == 0 for band in bands for y in band["y"]), "the interval goes below"
 
 
 def test_unreliable_metric_is_marked_and_says_why(made):
@@ -165,6 +247,7 @@ def test_csv_files_say_what_the_findings_say(made):
 
 def test_hostile_names_stay_text(awkward):
     _, folder, page = awkward
+    assert r"\$a\$" in (folder / "verdicts.tex").read_text("utf-8")
     assert "alert" in page.text
     assert not any("alert" in name for tag in page.tags for name in tag[1])
     html = (folder / "report.html").read_text("utf-8")

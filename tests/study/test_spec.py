@@ -134,6 +134,18 @@ def test_a_study_that_there_is_not(name: str, message: str) -> None:
         ({"models": {"toy": {"target_l0": [8, 8]}}}, "different from each other"),
         ({"models": {"toy": {"sparsity": {"k": []}}}}, "k: give values of at least 0"),
         ({"arms": {"l1": {"sparsity": {"k": [1, 1.0]}}}}, "k: give values of at least 0 that diff"),
+        ({"margins": {"ground-truth/mcc": 0}}, "margins.ground-truth/mcc 0: "),
+        ({"margins": {"ground-truth/mcc": float("inf")}}, "margins.ground-truth/mcc inf: "),
+        ({"primary": {"l2": []}}, "primary: no arm 'l2': did you mean 'l1'?"),
+        ({"primary": {"l1": []}}, "primary: 'l1' is the reference"),
+        (
+            {
+                "arms": {"a": {}},
+                "compare": ["ground-truth/mcc"],
+                "primary": {"a": ["ground-truth/mc"]},
+            },
+            "primary.a: 'ground-truth/mc' is not under compare: did you mean 'ground-truth/mcc'?",
+        ),
         ({"rows": {"method": "hybrid"}}, "no plugin 'hybrid' is installed"),
         ({"rows": {"method": "reorder"}}, "'reorder' is a mechanism, and has no tables"),
     ],
@@ -175,6 +187,22 @@ def test_rows_that_differ_in_sparsity_only_are_one_arm() -> None:
     assert "Control: Constant L1" in both.description
     assert "k" not in names["baseline"].train
     assert names["baseline"].train["architecture"] == "topk"
+
+
+def test_an_arm_that_is_taken_away_is_no_primary_one() -> None:
+    written({**SMALLEST, "arms": {"l1": {}, "a": {}, "b": {}}, "primary": {"a": [], "b": []}})
+    study = load(written({"extends": "study.yaml", "arms": {"b": None}}, "other.yaml"))
+    assert study.primary == {"a": []}
+    assert load(written({"extends": "study.yaml", "primary": None}, "none.yaml")).primary == {}
+
+
+def test_comparisons_are_primary_as_named_or_exploratory_or_neither() -> None:
+    arms = {"arms": {"l1": {}, "a": {}, "b": {}, "c": {}}}
+    study = load(written({**SMALLEST, **arms, "primary": {"a": [], "b": ["ground-truth/mcc"]}}))
+    mcc, f1 = "ground-truth/mcc", "ground-truth/classification/f1_score"
+    assert [study.family(arm, mcc) for arm in "abc"] == ["primary", "primary", "exploratory"]
+    assert [study.family(arm, f1) for arm in "abc"] == ["primary", "exploratory", "exploratory"]
+    assert load(written({**SMALLEST, **arms})).family("a", mcc) == "all"
 
 
 def test_a_model_that_is_taken_away_is_forgotten_everywhere() -> None:

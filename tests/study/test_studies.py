@@ -17,6 +17,7 @@ from sae_plugins.study.cells import Cell, plan
 from sae_plugins.study.execute import check_suites
 from sae_plugins.study.gather import gather
 from sae_plugins.study.metrics import shown
+from sae_plugins.study.prospects import prospects
 from sae_plugins.study.spec import Study, load
 
 PAPERS = ("adaptive-orthogonality", "adaptive-threshold", "hierarchical", "hybrid-order")
@@ -119,6 +120,20 @@ def test_every_suite_that_is_run_has_a_verdict(name: str) -> None:
     compared = {metric.partition("/")[0] for metric in study.compare}
     for model in study.models.values():
         assert not study.compare or model.suites.keys() <= compared
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_packaged_study_can_find_something_on_every_metric(name: str) -> None:
+    study = packaged(name)
+    found = prospects(study, {})
+    compared = {f"{one.metric.suite}/{one.metric.name}" for one in found}
+    if study.compare:
+        assert compared == set(study.compare)
+    else:
+        assert "sparse-probing/sae_top_5_test_accuracy" in compared, "a metric for each number"
+        assert "sparse-probing/sae_top_{k}_test_accuracy" not in compared
+    assert not any(one.hopeless for one in found)
+    assert all(one.metric.margin for one in found), "else nothing could be equivalent"
 
 
 @pytest.mark.parametrize("contents", EXAMPLES)

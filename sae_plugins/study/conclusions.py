@@ -1,0 +1,144 @@
+"""What a study concludes, and with which power, in sentences: how its report opens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import get_args
+
+from sae_plugins.study.facts import DECIDED, Facts
+from sae_plugins.study.findings import ArmInfo, ReportedMetric
+from sae_plugins.study.spec import Family, Kind
+from sae_plugins.study.statistics import Comparison, Verdict
+from sae_plugins.study.words import number
+
+_ALL_ALIKE: dict[Verdict, str] = {
+    "equivalent": "Equivalent to {reference} on every metric",
+    "not distinguishable": "Not distinguishable from {reference} on any metric",
+    "underpowered": "Underpowered on every metric, so this study cannot tell whether they differ "
+    "from {reference} (in brackets is what was measured)",
+    "no verdict": "No verdict",
+}
+"""What is said of arms that have the same verdict on all metrics."""
+
+_Found = list[tuple[ReportedMetric, Comparison]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the verdicts of one model and family say, for whoever reads nothing else."""
+
+    title: str
+    """Empty where there is one answer."""
+    seeds: int
+    """How many; likewise the metrics that are compared."""
+    metrics: int
+    power: str
+    """What differences are found, a sentence; empty where nothing was tested."""
+    said: Sequence[tuple[ArmInfo, str]]
+    """Arms, and what each "is"."""
+    alike: Sequence[str]
+    """Sentences about arms that have the same verdict on all metrics."""
+    judged: bool
+    """Whether there is any verdict."""
+
+
+def answers(facts: Facts) -> list[Answer]:
+    """By model; primary comparisons before exploratory ones."""
+    families = [family for family in get_args(Family) if family in facts.families.values()]
+    titled = len(facts.models) > 1 or len(families) > 1
+    return [
+        _answer(facts, model, family, titled=titled)
+        for family in families or ["all"]
+        for model in facts.models
+    ]
+
+
+def summary(facts: Facts, model: str, arm: str) -> str:
+    """What an arm is on one model, in a few words."""
+    found = _found(facts, model, arm, None)
+    verdicts = {comparison.verdict for _, comparison in found}
+    if verdicts <= {"no verdict"}:
+        return "no verdict"
+    if verdicts == {"not distinguishable"}:
+        return "not distinguishable on any metric"
+    return _parts(facts, model, found)
+
+
+def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer:
+    said, alike = [], dict[Verdict, list[str]]()
+    everything: _Found = []
+    for arm in sorted(facts.arms.values(), key=lambda arm: get_args(Kind).index(arm.kind)):
+        found = _found(facts, model, arm.name, family)
+        everything += found
+        verdicts = {comparison.verdict for _, comparison in found}
+        if len(verdicts) == 1 and not verdicts & {*DECIDED}:
+            (verdict,) = verdicts
+            measured = _measured(facts, model, *found[0]) if verdict == "underpowered" else ""
+            alike.setdefault(verdict, []).append(arm.name + (f" ({measured})" if measured else ""))
+        elif verdicts:
+            said.append((arm, _parts(facts, model, found)))
+        elif family == "all" and arm.name != facts.reference:
+            alike.setdefault("no verdict", []).append(arm.name)
+    name = {"all": "", "primary": "primary comparisons", "exploratory": "exploratory comparisons"}
+    trained = facts.findings.trained
+    return Answer(
+        title=", ".join(filter(None, (model, name[family]))) if titled else "",
+        seeds=len({one.seed for one in trained if one.model == model and one.status == "ok"}),
+        metrics=len(dict.fromkeys(metric.suite + metric.name for metric, _ in everything)),
+        power=_power(facts, model, everything),
+        said=said,
+        alike=[
+            f"{text.format(reference=facts.reference)}: {', '.join(alike[verdict])}."
+            for verdict, text in _ALL_ALIKE.items()
+            if verdict in alike
+        ],
+        judged=any(comparison.verdict != "no verdict" for _, comparison in everything),
+    )
+
+
+def _found(facts: Facts, model: str, arm: str, family: Family | None) -> _Found:
+    """An arm's comparisons, of one family or of all."""
+    places = {(model, arm, m.suite, m.name): m for m in facts.compared(model)}
+    return [
+        (metric, facts.comparisons[place])
+        for place, metric in places.items()
+        if place in facts.comparisons and family in (None, facts.families[place])
+    ]
+
+
+def _parts(facts: Facts, model: str, found: _Found) -> str:
+    """On which metrics an arm has which verdict, with what was measured."""
+    parts = []
+    for verdict in get_args(Verdict):
+        labels = [_measured(facts, model, m, c) for m, c in found if c.verdict == verdict]
+        if labels:
+            on = f"{len(labels)} of" if len(labels) < len(found) else "all"
+            parts.append(f"{verdict} on {on} {len(found)} ({', '.join(labels)})")
+    return "; ".join(parts)
+
+
+def _measured(facts: Facts, model: str, metric: ReportedMetric, found: Comparison) -> str:
+    label = facts.label(model, metric) + (" †" if metric.unreliable else "")
+    if found.difference is None or found.verdict == "no verdict":
+        return label
+    small = ", less than matters" if found.verdict in DECIDED and found.negligible else ""
+    return f"{label} {number(found.difference, '+')}{small}"
+
+
+def _power(facts: Facts, model: str, found: _Found) -> str:
+    """The smallest difference in each metric that is found, half of the arms being noisier."""
+    detected: dict[str, tuple[ReportedMetric, list[float]]] = {}
+    for metric, comparison in found:
+        if comparison.smallest_detectable is not None:
+            _, values = detected.setdefault(facts.label(model, metric), (metric, []))
+            values.append(comparison.smallest_detectable)
+    if not detected:
+        return ""
+    shown = [
+        f"{number(median(values))} in {label}"
+        + (f" (the margin is {number(metric.margin)})" if metric.margin else "")
+        for label, (metric, values) in detected.items()
+    ]
+    return f"With 80% power, it finds differences of at least {', '.join(shown)}."
