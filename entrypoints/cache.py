@@ -28,12 +28,6 @@ _EXAMPLES = """\
   sae-plugins cache prune --down_to 20GB                the least recently used; 20 GB stay
   sae-plugins cache prune /shared/activations --all
 """
-_KINDS = {
-    "activations": "activations of",
-    "dataset_activations": "activations of labelled texts of",
-    "first_letter_probes": "probes for first letters of",
-    "probes": "probes of",
-}
 _UNREADABLE = "unreadable"
 _DAY = 24 * 60 * 60
 
@@ -61,8 +55,11 @@ def _prune(line: Line, problems: Problems) -> int:
 
     given = line.given
     folders = _folders(line.operands, problems)
-    ways = [name for name in _WAYS if given.get(name) not in (None, False)]
-    if not ways:
+    ways = [name for name in _WAYS if given.get(name) is not None and given[name] is not False]
+    if "all" in ways and len(ways) > 1:
+        others = " and ".join(f"--{name}" for name in ways if name != "all")
+        problems.add(f"--all removes what {others} would keep: leave one of them out")
+    elif not ways and not problems.mention(*(f"--{name}" for name in _WAYS)):
         problems.add(f"say what is to go: {', '.join(f'--{name}' for name in _WAYS)}")
     with problems, prefixed("--down_to"):
         _limit(given)
@@ -133,14 +130,15 @@ def _folders(operands: Sequence[str], problems: Problems) -> list[Path]:
 
 def _words(entry: Entry) -> str | None:
     """What an entry is made from; None where it is not ours."""
+    from sae_plugins.base.kept import KINDS
+
     try:
         about = entry.about()
     except LookupError:
         return None
     if about is None:
         return _UNREADABLE
-    kind = entry.kind.partition("-")[0]  # without the hash of what it depends on
-    text = f"{_KINDS.get(kind, kind)} {about or 'a language model'}"
+    text = f"{KINDS.get(entry.kind, entry.kind)} {about or 'a language model'}"
     return "".join(letter if letter.isprintable() else "?" for letter in text)  # of any file
 
 

@@ -40,6 +40,8 @@ _OF_PATHS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
 )
 """The errors of a path that cannot be used, which is for the user to change."""
+_NO_HOME = "Could not determine home directory."
+"""What `Path.expanduser` says of a user that is unknown."""
 _EXAMPLES = """\
   sae-plugins train --recipe hybrid-order-demo      train offline, on the embedded world
   sae-plugins train --help                          all flags, SAELens' own included
@@ -86,6 +88,12 @@ def _answered(words: list[str], name: str) -> int:
         goes_on = "; the same command goes on from there" if words[:1] in _GO_ON else ""
         print(f"{name}: interrupted{goes_on}", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if str(error) != _NO_HOME:
+            raise
+        path = next((word for word in words if "~" in word), "a path that begins with ~")
+        print(f"{name}: error: {path}: no such user has a home folder here", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno not in _OF_PATHS or not error.filename:
             raise

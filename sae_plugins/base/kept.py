@@ -39,6 +39,13 @@ _NAME = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")
 _LEFT = re.compile(rf"{_NAME.pattern}\.[0-9a-f]{{32}}\.partial|\.tmp\w{{6}}")
 """Names of what a process that is killed leaves; safetensors gives the last ones."""
 _DAY = 24 * 60 * 60
+KINDS = {
+    "activations": "activations of",
+    "dataset_activations": "activations of labelled texts of",
+    "first_letter_probes": "probes for first letters of",
+    "probes": "probes of",
+}
+"""What entries hold, by the names of their folders as far as a hyphen, in words."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,10 @@ def _metadata(path: Path) -> dict[str, str] | None:
         return None
 
 
+def _kind(path: Path) -> str:
+    return path.parent.name.partition("-")[0]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file of ours in a folder.
@@ -144,8 +155,8 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """What it is, as its folder says."""
-        return self.path.parent.name
+        """What it is, as its folder says, without the hash of what it depends on."""
+        return _kind(self.path)
 
     @property
     def is_left(self) -> bool:
@@ -159,9 +170,9 @@ class Entry:
             LookupError: it is not ours.
         """
         metadata = _metadata(self.path)
-        if metadata is None:
+        if metadata is None and self.kind in KINDS:
             return None
-        if _DIGEST not in metadata:
+        if metadata is None or _DIGEST not in metadata:
             raise LookupError(f"{self.path} is no entry")
         return metadata.get(_ABOUT, "")
 
@@ -180,7 +191,8 @@ def entries(folder: Path) -> list[Entry]:
     """
     found = []
     for path in folder.glob("*/*"):
-        is_left = _LEFT.fullmatch(path.name) is not None
+        # names such as .tmp123abc may be anybody's, so that the folder must be of ours
+        is_left = _LEFT.fullmatch(path.name) is not None and _kind(path) in KINDS
         if (not is_left and not _NAME.fullmatch(path.name)) or path.is_symlink():
             continue
         with suppress(FileNotFoundError):  # another process was faster

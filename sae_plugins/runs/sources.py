@@ -7,6 +7,7 @@ other: `run.yaml` has it, so that whoever goes on or starts again reads the same
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,12 @@ _CHECKPOINTS = ("checkpoint_index", "checkpoint_value", "checkpoint_label")
 
 
 def is_path(source: str) -> bool:
-    """Whether a source is meant to be a file or a folder, rather than a name on the Hub."""
-    return source.startswith(("/", "./", "../", "~")) or source in (".", "..")
+    """Whether a source is meant to be a file or a folder, rather than a name on the Hub.
+
+    A link is one, also where it leads nowhere.
+    """
+    is_written = source.startswith(("/", "./", "../", "~")) or source in (".", "..")
+    return is_written or os.path.islink(source)
 
 
 def made_from(
@@ -108,7 +113,9 @@ def _given(flag: str, flags: Mapping[str, Any]) -> str | None:
 def repository_of(source: str, model_name: str, flags: Mapping[str, Any]) -> str | None:
     """The repository that a flag names; None where it names none, or none that has one commit."""
     name = str((model_name if source == "model_name" else flags.get(source)) or world.NAME)
-    if name == world.NAME or name.startswith(SYNTHETIC) or Path(name).expanduser().exists():
+    if name == world.NAME or name.startswith(SYNTHETIC) or is_path(name):
+        return None
+    if Path(name).exists():
         return None
     if source != "model_name":
         return name

@@ -74,6 +74,7 @@ def test_the_users_own_folders_are_listed_where_none_is_named(
         ("--down_to 1TB", set()),
         ("--all", {0, 1, 2, "probes"}),
         ("--unreadable", set()),
+        ("--older_than 0", {0, 1, 2, "probes"}),
     ],
 )
 def test_what_is_chosen_goes(
@@ -101,6 +102,11 @@ def test_what_is_damaged_goes_and_files_of_others_stay(
     for other in others:
         save_file({"a": torch.zeros(1)}, other)
     (folder / "notes.txt").write_text("mine")
+    (folder / "models").mkdir()
+    others += [folder / "models" / name for name in (f"{'d' * 32}.safetensors", ".tmp12abCD")]
+    for other in others[-2:]:  # which look like a damaged entry, and what a killed process leaves
+        other.write_text("mine")
+        os.utime(other, (0, 0))
     left = folder / STREAM / f"{'b' * 32}.safetensors.{'c' * 32}.partial"
     left.write_bytes(b"half")
     cut, flipped, _ = (folder / STREAM / f"{of_value(n)}.safetensors" for n in range(3))
@@ -124,6 +130,9 @@ def test_what_is_damaged_goes_and_files_of_others_stay(
         ("prune", "say what is to go: --older_than, --down_to, --unreadable, --all"),
         ("prune --down_to much", "--down_to: 'much' is no size: give one such as 50GB"),
         ("prune --older_than -1", "--older_than: it must be at least 0"),
+        ("prune --older_than x", "--older_than 'x': it must be a number or none"),
+        ("prune --all --older_than 3", "--all removes what --older_than would keep"),
+        ("list ~no-such-user/a", "~no-such-user/a: no such user has a home folder here"),
         ("prune nowhere --all", "nowhere: there is no such folder"),
         ("list nowhere", "nowhere: there is no such folder"),
     ],
@@ -131,4 +140,6 @@ def test_what_is_damaged_goes_and_files_of_others_stay(
 def test_what_is_wrong_is_said(
     line: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sentence in said(capsys, *line.split(), code=2)
+    shown = said(capsys, *line.split(), code=2)
+    assert sentence in shown
+    assert ("say what is to go" in shown) == ("say what is to go" in sentence)

@@ -222,6 +222,13 @@ def test_what_would_not_start_is_refused_with_the_same_words(flags: str, reason:
     assert numberless(real.err) == numberless(dry.err)
 
 
+def test_what_reads_ahead_may_have_the_fast_step(run: Command):
+    line = f"{KINDS['world']} --output_path run --prefetch_llm_batches --fast_step"
+    for is_dry in (True, False):
+        said = run(line, is_dry=is_dry)
+        assert said.code == 0, said.err
+
+
 def numberless(text: str) -> str:
     """Without how much memory is free just now."""
     return re.sub(r"[\d.]+ (?=GB are available)", "", text)

@@ -21,6 +21,8 @@ _NAMES = {
 }
 _LOOKED_AT = 1000
 """Rows at most that are looked at for one that is not empty."""
+_SAID = {"content", "tool_calls", "function_call"}
+"""What a message says."""
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 """What ShareGPT calls the roles of chat templates."""
 
@@ -85,8 +87,12 @@ def _shown(value: Any) -> str:
 
 
 def _message(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """A message as chat templates read it; ShareGPT's are `from` and `value`."""
-    if "role" in message:
+    """A message as chat templates read it; ShareGPT's are `from` and `value`.
+
+    Files give it keys that other messages have, without a value, which templates write as None.
+    """
+    message = {key: value for key, value in message.items() if value is not None}
+    if "role" in message and _SAID & {*message}:
         return message
     if "from" not in message or "value" not in message:
         raise PluginError(
@@ -105,7 +111,8 @@ def choose_column(rows: Any, settings: SAELensSettings, place: str) -> Column:
     """
     first = next(read_rows(rows, place), None)
     if first is None:
-        raise PluginError(f"{place} has no rows")
+        split = settings.runner.get("dataset_split")
+        raise PluginError(f"{place} has no rows{f' in --dataset_split {split}' if split else ''}")
     names = rows.column_names or [*first]  # a stream may not know them
     chats = bool(settings.runner.get("use_chat_formatting"))
     size = settings.runner.get("context_size", 128)

@@ -132,7 +132,7 @@ class Documents:
             return _no_text(self.place, read, self._column)
         return (
             f"{self.place}: all of its {read - skipped:,} documents are held out, so that none is "
-            "left to train on; lower --heldout_tokens"
+            "left to train on; give more of them, or --heldout_tokens 0, which scores nothing"
         )
 
     def tell_skipped(self) -> None:

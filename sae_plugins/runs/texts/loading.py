@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets.data_files import FILES_TO_IGNORE
+from huggingface_hub import metadata_load
 
 from sae_plugins.base.errors import PluginError, did_you_mean
 from sae_plugins.base.secrets import without_secrets
@@ -34,6 +36,8 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _CODE = (".py", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill", ".npy")
 _TAKEN = f"{', '.join(KINDS)}, each also with {', '.join(_COMPRESSED)}"
 _LONGEST = 300
+_NO_ROWS = ("corresponds to no data", "at least one example when writing data")
+"""What the `datasets` library says where nothing is wrong but that there are no rows."""
 
 
 def load_rows(settings: SAELensSettings) -> Any:
@@ -84,16 +88,27 @@ def copy_of(settings: SAELensSettings) -> Path | None:
 
 def _found(runner: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """How `datasets` loads what `--dataset_path` names."""
+    _check_name(path)
     if path.is_file():
         _refuse_config(runner, f"{path} is one file")
         found = _of_file(path)
     elif path.is_dir():
         found = _of_folder(path)
-    elif is_path(str(runner["dataset_path"])):
+    elif is_path(str(runner["dataset_path"])) or (kind_of(path) and path.name == str(path)):
         raise PluginError(f"--dataset_path {path}: there is no such file or folder")
     else:
         found = {"path": str(path), "revision": runner.get("dataset_revision")}
     return {**found, "name": runner.get("dataset_config")}
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a file or a folder that `datasets` would look for elsewhere."""
+    patterns = ("::", *("*?[" if path.is_dir() else ()))
+    if path.exists() and (wrong := [each for each in patterns if each in str(path)]):
+        raise PluginError(
+            f"--dataset_path {path}: the datasets library takes {' and '.join(wrong)} in a path "
+            "for a pattern; rename it"
+        )
 
 
 def _refuse_config(runner: Mapping[str, Any], what: str) -> None:
@@ -123,7 +138,7 @@ def _saved(folder: Path, split: str | None) -> datasets.Dataset:
         lambda: datasets.ReadInstruction.from_spec(split).to_absolute(lengths),
     )
     return datasets.concatenate_datasets(
-        [parts[each.splitname].select(range(each.from_, each.to)) for each in chosen]
+        [parts[each.splitname].select(range(each.from_, each.to) or []) for each in chosen]
     ).with_format(None)
 
 
@@ -158,7 +173,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
             f"--dataset_path {folder} holds no dataset, but {names}; a folder must have files of "
             f"one kind, of {_TAKEN}"
         )
-    if len(builders) > 1 and not (folder / "README.md").is_file():
+    if len(builders) > 1 and not _says_which(folder / "README.md"):
         named = " and ".join(str(kinds[kind].relative_to(folder)) for kind in builders.values())
         raise PluginError(
             f"--dataset_path {folder} has {named}, so it cannot be told which are the dataset: "
@@ -166,6 +181,14 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         )
     ((_, how), *_) = builders
     return {"path": str(folder), **(dict(how) if len(builders) == 1 else {})}
+
+
+def _says_which(card: Path) -> bool:
+    """Whether a dataset's card says which files are the dataset; others go by what most are."""
+    try:
+        return card.is_file() and bool((metadata_load(card) or {}).get("configs"))
+    except Exception:  # of YAML, which is said when it is loaded
+        return False
 
 
 def _is_data(file: Path, folder: Path) -> bool:
@@ -183,11 +206,14 @@ def kind_of(file: Path) -> str | None:
 
 
 def _loaded(what: str, load: Callable[[], Any]) -> Any:
-    """What is loaded; whatever goes wrong is said."""
+    """What is loaded, which may be without rows; whatever goes wrong is said."""
     try:
         return load()
     except Exception as error:  # network, hub and file errors of many kinds
-        raise PluginError(f"--dataset_path {what} cannot be loaded: {reason(error)}") from error
+        why = reason(error)
+        if any(words in why for words in _NO_ROWS):
+            return datasets.Dataset.from_dict({})
+        raise PluginError(f"--dataset_path {what} cannot be loaded: {why}") from error
 
 
 _CURES = {
@@ -196,8 +222,16 @@ _CURES = {
     "plit": "; choose one with --dataset_split NAME",
     "doesn't exist on the Hub": "; there is no such file or folder here, either",
     "codec can't decode": "; save the file as UTF-8",
+    "Column() changed from object": '; each row must be an object, such as {"text": "..."}',
+    "JSON parse error: Invalid value. in row 0": "; the file must be JSON, in UTF-8",
+    "dataset script": "; a dataset's script is never run, so name the files with its data",
+    "custom code": "; a dataset's script is never run, so name the files with its data",
 }
 """What helps, by what the `datasets` library says."""
+
+
+_FOR_PROGRAMMERS = "Example of usage|Make sure you have read|Please pass the argument"
+"""How advice of the `datasets` library begins that helps in Python alone."""
 
 
 def reason(error: BaseException) -> str:
@@ -206,7 +240,7 @@ def reason(error: BaseException) -> str:
 
     while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
-    said, *_ = str(error).partition("Example of usage")  # of Python
+    said, *_ = re.split(_FOR_PROGRAMMERS, str(error), maxsplit=1)
     why = without_secrets(f"{type(error).__name__}: {' '.join(said.split())}")[:_LONGEST]
     cure = next((cure for words, cure in _CURES.items() if words in why), "")
     return f"{why.rstrip('. ')}{cure}"

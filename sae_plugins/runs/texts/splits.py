@@ -109,8 +109,9 @@ def _first_documents(
         document = row[column.kind]
         length = _length(document, model, rows.where)
         held.append(document)
-        # a document is one prompt, or none
-        missing -= size * (length >= size) if alone else length
+        # tokens are one prompt, however many they are, and so is a document alone, or none
+        is_prompt = alone or column.kind == TOKENS
+        missing -= size * (length >= size) if is_prompt else length
         if missing <= 0:
             return held
     raise PluginError(

@@ -68,6 +68,8 @@ def test_longer_rows_of_tokens_are_read_to_the_length_of_a_prompt(
     text = load(rows, heldout=0, streaming=streaming)
     assert sorted(row["tokens"][0] for row in text.train) == [*range(8)]
     assert ("has rows of up to 6 tokens" in caplog.text) is not streaming
+    held = load(rows, heldout=4, streaming=streaming).heldout
+    assert len(held) == 2  # prompts of 4 tokens: 4 to score, and a batch
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,34 @@ def test_chats_are_trained_on_and_held_out(streaming: bool, name: str, chat: Any
     trained = [row["conversation"] for row in text.train]
     assert sorted(chat[0]["content"] for chat in trained) == [f"number {i}" for i in range(8)]
     assert all(chat[1] == CHAT[1] for chat in trained)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("message", "has"),
+    [({"role": "user", "content": None}, "role"), ({"role": "user"}, "role"),
+     ({"role": None, "content": "a"}, "content"), ({"from": "human", "value": None}, "from")],
+)  # fmt: skip
+def test_a_message_without_a_word_is_refused_by_its_row(
+    streaming: bool, message: Any, has: str
+) -> None:
+    rows = [{"messages": CHAT}, {"messages": [*CHAT, message]}]
+    assert (
+        f"data.jsonl, row 2: a message must have 'role' and 'content', or 'from' and 'value', and this has {has}"
+        == refused(  # noqa: E501
+            rows, Chats(), streaming=streaming, use_chat_formatting=True
+        ).removeprefix("--dataset_path ")
+    )
+
+
+@BOTH
+def test_a_file_may_have_messages_of_several_kinds(streaming: bool) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    rows = [{"messages": [*CHAT, call]}, {"messages": SHAREGPT}] * 5
+    text = load(rows, Chats(), heldout=0, streaming=streaming, use_chat_formatting=True)
+    read = [row["conversation"] for row in text.train]
+    assert read.count(CHAT) == 5
+    assert [*CHAT, {"role": "assistant", "tool_calls": [{"name": "f"}]}] in read
 
 
 @BOTH

@@ -96,10 +96,22 @@ def test_what_a_file_holds_must_show_in_its_name() -> None:
     assert refused("./no.txt") == "--dataset_path no.txt: there is no such file or folder"
 
 
+CARD = """---
+configs:
+- config_name: default
+  data_files: train.jsonl
+---
+"""
+
+
 def test_a_folder_must_have_files_of_one_kind() -> None:
     write_rows(ROWS, "data/train.jsonl")
     Path("data", "notes.txt").write_text("x")
     assert "data has notes.txt and train.jsonl, so it cannot be told" in refused("data")
+    Path("data", "README.md").write_text("My texts")  # which does not say which they are
+    assert "data has notes.txt and train.jsonl, so it cannot be told" in refused("data")
+    Path("data", "README.md").write_text(CARD)
+    assert texts("data") == TEXTS
     Path("code").mkdir()
     assert (
         "code holds no dataset, but no files; a folder must have files of one kind, of .jsonl"
@@ -125,6 +137,52 @@ def test_a_row_of_another_type_is_named_by_its_number() -> None:
 def test_half_of_a_surrogate_pair_is_no_text() -> None:
     Path("data.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
     assert "data.jsonl cannot be read: ArrowInvalid: JSON parse error" in refused("data.jsonl")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_is_no_json_of_rows_says_what_is_needed(streaming: bool) -> None:
+    Path("data.json").write_text(json.dumps(ROWS), "utf-8-sig")
+    said = refused("data.json", streaming=streaming)
+    assert said.endswith('; each row must be an object, such as {"text": "..."}')
+    Path("data.jsonl").write_text(json.dumps(ROWS[0]), "utf-16")
+    assert refused("data.jsonl", streaming=streaming).endswith("; the file must be JSON, in UTF-8")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_has_no_rows_is_without_rows(streaming: bool) -> None:
+    Path("blank.jsonl").write_text("\n\n")
+    Path("mark.txt").write_text("", "utf-8-sig")
+    assert not texts("blank.jsonl", streaming=streaming)
+    assert not texts("mark.txt", streaming=streaming)
+
+
+def test_a_part_of_a_split_may_be_without_rows() -> None:
+    save_splits()
+    write_rows(ROWS)
+    for split in ("train[1000:]", "train[90%:10%]"):
+        assert not texts("saved", dataset_split=split)
+        assert not texts("data.jsonl", dataset_split=split, streaming=False)
+
+
+def test_a_path_that_would_be_looked_for_elsewhere_is_refused() -> None:
+    write_rows(ROWS, "all [new]/a.jsonl")
+    assert "all [new]: the datasets library takes [ in a path for a pattern; rename it" in refused(
+        "all [new]"
+    )
+    assert texts("all [new]/a.jsonl") == TEXTS
+    write_rows(ROWS, "a::b.jsonl")
+    assert "a::b.jsonl: the datasets library takes :: in a path" in refused("a::b.jsonl")
+    Path("link.jsonl").symlink_to("gone.jsonl")
+    for name in ("link.jsonl", "no.jsonl", "no.txt.gz"):
+        assert refused(name) == f"--dataset_path {name}: there is no such file or folder"
+
+
+def test_a_script_is_not_run_and_nobody_is_told_to_run_it() -> None:
+    write_rows(ROWS, "data/a.jsonl")
+    Path("data", "data.py").write_text("raise SystemExit")
+    said = refused("data")
+    assert said.endswith("; a dataset's script is never run, so name the files with its data")
+    assert "trust_remote_code" not in said
 
 
 def save_splits() -> None:
