@@ -156,12 +156,9 @@ def test_a_message_without_a_word_is_refused_by_its_row(
     streaming: bool, message: Any, has: str
 ) -> None:
     rows = [{"messages": CHAT}, {"messages": [*CHAT, message]}]
-    assert (
-        f"data.jsonl, row 2: a message must have 'role' and 'content', or 'from' and 'value', and this has {has}"
-        == refused(  # noqa: E501
-            rows, Chats(), streaming=streaming, use_chat_formatting=True
-        ).removeprefix("--dataset_path ")
-    )
+    said = refused(rows, Chats(), streaming=streaming, use_chat_formatting=True)
+    assert "data.jsonl, row 2: a message must have 'role' and 'content'" in said
+    assert said.endswith(f", and this has {has}")
 
 
 @BOTH
