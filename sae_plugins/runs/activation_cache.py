@@ -13,6 +13,7 @@ and the versions that compute, and the text with its order, which no seed shares
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -253,6 +254,7 @@ def plan(found: Iterable[Harvest], where: Folder) -> str:
             "disk, or leave --activation_cache out"
         )
     try:
+        _check_place(folder)
         if where.takes:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -265,10 +267,26 @@ def is_read_only(folder: Path) -> bool:
     return folder.is_dir() and not os.access(folder, os.W_OK)
 
 
+def _check_place(folder: Path) -> None:
+    """A folder is there, or can be made.
+
+    Raises:
+        OSError: neither.
+    """
+    there = _nearest(folder)
+    number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(number, os.strerror(number), str(there))
+
+
+def _nearest(folder: Path) -> Path:
+    """A folder, or what is there of the path to it."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def _free(folder: Path) -> int:
     """Bytes of the disk that may be used where a folder is, or will be."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return max(0, shutil.disk_usage(there).free - kept.SPARE)
+    return max(0, shutil.disk_usage(_nearest(folder)).free - kept.SPARE)
 
 
 # -- in a run --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from sae_lens.training.activations_store import ActivationsStore
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.torchvision import without_videos
+from sae_plugins.runs.texts.loading import reason
 from sae_plugins.runs.texts.splits import TextSplits
 
 _TOKENS = "token_ids"
@@ -51,7 +52,14 @@ def cached_activations(config: Any, heldout_tokens: int) -> CachedActivations | 
     if not config.use_cached_activations:
         return None
     without_videos()
-    cached: Any = datasets.load_from_disk(config.cached_activations_path)
+    path = config.cached_activations_path
+    try:
+        cached: Any = datasets.load_from_disk(path)
+    except Exception as error:  # of its files, of many kinds
+        raise PluginError(
+            f"--cached_activations_path {path} cannot be read: {reason(error)}; cache the "
+            "activations again"
+        ) from error
     _check(cached, config)
     batch = config.store_batch_size_prompts
     held = -(-heldout_tokens // (batch * config.context_size)) * batch

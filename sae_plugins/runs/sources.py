@@ -115,7 +115,7 @@ def repository_of(source: str, model_name: str, flags: Mapping[str, Any]) -> str
     name = str((model_name if source == "model_name" else flags.get(source)) or world.NAME)
     if name == world.NAME or name.startswith(SYNTHETIC) or is_path(name):
         return None
-    if Path(name).exists():
+    if "://" in name or Path(name).exists():
         return None
     if source != "model_name":
         return name

@@ -210,6 +210,7 @@ def test_a_run_of_which_only_the_score_is_missing(run: Command, monkeypatch: pyt
         ("--output_path tokens", "--output_path tokens is not empty"),
         ("--output_path tokens/state.json/run", "cannot be written to"),
         ("--output_path tokens/state.json", "is a file"),
+        ("--activation_cache tokens/state.json/in", "cannot be made: not a directory"),
     ],
 )
 def test_what_would_not_start_is_refused_with_the_same_words(flags: str, reason: str, run: Command):

@@ -108,3 +108,13 @@ def test_what_does_not_suit_the_cache_is_refused(
         train("run", *CACHED, *arguments.split(), code=2)
         assert message in capsys.readouterr().err
     assert not Path("run").exists()
+
+
+def test_a_damaged_cache_is_named(tiny_world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    cache(tiny_world)
+    (file,) = Path("cached").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:-5000])
+    train("run", *CACHED, code=2)
+    said = capsys.readouterr().err
+    assert f"--cached_activations_path {Path('cached').absolute()} cannot be read: OSError" in said
+    assert "cache the activations again" in said

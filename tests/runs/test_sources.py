@@ -162,3 +162,14 @@ def test_a_run_says_which_commit_it_read_and_reads_it_again(
     assert sha == second
     assert other != weights
     assert train("--output_path", "old", "--dataset_revision", first) == (first, weights)
+
+
+@pytest.mark.parametrize("source", ["./gone.jsonl", "/gone", "dead", "https://me:pass@the.web/a"])
+def test_nobody_asks_the_hub_for_a_path_or_an_address(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dead").symlink_to("gone")
+    monkeypatch.setattr("sae_plugins.runs.sources.commit_of", None)
+    assert commits(world.NAME, {"dataset_path": source}) == {}
+    assert not caplog.text

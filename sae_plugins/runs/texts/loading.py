@@ -96,6 +96,11 @@ def _found(runner: Mapping[str, Any], path: Path) -> dict[str, Any]:
         found = _of_folder(path)
     elif is_path(str(runner["dataset_path"])) or (kind_of(path) and path.name == str(path)):
         raise PluginError(f"--dataset_path {path}: there is no such file or folder")
+    elif "://" in str(runner["dataset_path"]):
+        raise PluginError(
+            f"--dataset_path {without_secrets(runner['dataset_path'])} is an address: give the "
+            "dataset's name on the Hub, such as OWNER/NAME, or a file that is on this machine"
+        )
     else:
         found = {"path": str(path), "revision": runner.get("dataset_revision")}
     return {**found, "name": runner.get("dataset_config")}

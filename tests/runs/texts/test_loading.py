@@ -173,6 +173,9 @@ def test_a_path_that_would_be_looked_for_elsewhere_is_refused() -> None:
     write_rows(ROWS, "a::b.jsonl")
     assert "a::b.jsonl: the datasets library takes :: in a path" in refused("a::b.jsonl")
     Path("link.jsonl").symlink_to("gone.jsonl")
+    said = refused("https://me:pass@the.web/a.jsonl")
+    assert "the.web/a.jsonl is an address: give the dataset's name on the Hub" in said
+    assert "pass" not in said
     for name in ("link.jsonl", "no.jsonl", "no.txt.gz"):
         assert refused(name) == f"--dataset_path {name}: there is no such file or folder"
 
