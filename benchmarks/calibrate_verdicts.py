@@ -1,6 +1,6 @@
 """Are the verdicts of a study right? Studies without an effect, and with effects of known size.
 
-    python benchmarks/calibrate_verdicts.py               # 25 to 40 minutes of one CPU core
+    python benchmarks/calibrate_verdicts.py               # 25 to 45 minutes of one CPU core
     python benchmarks/calibrate_verdicts.py --processes 8
 
 Two arms that are the same method (plain L1, its sparsities below) are trained with SAELens on a
