@@ -134,7 +134,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         """Train on one batch [B, d_in] of activations, calling the events."""
         if self.checkpoints is not None:
             self.checkpoints.taken(batch)
-        if self._inert:
+        if self._inert and self.profile is None:
             return super().step(batch)
         run = self.run
         run.metrics, run.updated = {}, False
@@ -144,13 +144,14 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self._ends_window = self._window is None or (
             self._window.batches + 1 >= self._window.size or is_last
         )
-        precision = self.plan.training.matmul_precision
-        if not self.host.plugins:
-            with matmul_precision(precision):
-                return super().step(batch)
-        fired_before = self.act_freq_scores.clone()
-        with self._events_around_forward(), matmul_precision(precision):
+        fired_before = self.act_freq_scores.clone() if self.host.plugins else None
+        with (
+            self._events_around_forward(),
+            matmul_precision(self.plan.training.matmul_precision),
+        ):
             output = super().step(batch)
+        if fired_before is None:
+            return output
         run.firing_counts = self.act_freq_scores - fired_before
         with torch.no_grad():
             self.host.notify("step_ended", run=run, output=seen(output))
@@ -204,6 +205,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def set_final_sae_metadata(self) -> None:
         """Record SAELens' closing statistics, then tell the plugins that training has ended."""
         super().set_final_sae_metadata()
+        if self._fast is not None:
+            self._fast.leave()
         if count := self.batches_to_calibrate:
             calibrate(self.sae, self.data_provider, count, self._last_batch)
         if self.checkpoints is not None:
