@@ -32,7 +32,7 @@ from sae_plugins.base.files import size, versions
 from sae_plugins.base.fingerprints import fingerprint, of_value
 from sae_plugins.base.identity import of_code
 from sae_plugins.base.kept import Folder
-from sae_plugins.base.saelens import computing
+from sae_plugins.base.saelens import ESTIMATED, computing, trained_positions
 from sae_plugins.base.secrets import redacted, without_secrets
 from sae_plugins.framework.architectures import SHARING_A_THRESHOLD
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS
@@ -58,8 +58,6 @@ _OF_TEXT = (
 )
 _VERSIONS = ("sae-lens", "torch", "transformer-lens", "transformers")
 _CODE = ("runs/language_models/*.py",)
-_ESTIMATED = ("expected_average_only_in", "covariance_whitening")
-"""Ways to normalise activations that take batches before the first step."""
 _FLOAT32_BYTES = 4
 _HEADER = 1000
 """Bytes of an entry besides its numbers, at most."""
@@ -135,11 +133,11 @@ def harvests(settings: SAELensSettings, d_in: int, threads: int | None = None) -
 
 def _batches_to_train(settings: SAELensSettings, values: Mapping[str, Any]) -> tuple[int, int]:
     """Tokens of a batch of the language model, and how many such batches SAELens' buffer takes."""
-    positions = len(range(values["context_size"])[slice(*values["seqpos_slice"])])
+    positions = trained_positions(values["context_size"], values["seqpos_slice"])
     batch = values["store_batch_size_prompts"] * positions
     size, buffer = values["train_batch_size_tokens"], values["n_batches_in_buffer"] * positions
     wanted = -(-values["training_tokens"] // size)
-    if settings.sae.get("normalize_activations") in _ESTIMATED:
+    if settings.sae.get("normalize_activations") in ESTIMATED:
         wanted += values["n_batches_for_norm_estimate"]
     if settings.architecture in SHARING_A_THRESHOLD:
         wanted += -(-CALIBRATION_TOKENS // size)
