@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
 
+_NEWER = ("fast_step", "matmul_precision")
+"""Settings that checkpoints of earlier versions do not name, which were as in `STOCK_SETTINGS`."""
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
 """Fields of SAELens' trainer config that do not change what is trained."""
 
@@ -234,7 +236,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
         """Everything that the rest of the training depends on, between two steps."""
         schedulers = self.coefficient_schedulers.items()
         whitening = self.activation_scaler.whitening
+        fast = {} if self._fast is None else {"fast": self._fast.state_dict()}
         return {
+            **fast,
             "sae": self.sae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -244,7 +248,6 @@ class PluginTrainer(SAETrainer[Any, Any]):
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "run": {"updates": self.run.updates, "summary": self.run.summary},
             "window": self._window and self._window.state_dict(),
-            "fast": self._fast and self._fast.state_dict(),
             "features": self.run.features.state_dict() if self.host.plugins else None,
             "plugins": {plugin.name: plugin.state_dict() for plugin in self.host.plugins},
         }
@@ -266,7 +269,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
                 }
                 for place, (plugin, options) in enumerate(self.plan.plugins)
             },
-            "training": self.plan.training.model_dump(mode="json"),
+            "training": {
+                name: value
+                for name, value in self.plan.training.model_dump(mode="json").items()
+                if name not in _NEWER or value != getattr(STOCK_SETTINGS, name)
+            },
             "seed": self.seed,
             "sae": {name: value for name, value in sae.items() if name != "metadata"},
             "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},

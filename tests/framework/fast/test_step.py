@@ -174,7 +174,8 @@ def test_it_is_the_step_of_sae_lens_to_rounding(case: Case) -> None:
     states = []
     for trainer in (ours, theirs):
         state = trainer.state_dict()
-        del state["fast"], state["run"]["updates"]  # which SAELens by itself does not count
+        state.pop("fast", None)
+        del state["run"]["updates"]  # which SAELens by itself does not count
         state["optimizer"] = state["optimizer"]["state"]
         states.append({name: _without_noise(value) for name, value in _numbers(state)})
     assert not differences(*states, tolerance=tolerance)
@@ -304,6 +305,17 @@ def test_an_sae_keeps_no_trainer_and_its_copy_trains_itself() -> None:
     del trainer
     gc.collect()
     assert gone() is None
+
+
+def test_a_run_without_it_goes_on_from_checkpoints_of_earlier_versions() -> None:
+    earlier = {"accumulate", "clip", "weight_decay", "loss_form", "calibrate_threshold"}
+    plain = train(steps=1)
+    assert plain.facts()["training"].keys() == earlier
+    assert "fast" not in plain.state_dict()
+    newer = {"fast_step": True, "matmul_precision": "high"}
+    fast = train(steps=1, training=newer)
+    assert fast.facts()["training"].items() >= newer.items()
+    assert "fast" in fast.state_dict()
 
 
 def test_a_trained_sae_has_sae_lens_own_step_again() -> None:
