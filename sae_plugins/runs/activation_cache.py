@@ -284,7 +284,7 @@ class ActivationCache:
         """
         self.folder = folder
         self._harvests = list(found)
-        self._left: int | None = None  # of what was said that it would take
+        self._room = 0  # bytes that fit, as far as it has looked
         self._is_closed = not folder.takes or is_read_only(folder.path)  # which `plan` says
 
     def plan(self) -> str:
@@ -342,10 +342,12 @@ class ActivationCache:
             )
 
     def _check(self, count: int) -> None:
-        """Refuse an entry that is more than was said, if the budget has no room for it."""
-        folder, budget = self.folder.path, self.folder.budget
-        if self._left is None:
-            self._left = sum(harvest.missing(folder) for harvest in self._harvests)
-        self._left -= count
-        if self._left < 0 and kept.total(folder) + count > budget:
-            raise OSError(f"--cache_budget {size(budget)} is used up")
+        """Refuse an entry for which the budget has no room; another process may have used it."""
+        if count > self._room:
+            budget = self.folder.budget
+            free = budget - kept.total(self.folder.path)
+            if count > free:
+                raise OSError(f"--cache_budget {size(budget)} is used up")
+            # to look takes time, so that two processes may go over it by a hundredth
+            self._room = max(count, min(free, budget // 100))
+        self._room -= count
