@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _ABOUT = """\
 Show or remove what is kept of language models: the activations of `train` and `study run`
 (--activation_cache), and what `evaluate` computes of a model alone (--cache_path). FOLDER is such a
-folder; without one, those in the user's cache folder. Only entries of ours are shown or removed,
-and a run that misses one computes it again.
+folder; without one, that of `evaluate` in the user's cache folder. Only entries of ours are shown
+or removed, and a run that misses one computes it again.
 """
 _EXAMPLES = """\
   sae-plugins cache list
@@ -117,15 +117,15 @@ def _remove(gone: Sequence[Entry]) -> None:
 
 
 def _folders(operands: Sequence[str], problems: Problems) -> list[Path]:
-    """Those that are given, or the user's own as far as they are there."""
+    """Those that are given, or the user's own where it is there."""
     from sae_plugins.base.files import user_cache
 
     given = [Path(text).expanduser() for text in operands]
     for folder in given:
         if not folder.is_dir():
             problems.add(f"{folder}: there is no such folder")
-    own = [user_cache() / name for name in ("evaluation", "activations")]
-    return list(dict.fromkeys(given)) or [folder for folder in own if folder.is_dir()]
+    own = user_cache() / "evaluation"
+    return list(dict.fromkeys(given)) or ([own] if own.is_dir() else [])
 
 
 def _words(entry: Entry) -> str | None:

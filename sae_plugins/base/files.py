@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
@@ -102,8 +103,8 @@ def _flush(path: Path) -> None:
 def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
     """Give a file to write, which takes the place of `path` at the end, or goes if anything fails.
 
-    So `path` is either as it was or new and whole. A process that is killed leaves a file whose
-    name ends in ".partial".
+    So `path` is either as it was or new and whole, and whoever may read new files of this process
+    may read it. A process that is killed leaves a file whose name ends in ".partial".
 
     Args:
         path: the file.
@@ -111,7 +112,11 @@ def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
     """
     partial = path.with_name(f"{path.name}{writer}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        if partial.stat().st_mode != mode:
+            partial.chmod(S_IMODE(mode))  # safetensors lets nobody else read what it writes
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)

@@ -52,6 +52,8 @@
   the order of the text, without excluded tokens, and raises StopIteration where the text ends.
 - `ActivationsStore.get_activations(batch_tokens)`, looked up on the instance, is where tokens
   [prompts, context] become activations [prompts, positions, d_in] in float32 (`computing`).
+- `ActivationsStore.training_context_size` counts the positions of a prompt that `seqpos_slice`
+  leaves (`trained_positions`).
 - `ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where the runners'
   batches come from, with and without prefetching, and each is called once (`data_loader`).
 - `PrefetchingIterator.__next__` is where batches leave its queue (`prefetched`).
@@ -97,7 +99,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -126,6 +128,8 @@ SYNTHETIC_NAMES = {
     "autocast": "autocast_sae",
 }
 """Settings that SAELens' runner on synthetic models spells differently."""
+ESTIMATED = ("expected_average_only_in", "covariance_whitening")
+"""Ways to normalise activations for which batches are read before the first step."""
 
 _substitute: Callable[[], type[SAETrainer[Any, Any]]] | None = None
 
@@ -362,6 +366,11 @@ def save_synthetic(runner: Any, path: Path, sae: TrainingSAE[Any], sparsity: Ten
 
 
 # -- activation stores -----------------------------------------------------------------------------
+
+
+def trained_positions(context_size: int, seqpos_slice: Sequence[int | None]) -> int:
+    """Tokens of a prompt that are trained on."""
+    return len(range(context_size)[slice(*seqpos_slice)])
 
 
 def hook_widths(store: ActivationsStore) -> dict[str, int]:

@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
 
+_NEWER = ("fast_step", "matmul_precision")
+"""Settings that checkpoints of earlier versions do not name, which were as in `STOCK_SETTINGS`."""
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
 """Fields of SAELens' trainer config that do not change what is trained."""
 
@@ -134,7 +136,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         """Train on one batch [B, d_in] of activations, calling the events."""
         if self.checkpoints is not None:
             self.checkpoints.taken(batch)
-        if self._inert:
+        if self._inert and self.profile is None:
             return super().step(batch)
         run = self.run
         run.metrics, run.updated = {}, False
@@ -144,13 +146,14 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self._ends_window = self._window is None or (
             self._window.batches + 1 >= self._window.size or is_last
         )
-        precision = self.plan.training.matmul_precision
-        if not self.host.plugins:
-            with matmul_precision(precision):
-                return super().step(batch)
-        fired_before = self.act_freq_scores.clone()
-        with self._events_around_forward(), matmul_precision(precision):
+        fired_before = self.act_freq_scores.clone() if self.host.plugins else None
+        with (
+            self._events_around_forward(),
+            matmul_precision(self.plan.training.matmul_precision),
+        ):
             output = super().step(batch)
+        if fired_before is None:
+            return output
         run.firing_counts = self.act_freq_scores - fired_before
         with torch.no_grad():
             self.host.notify("step_ended", run=run, output=seen(output))
@@ -204,6 +207,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
     def set_final_sae_metadata(self) -> None:
         """Record SAELens' closing statistics, then tell the plugins that training has ended."""
         super().set_final_sae_metadata()
+        if self._fast is not None:
+            self._fast.leave()
         if count := self.batches_to_calibrate:
             calibrate(self.sae, self.data_provider, count, self._last_batch)
         if self.checkpoints is not None:
@@ -231,7 +236,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
         """Everything that the rest of the training depends on, between two steps."""
         schedulers = self.coefficient_schedulers.items()
         whitening = self.activation_scaler.whitening
+        fast = {} if self._fast is None else {"fast": self._fast.state_dict()}
         return {
+            **fast,
             "sae": self.sae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -241,7 +248,6 @@ class PluginTrainer(SAETrainer[Any, Any]):
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "run": {"updates": self.run.updates, "summary": self.run.summary},
             "window": self._window and self._window.state_dict(),
-            "fast": self._fast and self._fast.state_dict(),
             "features": self.run.features.state_dict() if self.host.plugins else None,
             "plugins": {plugin.name: plugin.state_dict() for plugin in self.host.plugins},
         }
@@ -263,7 +269,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
                 }
                 for place, (plugin, options) in enumerate(self.plan.plugins)
             },
-            "training": self.plan.training.model_dump(mode="json"),
+            "training": {
+                name: value
+                for name, value in self.plan.training.model_dump(mode="json").items()
+                if name not in _NEWER or value != getattr(STOCK_SETTINGS, name)
+            },
             "seed": self.seed,
             "sae": {name: value for name, value in sae.items() if name != "metadata"},
             "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},

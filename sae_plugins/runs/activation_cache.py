@@ -33,7 +33,7 @@ from sae_plugins.base.files import size, versions
 from sae_plugins.base.fingerprints import fingerprint, of_value
 from sae_plugins.base.identity import of_code
 from sae_plugins.base.kept import Folder
-from sae_plugins.base.saelens import computing
+from sae_plugins.base.saelens import ESTIMATED, computing, trained_positions
 from sae_plugins.base.secrets import redacted, without_secrets
 from sae_plugins.framework.architectures import SHARING_A_THRESHOLD
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS
@@ -59,8 +59,6 @@ _OF_TEXT = (
 )
 _VERSIONS = ("sae-lens", "torch", "transformer-lens", "transformers")
 _CODE = ("runs/language_models/*.py",)
-_ESTIMATED = ("expected_average_only_in", "covariance_whitening")
-"""Ways to normalise activations that take batches before the first step."""
 _FLOAT32_BYTES = 4
 _HEADER = 1000
 """Bytes of an entry besides its numbers, at most."""
@@ -136,11 +134,11 @@ def harvests(settings: SAELensSettings, d_in: int, threads: int | None = None) -
 
 def _batches_to_train(settings: SAELensSettings, values: Mapping[str, Any]) -> tuple[int, int]:
     """Tokens of a batch of the language model, and how many such batches SAELens' buffer takes."""
-    positions = len(range(values["context_size"])[slice(*values["seqpos_slice"])])
+    positions = trained_positions(values["context_size"], values["seqpos_slice"])
     batch = values["store_batch_size_prompts"] * positions
     size, buffer = values["train_batch_size_tokens"], values["n_batches_in_buffer"] * positions
     wanted = -(-values["training_tokens"] // size)
-    if settings.sae.get("normalize_activations") in _ESTIMATED:
+    if settings.sae.get("normalize_activations") in ESTIMATED:
         wanted += values["n_batches_for_norm_estimate"]
     if settings.architecture in SHARING_A_THRESHOLD:
         wanted += -(-CALIBRATION_TOKENS // size)
@@ -304,7 +302,7 @@ class ActivationCache:
         """
         self.folder = folder
         self._harvests = list(found)
-        self._left: int | None = None  # of what was said that it would take
+        self._room = 0  # bytes that fit, as far as it has looked
         self._is_closed = not folder.takes or is_read_only(folder.path)  # which `plan` says
 
     def plan(self) -> str:
@@ -362,10 +360,12 @@ class ActivationCache:
             )
 
     def _check(self, count: int) -> None:
-        """Refuse an entry that is more than was said, if the budget has no room for it."""
-        folder, budget = self.folder.path, self.folder.budget
-        if self._left is None:
-            self._left = sum(harvest.missing(folder) for harvest in self._harvests)
-        self._left -= count
-        if self._left < 0 and kept.total(folder) + count > budget:
-            raise OSError(f"--cache_budget {size(budget)} is used up")
+        """Refuse an entry for which the budget has no room; another process may have used it."""
+        if count > self._room:
+            budget = self.folder.budget
+            free = budget - kept.total(self.folder.path)
+            if count > free:
+                raise OSError(f"--cache_budget {size(budget)} is used up")
+            # to look takes time, so that two processes may go over it by a hundredth
+            self._room = max(count, min(free, budget // 100))
+        self._room -= count

@@ -15,7 +15,11 @@ from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, prefixed
 from sae_plugins.base.identity import Fact
-from sae_plugins.base.saelens import language_model_trainer, with_no_secrets_told
+from sae_plugins.base.saelens import (
+    language_model_trainer,
+    trained_positions,
+    with_no_secrets_told,
+)
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.resume.stream import batches
 from sae_plugins.runs import weights_and_biases
@@ -160,7 +164,7 @@ class LanguageModelSetup:
                 **fields,
             )
         config.checkpoint_path = checkpoint_path  # without the random folder that SAELens adds
-        positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
+        positions = trained_positions(config.context_size, config.seqpos_slice)
         if config.n_batches_in_buffer * positions < config.train_batch_size_tokens:
             raise PluginError(
                 f"--n_batches_in_buffer {config.n_batches_in_buffer} is too small: times "

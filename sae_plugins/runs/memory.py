@@ -16,6 +16,7 @@ from sae_lens.util import str_to_dtype
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import size
+from sae_plugins.base.saelens import trained_positions
 from sae_plugins.resume.mixing import INDEX_BYTES, most_rows
 from sae_plugins.runs.setup import SAELensSettings
 
@@ -140,7 +141,7 @@ def count_parameters(config: Any) -> int:
 def _bytes_of_buffer(config: Any) -> float:
     """What the buffer takes of memory, with the activations that come into it."""
     is_cached = config.use_cached_activations
-    positions = len(range(config.context_size)[slice(*config.seqpos_slice)])
+    positions = trained_positions(config.context_size, config.seqpos_slice)
     largest = config.store_batch_size_prompts * (config.context_size if is_cached else positions)
     rows = most_rows(
         config.n_batches_in_buffer * positions,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.saelens import interruption, no_bars
+from sae_plugins.base.saelens import ESTIMATED, interruption, no_bars, trained_positions
 from sae_plugins.framework.attach import plugins
 from sae_plugins.framework.profile import BATCHES, Part, Profile, Spent
 from sae_plugins.framework.resolve import Plan
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from sae_plugins.framework.run import Run
 
-ESTIMATED = ("expected_average_only_in", "covariance_whitening")
-"""Ways to normalise activations for which batches are read before the first step."""
 WARM_UP, MEASURED = 3, 12
 """Steps before the clock counts, and steps that are measured."""
 PATIENCE = 60.0
@@ -180,7 +178,7 @@ def tokens_before(setup: Setup) -> int:
 
 def _positions(config: Any) -> int:
     """Tokens of a prompt that are trained on."""
-    return len(range(config.context_size)[slice(*config.seqpos_slice)])
+    return trained_positions(config.context_size, config.seqpos_slice)
 
 
 def _rows_of_a_batch(setup: Setup) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sae_plugins.base.saelens import SYNTHETIC_NAMES
+from sae_plugins.base.saelens import ESTIMATED, SYNTHETIC_NAMES
 from sae_plugins.settings.flags import Flag, all_flags
 from sae_plugins.world import NAME as WORLD
 from sae_plugins.world.synthetic_models import SYNTHETIC
@@ -44,7 +44,6 @@ def _begins_elsewhere(value: Values) -> bool:
     return bool(value("from_pretrained_path") or value("resume_from_checkpoint"))
 
 
-_ESTIMATED = ("expected_average_only_in", "covariance_whitening")
 _ON_SYNTHETIC = {
     *SYNTHETIC_NAMES,
     *("model_name", "device", "adam_beta1", "adam_beta2", "lr", "lr_scheduler_name", "lr_end"),
@@ -125,8 +124,8 @@ RULES = (
     ),
     Rule(
         ("n_batches_for_norm_estimate",),
-        lambda value: value("normalize_activations") in _ESTIMATED,
-        f"it is for --normalize_activations {' and '.join(_ESTIMATED)}",
+        lambda value: value("normalize_activations") in ESTIMATED,
+        f"it is for --normalize_activations {' and '.join(ESTIMATED)}",
     ),
     Rule(("llm_compilation_mode",), lambda value: value("compile_llm"), "it needs --compile_llm"),
     Rule(("sae_compilation_mode",), lambda value: value("compile_sae"), "it needs --compile_sae"),

@@ -44,6 +44,21 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_whoever_may_read_new_files_may_read_what_a_library_wrote(
+    tmp_path: Path, mode: int
+) -> None:
+    before = os.umask(0o666 & ~mode)
+    try:
+        with whole(tmp_path / "a") as partial:
+            other = tmp_path / "other"
+            os.close(os.open(other, os.O_CREAT, 0o600))  # as safetensors does
+            os.replace(other, partial)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.parametrize("names", [None, ["b/c/two", "one"]])
 def test_files_are_flushed_with_all_their_names(
     names: list[str] | None, tmp_path: Path, done: list[str]

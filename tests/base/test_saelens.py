@@ -642,6 +642,14 @@ def test_where_tokens_become_activations(model: HookedTransformer) -> None:
     assert len(asked) > 2
 
 
+@seam("`ActivationsStore.training_context_size` counts the positions of a prompt")
+@pytest.mark.parametrize("seqpos_slice", [(None,), (1, None, 3), (-5, -1)])
+def test_positions_that_are_trained_on(model: HookedTransformer, seqpos_slice: Any) -> None:
+    config = runner_config(seqpos_slice=seqpos_slice)
+    store = ActivationsStore.from_config(model, config, override_dataset=text(4))
+    assert store.training_context_size == upstream.trained_positions(16, seqpos_slice)
+
+
 @seam("`ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where")
 @pytest.mark.parametrize("prefetch", [False, 2])
 @pytest.mark.parametrize("multi_hook", [False, True])

@@ -51,7 +51,7 @@ def test_entries_are_listed_by_what_they_are_made_from(
     assert "1 entry used just now probes for first letters of another model, its hook" in shown
 
 
-def test_the_users_own_folders_are_listed_where_none_is_named(
+def test_the_users_own_folder_is_listed_where_none_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "home"))

@@ -114,22 +114,30 @@ class Keeper(Plugin):
     def before_update(self, run: Any) -> None: ...
 
 
-def trained(profile: Profile | None, *plugins: Any) -> Any:
-    with sae_plugins.plugins(*plugins, seed=3, profile=profile):
+def trained(profile: Profile | None, *plugins: Any, **settings: Any) -> Any:
+    with sae_plugins.plugins(*plugins, seed=3, profile=profile, **settings):
         trainer = tiny_trainer(tiny_sae("standard"), tiny_batches())
         trainer.fit()
     return trainer
 
 
-def test_events_and_the_parts_of_a_step_are_counted():
+@pytest.mark.parametrize(
+    ("names", "training"), [((), {}), ((), {"fast_step": True}), ((Keeper,), {})]
+)
+def test_the_parts_of_a_step_are_counted(names: tuple[Any, ...], training: dict[str, Any]):
+    profile = Profile(count().__next__)
+    trainer = trained(profile, *names, training=training)
+    for detail in ("forward", "backward", "optimizer"):
+        assert profile.spent["SAE step", detail].calls == trainer.n_training_steps
+    assert profile.spent["SAE step", "forward"].nanoseconds
+
+
+def test_events_are_counted():
     profile = Profile(count().__next__)
     trainer = trained(profile, Keeper)
-    steps = trainer.n_training_steps
     calls = {part: each.calls for part, each in profile.spent.items()}
     assert calls["keeper", "attached"] == 1
-    assert calls["keeper", "before_update"] == steps
-    for detail in ("forward", "backward", "optimizer"):
-        assert calls["SAE step", detail] == steps
+    assert calls["keeper", "before_update"] == trainer.n_training_steps
     assert profile.held["keeper"] == 100 * 4 + 10 * 8
     parameters = sum(parameter.numel() for parameter in trainer.sae.parameters())
     assert profile.held["SAE and Adam's moments"] >= 3 * 4 * parameters

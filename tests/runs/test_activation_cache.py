@@ -190,6 +190,19 @@ def test_no_entry_goes_over_the_budget_where_more_is_read_than_was_said(
     assert "--cache_budget" in caplog.text
 
 
+def test_two_runs_at_once_stay_within_the_budget(caplog: pytest.LogCaptureFixture) -> None:
+    pair = [replace(of("--seed", seed)[0], entries=3) for seed in ("1", "2")]
+    folder = Folder(Path("cache").absolute(), 3 * pair[0].entry_bytes)
+    caches = [ActivationCache([one], folder) for one in pair]
+    assert [cache.plan().startswith("up to") for cache in caches] == [True, True]
+    stores = [reading(cache) for cache in caches]
+    for number in range(3):
+        for store in stores:
+            store.get_activations(torch.full((4, 16), number))
+    assert len(files()) == 3
+    assert caplog.text.count("takes no more activations") == 2
+
+
 # -- what they depend on ---------------------------------------------------------------------------
 
 

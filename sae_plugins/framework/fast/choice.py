@@ -56,8 +56,9 @@ class Choice(Stateful):
             if not self.sparse:
                 return Dense(mask if masked else None)
         flat = mask.flatten().nonzero().squeeze(1)
-        if len(flat) >= most:
+        if len(flat) >= most:  # a list of far too many takes more memory than all pairs
             self.sparse, self.look_at = False, step + LOOK_EVERY
+            return Dense(mask if masked else None)
         return Sparse.of_flat(flat, pre.shape)
 
     def largest(self, pre: Tensor, share: float) -> bool:

@@ -28,6 +28,11 @@ class FastStep(Choice):
         self.said: set[str] = set()
         sae.training_forward_pass = self
 
+    def leave(self) -> None:
+        """Give the SAE SAELens' own step back."""
+        if vars(self.sae).get("training_forward_pass") is self:
+            del self.sae.training_forward_pass
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Train on a batch."""

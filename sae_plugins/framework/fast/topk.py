@@ -45,7 +45,7 @@ def batch_top_k(x: Tensor, count: int) -> Tensor:
     found = above(flat, guess).nonzero().squeeze(1)
     if len(found) < count and guess > 0:
         found = above(flat, 0).nonzero().squeeze(1)
-    if len(found) <= count:
+    if len(found) <= count <= flat.numel():  # more than all is an error, as in SAELens
         return found
     values = flat[found]
     chosen = found[values >= values.kthvalue(len(values) - count + 1).values]

@@ -16,9 +16,6 @@ from sae_plugins.runs.texts.loading import reason
 
 logger = logging.getLogger(__name__)
 
-_ESTIMATED = ("expected_average_only_in", "covariance_whitening")
-"""How activations are scaled from what the first of them are like."""
-
 
 def watch(store: ActivationsStore, documents: Documents, config: Any) -> None:
     """Say once when documents end before the run does, and name those that cannot be read.
@@ -70,7 +67,7 @@ def _no_prompt(documents: Documents, config: Any) -> str:
 def _tell(documents: Documents, tokens: int, prompts: int, config: Any) -> None:
     """Say that documents are read again."""
     parts = {"to train on": config.training_tokens}
-    if config.sae.normalize_activations in _ESTIMATED:
+    if config.sae.normalize_activations in saelens.ESTIMATED:
         estimate = config.n_batches_for_norm_estimate * config.train_batch_size_tokens
         parts["to estimate norms"] = estimate
     parts["that wait in the buffer"] = config.n_batches_in_buffer * (tokens // prompts)

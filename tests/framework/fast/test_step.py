@@ -19,7 +19,8 @@ from sae_plugins import Plugin, hookimpl, plugins
 from sae_plugins.framework import registry
 from sae_plugins.framework.architectures import HAVING_A_FAST_STEP
 from sae_plugins.framework.fast import choice
-from sae_plugins.framework.fast.choice import forced
+from sae_plugins.framework.fast.choice import Choice, forced
+from sae_plugins.framework.fast.pairs import Sparse
 from sae_plugins.resume.state import read_state, write_state
 from sae_plugins.testing import (
     advance,
@@ -173,7 +174,8 @@ def test_it_is_the_step_of_sae_lens_to_rounding(case: Case) -> None:
     states = []
     for trainer in (ours, theirs):
         state = trainer.state_dict()
-        del state["fast"], state["run"]["updates"]  # which SAELens by itself does not count
+        state.pop("fast", None)
+        del state["run"]["updates"]  # which SAELens by itself does not count
         state["optimizer"] = state["optimizer"]["state"]
         states.append({name: _without_noise(value) for name, value in _numbers(state)})
     assert not differences(*states, tolerance=tolerance)
@@ -242,6 +244,16 @@ def test_pairs_are_listed_where_few_features_fire() -> None:
     assert trainer._fast.sparse  # 4 of 480
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_list_of_too_many_pairs_is_not_made(masked: bool) -> None:
+    choice, pre = Choice(), torch.randn(8, 400)
+    for shift, listed in ((3.0, True), (-3.0, False)):
+        pairs = choice.pairs(pre - shift, 0, lambda shift=shift: pre > shift, masked)
+        assert isinstance(pairs, Sparse) is listed
+    assert not choice.sparse
+    assert (pairs.mask is not None) is masked
+
+
 # -- what it cannot do -----------------------------------------------------------------------------
 
 UNSUPPORTED = {
@@ -293,6 +305,24 @@ def test_an_sae_keeps_no_trainer_and_its_copy_trains_itself() -> None:
     del trainer
     gc.collect()
     assert gone() is None
+
+
+def test_a_run_without_it_goes_on_from_checkpoints_of_earlier_versions() -> None:
+    earlier = {"accumulate", "clip", "weight_decay", "loss_form", "calibrate_threshold"}
+    plain = train(steps=1)
+    assert plain.facts()["training"].keys() == earlier
+    assert "fast" not in plain.state_dict()
+    newer = {"fast_step": True, "matmul_precision": "high"}
+    fast = train(steps=1, training=newer)
+    assert fast.facts()["training"].items() >= newer.items()
+    assert "fast" in fast.state_dict()
+
+
+def test_a_trained_sae_has_sae_lens_own_step_again() -> None:
+    with plugins(training={"fast_step": True}):
+        trainer = tiny_trainer(tiny_sae("topk"), tiny_batches())
+        own = trainer.fit()
+    assert "training_forward_pass" not in vars(own)
 
 
 def test_adam_is_fused() -> None:

@@ -46,6 +46,14 @@ def test_the_largest_of_a_batch_are_those_of_sae_lens(
     assert torch.equal(batch_top_k(x, int(k * len(x))), theirs)
 
 
+@pytest.mark.parametrize("kind", ["all differ", "few above 0"])
+def test_more_than_there_are_is_an_error_as_in_sae_lens(kind: str) -> None:
+    x = of_kind(kind, 6, 24)
+    for largest in (BatchTopK(25), lambda x: batch_top_k(x, 25 * 6), lambda x: top_k(x, 25)):
+        with pytest.raises((RuntimeError, IndexError)):
+            largest(x)
+
+
 def test_nan_is_chosen_so_that_a_loss_shows_it() -> None:
     x = torch.randn(64, 4096)
     x[3, 5] = float("nan")
