@@ -83,7 +83,8 @@ PAPERS = {
         0.04,
         COSINE,
         {
-            "reorder": {"interval": 500, "start": 2000, "threshold": 0.1, "window": 10},
+            "reorder": {"interval": 500, "start": 2000, "window": 10}
+            | {"threshold": 3.0, "unit": "mean", "look": None},
             "input-norm-l1": {"decay": 0.99, "per": "token"},
             "unit-norm-decoder": {},
         },
