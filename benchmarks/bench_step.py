@@ -96,12 +96,13 @@ more of everything than in any run."""
 
 
 def adaptive_threshold(**orthogonality: Any) -> AbstractContextManager[Any]:
-    """Adaptive-threshold with all its mechanisms on from the start."""
+    """Adaptive-threshold with all its mechanisms on from the start; importances cost nothing."""
     return sae_plugins.plugins(
         "adaptive-threshold",
         options={
             "activation-threshold": {"start": 0},
             "decoder-orthogonality": {"start": 0, **orthogonality},
+            "importance": {"step": "before"},
             "reconstruction-warm-up": {"steps": 0},
         },
         seed=0,

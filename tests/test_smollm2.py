@@ -124,6 +124,32 @@ def values(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {key: result["metrics"] for key, result in read.items()}
 
 
+@pytest.mark.parametrize("method", ["hierarchical", "hybrid-order"])
+def test_more_is_explained_without_bos(method: str, tmp_path: Path) -> None:
+    """300 steps each at layer 15, with and without BOS; both are scored without."""
+    from sae_lens import SAE
+
+    from sae_plugins.runs.language_model import LanguageModelSetup
+    from sae_plugins.settings.command_line import train_flags
+    from sae_plugins.settings.settle import settle
+
+    own = {"--hook_name": "blocks.15.hook_resid_post", "--training_tokens": str(300 * 512)}
+    lines = {}
+    for excluded in ("false", "true"):
+        words = line(method, tmp_path / excluded)
+        for flag, value in {**own, "--exclude_special_tokens": excluded}.items():
+            words = [*words, flag, value] if flag not in words else words
+            words[words.index(flag) + 1] = value
+        if "--model_class_name" in words:
+            words[words.index("--model_class_name") + 1] = "HookedTransformer"
+        assert main(words) == 0
+        lines[excluded] = words
+    setup = LanguageModelSetup(settle(train_flags(lines["true"][1:])).for_saelens())
+    saes = [SAE.load_from_disk(str(tmp_path / excluded)) for excluded in ("false", "true")]
+    with_bos, without = (scores["explained_variance"] for scores in setup.heldout(saes))
+    assert without > with_bos + 0.05
+
+
 def test_suites_score_saes_of_both_names(trained: Callable[[str], Path], tmp_path: Path) -> None:
     saes = [str(trained(method)) for method in ("hybrid-order", "hierarchical")]
     cache = ["--cache_path", str(tmp_path / "cache"), "--device", "cpu"]

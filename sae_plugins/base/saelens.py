@@ -54,6 +54,8 @@
   [prompts, context] become activations [prompts, positions, d_in] in float32 (`computing`).
 - `ActivationsStore.training_context_size` counts the positions of a prompt that `seqpos_slice`
   leaves (`trained_positions`).
+- `ActivationsStore.get_raw_llm_batch`, looked up on the instance, gives activations [n, d_in] with
+  their tokens [n], or None for them, before special ones are left out (`first_batch_seen`).
 - `ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where the runners'
   batches come from, with and without prefetching, and each is called once (`data_loader`).
 - `PrefetchingIterator.__next__` is where batches leave its queue (`prefetched`).
@@ -407,6 +409,19 @@ def computing(
     own = store.get_activations
     # on the instance, where SAELens looks the name up
     store.get_activations = partial(compute, own)  # type: ignore[method-assign]
+
+
+def first_batch_seen(store: ActivationsStore, see: Callable[[Tensor, Tensor | None], None]) -> None:
+    """Have `see` look at a store's first activations [n, d_in] and tokens [n], None if unknown."""
+
+    def first(raise_on_epoch_end: bool = False) -> tuple[Tensor, Tensor | None]:
+        batch = type(store).get_raw_llm_batch(store, raise_on_epoch_end)
+        del store.get_raw_llm_batch  # the rest is read as ever
+        see(*batch)
+        return batch
+
+    # on the instance, where SAELens looks the name up
+    store.get_raw_llm_batch = first  # type: ignore[method-assign]
 
 
 def begin_reading(store: ActivationsStore) -> None:

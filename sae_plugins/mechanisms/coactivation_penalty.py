@@ -105,7 +105,14 @@ class CoactivationPenalty(Plugin):
             gt=0,
             title="L_target",
             description="reconstruction loss at which the weight stands still; by default its "
-            "average when the learning rate's warm-up ends, and the weight stays tau until then",
+            "average when the learning rate's warm-up ends, times target_share, and the weight "
+            "stays tau until then",
+        )
+        target_share: float = Field(
+            1.0,
+            gt=0,
+            description="of that average, which is the target where target gives none; below 1, "
+            "the weight falls until the loss has",
         )
 
         @field_validator("tau_max")
@@ -166,6 +173,8 @@ class CoactivationPenalty(Plugin):
         loss = output.losses["mse_loss"].detach().to(self.tau.dtype)
         if run.step <= self.target_step:
             self.target = loss if run.step == 1 else torch.lerp(loss, self.target, DECAY)
+            if run.step == self.target_step:
+                self.target = self.target * options.target_share
         else:
             run.log("coactivation-penalty/loss_over_target", loss / self.target)
             self.tau = adapted(

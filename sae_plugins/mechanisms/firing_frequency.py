@@ -33,6 +33,11 @@ class FiringFrequency(Plugin):
         decay: float = Field(
             0.999, ge=0, lt=1, title="gamma", description="decay of the moving averages per step"
         )
+        bias_correction: bool = Field(
+            True,
+            description="divide the averages by the weight of the steps that a feature has seen; "
+            "false: as printed, averages that begin at 0",
+        )
 
     options: Options
 
@@ -78,4 +83,6 @@ class FiringFrequency(Plugin):
         return variance / square.clamp_min(1e-12)
 
     def _weight(self) -> Tensor:
+        if not self.options.bias_correction:
+            return torch.ones_like(self.mass)
         return self.mass.clamp_min(torch.finfo(self.mass.dtype).tiny)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 
 if TYPE_CHECKING:
-    from sae_lens.saes.sae import TrainingSAE
+    from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 
     from sae_plugins.framework.run import Run
 
@@ -44,17 +45,49 @@ def importance(gradient_norms: Tensor, frequency: Tensor) -> Tensor:
     return gradient_norms * frequency / frequency.max().clamp_min(tiny)
 
 
+@torch.no_grad()
+def feature_gradient(sae: TrainingSAE[Any], sae_in: Tensor, sae_out: Tensor) -> Tensor:
+    """dL_recon/df, [B, d_sae], for inputs and reconstructions [B, d_in]: dL_recon/dx_hat W_dec^T.
+
+    The decoder is linear, so there is no pass back through it.
+    """
+    with torch.enable_grad():
+        out = sae_out.detach().requires_grad_()
+        loss = sae.mse_loss_fn(out, sae_in.detach()).sum(dim=-1).mean()
+        (gradient,) = torch.autograd.grad(loss, out)
+    if sae.cfg.normalize_activations == "constant_norm_rescale":  # which is undone after decoding
+        gradient = gradient * torch.linalg.vector_norm(sae_in, dim=-1, keepdim=True)
+        gradient = gradient / sae.cfg.d_in**0.5
+    elif sae.cfg.normalize_activations == "layer_norm":
+        gradient = gradient * sae_in.std(dim=-1, keepdim=True)
+    rows: Tensor = sae.W_dec
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        rows = torch.nn.functional.normalize(rows, dim=-1)
+    return gradient.to(rows.dtype) @ rows.T
+
+
 class Importance(Plugin):
     """Each feature's importance to the reconstruction; measured where another plugin uses it.
 
-    The gradient is caught on its way back from the decoder to the features, so there is no second
-    backward pass and no further product. It is there only after a step's backward pass: within a
-    step, the scores are those of the step before. Matryoshka SAEs' inner losses, and the auxiliary
-    losses of others, do not count: they do not pass through the decoder of the whole SAE.
+    Either of this step, by a closed form. Or of the step before, whose gradient is caught on its
+    way back from the decoder to the features, at no further product. Matryoshka SAEs' inner losses,
+    and the auxiliary losses of others, do not count: they do not pass through the decoder of the
+    whole SAE.
     """
 
     name = "importance"
     requires = ("firing-frequency",)
+
+    class Options(Plugin.Options):
+        """Which gradient it is."""
+
+        step: Literal["before", "this"] = Field(
+            "before",
+            description="whose gradient. before: of the step before, which costs nothing; this: of "
+            "this step, as printed, which takes one product more",
+        )
+
+    options: Options
 
     @hookimpl
     def attached(self, run: Run) -> None:
@@ -67,7 +100,7 @@ class Importance(Plugin):
 
     def use(self, run: Run) -> None:
         """Measure from now on; for the `attached` of whoever requires this plugin."""
-        if not self.in_use:
+        if not self.in_use and self.options.step == "before":
 
             def decode(sae: TrainingSAE[Any], feature_acts: Tensor) -> Tensor:
                 decoded: Tensor = type(sae).decode(sae, self.watched(feature_acts))
@@ -77,8 +110,14 @@ class Importance(Plugin):
             run.sae.decode = MethodType(decode, run.sae)  # type: ignore[method-assign]
         self.in_use = True
 
+    @hookimpl
+    def extra_losses(self, output: TrainStepOutput, run: Run) -> None:
+        """Measure this step's gradient; no loss is added."""
+        if self.in_use and self.options.step == "this":
+            self._measure(feature_gradient(run.sae, output.sae_in, output.sae_out))
+
     def scores(self, run: Run) -> Tensor:
-        """s_i of the last backward pass, [d_sae], float32; zeros before the first."""
+        """s_i of the last gradient, [d_sae], float32; zeros before the first."""
         return importance(self.gradient_norms, run.plugin("firing-frequency").mean())
 
     def relative_scores(self, run: Run) -> Tensor:

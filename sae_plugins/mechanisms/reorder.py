@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Statistic = Literal["cv2", "frequency", "count"]
 Reduction = Literal["weighted", "mean", "max"]
+PRINTED: tuple[Statistic, ...] = ("frequency", "count")
+"""The printed text's readings of Eq. 1."""
 
 
 def activation_variance(
@@ -113,6 +115,11 @@ class Reorder(Plugin):
         threshold: float = Field(
             0.1, ge=0, title="tau", description="activation variance that triggers a reordering"
         )
+        unit: Literal["absolute", "mean"] = Field(
+            "absolute",
+            description="of threshold. absolute: the variance itself, as printed; mean: the "
+            "variance's own running mean, so that 3 is three times what is usual",
+        )
         start: Steps = Field(share(0.4), description="first step at which features are reordered")
         key: Literal["frequency", "cluster"] = Field(
             "frequency",
@@ -120,7 +127,11 @@ class Reorder(Plugin):
             "frequency (n^2 memory)",
         )
         statistic: Statistic = Field(
-            "cv2", title="c_i", description="unit of the variance; see `activation_variance`"
+            "cv2",
+            title="c_i",
+            description="unit of the variance. count, frequency: the two that are printed, over "
+            "the steps before this one, t-10 to t-1; cv2: relative to the squared mean, less what "
+            "sampling gives, with this step",
         )
         reduction: Reduction = Field("weighted", description="of the variance over features")
         window: int = Field(
@@ -128,11 +139,21 @@ class Reorder(Plugin):
             ge=2,
             le=1000,
             title="k",
-            description="steps in the variance, and between looks at it",
+            description="steps in the variance",
+        )
+        look: int | None = Field(
+            None,
+            ge=1,
+            description="steps between looks at the variance, each of which makes a GPU wait; by "
+            "default the window, and 1 is Eq. 1",
         )
         cooldown: Steps = Field(50, description="least steps between triggered reorderings")
         decay: float = Field(
-            0.99, ge=0, lt=1, description="decay per step of the frequency that orders features"
+            0.99,
+            ge=0,
+            lt=1,
+            description="decay per step of the frequency that orders features, and of the "
+            "variance's running mean",
         )
         move_moments: bool = Field(
             True, description="move Adam's moments along; false is a control that harms"
@@ -143,7 +164,8 @@ class Reorder(Plugin):
     @hookimpl
     def attached(self, run: Run) -> None:
         """Track frequencies along the feature axis."""
-        causes = [self.options.interval, self.options.window if self.options.adaptive else 0]
+        looks = max(self.options.window, self._look) if self.options.adaptive else 0
+        causes = [self.options.interval, looks]
         first = min((steps for steps in causes if steps), default=run.total_steps + 1)
         warn_if_never(run, self.name, max(first, self.options.start))
         size, device = run.features.d_sae, run.sae.device
@@ -153,15 +175,18 @@ class Reorder(Plugin):
         self.report = OrderReport(self, run)
         self.last_reordering = 0
         self.cause: str | None = None
+        self.usual = torch.zeros(2, device=device)  # the variance and its weight, averaged
 
     @hookimpl
     def step_ended(self, run: Run, output: TrainStepOutput) -> None:
         """Update the frequencies; when an order is due, request it at the window's end."""
         tokens = output.sae_in.shape[0]
         frequency = run.firing_counts / tokens
+        before = self.recent.clone() if self._looks_at(run.step) else None
         self.recent[run.step % self.options.window] = frequency
         self.frequency.lerp_(frequency, 1 - self.options.decay)
-        self.cause = self.cause or self._cause(run, tokens)
+        drifts = before is not None and self._drifts(run, tokens, before)
+        self.cause = self.cause or self._cause(run.step, drifts)
         if self.cause is None or not run.updated:
             return
         self.report.before(run, output.sae_in, self.cause)
@@ -189,20 +214,48 @@ class Reorder(Plugin):
             return frequency_order(frequency)
         return cluster_order(frequency, output.feature_acts[:, start:end].to_dense() != 0)
 
-    def _cause(self, run: Run, tokens: int) -> str | None:
-        step, options = run.step, self.options
+    @property
+    def _look(self) -> int:
+        return self.options.look or self.options.window
+
+    def _looks_at(self, step: int) -> bool:
+        options, is_printed = self.options, self.options.statistic in PRINTED
+        if not options.adaptive or step % self._look or step < options.window + is_printed:
+            return False
+        return step >= options.start or options.unit == "mean"  # which is to be known by then
+
+    def _drifts(self, run: Run, tokens: int, before: Tensor) -> bool:
+        """Whether the variance exceeds the threshold.
+
+        Args:
+            run: the run.
+            tokens: of this step.
+            before: `recent` without this step, whose place the oldest one has.
+        """
+        options = self.options
+        recent = before if options.statistic in PRINTED else self.recent
+        variance = activation_variance(recent, tokens, options.statistic, options.reduction)
+        threshold = variance.new_tensor(options.threshold)
+        if options.unit == "mean":
+            new = torch.stack([variance, torch.ones_like(variance)])
+            self.usual.lerp_(new, 1 - options.decay**self._look)
+            mean, weight = self.usual
+            threshold = threshold * mean / weight
+        if run.step < options.start:
+            return False
+        run.log("reorder/variance", variance)
+        run.log("reorder/threshold", threshold)
+        if run.step > options.window:
+            for printed in PRINTED:
+                value = partial(activation_variance, before, tokens, printed, "mean")
+                run.log(f"reorder/variance_of_{printed}", value)
+        return bool(variance > threshold)
+
+    def _cause(self, step: int, drifts: bool) -> str | None:
+        options = self.options
         if step < options.start:
             return None
         if options.interval and step % options.interval == 0:
             return "periodic"
-        # one look per window: each is a GPU sync
-        if not options.adaptive or step % options.window or step < options.window:
-            return None
-        variance = activation_variance(self.recent, tokens, options.statistic, options.reduction)
-        run.log("reorder/variance", variance)
-        for printed in ("frequency", "count"):  # the printed text's readings of Eq. 1
-            value = partial(activation_variance, self.recent.clone(), tokens, printed, "mean")
-            run.log(f"reorder/variance_of_{printed}", value)
-        drifts = bool(variance > options.threshold)
         rested = step - self.last_reordering >= options.cooldown
         return "triggered" if drifts and rested else None

@@ -17,6 +17,7 @@ class AdaptiveOrthogonality(Method):
 
     name = "adaptive-orthogonality"
     mechanisms = ("coactivation-penalty", "unit-norm-decoder")
+    options = {"coactivation-penalty": {"target_share": 0.9}}
     training = {"loss_form": "l2_norm", "weight_decay": 0.01, "clip": 1.0}
     sae_lens = {
         "architecture": "standard",
@@ -66,6 +67,11 @@ class AdaptiveOrthogonality(Method):
             table="Control",
             label="Fixed weight 0.01, where the adaptive one ends if the target is out of reach",
             flags="--coactivation-penalty.adaptive false --coactivation-penalty.tau 0.01",
+        ),
+        PaperRow(
+            table="Control",
+            label="L_target is the loss after the warm-up itself, so that the weight rises",
+            flags="--coactivation-penalty.target_share 1",
         ),
         PaperRow(
             table="Control",

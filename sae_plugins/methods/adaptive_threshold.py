@@ -12,8 +12,8 @@ class AdaptiveThreshold(Method):
     The reconstruction loss is the unsquared norm: only so do the paper's loss and L1 add up, and
     its L1 coefficient belongs to it. What its mechanisms can do: thresholds remove weak
     activations, which a threshold on a finished SAE does as well (see the control); the penalty,
-    as printed, keeps decoder rows apart. The learning rates by importance that the paper names
-    have no equation there: add --plugin importance-lr.
+    as printed, keeps decoder rows apart. The learning rates by importance and the adaptive masking
+    that the paper names have no equation there: a row has both.
     """
 
     name = "adaptive-threshold"
@@ -26,6 +26,7 @@ class AdaptiveThreshold(Method):
     options = {
         "activation-threshold": {"start": _WARM_UP + 1},
         "decoder-orthogonality": {"reduction": "sum", "start": _WARM_UP + 1},
+        "importance": {"step": "this"},  # Eq. 3
         "reconstruction-warm-up": {"steps": _WARM_UP},
     }
     training = {"loss_form": "l2_norm", "weight_decay": 0.01}
@@ -78,6 +79,24 @@ class AdaptiveThreshold(Method):
                 paper="no number",
             )
             for base in (0.0, 0.1, 1.0)
+        ),
+        PaperRow(
+            table="Section 7",
+            label="Final model with all three innovations: thresholds, adaptive masking, learning "
+            "rates by importance",
+            flags="--plugin adaptive-threshold --plugin importance-lr "
+            "--decoder-orthogonality.mask adaptive",
+            paper="named, without equations",
+        ),
+        PaperRow(
+            table="Control",
+            label="Eq. 1 as printed: averages that begin at 0",
+            flags="--firing-frequency.bias_correction false",
+        ),
+        PaperRow(
+            table="Control",
+            label="Importance of the step before, which costs no product",
+            flags="--importance.step before",
         ),
         PaperRow(table="Control", label="No threshold", flags="--without activation-threshold"),
         PaperRow(

@@ -5,6 +5,10 @@ from sae_plugins.framework.plugin import Method, PaperRow
 _PAPER_STEPS = 4882
 
 
+_AS_PRINTED = "--reorder.unit absolute --reorder.threshold 0.1"
+_EQ_1 = f"{_AS_PRINTED} --reorder.look 1 --reorder.cooldown 0 --reorder.reduction mean"
+
+
 class HybridOrder(Method):
     """Reorder features by frequency, periodically and on drift, with the paper's training recipe.
 
@@ -57,6 +61,21 @@ class HybridOrder(Method):
             "--accumulate 1 --lr_scheduler_name constant "
             f"--lr_warm_up_fraction {1000 / _PAPER_STEPS:.3f}",
             paper="loss 15402.85",
+        ),
+        PaperRow(
+            table="Section 4.1",
+            label="tau 0.1, as printed: it never fires",
+            flags=_AS_PRINTED,
+        ),
+        PaperRow(
+            table="Section 4.1",
+            label="Eq. 1 as printed, of counts: it always fires",
+            flags=f"{_EQ_1} --reorder.statistic count",
+        ),
+        PaperRow(
+            table="Section 4.1",
+            label="Eq. 1 as printed, of frequencies: it never fires",
+            flags=f"{_EQ_1} --reorder.statistic frequency",
         ),
         PaperRow(table="Control", label="No reordering", flags="--without reorder"),
         PaperRow(table="Control", label="Constant L1", flags="--without input-norm-l1"),

@@ -58,6 +58,7 @@ from sae_plugins.runs.setup import (
     settings_accepted,
 )
 from sae_plugins.runs.sources import commits, made_from
+from sae_plugins.runs.special_tokens import watch_special_tokens
 from sae_plugins.runs.texts.documents import Documents
 from sae_plugins.runs.texts.reading import watch
 from sae_plugins.runs.texts.splits import TextSplits, load_text, text_facts
@@ -264,7 +265,9 @@ class LanguageModelSetup:
         return store
 
     def _narrow(self, store: ActivationsStore, heldout: bool) -> None:
-        """Have a store read activations from where they are."""
+        """Have a store read activations from where they are, and look at what it trains on."""
+        if not heldout:
+            watch_special_tokens(store, self.settings)
         if self.cached is not None:
             self.cached.narrow(store, heldout)
         elif self.activation_cache is not None:

@@ -57,6 +57,7 @@ class SAELensSettings:
         runner: fields of the runner's config; model_name and dtype may be among them.
         logger: fields of the logging config.
         activation_cache: where the language model's activations are kept, which changes nothing.
+        recipe: name of the packaged recipe that the run follows, if it does.
     """
 
     model_name: str
@@ -67,6 +68,7 @@ class SAELensSettings:
     runner: Mapping[str, Any] = field(default_factory=dict)
     logger: Mapping[str, Any] = field(default_factory=dict)
     activation_cache: Folder | None = None
+    recipe: str | None = None
 
     @property
     def is_synthetic(self) -> bool:

@@ -34,6 +34,7 @@ class Settings:
         without: mechanisms that are left out.
         plan: the resolved plugins, with all their options.
         notes: what the user should know, a sentence each.
+        recipe: name of the packaged recipe that it follows, if it does.
     """
 
     values: dict[str, Any]
@@ -41,6 +42,7 @@ class Settings:
     without: list[str]
     plan: Plan
     notes: list[str] = field(default_factory=list)
+    recipe: str | None = None
 
     def get(self, name: str) -> Any:
         """A flag's value, SAELens' default where nobody set it."""
@@ -103,6 +105,7 @@ class Settings:
             runner=groups["runner"] | groups["hub"] | groups["data"] | groups["synthetic"],
             logger=groups["logger"],
             activation_cache=self.activation_cache,
+            recipe=self.recipe,
         )
 
     def as_recipe(self, resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
 from sae_plugins.framework.resolve import TrainingSettings
+from sae_plugins.recipes import names as recipe_names
 from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings import choice
 from sae_plugins.settings.checks import (
@@ -94,7 +95,8 @@ def settle(
     if plan is None:
         problems.stop()
     assert plan is not None
-    settings = Settings(values, names, without, plan, notes)
+    packaged = flags.get("recipe") if flags.get("recipe") in recipe_names() else None
+    settings = Settings(values, names, without, plan, notes, packaged)
     _settle_training(settings)
     _note_coefficient(settings, {*recipe, *flags, *plan.sae_lens})
     _note_accumulation(settings)

@@ -650,6 +650,21 @@ def test_positions_that_are_trained_on(model: HookedTransformer, seqpos_slice: A
     assert store.training_context_size == upstream.trained_positions(16, seqpos_slice)
 
 
+@seam("`ActivationsStore.get_raw_llm_batch`, looked up on the instance")
+def test_the_first_batch_is_seen_and_no_other(model: HookedTransformer) -> None:
+    excluded = int(next(iter(text(4)))["tokens"][0])
+    config = runner_config(exclude_special_tokens=[excluded])
+    store = ActivationsStore.from_config(model, config, override_dataset=text(4))
+    seen: list[Any] = []
+    upstream.first_batch_seen(store, lambda acts, tokens: seen.append((acts, tokens)))
+    first = store.get_filtered_llm_batch(raise_on_epoch_end=True)
+    store.get_filtered_llm_batch(raise_on_epoch_end=True)
+    ((acts, tokens),) = seen
+    assert tokens is not None
+    assert acts.shape[0] == tokens.shape[0] == store.store_batch_size_prompts * store.context_size
+    assert torch.equal(acts[tokens != excluded], first)
+
+
 @seam("`ActivationsStore.get_data_loader()` and `get_multi_hook_data_loader()` are where")
 @pytest.mark.parametrize("prefetch", [False, 2])
 @pytest.mark.parametrize("multi_hook", [False, True])

@@ -125,11 +125,11 @@ def test_every_hazard_of_saebench_has_a_section_and_a_test() -> None:
 
 
 def test_what_is_written_by_hand_stays() -> None:
-    text = "# hybrid-order\n\n<!-- tables: generated -->\nold\n<!-- end -->\nby <!-- end --> hand\n"
+    text = "# hybrid-order\n\n<!-- tables: generated -->\nOLD\n<!-- end -->\nby <!-- end --> hand\n"
     written = GENERATE["page"](text)
     assert written.startswith("# hybrid-order\n\n<!-- tables: generated -->\n\n**Table 1**")
     assert written.endswith("\n\n<!-- end -->\nby <!-- end --> hand\n")
-    assert "old" not in written
+    assert "OLD" not in written
     assert GENERATE["page"](written) == written
 
 

@@ -193,6 +193,21 @@ def test_the_target_is_the_loss_at_the_end_of_the_warm_up_and_stays() -> None:
     assert spy.weights[21] != 0.05
 
 
+@pytest.mark.parametrize("target", [None, 2.0])
+def test_the_target_is_a_share_of_that_loss_where_none_is_given(target: float | None) -> None:
+    options = {"gain": 0.3, "tau_max": 0.3, "target": target, "target_share": 0.9}
+    _, spy = spied(steps=16, **options)
+    losses, average, weight = [terms["mse_loss"] for terms in spy.terms], None, 0.05
+    for step, (loss, seen) in enumerate(zip(losses, spy.weights, strict=True), start=1):
+        assert seen == pytest.approx(weight, rel=1e-12)
+        if target is None and step <= 10:
+            average = loss if average is None else 0.9 * average + 0.1 * loss
+        else:
+            goal = 0.9 * average if target is None else target
+            weight = min(max(weight * (goal / loss) ** 0.3, 0.01), 0.3)
+    assert weight != 0.05
+
+
 def test_a_run_that_ends_before_there_is_a_target_is_warned_about(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -86,6 +86,49 @@ def test_the_gradient_is_that_of_the_reconstruction_loss_alone(
     torch.testing.assert_close(found.double(), gradient.norm(dim=0), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("form", LOSS_FORMS)
+@pytest.mark.parametrize("architecture", CASES)
+def test_the_closed_form_is_this_steps_gradient(architecture: str, form: str) -> None:
+    """It is there before the step's backward pass; by autograd with the weights of the step."""
+    (norms, expected) = closed_form(tiny_sae(architecture, dtype=torch.float64), form)
+    torch.testing.assert_close(norms.double(), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["constant_norm_rescale", "layer_norm"])
+def test_the_closed_form_knows_what_is_undone_after_decoding(kind: str) -> None:
+    sae = tiny_sae("standard", dtype=torch.float64, normalize_activations=kind)
+    torch.testing.assert_close(*closed_form(sae), rtol=1e-6, atol=1e-9, check_dtype=False)
+
+
+def closed_form(sae: Any, form: str = "l2_norm") -> tuple[torch.Tensor, torch.Tensor]:
+    """The norms that a step's losses see, and those that autograd gives."""
+    found: list[torch.Tensor] = []
+
+    class Sees(Plugin):
+        name = "sees"
+        requires = ("importance",)
+
+        @hookimpl
+        def attached(self, run: Any) -> None:
+            run.plugin("importance").use(run)
+
+        @hookimpl
+        def extra_losses(self, run: Any) -> None:
+            found.append(run.plugin("importance").gradient_norms.clone())
+
+    batches = tiny_batches(steps=3, dtype=torch.float64)
+    options = {"importance": {"step": "this"}}
+    with plugins(Sees, training={"loss_form": form}, options=options):
+        trainer: Any = tiny_trainer(sae, batches)
+    advance(trainer, batches[:-1])
+    reference = copy.deepcopy(trainer.sae)
+    advance(trainer, batches[-1:])
+    acts = reference.encode(batches[-1]).detach().requires_grad_()
+    loss = LOSS_FORMS[form](reference.decode(acts), batches[-1]).sum(dim=-1).mean()
+    (gradient,) = torch.autograd.grad(loss, acts)
+    return found[-1], gradient.norm(dim=0)
+
+
 def test_other_passes_leave_the_scores_alone() -> None:
     trainer = train(User)
     kept = trainer.run.plugin("importance")
@@ -169,6 +212,15 @@ def test_frequencies_are_bias_corrected_averages(decay: float) -> None:
     relative = (square - mean**2) / mean.square().clamp_min(1e-12)
     found = frequency.relative_variance().double()
     torch.testing.assert_close(found, relative, rtol=1e-2, atol=1e-4)
+
+
+def test_without_bias_correction_averages_begin_at_0() -> None:
+    decay, options = 0.9, {"decay": 0.9, "bias_correction": False}
+    corrected = train(FiringFrequency, options={"firing-frequency": {"decay": decay}})
+    printed = train(FiringFrequency, options={"firing-frequency": options})
+    one, other = (t.run.plugin("firing-frequency").mean() for t in (corrected, printed))
+    torch.testing.assert_close(one * (1 - decay**12), other)
+    assert other.max() > 0
 
 
 def test_a_reset_feature_starts_over() -> None:

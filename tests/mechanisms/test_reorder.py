@@ -30,7 +30,8 @@ from sae_plugins.testing import PluginContract, train
 
 class TestContract(PluginContract):
     plugin = Reorder
-    options = {"start": 2, "interval": 3, "window": 2, "cooldown": 1}
+    options = {"start": 2, "interval": 5, "window": 2, "cooldown": 1}
+    options |= {"look": 1, "unit": "mean", "threshold": 0.5, "statistic": "frequency"}
 
 
 def test_frequency_variance_has_the_papers_unit_and_count_variance_is_tokens_squared_times_it():
@@ -150,6 +151,72 @@ def test_the_trigger_fires_only_above_the_threshold_and_after_the_cooldown():
     assert trainer.run.summary["reorder/triggered"] == 3
     at, _ = reordered_at(12, cooldown=4, **{**always, "threshold": 1e12})
     assert at == []
+
+
+def counts_of_each_step(steps: int) -> list[np.ndarray]:
+    """How often each feature fires, by step; a reordering changes no more than its place."""
+
+    class Counts(Plugin):
+        name = "counts"
+
+        @hookimpl
+        def step_ended(self, run: Run) -> None:
+            counts.append(run.firing_counts.double().numpy())
+
+    counts: list[np.ndarray] = []
+    train(Counts, steps=steps)
+    return counts
+
+
+@pytest.mark.parametrize(("statistic", "unit"), [("count", 1), ("frequency", 32)])
+def test_the_trigger_is_eq_1_by_naive_loops(statistic: str, unit: int):
+    counts = [step / unit for step in counts_of_each_step(20)]
+    variances = {
+        t: np.mean([np.var([counts[t - k - 1][i] for k in range(1, 6)], ddof=1) for i in range(24)])
+        for t in range(6, 21)  # steps count from 1
+    }
+    tau = between(variances.values())
+    expected = [t for t, v in variances.items() if v > tau]
+    options = {"statistic": statistic, "reduction": "mean", "window": 5, "look": 1, "cooldown": 0}
+    at, trainer = reordered_at(20, **options, threshold=tau, interval=0, start=0)
+    assert at == expected
+    assert 0 < trainer.run.summary["reorder/triggered"] == len(expected) < 15
+
+    weight, mean, ratios = 0.0, 0.0, {}
+    for t, v in variances.items():
+        weight, mean = 0.9 * weight + 0.1, 0.9 * mean + 0.1 * v
+        ratios[t] = v / (mean / weight)
+    late = {t: ratio for t, ratio in ratios.items() if t >= 8}
+    multiple = between(late.values())
+    options |= {"decay": 0.9, "unit": "mean"}
+    at, _ = reordered_at(20, **options, threshold=multiple, interval=0, start=8)
+    assert at == [t for t, ratio in late.items() if ratio > multiple]
+    assert 0 < len(at) < len(late)
+
+
+def between(values: Any) -> float:
+    """A number above the lower half of some and below the others."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return float(ordered[middle - 1] + ordered[middle]) / 2
+
+
+def test_it_looks_once_a_window_or_as_often_as_it_is_told():
+    looks: list[int] = []
+
+    class Looks(Plugin):
+        name = "looks"
+        after = ("reorder",)
+
+        @hookimpl
+        def step_ended(self, run: Run) -> None:
+            looks.extend([run.step] if "reorder/variance" in run.metrics else [])
+
+    for look, expected in ((None, [4, 8, 12]), (1, list(range(4, 13))), (6, [6, 12])):
+        looks.clear()
+        options = {"window": 4, "look": look, "start": 0, "interval": 0, "threshold": 1e9}
+        train(Reorder, Looks, options={"reorder": options})
+        assert looks == expected
 
 
 def test_after_a_reordering_positions_are_sorted_by_frequency():

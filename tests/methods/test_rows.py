@@ -25,6 +25,8 @@ from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.runs.recorder import read_rows
 from sae_plugins.settings.command_line import train_flags
+from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.settle import settle
 
 METHODS: dict[str, type[Method]] = {
     entry.name: registry.load(entry.name)
@@ -70,7 +72,12 @@ ACTED = {
     "coactivation-penalty": "losses/coactivation-penalty/pairs",
 }
 """Numbers, of the last step or the summary, that are not 0 where a mechanism acts."""
-ONLY_MOVES = {"Periodic reordering only", "Adaptive reordering only", "No reordering"}
+AS_PRINTED = (
+    "tau 0.1, as printed: it never fires",
+    "Eq. 1 as printed, of counts: it always fires",
+    "Eq. 1 as printed, of frequencies: it never fires",
+)
+ONLY_MOVES = {"Periodic reordering only", "Adaptive reordering only", "No reordering", *AS_PRINTED}
 """Rows with the losses of the full method: a reordering is an exact symmetry."""
 
 
@@ -190,6 +197,33 @@ def test_every_row_does_what_it_says(name: str, label: str, trained: Train) -> N
         assert run.losses != trained(name, full).losses
 
 
+# -- what a row changes --------------------------------------------------------------------------
+
+_OF_FRACTION = {"lr_warm_up_fraction": "lr_warm_up_steps"}
+
+
+def recipe_of(name: str, row: PaperRow) -> dict[str, Any]:
+    """What `run.yaml` would say of the settings of a row at the paper's scale."""
+    words = shlex.split(command(name, row.flags))
+    return settle(train_flags(words[2:])).as_recipe({})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_differs_from_the_full_one_in_what_it_says_and_in_nothing_else(name: str) -> None:
+    (row,) = [row for row in METHODS[name].rows if not row.flags]
+    full = recipe_of(name, row)
+    for row in METHODS[name].rows:
+        given = train_flags(shlex.split(row.flags))
+        said = {_OF_FRACTION.get(setting, setting) for setting in given}
+        found = recipe_of(name, row)
+        changed = {k for k in full.keys() & found.keys() if not same(full[k], found[k])}
+        assert changed <= said, row.label
+        assert changed or not said, row.label
+        for setting in full.keys() ^ found.keys():  # what does not apply to one of them
+            owners = {"architecture", "lr_scheduler_name"}
+            assert said & (owners if setting in all_flags() else {"plugin", "without"}), setting
+
+
 # -- hybrid-order: when it reorders and updates -------------------------------------------------
 
 FULL: dict[str, Any] = {
@@ -207,6 +241,9 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "Baseline (its objective is not defined; everything off is nearest)": {
         **{"periodic": [], "triggered": [], "updates": 32, "final_rate": 0.004},
     },
+    AS_PRINTED[0]: {"triggered": []},
+    AS_PRINTED[1]: {"periodic": [8], "triggered": [12, 16, 20, 24, 28, 32]},
+    AS_PRINTED[2]: {"triggered": []},
     "No reordering": {"periodic": [], "triggered": []},
     "Constant L1": {},
     "L1 by batch norm": {},

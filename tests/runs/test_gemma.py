@@ -83,7 +83,8 @@ PAPERS = {
         0.04,
         COSINE,
         {
-            "reorder": {"interval": 500, "start": 2000, "threshold": 0.1, "window": 10},
+            "reorder": {"interval": 500, "start": 2000, "window": 10}
+            | {"threshold": 3.0, "unit": "mean", "look": None},
             "input-norm-l1": {"decay": 0.99, "per": "token"},
             "unit-norm-decoder": {},
         },
@@ -110,7 +111,8 @@ PAPERS = {
         0.04,
         WARM_UP,
         {
-            "firing-frequency": {"decay": 0.999},
+            "firing-frequency": {"decay": 0.999, "bias_correction": True},
+            "importance": {"step": "this"},
             "activation-threshold": {"base": 0.3, "sensitivity": 1.0, "unit": "activation"},
             "decoder-orthogonality": {"weight": 0.1, "weighting": "importance", "reduction": "sum"},
             "reconstruction-warm-up": {"steps": 1000},
@@ -125,7 +127,7 @@ PAPERS = {
         {
             "coactivation-penalty": {
                 **{"fraction": 0.005, "tau": 0.05, "tau_min": 0.01, "tau_max": 0.2},
-                **{"adaptive": True, "gain": 1.0},
+                **{"adaptive": True, "gain": 1.0, "target": None, "target_share": 0.9},
             },
             "unit-norm-decoder": {},
         },
@@ -231,16 +233,11 @@ def check(began: Began, paper: Paper, steps: int) -> None:
     options = {plugin.name: plugin.options.model_dump() for plugin in trainer.host.plugins}
     for plugin, expected in paper.options.items():
         assert options[plugin] == options[plugin] | expected
-    assert options.keys() == {*paper.options, *helpers(paper), "nan-guard", "recorder"}
+    assert options.keys() == {*paper.options, "nan-guard", "recorder"}
     check_steps(began, paper, steps)
     rates = began.learning_rates()
     for at, rate in paper.rates.items():
         assert rates[at] == pytest.approx(rate, rel=5e-3, abs=1e-9), at
-
-
-def helpers(paper: Paper) -> set[str]:
-    """Mechanisms that come with others and have no options of a paper's."""
-    return {"importance"} if "decoder-orthogonality" in paper.options else set()
 
 
 def check_steps(began: Began, paper: Paper, steps: int) -> None:
