@@ -60,7 +60,7 @@ from reading import (
     value,
     written,
 )
-from speed import CHART, chart, memory, times
+from speed_page import CHART, chart, memory, times
 
 FOLDER = Path(__file__).parent
 BENCHMARKS = FOLDER.parent / "benchmarks" / "README.md"

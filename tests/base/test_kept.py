@@ -20,14 +20,14 @@ DAY = 24 * 60 * 60
 
 @pytest.fixture
 def entry(tmp_path: Path) -> Path:
-    path = tmp_path / "kind" / f"{HEX}.safetensors"
+    path = tmp_path / "activations-a" / f"{HEX}.safetensors"
     write(path, ({"a": torch.arange(3)}, {"t": "é"}), "of this and that")
     return path
 
 
 def test_an_entry_says_what_it_is_made_from(entry: Path, tmp_path: Path) -> None:
     (found,) = entries(tmp_path)
-    assert (found.path, found.kind, found.about()) == (entry, "kind", "of this and that")
+    assert (found.path, found.kind, found.about()) == (entry, "activations", "of this and that")
     assert found.size == entry.stat().st_size
     assert not found.is_damaged()
     tensors, texts = read(entry) or ({}, {})
@@ -42,13 +42,13 @@ def test_what_it_says_is_under_the_digest(entry: Path) -> None:
 
 
 def test_files_of_others_are_no_entries(entry: Path, tmp_path: Path) -> None:
-    other = tmp_path / "kind" / f"{HEX[::-1]}.safetensors"
+    other = tmp_path / "activations-a" / f"{HEX[::-1]}.safetensors"
     save_file({"a": torch.zeros(1)}, other)
-    (tmp_path / "kind" / "weights.safetensors").write_bytes(entry.read_bytes())
+    (tmp_path / "activations-a" / "weights.safetensors").write_bytes(entry.read_bytes())
     (tmp_path / f"{HEX}.safetensors").write_bytes(entry.read_bytes())
-    (tmp_path / "kind" / f"{'a' * 32}.safetensors").symlink_to(entry)
-    (tmp_path / "kind" / f"{'b' * 32}.safetensors").mkdir()
-    being_written = tmp_path / "kind" / f"{HEX}.safetensors.{HEX}.partial"
+    (tmp_path / "activations-a" / f"{'a' * 32}.safetensors").symlink_to(entry)
+    (tmp_path / "activations-a" / f"{'b' * 32}.safetensors").mkdir()
+    being_written = tmp_path / "activations-a" / f"{HEX}.safetensors.{HEX}.partial"
     being_written.write_bytes(b"")
     assert {found.path for found in entries(tmp_path)} == {entry, other}
     (found,) = [found for found in entries(tmp_path) if found.path == other]

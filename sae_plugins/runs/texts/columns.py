@@ -140,7 +140,7 @@ def read_rows(rows: Any, place: str) -> Iterator[Mapping[str, Any]]:
             where = f"cannot be read further than to row {number - 1}"
             if number == 1:
                 where = "cannot be read"
-            raise PluginError(f"{place} {where}: {reason(error)}") from error
+            raise PluginError(f"{place} {where} {reason(error)}") from error
         yield row
 
 

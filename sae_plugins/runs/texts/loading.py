@@ -218,7 +218,7 @@ def _loaded(what: str, load: Callable[[], Any]) -> Any:
         why = reason(error)
         if any(words in why for words in _NO_ROWS):
             return datasets.Dataset.from_dict({})
-        raise PluginError(f"--dataset_path {what} cannot be loaded: {why}") from error
+        raise PluginError(f"--dataset_path {what} cannot be loaded {why}") from error
 
 
 _CURES = {
@@ -240,7 +240,7 @@ _FOR_PROGRAMMERS = "Example of usage|Make sure you have read|Please pass the arg
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong in a library, in its words and as a part of a sentence, and the cure."""
+    """What went wrong in a library, in its words and in parentheses, and the cure."""
     from datasets.exceptions import DatasetGenerationError
 
     while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
@@ -248,4 +248,4 @@ def reason(error: BaseException) -> str:
     said, *_ = re.split(_FOR_PROGRAMMERS, str(error), maxsplit=1)
     why = without_secrets(f"{type(error).__name__}: {' '.join(said.split())}")[:_LONGEST]
     cure = next((cure for words, cure in _CURES.items() if words in why), "")
-    return f"{why.rstrip('. ')}{cure}"
+    return f"({why.rstrip('. ')}){cure}"

@@ -42,7 +42,7 @@ def watch(store: ActivationsStore, documents: Documents, config: Any) -> None:
                 raise
             except Exception as error:  # of tokenizers and of chat templates
                 raise PluginError(
-                    f"{documents.where}: the tokenizer cannot read it: {reason(error)}"
+                    f"{documents.where}: the tokenizer cannot read it {reason(error)}"
                 ) from error
             prompts += 1
             yield prompt

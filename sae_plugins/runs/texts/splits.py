@@ -142,5 +142,5 @@ def _length(document: Any, model: Any, where: str) -> int:
         if isinstance(document[0], dict):
             return len(tokenize_with_chat_template(document, model.tokenizer))
     except Exception as error:  # of tokenizers and of chat templates
-        raise PluginError(f"{where}: the tokenizer cannot read it: {reason(error)}") from error
+        raise PluginError(f"{where}: the tokenizer cannot read it {reason(error)}") from error
     return len(document)

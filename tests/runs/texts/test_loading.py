@@ -136,7 +136,7 @@ def test_a_row_of_another_type_is_named_by_its_number() -> None:
 
 def test_half_of_a_surrogate_pair_is_no_text() -> None:
     Path("data.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
-    assert "data.jsonl cannot be read: ArrowInvalid: JSON parse error" in refused("data.jsonl")
+    assert "data.jsonl cannot be read (ArrowInvalid: JSON parse error" in refused("data.jsonl")
 
 
 @pytest.mark.parametrize("streaming", [True, False])
