@@ -57,7 +57,7 @@ def cached_activations(config: Any, heldout_tokens: int) -> CachedActivations | 
         cached: Any = datasets.load_from_disk(path)
     except Exception as error:  # of its files, of many kinds
         raise PluginError(
-            f"--cached_activations_path {path} cannot be read: {reason(error)}; cache the "
+            f"--cached_activations_path {path} cannot be read {reason(error)}; cache the "
             "activations again"
         ) from error
     _check(cached, config)

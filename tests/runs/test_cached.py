@@ -116,5 +116,5 @@ def test_a_damaged_cache_is_named(tiny_world: Any, capsys: pytest.CaptureFixture
     file.write_bytes(file.read_bytes()[:-5000])
     train("run", *CACHED, code=2)
     said = capsys.readouterr().err
-    assert f"--cached_activations_path {Path('cached').absolute()} cannot be read: OSError" in said
+    assert f"--cached_activations_path {Path('cached').absolute()} cannot be read (OSError" in said
     assert "cache the activations again" in said
