@@ -34,12 +34,11 @@ _DAY = 24 * 60 * 60
 
 def _list(line: Line, problems: Problems) -> int:
     from sae_plugins.base.files import size
-    from sae_plugins.base.kept import entries
 
     folders = _folders(line.operands, problems)
     problems.stop()
     for folder in folders:
-        found = [entry for entry in entries(folder) if _words(entry) is not None]
+        found = _ours(folder)
         print(f"{folder}: {size(sum(e.size for e in found))}, {_count(found)}")
         groups: dict[str, list[Entry]] = {}
         for entry in found:
@@ -77,9 +76,9 @@ def _prune(line: Line, problems: Problems) -> int:
 
 def _chosen(folder: Path, given: Mapping[str, Any]) -> list[Entry]:
     """The entries of ours that are to go."""
-    from sae_plugins.base.kept import above, entries
+    from sae_plugins.base.kept import above
 
-    found = [entry for entry in entries(folder) if _words(entry) is not None]
+    found = _ours(folder)
     if given.get("all"):
         return found
     chosen: set[Entry] = set()
@@ -126,6 +125,13 @@ def _folders(operands: Sequence[str], problems: Problems) -> list[Path]:
             problems.add(f"{folder}: there is no such folder")
     own = user_cache() / "evaluation"
     return list(dict.fromkeys(given)) or ([own] if own.is_dir() else [])
+
+
+def _ours(folder: Path) -> list[Entry]:
+    """The entries of a folder that are ours."""
+    from sae_plugins.base.kept import entries
+
+    return [entry for entry in entries(folder) if _words(entry) is not None]
 
 
 def _words(entry: Entry) -> str | None:
