@@ -18,6 +18,7 @@ from sae_plugins.eval_suites.saebench.facts import (
 )
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
 from sae_plugins.eval_suites.suite import SHARE, Cost, Metric, Scores, Suite, SuiteSettings, Value
+from sae_plugins.world import NAME as WORLD
 
 PROMPT_TOKENS = 90
 """About, with ten examples before the word."""
@@ -79,7 +80,8 @@ class Absorption(Suite):
         )
 
     def cost(self, subject: Subject, settings: AbsorptionSettings) -> Cost:
-        words = 5_000 if subject.d_in < 1000 else 60_000  # single tokens of letters alone
+        # single tokens of letters alone: nearly all of the world's, and of most vocabularies a lot
+        words = 5_000 if subject.model_name == WORLD else 60_000
         return Cost(
             int(1.2 * words * PROMPT_TOKENS), (60 + settings.max_k_value) * words,
             2 * words * bytes_of_activation(subject),

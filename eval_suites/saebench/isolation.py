@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -38,7 +40,10 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def running(bench: Bench, *modules: Any) -> Iterator[Path]:
-    """Run SAEBench: with our model, in a scratch folder, and what it prints in a file there."""
+    """Run SAEBench: with our model, in a scratch folder, and what it prints in a file there.
+
+    Its bars become stages of ours, so that long work shows that it goes on.
+    """
     folder = bench.folder.resolve()
     log = folder / "saebench.log"
     with undisturbed(), ExitStack() as stack:
@@ -46,11 +51,33 @@ def running(bench: Bench, *modules: Any) -> Iterator[Path]:
             stack.enter_context(replaced(module, HookedTransformer=_Given(bench.model.hooked)))
         stack.enter_context(on_a_fresh_install())
         stack.enter_context(taking(bench.model.hooked))
-        text = stack.enter_context(log.open("a", encoding="utf-8"))
+        text: Any = _Log(stack.enter_context(log.open("a", encoding="utf-8")), bench.stage)
         stack.enter_context(contextlib.redirect_stdout(text))
         stack.enter_context(contextlib.redirect_stderr(text))
         os.chdir(folder)
         yield folder
+
+
+class _Log:
+    """What SAEBench prints goes into a file, and where its bars are is said now and then."""
+
+    BAR = re.compile(r"(?:(\S[^\r\n]*?):? +)?\d+%\|[^|]*\| *(\S+/\S+) \[")
+    SECONDS = 30.0
+
+    def __init__(self, file: TextIO, say: Callable[[str], None]) -> None:
+        self._file = file
+        self._say = say
+        self._said = time.monotonic()
+
+    def write(self, text: str) -> int:
+        now = time.monotonic()
+        if now - self._said >= self.SECONDS and (bar := self.BAR.search(text)):
+            self._said = now
+            self._say(f"{bar[1] or 'batch'} {bar[2]}")
+        return self._file.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class _Given:
