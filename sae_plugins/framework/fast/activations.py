@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -135,7 +136,8 @@ def _topk(sae: Any, step_input: TrainStepInput, largest: Callable[[Tensor], Pair
     widths = getattr(sae.cfg, "matryoshka_widths", [])
     inner: Losses = {}
     if len(widths) > 1:
-        *levels, sae_out = pairs.nested(raw, sae.W_dec, widths).cumsum(0) + sae.b_dec
+        parts = pairs.nested(raw, sae.W_dec, widths)
+        *levels, sae_out = _RunningSums.apply(parts, sae.b_dec)
         for width, level in zip(widths, levels, strict=False):
             inner[f"inner_mse_loss_{width}"] = _mse(sae, step_input, level)
     else:
@@ -201,3 +203,23 @@ def _output(
         loss=sum(losses.values()),
         losses=losses,
     )
+
+
+class _RunningSums(torch.autograd.Function):
+    """What a vector [d] and the parts [levels, B, d] up to each level add up to."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, start: Tensor) -> Tensor:
+        dtype = torch.promote_types(parts.dtype, start.dtype)  # bfloat16 is added up in float32
+        sums = torch.empty_like(parts, dtype=dtype)
+        for level, part in enumerate(parts):
+            torch.add(part, sums[level - 1] if level else start, out=sums[level])
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        # torch's own gradient of a cumulative sum has three copies of it
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        for later, earlier in pairwise(reversed(gradient.unbind())):
+            earlier += later
+        return gradient, gradient[0].sum(0)
