@@ -32,7 +32,6 @@ from sae_plugins.settings.command_line import Line
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
-    from sae_plugins.eval_suites.evaluation.results import Result
     from sae_plugins.eval_suites.suite import Suite
 
 
@@ -171,7 +170,7 @@ def _draw(evaluation: Evaluation) -> None:
     """Draw the figures of all results with these settings, and say where everything is."""
     from sae_plugins.eval_suites.evaluation.folder import DETAILS_TABLE, FIGURES, RESULTS_TABLE
     from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
-    from sae_plugins.eval_suites.evaluation.tables import labels
+    from sae_plugins.eval_suites.evaluation.tables import by_suite
 
     output = evaluation.output
     alike = {(row.suite, row.settings) for row in evaluation.rows}
@@ -181,13 +180,9 @@ def _draw(evaluation: Evaluation) -> None:
         return
     from sae_plugins.eval_suites.evaluation.figures import save_all
 
-    names = labels(row for row, _ in found)
-    by_suite: dict[str, dict[str, list[Result]]] = {}
-    for row, result in found:
-        saes = by_suite.setdefault(row.suite, {})
-        saes.setdefault(names[result.sae.hash], []).append(result)
+    results = by_suite(found, [subject.hash for subject in evaluation.subjects])
     try:
-        drawn = save_all(by_suite, output.path / FIGURES)
+        drawn = save_all(results, output.path / FIGURES)
     except OSError as error:
         raise SaePluginsError(
             f"the figures could not be written: {error.strerror or error}; all results are in "

@@ -116,19 +116,17 @@ def dry_run(evaluation: Evaluation) -> int:
 
 
 def print_results(evaluation: Evaluation) -> None:
-    """A table per suite: headline metrics by SAE, mean ± sd over seeds."""
-    from sae_plugins.eval_suites.evaluation.tables import labels
+    """A table per suite: headline metrics by SAE, mean ± sd over seeds; and whether L0 differs."""
+    from sae_plugins.eval_suites.evaluation.tables import by_suite, unlike
 
     console = terminal.console()
     found = evaluation.output.results(evaluation.rows)
-    names = labels(row for row, _ in found)
+    results = by_suite(found, [subject.hash for subject in evaluation.subjects])
     for name, (suite, _) in evaluation.request.suites.items():
-        results: dict[str, list[Result]] = {}
-        for row, result in found:
-            if row.suite == name:
-                results.setdefault(names[result.sae.hash], []).append(result)
-        if results:
-            console.print(_table(suite, results, _arrows(console)))
+        if name in results:
+            console.print(_table(suite, results[name], _arrows(console)))
+    for sentence in unlike(found):
+        print(f"note: {sentence}")
 
 
 def _table(suite: Suite, saes: Mapping[str, Sequence[Result]], arrows: Mapping[str, str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from scipy.stats import binomtest
 
 from sae_plugins.base.plots import COLOURS, GREY, INK, save, style
 from sae_plugins.eval_suites.evaluation.results import Result
 from sae_plugins.eval_suites.evaluation.tables import known
 
 Labelled = Mapping[str, Sequence[Result]]
-"""The results of one suite by the SAE's label, one per seed."""
+"""The results of one suite by what the SAE is called, with its L0; one per seed."""
 
 SHARES = {
     "explained_variance_centred": "explained variance",
@@ -41,7 +43,7 @@ def save_all(results: Mapping[str, Labelled], folder: Path) -> list[Path]:
 
 
 def core_overview(saes: Labelled) -> Figure | None:
-    """Bars of what each SAE keeps of the activations and of the language model, with its L0."""
+    """Bars of what each SAE keeps of the activations and of the language model."""
     saes = {label: found for label, found in saes.items() if any(known(found, m) for m in SHARES)}
     if not saes:
         return None
@@ -57,11 +59,7 @@ def core_overview(saes: Labelled) -> Figure | None:
             color=COLOURS[place], xerr=spreads if np.nansum(spreads) else None, ecolor=INK,
             capsize=2,
         )  # fmt: skip
-    l0s = [_mean(known(found, "l0")) for found in saes.values()]
-    names = [
-        name if np.isnan(l0) else f"{name}\nL0 {l0:.3g}" for name, l0 in zip(saes, l0s, strict=True)
-    ]
-    panel.set_yticks(range(len(names)), names)
+    panel.set_yticks(range(len(saes)), [name.replace(", L0 ", "\nL0 ") for name in saes])
     panel.invert_yaxis()  # the first on top
     panel.set_xlim(max(-1.0, 1.1 * lowest), 1.02)
     panel.set_xlabel("share that the SAE keeps (1 is perfect)")
@@ -73,7 +71,11 @@ def core_overview(saes: Labelled) -> Figure | None:
 
 
 def absorption_by_letter(saes: Labelled) -> Figure | None:
-    """Bars of the full absorption rate by first letter, a colour per SAE."""
+    """Bars of the full absorption rate by first letter, a colour per SAE.
+
+    Each has the 95 % interval that its number of words leaves, and a dotted line is at the SAE's
+    mean: a letter whose interval leaves that out differs by more than chance.
+    """
     saes = {label: found for label, found in saes.items() if any(r.details for r in found)}
     letters = sorted({item for found in saes.values() for r in found for item in r.details})
     if not letters:
@@ -84,21 +86,24 @@ def absorption_by_letter(saes: Labelled) -> Figure | None:
     width = 0.84 / len(saes)
     highest = 0.0
     for place, (label, found) in enumerate(saes.items()):
-        of_seeds = [
-            [r.details.get(letter, {}).get("full_absorption_rate") for r in found]
-            for letter in letters
-        ]
-        rates = [_mean([rate for rate in each if rate is not None]) for each in of_seeds]
-        highest = max(highest, float(np.nanmax([0.0, *rates])))
+        of_letters = [[r.details.get(letter, {}) for r in found] for letter in letters]
+        rates = [_mean(_defined(each, "full_absorption_rate")) for each in of_letters]
+        ends = np.array([_interval(each) for each in of_letters]).T
+        highest = max(highest, float(np.nanmax([0.0, *rates, *ends[1]])))
         offset = (place - (len(saes) - 1) / 2) * width
+        colour = _colour(place, len(saes))
         panel.bar(
-            np.arange(len(letters)) + offset, rates, 0.94 * width, label=label,
-            color=_colour(place, len(saes)),
+            np.arange(len(letters)) + offset, rates, 0.94 * width, label=label, color=colour,
+            yerr=np.abs(ends - rates), ecolor=INK, error_kw={"linewidth": 0.8},
         )  # fmt: skip
+        panel.axhline(float(np.nanmean(rates)), color=colour, linestyle=":", linewidth=1.4)
     panel.set_xticks(range(len(letters)), letters)
     panel.set_xlim(-0.7, len(letters) - 0.3)
     panel.set_ylim(0, min(1.0, 1.1 * highest) or 1.0)
-    panel.set_xlabel("first letter (those that the language model's own probe knows)")
+    panel.set_xlabel(
+        "first letter (those that the language model's own probe knows); dotted: mean of letters\n"
+        "an interval that leaves out the dotted line differs from it by more than chance"
+    )
     panel.set_ylabel("full absorption rate\n(share of words; lower is better)")
     _title(panel, "Feature absorption by first letter", saes)
     style(panel, grid="y")
@@ -193,6 +198,23 @@ def _points(results: Sequence[Result], pattern: str) -> dict[int, list[float]]:
             if match and metric.value is not None:
                 points.setdefault(int(match.group(1)), []).append(metric.value)
     return dict(sorted(points.items()))
+
+
+def _defined(rows: Sequence[Mapping[str, float | None]], name: str) -> list[float]:
+    values = (row.get(name) for row in rows)
+    return [value for value in values if value is not None]
+
+
+def _interval(rows: Sequence[Mapping[str, float | None]]) -> tuple[float, float]:
+    """Wilson's 95 % interval for a rate over the words of one letter, of all seeds."""
+    absorbed, words = (
+        round(sum(_defined(rows, name)))
+        for name in ("num_full_absorption", "num_probe_true_positives")
+    )
+    if not words:
+        return (math.nan, math.nan)
+    ends = binomtest(min(absorbed, words), words).proportion_ci(method="wilson")
+    return (float(ends.low), float(ends.high))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -25,6 +25,8 @@ class SAEInfo(BaseModel, extra="forbid"):
     d_in: int
     d_sae: int
     hook_name: str
+    l0: float | None = None
+    """As its run measured it, on held-out text."""
 
 
 class ModelInfo(BaseModel, extra="forbid"):

@@ -18,6 +18,7 @@ from sae_plugins.runs.config import read_config
 from sae_plugins.runs.folder import (
     CONFIG,
     RUNNER_CONFIG,
+    SUMMARY,
     SYNTHETIC_RUNNER_CONFIG,
     UNFINISHED,
     WEIGHTS,
@@ -124,10 +125,15 @@ def _check_architecture(source: str, architecture: str | None) -> None:
 
 
 def _training_facts(folder: Path) -> dict[str, Any]:
-    """What the config of the run that left an SAE says of its data, where it is still there."""
+    """What the run that left an SAE says of its data and its L0, where that is still there."""
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        facts["l0"] = float(read_json(folder / SUMMARY)["heldout/l0"])
     for file in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
         with contextlib.suppress(OSError, ValueError):
             found = read_json(folder / file)
             kinds = {"dataset_path": str, "training_tokens": int, "training_samples": int}
-            return {name: found[name] for name in kinds if type(found.get(name)) is kinds[name]}
-    return {}
+            return facts | {
+                name: found[name] for name in kinds if type(found.get(name)) is kinds[name]
+            }
+    return facts

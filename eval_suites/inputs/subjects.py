@@ -54,6 +54,8 @@ class Subject:
     """Path of the training text, if known."""
     training_tokens: int | None
     """How much of it was read, if known."""
+    l0: float | None = None
+    """Active features per held-out token, as its run measured it, if known."""
     warnings: tuple[str, ...] = ()
 
     def copy(self, device: str, dtype: str) -> Any:
@@ -116,6 +118,7 @@ def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Su
         model_name=model_name,
         dataset=facts.get("dataset_path") or where.dataset_path or None,
         training_tokens=facts.get("training_tokens") or facts.get("training_samples"),
+        l0=facts.get("l0"),
         warnings=tuple(_warnings(sae, architecture, synthetic)),
     )
 

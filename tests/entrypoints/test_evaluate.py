@@ -1,5 +1,6 @@
 """`sae-plugins evaluate`: what is typed, what is printed, and the exit code."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def load_subject(source):
         name=Path(source).name, source=source, hash=(source.encode().hex() * 9)[:32],
         architecture="topk", d_in=4, d_sae=8, hook_name="blocks.1.hook_resid_post",
         model_name="gpt2", warnings=(), dataset=None, training_tokens=None,
+        l0=float(source[-2:]) if source[-2:].isdigit() else None,
     )  # fmt: skip
 
 
@@ -154,6 +156,18 @@ def test_an_evaluation_prints_its_plan_tables_and_files(run):
     again = run("runs/a runs/b --suite dummy --seed 42,43 --dummy.k_values 2 10")
     assert "ok, was there" in again.err
     assert "0.9250 ± 0.0071" in again.out
+
+
+def test_l0_stands_beside_scores_in_the_order_given(run):
+    done = run("runs/z12 runs/a31 --suite dummy --output_path OUT")
+    assert done.out.index("z12, L0 12") < done.out.index("a31, L0 31")
+    assert "note: L0 differs by more than 15%" in done.out
+    assert ": z12 12, a31 31; sae-plugins study compares" in done.out
+    rows = csv.DictReader(Path("OUT/results.csv").read_text().splitlines())
+    assert {(row["sae"], row["l0"]) for row in rows} == {("z12", "12.0"), ("a31", "31.0")}
+    assert "note:" not in run("runs/z12 runs/b13 --suite dummy --output_path OUT2").out
+    unknown = run("runs/z12 runs/b --suite dummy --output_path OUT3").out
+    assert "note: the L0 of b is not known; add --suite core" in unknown
 
 
 def test_failures_and_what_does_not_apply_come_last_with_reasons(run):

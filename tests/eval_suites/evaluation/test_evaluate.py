@@ -128,7 +128,7 @@ def loaders(monkeypatch):
         return SimpleNamespace(
             name=name.partition("@")[0], source=source, hash=(name.encode().hex() * 9)[:32],
             architecture="topk", d_in=4, d_sae=8, hook_name=HOOK, model_name=model,
-            warnings=("decoder norms",), dataset=None, training_tokens=None,
+            warnings=("decoder norms",), dataset=None, training_tokens=None, l0=None,
         )  # fmt: skip
 
     def expected(name, dtype, model_class):

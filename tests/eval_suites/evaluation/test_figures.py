@@ -31,8 +31,13 @@ def core(variance=0.9):
     return result({**values, "l0": 32.3})
 
 
-def absorption(rate=0.3, letters=string.ascii_lowercase):
-    return result({}, {letter: {"full_absorption_rate": rate} for letter in letters})
+def absorption(rate=0.3, letters=string.ascii_lowercase, words=10):
+    row = {
+        "full_absorption_rate": rate,
+        "num_full_absorption": round(rate * words),
+        "num_probe_true_positives": words,
+    }
+    return result({}, dict.fromkeys(letters, row))
 
 
 def scr(scale=1.0, seed=42):
@@ -50,7 +55,7 @@ def names(figure):
 
 
 def test_core_has_a_bar_per_metric_and_sae_and_tells_l0():
-    panel = core_overview({"a": [core()], "b": [core(0.5)]}).axes[0]
+    panel = core_overview({"a, L0 32.3": [core()], "b": [core(0.5)]}).axes[0]
     assert [bar.get_width() for bar in panel.containers[0]] == [0.9, 0.5]
     assert panel.get_yticklabels()[0].get_text() == "a\nL0 32.3"
 
@@ -66,9 +71,20 @@ def test_absorption_has_a_bar_per_letter_that_any_sae_has():
     figure = absorption_by_letter(saes)
     panel = figure.axes[0]
     assert len(panel.get_xticklabels()) == 26
-    heights = np.array([bar.get_height() for bar in panel.containers[1]])
+    heights = np.array([bar.get_height() for bar in panel.containers[3]])
     np.testing.assert_array_equal(np.isnan(heights), [True] * 23 + [False] * 3)
     assert names(figure) == ["a", "b"]
+
+
+def test_absorption_has_an_interval_by_the_number_of_words_and_the_mean_of_letters():
+    found = [result({}, absorption(0.5, "a").details | absorption(0.1, "b", 1000).details)]
+    panel = absorption_by_letter({"a": found}).axes[0]
+    (few, many) = panel.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(few[:, 1], [0.2366, 0.7634], atol=1e-4)  # Wilson, 5 of 10
+    assert many[1, 1] - many[0, 1] < 0.04
+    assert [line.get_ydata()[0] for line in panel.get_lines() if line.get_linestyle() == ":"] == [
+        pytest.approx(0.3)
+    ]
 
 
 def test_scr_is_a_line_per_sae_with_a_band_where_seeds_differ():
