@@ -26,7 +26,8 @@ def labels(rows: Iterable[Row]) -> dict[str, str]:
 
 def l0s(found: Iterable[tuple[Row, Result]]) -> dict[str, float]:
     """By hash, each SAE's L0: as a suite measured it, else as the run that trained it did."""
-    own, measured = {}, {}
+    own: dict[str, float] = {}
+    measured: dict[str, list[float]] = {}
     for _, result in found:
         if result.sae.l0 is not None:
             own[result.sae.hash] = result.sae.l0
