@@ -8,7 +8,7 @@
         with autocast, if it is on:
             ............................................. before_forward    multiply coefficients
             output = sae.training_forward_pass(step_input)      # compiled or not
-            ............................................. after_forward     observe (no gradients)
+            ............................................. after_forward     observe and multiply
             output.loss += ............................. extra_losses      "<plugin>/<term>"
         output.loss.backward()
         if this batch ends an accumulation window (every batch, unless --accumulate N):
@@ -62,8 +62,10 @@ def before_forward(run: Run, step_input: TrainStepInput) -> Mapping[str, float |
 
 
 @hookspec
-def after_forward(run: Run, step_input: TrainStepInput, output: TrainStepOutput) -> None:
-    """Observe activations and losses; runs under `torch.no_grad`."""
+def after_forward(
+    run: Run, step_input: TrainStepInput, output: TrainStepOutput
+) -> Mapping[str, float | Tensor] | None:
+    """Observe without gradients; return scalar multipliers by coefficient, for this very batch."""
 
 
 @hookspec

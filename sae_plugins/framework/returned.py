@@ -48,9 +48,11 @@ def check_multiplier(
     multiplier: Any,
     coefficients: Mapping[str, Any],
     row: Architecture,
-    tokens: torch.Size,
+    tokens: torch.Size | None,
 ) -> None:
     """Refuse a multiplier of a coefficient that an SAE of this architecture cannot be given.
+
+    It may be one per token as long as `tokens` is given, the shape of the batch.
 
     Raises:
         PluginError: says why, and what to return.
@@ -63,6 +65,11 @@ def check_multiplier(
         raise PluginError(f"{multiplies} by {multiplier!r}: return a number or a tensor")
     if not isinstance(multiplier, Tensor) or multiplier.ndim == 0:
         return
+    if tokens is None:
+        raise PluginError(
+            f"{multiplies} per token after the forward pass, when its loss is a mean over tokens "
+            "already: return a scalar, or multiply in before_forward"
+        )
     if not (row.weighs_tokens and name == row.sparsity_coefficient):
         raise PluginError(
             f"{multiplies} per token, but {row.name} SAEs apply it to the mean over tokens: return "
