@@ -6,7 +6,7 @@
     for every batch of activations (`run.step` counts them from 1):
         sae_in = activation_scaler(batch)
         with autocast, if it is on:
-            ............................................. before_forward    multiply coefficients
+            ............................................. before_forward    multiply coefficients, k
             output = sae.training_forward_pass(step_input)      # compiled or not
             ............................................. after_forward     observe and multiply
             output.loss += ............................. extra_losses      "<plugin>/<term>"
@@ -58,7 +58,7 @@ def attached(run: Run) -> None:
 
 @hookspec
 def before_forward(run: Run, step_input: TrainStepInput) -> Mapping[str, float | Tensor] | None:
-    """Return multipliers by coefficient: scalars, or [B] if `run.architecture.weighs_tokens`."""
+    """Return multipliers by coefficient, or of "k": scalars, or [B] for one that weighs tokens."""
 
 
 @hookspec

@@ -86,6 +86,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             ],
             self.profile,
         )
+        self._multipliers = Multipliers(self.host, self.run)
         self._window: GradientWindow | None = None
         self._fast: FastStep | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
@@ -240,6 +241,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         fast = {} if self._fast is None else {"fast": self._fast.state_dict()}
         return {
             **fast,
+            **self._multipliers.state_dict(),
             "sae": self.sae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -313,6 +315,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self._window.load_state_dict(state["window"])
         if self._fast is not None:
             self._fast.load_state_dict(state["fast"])
+        self._multipliers.load_state_dict(state)
         if self.host.plugins:
             self.run.features.load_state_dict(state["features"])
         for plugin in self.host.plugins:
@@ -345,14 +348,13 @@ class PluginTrainer(SAETrainer[Any, Any]):
         forward: Any = self.sae.training_forward_pass
         if self.profile is not None:
             forward = self.profile.timed(FORWARD, forward)
-        multipliers = Multipliers(self.host, self.run)
 
         def with_events(step_input: TrainStepInput) -> TrainStepOutput:
             with self._plain_precision():
-                multipliers.before_forward(step_input)
+                self._multipliers.before_forward(step_input)
             output: TrainStepOutput = forward(step_input=step_input)
             with self._plain_precision():
-                multipliers.after_forward(step_input, output)
+                self._multipliers.after_forward(step_input, output)
                 self._add_losses(step_input, output)
             return output
 
