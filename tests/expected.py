@@ -121,6 +121,7 @@ MECHANISMS = {
     ),
     "importance": Mechanism(changes="nothing", nothing={}),
     "importance-lr": Mechanism({"start": 2}, together={"start": 2}, nothing={"start": 13}),
+    "tied-weights": Mechanism(refused={"matching_pursuit": "decoder's transpose already"}),
     "decoder-orthogonality": Mechanism(
         {"start": 2}, together={"mask": "adaptive", "threshold": 0.2}, nothing={"weight": 0}
     ),

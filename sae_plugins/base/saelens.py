@@ -39,6 +39,8 @@
 - `TrainingSAE.decode(feature_acts)` is called on the instance, once in a training forward pass.
 - a training forward pass passes the `POINTS_OF_A_STEP` of a `TrainingSAE` and no others; a new SAE
   has no attribute in the place of one of its methods (`altered`).
+- `TrainingSAE.W_enc` is looked up on the instance in a training forward pass, where an attribute
+  goes before the parameter; not that of `matching_pursuit`.
 - `TrainingSAE.activation_fn` is of the class that `get_activation_fn()` makes; that of a TopK or
   BatchTopK SAE has its `k`.
 - `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.

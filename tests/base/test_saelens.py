@@ -491,6 +491,20 @@ def test_the_points_of_a_step_are_known(architecture: str) -> None:
     assert {*upstream.altered(sae)} == heard
 
 
+@seam("`TrainingSAE.W_enc` is looked up on the instance in a training forward pass")
+@pytest.mark.parametrize("architecture", ARCHITECTURES.keys() - {"matching_pursuit"})
+def test_an_attribute_goes_before_the_encoder(architecture: str) -> None:
+    sae, (batch,) = tiny_sae(architecture), tiny_batches(steps=1)
+    coefficients = {name: value for name, (value, _) in sae.get_coefficients().items()}
+    vars(sae)["W_enc"] = 2 * sae.W_dec.T
+    output = sae.training_forward_pass(TrainStepInput(batch, coefficients, None, 0, False))
+    output.loss.backward()
+    del vars(sae)["W_enc"]
+    assert isinstance(sae.W_enc, torch.nn.Parameter)
+    assert sae.W_enc.grad is None
+    assert sae.W_dec.grad is not None
+
+
 @seam("`TrainingSAE.activation_fn` is of the class that")
 def test_the_activation_is_an_object_that_can_be_told_from_another() -> None:
     for architecture in HAVING_A_FAST_STEP:
