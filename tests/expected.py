@@ -109,7 +109,7 @@ MECHANISMS = {
     "activation-threshold": Mechanism(
         {"base": 1.1, "unit": "mean_active", "start": 2},
         refused=NO_THRESHOLDS,
-        together={"base": 0.2, "start": 3},
+        together={"base": 0.8, "unit": "mean_active", "start": 3},
         nothing={"base": 0},
     ),
     "post-hoc-threshold": Mechanism(
@@ -121,6 +121,9 @@ MECHANISMS = {
     ),
     "importance": Mechanism(changes="nothing", nothing={}),
     "importance-lr": Mechanism({"start": 2}, together={"start": 2}, nothing={"start": 13}),
+    "tied-weights": Mechanism(
+        refused={"matching_pursuit": "decoder's transpose already"}, together={"until": 0.5}
+    ),
     "decoder-orthogonality": Mechanism(
         {"start": 2}, together={"mask": "adaptive", "threshold": 0.2}, nothing={"weight": 0}
     ),

@@ -14,7 +14,7 @@ saved SAE of it holds thresholds in another place than a parameter `threshold`,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sae_plugins.base.errors import PluginError, did_you_mean
 
@@ -46,7 +46,8 @@ class Architecture:
             which SAELens counts in micro-batches.
         batch_coupled_by: the same, by the settings that make it so.
         ordered: the position of a feature has a meaning (prefixes are trained to reconstruct).
-        k_per_token: k features are active on each token, so k is a whole number.
+        k_per: what has k active features: each token, so that k is a whole number, or the tokens of
+            a batch on average; None where there is no k.
         rescaled: activations are divided by the norm of the feature's decoder row.
         straight_through: activations of 0 have a gradient, too.
         sparse: `use_sparse_activations` makes the activations sparse tensors in training.
@@ -66,7 +67,7 @@ class Architecture:
     batch_coupled: str | None = None
     batch_coupled_by: Mapping[str, str] = field(default_factory=dict)
     ordered: bool = False
-    k_per_token: bool = False
+    k_per: Literal["token", "batch"] | None = None
     rescaled: bool = False
     straight_through: bool = False
     sparse: bool = False
@@ -132,7 +133,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=False,
             sparse=True,
             batch_coupled=_DEAD,
-            k_per_token=True,
+            k_per="token",
             rescaled=True,
             fast=True,
         ),
@@ -142,7 +143,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=False,
             signed=True,
             batch_coupled=_DEAD,
-            k_per_token=True,
+            k_per="token",
             rescaled=True,
         ),
         Architecture(
@@ -151,6 +152,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=True,
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
+            k_per="batch",
             rescaled=True,
             fast=True,
         ),
@@ -160,6 +162,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=True,
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
+            k_per="batch",
             ordered=True,
             rescaled=True,
             fast=True,

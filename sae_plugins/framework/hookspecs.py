@@ -6,9 +6,9 @@
     for every batch of activations (`run.step` counts them from 1):
         sae_in = activation_scaler(batch)
         with autocast, if it is on:
-            ............................................. before_forward    multiply coefficients
+            ............................................. before_forward    multiply coefficients, k
             output = sae.training_forward_pass(step_input)      # compiled or not
-            ............................................. after_forward     observe (no gradients)
+            ............................................. after_forward     observe and multiply
             output.loss += ............................. extra_losses      "<plugin>/<term>"
         output.loss.backward()
         if this batch ends an accumulation window (every batch, unless --accumulate N):
@@ -58,12 +58,14 @@ def attached(run: Run) -> None:
 
 @hookspec
 def before_forward(run: Run, step_input: TrainStepInput) -> Mapping[str, float | Tensor] | None:
-    """Return multipliers by coefficient: scalars, or [B] if `run.architecture.weighs_tokens`."""
+    """Return multipliers by coefficient, or of "k": scalars, or [B] for one that weighs tokens."""
 
 
 @hookspec
-def after_forward(run: Run, step_input: TrainStepInput, output: TrainStepOutput) -> None:
-    """Observe activations and losses; runs under `torch.no_grad`."""
+def after_forward(
+    run: Run, step_input: TrainStepInput, output: TrainStepOutput
+) -> Mapping[str, float | Tensor] | None:
+    """Observe without gradients; return scalar multipliers by coefficient, for this very batch."""
 
 
 @hookspec

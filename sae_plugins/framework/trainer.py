@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
@@ -33,9 +33,10 @@ from sae_plugins.framework.fast.step import FastStep, fuse
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host, built
 from sae_plugins.framework.losses import LOSS_FORMS
+from sae_plugins.framework.multipliers import Multipliers
 from sae_plugins.framework.profile import FORWARD, Profile
 from sae_plugins.framework.resolve import Plan, TrainingSettings
-from sae_plugins.framework.returned import by_name, check_loss, check_multiplier
+from sae_plugins.framework.returned import by_name, check_loss
 from sae_plugins.framework.run import Run
 from sae_plugins.framework.steps import in_steps
 from sae_plugins.framework.thresholds import CALIBRATION_TOKENS, calibrate, check_calibration
@@ -85,6 +86,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             ],
             self.profile,
         )
+        self._multipliers = Multipliers(self.host, self.run)
         self._window: GradientWindow | None = None
         self._fast: FastStep | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
@@ -239,6 +241,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         fast = {} if self._fast is None else {"fast": self._fast.state_dict()}
         return {
             **fast,
+            **self._multipliers.state_dict(),
             "sae": self.sae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -312,6 +315,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self._window.load_state_dict(state["window"])
         if self._fast is not None:
             self._fast.load_state_dict(state["fast"])
+        self._multipliers.load_state_dict(state)
         if self.host.plugins:
             self.run.features.load_state_dict(state["features"])
         for plugin in self.host.plugins:
@@ -347,13 +351,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
         def with_events(step_input: TrainStepInput) -> TrainStepOutput:
             with self._plain_precision():
-                self._multiply_coefficients(step_input)
+                self._multipliers.before_forward(step_input)
             output: TrainStepOutput = forward(step_input=step_input)
             with self._plain_precision():
-                with torch.no_grad():
-                    self.host.notify(
-                        "after_forward", run=self.run, step_input=step_input, output=seen(output)
-                    )
+                self._multipliers.after_forward(step_input, output)
                 self._add_losses(step_input, output)
             return output
 
@@ -368,25 +369,6 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
     def _plain_precision(self) -> torch.autocast:
         return torch.autocast(self.sae.device.type, enabled=False)
-
-    def _multiply_coefficients(self, step_input: TrainStepInput) -> None:
-        coefficients = cast(dict[str, Any], step_input.coefficients)
-        changed, tokens = set(), step_input.sae_in.shape[:-1]
-        with torch.no_grad():
-            for plugin, multipliers in self.host.call(
-                "before_forward", run=self.run, step_input=step_input
-            ):
-                for name, multiplier in by_name(plugin, "before_forward", multipliers):
-                    row = self.run.architecture
-                    check_multiplier(plugin, name, multiplier, coefficients, row, tokens)
-                    coefficients[name] = coefficients[name] * multiplier
-                    changed.add(name)
-                    self._log_mean(f"coefficients/{name}/{plugin.name}", multiplier)
-        for name in changed:
-            self._log_mean(f"coefficients/{name}", coefficients[name])
-
-    def _log_mean(self, name: str, value: float | Tensor) -> None:
-        self.run.log(name, value.mean if isinstance(value, Tensor) else value)
 
     def _add_losses(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
         for plugin, terms in self.host.call(

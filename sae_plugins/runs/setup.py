@@ -193,7 +193,7 @@ def sae_config(settings: SAELensSettings, d_in: int) -> Any:
             "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
             "out, or add --rescale_acts_by_decoder_norm false"
         )
-    if row.k_per_token and "k" in fields:
+    if row.k_per == "token" and "k" in fields:
         if fields["k"] != int(fields["k"]):
             raise PluginError(f"--k {fields['k']}: {row.name} SAEs need a whole number")
         fields["k"] = int(fields["k"])  # as SAELens has it; it may be 8.0

@@ -16,7 +16,7 @@ from sae_plugins.study import traces
 from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Trained
 from sae_plugins.study.spec import Family
-from sae_plugins.study.statistics import Comparison, Verdict
+from sae_plugins.study.statistics import Comparison, Point, Verdict
 
 DECIDED: tuple[Verdict, ...] = ("better", "worse")
 _MOST_SHOWN = 10
@@ -77,6 +77,21 @@ class Facts:
                 place = (s.model, s.arm, s.suite, s.metric)
                 found.setdefault(place, {}).setdefault(s.sparsity, {})[s.seed] = s.value
         return found
+
+    def points(self, model: str, arm: str, suite: str, metric: str) -> list[Point]:
+        """An arm's SAEs on a metric, as far as they have an L0 and a score."""
+        l0 = {
+            (run.sparsity, run.seed): run.l0
+            for runs in self.runs.get((model, arm), {}).values()
+            for run in runs
+            if run.l0
+        }
+        return [
+            Point(seed, l0[sparsity, seed], value)
+            for sparsity, by_seed in self.values.get((model, arm, suite, metric), {}).items()
+            for seed, value in by_seed.items()
+            if (sparsity, seed) in l0
+        ]
 
     @cached_property
     def middle_l0(self) -> dict[str, float | None]:

@@ -19,7 +19,7 @@ from sae_plugins.base import yaml_files
 from sae_plugins.base.files import write as write_file
 from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
-from sae_plugins.study import latex, sections
+from sae_plugins.study import latex, sections, unmatched
 from sae_plugins.study.conclusions import answers, summary
 from sae_plugins.study.facts import DECIDED, Facts
 from sae_plugins.study.findings import ArmInfo, Contrast, Findings, ReportedMetric, Trained
@@ -109,6 +109,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "orders": [sections.orders(facts, model) for model in models],
         "redundancy": [sections.redundancy(facts, model) for model in models],
         "papers": [table for model in models if (table := _paper(facts, model))],
+        "unmatched": [table for model in models if (table := unmatched.table(facts, model))],
         "saes": [_saes(facts, model) for model in models],
         "middle_l0": facts.middle_l0,
         "decided": DECIDED,

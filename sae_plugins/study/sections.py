@@ -20,7 +20,7 @@ from sae_plugins.study import figures, traces
 from sae_plugins.study.facts import Facts, mean_l0
 from sae_plugins.study.figures import Heatmap, Line, Panel
 from sae_plugins.study.findings import ReportedMetric
-from sae_plugins.study.statistics import Point, frontier, within_seed_interval
+from sae_plugins.study.statistics import frontier, within_seed_interval
 from sae_plugins.study.words import Table, number, span
 
 _MOST_FEATURES = 8192
@@ -86,19 +86,7 @@ def frontiers(facts: Facts, model: str) -> Section:
 
 
 def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Line | None:
-    l0 = {
-        (run.sparsity, run.seed): run.l0
-        for runs in facts.runs.get((model, arm), {}).values()
-        for run in runs
-        if run.l0
-    }
-    values = facts.values.get((model, arm, metric.suite, metric.name), {})
-    points = [
-        Point(seed, l0[sparsity, seed], value)
-        for sparsity, by_seed in values.items()
-        for seed, value in by_seed.items()
-        if (sparsity, seed) in l0
-    ]
+    points = facts.points(model, arm, metric.suite, metric.name)
     if not points:
         return None
     dots = [(point.l0, point.value) for point in points]

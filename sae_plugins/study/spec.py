@@ -32,6 +32,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
+    PositiveFloat,
     ValidationError,
     field_validator,
 )
@@ -125,6 +126,16 @@ class PaperRows(BaseModel, extra="forbid", frozen=True):
     models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
 
 
+class Unmatched(BaseModel, extra="forbid", frozen=True):
+    """A paired t test of two arms at different L0, as papers make it."""
+
+    against: str = Field(description="the other arm")
+    l0: tuple[PositiveFloat, PositiveFloat] = Field(
+        description="of the arm, and of the other: the SAEs nearest to it are tested"
+    )
+    seeds: list[int] = Field([], description="the paper's, of the study's; by default all of these")
+
+
 class Study(BaseModel, extra="forbid", frozen=True):
     """A study; see the module's docstring."""
 
@@ -152,6 +163,11 @@ class Study(BaseModel, extra="forbid", frozen=True):
         {},
         description="what the study is about: by arm, the compared metrics that have a Holm "
         "correction of their own; an empty list stands for all of them. All else is exploratory",
+    )
+    unmatched: dict[str, Unmatched] = Field(
+        {},
+        description="a paper's own paired t test, at unequal L0 and without a correction, by arm; "
+        "the report shows it as what it is, beside the same two arms at equal L0",
     )
     measures: dict[str, str] = Field(
         {}, description="what the paper's metrics really measure, by what the paper calls them"
@@ -187,6 +203,14 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 if model not in self.models:
                     near = did_you_mean(model, self.models)
                     problems.add(f"arms.{name}.models: no model {model!r}: {near}")
+        tested = {f"unmatched.{name}": name for name in self.unmatched}
+        tested |= {f"unmatched.{n}.against": test.against for n, test in self.unmatched.items()}
+        for place, name in tested.items():
+            if name not in arms:
+                problems.add(f"{place}: no arm {name!r}: {did_you_mean(name, arms)}")
+        for name, test in self.unmatched.items():
+            if others := {*test.seeds} - {*self.seeds}:
+                problems.add(f"unmatched.{name}.seeds: {min(others)} is not under seeds")
         for name, metrics in self.primary.items():
             if name not in arms:
                 problems.add(f"primary: no arm {name!r}: {did_you_mean(name, arms)}")
@@ -343,9 +367,10 @@ def _contents(name_or_file: str) -> dict[str, Any]:
     for layer in reversed(layers):
         merged = _merged(merged, layer)
     _forget(merged, _gone(layers, merged, "models"))
-    if isinstance(primary := merged.get("primary"), dict):
-        for arm in _gone(layers, merged, "arms"):
-            primary.pop(arm, None)
+    for key in ("primary", "unmatched"):
+        if isinstance(named := merged.get(key), dict):
+            for arm in _gone(layers, merged, "arms"):
+                named.pop(arm, None)
     return merged
 
 

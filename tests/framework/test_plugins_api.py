@@ -508,7 +508,7 @@ def multiplier(value: Any, coefficient: str = "l1", name: str = "p") -> Any:
             multiplier(2.0, "l0"),
             r"the coefficient 'l0', but standard SAEs have \['l1'\]",
         ),
-        ("topk", multiplier(2.0), "the coefficient 'l1', but topk SAEs have none"),
+        ("topk", multiplier(2.0), r"the coefficient 'l1', but topk SAEs have \['k'\]"),
         (
             "gated",
             multiplier(lambda s: s.sae_in.norm(dim=1)),

@@ -61,7 +61,7 @@ QUICK = {
 }
 """Labels of the default run."""
 SILENT = {"unit-norm-decoder", "firing-frequency", "importance", "importance-lr"}
-SILENT |= {"post-hoc-threshold", "nan-guard"}
+SILENT |= {"post-hoc-threshold", "nan-guard", "tied-weights"}
 """Mechanisms that log nothing."""
 ACTED = {
     "reorder": "reorder/reorderings",
@@ -248,6 +248,8 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "Constant L1": {},
     "L1 by batch norm": {},
     "Adam's moments left behind (the paper's 15% loss spikes?)": {},
+    "Tied encoder and decoder weights": {},
+    "Tied for the first fifth of the run": {},
 }
 
 

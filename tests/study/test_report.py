@@ -11,7 +11,9 @@ from sae_plugins.study.facts import Facts
 from sae_plugins.study.findings import Detail, Findings, Score, Trained
 from sae_plugins.study.report import write
 from sae_plugins.study.sections import frontiers
+from sae_plugins.study.spec import Unmatched
 from sae_plugins.study.statistics import Comparison
+from sae_plugins.study.unmatched import COLUMNS
 from sae_plugins.study.words import difference, mean_interval, number
 
 METRICS = (
@@ -72,6 +74,9 @@ def made(make_findings, tmp_path_factory):
     """A small study's findings, folder and page."""
     folder = tmp_path_factory.mktemp("study")
     found = make_findings(folder, arms=ARMS, grid=(8, 32), metrics=METRICS)
+    tests = {"hybrid-order": Unmatched(against="l1", l0=(32, 8))}
+    study = found.study.model_copy(update={"unmatched": tests})
+    found = found.model_copy(update={"study": study})
     assert write(found, folder) == folder / "report.html"
     return found, folder, Page((folder / "report.html").read_text("utf-8"))
 
@@ -111,6 +116,16 @@ def test_verdict_table_has_the_verdicts_of_the_findings(made):
         for text in difference(contrast.comparison).split(" ", 1):
             assert text in cells[name][place]
     assert {c.comparison.verdict for c in found.contrasts} == {"worse", "not distinguishable"}
+
+
+def test_the_papers_own_test_says_what_it_is(made):
+    _, folder, page = made
+    for text in (page.text, (folder / "report.md").read_text("utf-8")):
+        assert "The paper's own test, at unequal L0" in text
+        assert "and not that the method is better" in text
+    rows = [row for row in page.rows("plain") if row[0] == "loss recovered (core)"]
+    assert rows[0][COLUMNS.index("at p < 0.05")] == "better"
+    assert rows[0][-1].strip() in ("not distinguishable", "underpowered")
 
 
 def test_answer_counts_better_and_worse_at_equal_l0(made):
