@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_plugins import plugins
-from sae_plugins.testing import advance, tiny_batches, tiny_sae, tiny_trainer
+from sae_plugins.testing import D_IN, advance, tiny_batches, tiny_sae, tiny_trainer
 
 RATE = 0.01
 LAMBDA_0 = 0.1
@@ -43,10 +43,14 @@ def trained(
     extra: tuple[str, ...] = (),
     warm_up: int = 0,
     l1: float = LAMBDA_0,
+    sample: int = 0,
     seed: int = 0,
     **config: Any,
 ) -> Any:
-    """The trainer of a method in SAELens' own loop, with the method's own settings of SAELens."""
+    """The trainer of a method in SAELens' own loop, with the method's own settings of SAELens.
+
+    With a `sample`, so many batches are only measured, for the scale of all others.
+    """
     given = {"without": without, "options": options, "training": training, "seed": seed}
     with plugins(method, *extra, **given) as plan:
         flags = dict(plan.sae_lens)
@@ -59,8 +63,10 @@ def trained(
         )
         fields = {"lr_scheduler_name": flags["lr_scheduler_name"], "lr": RATE, "lr_end": 0.0}
         fields |= {"lr_warm_up_steps": warm_up, "dead_feature_window": 10**6, **config}
-        trainer = tiny_trainer(sae, data, **fields)
-    advance(trainer, data)
+        trainer = tiny_trainer(sae, data[sample:], **fields)
+    if sample:  # as `fit` begins
+        trainer.activation_scaler.estimate_scaling_factor(D_IN, iter(data), sample)
+    advance(trainer, data[sample:])
     return trainer
 
 
