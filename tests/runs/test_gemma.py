@@ -230,6 +230,8 @@ def check(began: Began, paper: Paper, steps: int) -> None:
     for name, value in paper.fields.items():
         owner = trainer.sae.cfg if hasattr(trainer.sae.cfg, name) else trainer.cfg
         assert getattr(owner, name) == value, name
+    kwargs = runner.get("model_from_pretrained_kwargs")
+    assert kwargs == ({"dtype": "bfloat16"} if paper.fields.get("autocast") else None)
     options = {plugin.name: plugin.options.model_dump() for plugin in trainer.host.plugins}
     for plugin, expected in paper.options.items():
         assert options[plugin] == options[plugin] | expected
