@@ -1,4 +1,4 @@
-"""The training loop, and the ten events in it.
+"""The training loop, and the eleven events in it.
 
 ::
 
@@ -12,6 +12,7 @@
             output.loss += ............................. extra_losses      "<plugin>/<term>"
         output.loss.backward()
         if this batch ends an accumulation window (every batch, unless --accumulate N):
+            ............................................. project           the decoder's gradient
             clip the gradients, decay the weights
             ............................................. before_update     gradients are final
             optimizer.step()                                    # `run.updates` counts these
@@ -26,8 +27,9 @@
 
 Events run with autocast off, so statistics stay float32, and in the resolved plugin order, which
 `sae-plugins train` prints and `sae_plugins.plugins` logs; `after_update` runs in the reverse order,
-so that plugins unwind like a stack. An implementation takes the subset of the arguments that it
-needs. An exception in it is re-raised as a `PluginError` that names the plugin and the event.
+so that plugins unwind like a stack. `project` is for the one plugin that claims `decoder_norm`. An
+implementation takes the subset of the arguments that it needs. An exception in it is re-raised as a
+`PluginError` that names the plugin and the event.
 
 Shapes: B tokens in a batch, d_in the input dimension, d_sae the number of features.
 """
@@ -73,6 +75,11 @@ def extra_losses(
     run: Run, step_input: TrainStepInput, output: TrainStepOutput
 ) -> Mapping[str, Tensor] | None:
     """Return scalar loss terms by name; they are added to the loss as "<plugin>/<term>"."""
+
+
+@hookspec
+def project(run: Run, gradient: Tensor, rows: Tensor) -> None:
+    """Take out of the gradient of W_dec, before the clip, what must not move the rows; in place."""
 
 
 @hookspec

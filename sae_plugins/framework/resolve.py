@@ -22,6 +22,7 @@ from sae_plugins.framework.plugin import CLAIMS, Method, Plugin
 Selected = str | type[Plugin]
 LossForm = Literal["sum_of_squares", "l2_norm", "mean"]
 """Names of `losses.LOSS_FORMS`, here so that nothing needs torch to check one."""
+WeightDecayForm = Literal["decoupled", "coupled"]
 
 
 class TrainingSettings(BaseModel):
@@ -33,8 +34,11 @@ class TrainingSettings(BaseModel):
         None,
         description="reconstruction loss of a token: sum_of_squares (SAELens' own), l2_norm, mean",
     )
-    weight_decay: float = Field(
-        0.0, ge=0, description="decoupled weight decay of all parameters, as in AdamW"
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of all parameters")
+    weight_decay_form: WeightDecayForm = Field(
+        "decoupled",
+        description="decoupled, as in AdamW; coupled: through the gradient, after the clip, as in "
+        "Adam with an L2 penalty",
     )
     clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm, or none")
     calibrate_threshold: bool = Field(

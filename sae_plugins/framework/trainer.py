@@ -23,7 +23,7 @@ from sae_plugins.base.files import durable
 from sae_plugins.base.identity import Fact, of_code
 from sae_plugins.base.saelens import ADAM_MOMENTS, hide_in_metadata, not_passed
 from sae_plugins.base.seeds import generator
-from sae_plugins.framework.accumulate import GradientWindow
+from sae_plugins.framework.accumulate import GradientWindow, decay
 from sae_plugins.framework.architectures import architecture_of
 from sae_plugins.framework.counters import COUNTERS, check_counters
 from sae_plugins.framework.export import export
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
 
-_NEWER = ("fast_step", "matmul_precision")
+_NEWER = ("fast_step", "matmul_precision", "weight_decay_form")
 """Settings that checkpoints of earlier versions do not name, which were as in `STOCK_SETTINGS`."""
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
 """Fields of SAELens' trainer config that do not change what is trained."""
@@ -102,7 +102,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self.sae.cfg.metadata.sae_plugins = self.plan.provenance()
         if settings.loss_form is not None:
             self.sae.mse_loss_fn = LOSS_FORMS[settings.loss_form]
-        if settings.accumulate > 1 or settings.clip != STOCK_SETTINGS.clip:
+        clips = settings.clip != STOCK_SETTINGS.clip or self.host.listens("project")
+        if settings.accumulate > 1 or clips:
             self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
         if settings.calibrate_threshold:
             check_calibration(self.sae)
@@ -386,14 +387,20 @@ class PluginTrainer(SAETrainer[Any, Any]):
         if self._window is not None:
             self._window.batches += 1
             if self._ends_window:
-                self._window.release()
+                self._window.release(self._project)
         if not self._ends_window:
             return
-        if self.plan.training.weight_decay:
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.mul_(1 - group["lr"] * self.plan.training.weight_decay)
+        settings = self.plan.training
+        if settings.weight_decay:
+            decay(self.optimizer, settings.weight_decay, settings.weight_decay_form)
+            if settings.weight_decay_form == "coupled":
+                self._project()
         self.host.notify("before_update", run=self.run)
+
+    def _project(self) -> None:
+        decoder = self.sae.W_dec
+        if decoder.grad is not None:
+            self.host.notify("project", run=self.run, gradient=decoder.grad, rows=decoder.detach())
 
     @torch.no_grad()
     def _after_update(self, *_: Any) -> None:

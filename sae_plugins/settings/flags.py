@@ -174,7 +174,15 @@ def our_flags() -> dict[str, Flag]:
         ),
         Flag("accumulate", "int", "batches whose mean gradient makes one update", 1, "training"),
         Flag("clip", "float | none", "bound of the gradient's norm", 1.0, "training"),
-        Flag("weight_decay", "float", "decoupled, as in AdamW", 0.0, "training"),
+        Flag("weight_decay", "float", "of all weights", 0.0, "training"),
+        Flag(
+            "weight_decay_form",
+            "choice",
+            "decoupled, as in AdamW; coupled: with the gradient, as in Adam with an L2 penalty",
+            "decoupled",
+            "training",
+            ("decoupled", "coupled"),
+        ),
         Flag(
             "loss_form",
             "none | choice",

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
-from sae_plugins.framework.resolve import TrainingSettings
+from sae_plugins.framework.plugin import Method
+from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.recipes import names as recipe_names
 from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings import choice
@@ -83,7 +84,7 @@ def settle(
     with problems:
         plan = chosen.plan(options, training, given[0] | given[1])
         with prefixed("a method"):
-            method = converted(plan.sae_lens)
+            method = converted(plan.sae_lens) | _training_of(chosen.methods, plan)
     # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
@@ -108,6 +109,11 @@ def settle(
             check_schedule(settings)
     problems.stop()
     return settings
+
+
+def _training_of(methods: Iterable[type[Method]], plan: Plan) -> dict[str, Any]:
+    """What methods say of the training loop, at the values that count."""
+    return plan.training.model_dump(include={name for m in methods for name in m.training})
 
 
 def _without_revisions(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,7 @@ RULES = (
         lambda value: value("jumprelu_sparsity_loss_mode") == "quadratic",
         "it is for --jumprelu_sparsity_loss_mode quadratic",
     ),
+    Rule(("weight_decay_form",), lambda value: value("weight_decay"), "it needs --weight_decay"),
     Rule(
         ("lr_end",),
         lambda value: value("lr_scheduler_name") != "constant",

@@ -84,6 +84,7 @@ OTHERWISE: dict[str, str | tuple[str, str]] = {
     "accumulate": "2",
     "clip": "0.001",
     "weight_decay": "0.5",
+    "weight_decay_form": ("--weight_decay 0.5", "coupled"),
     "loss_form": "mean",
     "calibrate_threshold": ("--architecture batchtopk --k 4", "false"),
     "fast_step": "true",

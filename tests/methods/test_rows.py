@@ -220,7 +220,7 @@ def test_a_row_differs_from_the_full_one_in_what_it_says_and_in_nothing_else(nam
         assert changed <= said, row.label
         assert changed or not said, row.label
         for setting in full.keys() ^ found.keys():  # what does not apply to one of them
-            owners = {"architecture", "lr_scheduler_name"}
+            owners = {"architecture", "lr_scheduler_name", "normalize_activations"}
             assert said & (owners if setting in all_flags() else {"plugin", "without"}), setting
 
 
