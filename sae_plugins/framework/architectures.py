@@ -14,7 +14,7 @@ saved SAE of it holds thresholds in another place than a parameter `threshold`,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sae_plugins.base.errors import PluginError, did_you_mean
 
@@ -51,6 +51,8 @@ class Architecture:
         straight_through: activations of 0 have a gradient, too.
         sparse: `use_sparse_activations` makes the activations sparse tensors in training.
         fast: `--fast_step` has a step for it, in `framework.fast.activations`.
+        calibrated: thresholds can give a saved SAE an L0 that is "lower" than that of its training,
+            or "any"; None where no threshold can take the place of its rule.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Architecture:
     straight_through: bool = False
     sparse: bool = False
     fast: bool = False
+    calibrated: Literal["lower", "any"] | None = None
 
     @property
     def feature_axes(self) -> dict[str, int]:
@@ -105,6 +108,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             sparsity_coefficient="l1",
             weighs_tokens=True,
             fast=True,
+            calibrated="lower",
         ),
         Architecture(
             "gated",
@@ -114,6 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             log_scales=frozenset({"r_mag"}),
             sparsity_coefficient="l1",
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "jumprelu",
@@ -125,6 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             batch_coupled_by={"pre_act_loss_coefficient": _DEAD},
             straight_through=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "topk",
@@ -135,6 +141,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             k_per_token=True,
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "abstopk",
@@ -153,6 +160,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             batch_coupled=_BATCH_TOPK,
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "matryoshka_batchtopk",
@@ -163,6 +171,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ordered=True,
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "matching_pursuit",
@@ -177,6 +186,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 SHARING_A_THRESHOLD = tuple(n for n, row in ARCHITECTURES.items() if "topk_threshold" in row.shared)
 """Those with one threshold for all features, which follows the activations while they train."""
+
+CALIBRATED = tuple(name for name, row in ARCHITECTURES.items() if row.calibrated)
+"""Those whose saved SAE can be given an L0 by thresholds."""
 
 HAVING_A_FAST_STEP = tuple(name for name, row in ARCHITECTURES.items() if row.fast)
 

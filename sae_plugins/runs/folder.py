@@ -23,6 +23,7 @@ from typing import Any
 from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import PluginError, reason
 from sae_plugins.base.files import lock, size, write
+from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import partial_files
 from sae_plugins.resume.signals import deferred
@@ -60,7 +61,9 @@ _PATTERNS = (
     f"{FIGURES}/firing_by_position*.png",
     "synthetic_model/*.json",
     "synthetic_model/synthetic_model.safetensors",
+    *(f"{UNCALIBRATED}/{name}" for name in (WEIGHTS, CONFIG)),
     *(f"{SAELENS_CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),
+    *(f"{SAELENS_CHECKPOINTS}/*/{UNCALIBRATED}/{name}" for name in (WEIGHTS, CONFIG)),
 )
 """Everything that a run leaves in its folder."""
 _PARTIAL = (

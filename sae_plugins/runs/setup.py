@@ -30,7 +30,8 @@ from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
-from sae_plugins.runs.folder import SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
+from sae_plugins.framework.resolve import UNCALIBRATED
+from sae_plugins.runs.folder import CONFIG, SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
 from sae_plugins.runs.sources import REVISIONS, ROWS
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
@@ -57,6 +58,7 @@ class SAELensSettings:
         runner: fields of the runner's config; model_name and dtype may be among them.
         logger: fields of the logging config.
         activation_cache: where the language model's activations are kept, which changes nothing.
+        following_tokens: tokens that are read after the last one of the training.
         recipe: name of the packaged recipe that the run follows, if it does.
     """
 
@@ -68,6 +70,7 @@ class SAELensSettings:
     runner: Mapping[str, Any] = field(default_factory=dict)
     logger: Mapping[str, Any] = field(default_factory=dict)
     activation_cache: Folder | None = None
+    following_tokens: int = 0
     recipe: str | None = None
 
     @property
@@ -272,9 +275,15 @@ def _as_flags(reason: str) -> str:
     return re.sub(rf"\bcfg\.(?=\w)|(?<![\w.-])(?=(?:{names})\b)", "--", reason)
 
 
+def saved_saes(folder: Path, device: str) -> list[SAE[Any]]:
+    """The SAE that a run has saved, and the one without its calibration, if that was kept."""
+    folders = [folder, *(path.parent for path in folder.glob(f"{UNCALIBRATED}/{CONFIG}"))]
+    return [SAE.load_from_disk(str(path), device=device) for path in folders]
+
+
 def write_summary(
     folder: Path,
-    heldout: Mapping[str, float],
+    heldout: Sequence[Mapping[str, float]],
     found: Mapping[str, float],
     seconds: float,
     k: float | None = None,
@@ -282,17 +291,19 @@ def write_summary(
 ) -> dict[str, Any]:
     """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
 
-    `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
+    `heldout` are the metrics of `saved_saes`; `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
     run took, together with those that it shared its batches with; `k` is the L0 that
     was wanted, which stands beside the held-out one; `profile` says where the time went.
     """
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
     named: dict[str, float] = {}
-    for name, value in heldout.items():
-        named[f"heldout/{name}"] = value
-        if name == "l0" and k is not None:
-            named["heldout/k"] = k
+    for place, metrics in zip(("heldout", UNCALIBRATED), heldout, strict=False):
+        for name, value in metrics.items():
+            named[f"{place}/{name}"] = value
+            if name == "l0" and k is not None:
+                named[f"{place}/k"] = k
+    named |= _calibration(folder)
     values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
     summary = {  # JSON has no NaN
         name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -300,6 +311,16 @@ def write_summary(
     } | ({} if profile is None else {"profile": dict(profile)})
     write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return summary
+
+
+def _calibration(folder: Path) -> dict[str, float]:
+    """What the metadata of a saved SAE say of the setting of its thresholds, by name."""
+    try:
+        metadata = json.loads((folder / CONFIG).read_text("utf-8"))["metadata"]
+        known = metadata["calibration"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return {f"calibration/{name}": value for name, value in known}
 
 
 def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
