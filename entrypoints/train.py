@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import Problems, SaePluginsError, begun
 from sae_plugins.entrypoints.command import Command
@@ -273,7 +273,8 @@ def _reason(error: Exception) -> str:
 
 def _score(setup: Setup, folder: RunFolder, seconds: float, profile: Profile | None) -> None:
     """Write `summary.json`: what the SAE that was saved does on held-out data, and all else."""
-    from sae_plugins.runs.setup import quiet, saved_saes, write_summary
+    from sae_plugins.runs.setup import quiet
+    from sae_plugins.runs.summary import saved_saes, write_summary
 
     with quiet():
         saes = saved_saes(folder.unfinished, setup.sae_config.device)

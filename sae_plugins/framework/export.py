@@ -11,6 +11,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from safetensors.torch import load_file, save_file
 
 from sae_plugins.framework.resolve import UNCALIBRATED
+from sae_plugins.framework.thresholds import calibrate
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainingSAE
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from sae_plugins.framework.host import Host
     from sae_plugins.framework.run import Run
-    from sae_plugins.framework.thresholds import Calibration
 
 
 def exported(
@@ -48,7 +48,7 @@ def export(
         if calibration is not None:
             if keep:
                 _save(weights, config, staged, folder / UNCALIBRATED)
-            calibration.apply(weights, config)
+            calibrate(weights, config, calibration)
         return _save(weights, config, staged, folder)
     finally:
         for file in staged:

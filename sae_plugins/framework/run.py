@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from sae_plugins.framework.thresholds import Calibration
+    from sae_plugins.framework.calibration import Calibration
 
 
 class Run:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -22,11 +22,10 @@ from torch import Tensor
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import interruption
 from sae_plugins.framework.architectures import SHARING_A_THRESHOLD, Architecture
+from sae_plugins.framework.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 0.005
-"""A share of the wanted L0 that nobody needs to know better."""
 _AT_ONCE = 4096
 """Tokens that are encoded together."""
 _OF_TOPK = ("k", "rescale_acts_by_decoder_norm")
@@ -85,58 +84,6 @@ def _nth_largest(values: Tensor, n: int) -> Tensor:
     return values.kthvalue(len(values) - n + 1).values
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The threshold that gives an SAE an L0, and what came of it."""
-
-    l0: float
-    """What is wanted."""
-    reached: float
-    """Of the SAE with the threshold, on the tokens that it was set on."""
-    most: float
-    """Of the SAE without any threshold."""
-    spread: float
-    """Half the 95% interval of L0 on as many other tokens, as a share of it."""
-    tokens: int
-    threshold: float
-    """Of activations times the norms of decoder rows."""
-    lowers: bool
-    """Whether no feature's threshold is above it; else, none is below it."""
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the SAE has the wanted L0 on the tokens that the threshold was set on."""
-        return abs(self.reached - self.l0) <= TOLERANCE * self.l0
-
-    @property
-    def shortfall(self) -> str | None:
-        """Why the L0 is another one than is wanted, a sentence."""
-        if self.is_exact:
-            return None
-        if self.most < self.l0:
-            return (
-                f"an L0 of {self.l0:g} is wanted, and without any threshold it is "
-                f"{self.most:.4g}: train with less sparsity"
-            )
-        return (
-            f"an L0 of {self.l0:g} is wanted, and {self.reached:.4g} is the nearest: many "
-            "activations are equal, which no threshold tells apart"
-        )
-
-    @property
-    def enough_tokens(self) -> int:
-        """How many would tell the L0 of other text to within the tolerance."""
-        return math.ceil(self.tokens * (self.spread / TOLERANCE) ** 2)
-
-    def apply(self, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
-        """Give an inference SAE its thresholds, and say so in its metadata."""
-        as_jumprelu(weights, config)
-        own = weights["threshold"]
-        bound = (self.threshold / _norms(weights)).to(own)
-        weights["threshold"] = (torch.minimum if self.lowers else torch.maximum)(own, bound)
-        config["metadata"] |= {"l0": self.reached, "calibration": asdict(self)}
-
-
 def check_calibration(architecture: Architecture, l0: float | None) -> None:
     """Refuse to calibrate an SAE that has no threshold, to its k, or that can have none, to an L0.
 
@@ -171,6 +118,15 @@ def as_jumprelu(weights: dict[str, Tensor], config: dict[str, Any]) -> None:
     config["architecture"] = "jumprelu"
     for name in _OF_TOPK:
         config.pop(name, None)
+
+
+def calibrate(weights: dict[str, Tensor], config: dict[str, Any], found: Calibration) -> None:
+    """Give an inference SAE the thresholds that were found, and say so in its metadata."""
+    as_jumprelu(weights, config)
+    own = weights["threshold"]
+    bound = (found.threshold / _norms(weights)).to(own)
+    weights["threshold"] = (torch.minimum if found.lowers else torch.maximum)(own, bound)
+    config["metadata"] |= {"l0": found.reached, "calibration": asdict(found)}
 
 
 @torch.no_grad()
@@ -208,7 +164,7 @@ def calibrated(
     found = Calibration(
         l0, fires / tokens, positive / tokens, 0.0, tokens, threshold, lowers=lowers
     )
-    found.apply(plain, {**about, "metadata": {}})
+    calibrate(plain, {**about, "metadata": {}}, found)
     counts = torch.cat([(a > 0).sum(dim=-1) for a in _acts(_inference(plain, about), batches)])
     reached, deviation = float(counts.double().mean()), float(counts.double().std())
     spread = 1.96 * deviation / math.sqrt(tokens) / reached if reached else math.inf

@@ -52,7 +52,8 @@ _CHECKPOINT_FILES = (
     "activation_scaler.json",
     "activations_store_state.safetensors",
 )
-_SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG)
+_KEPT = f"{UNCALIBRATED}/{WEIGHTS}", f"{UNCALIBRATED}/{CONFIG}"
+_SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG, *_KEPT)
 _PATTERNS = (
     *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, "eval_stats.json"),
     "metrics*.jsonl",
@@ -61,9 +62,7 @@ _PATTERNS = (
     f"{FIGURES}/firing_by_position*.png",
     "synthetic_model/*.json",
     "synthetic_model/synthetic_model.safetensors",
-    *(f"{UNCALIBRATED}/{name}" for name in (WEIGHTS, CONFIG)),
     *(f"{SAELENS_CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),
-    *(f"{SAELENS_CHECKPOINTS}/*/{UNCALIBRATED}/{name}" for name in (WEIGHTS, CONFIG)),
 )
 """Everything that a run leaves in its folder."""
 _PARTIAL = (
@@ -330,8 +329,7 @@ class RunFolder:
         for config in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
             if (self.unfinished / config).exists():
                 self._correct_paths(self.unfinished / config)
-        own = {*_matching(self.unfinished, _PATTERNS)}
-        stay = {*_matching(self.unfinished, _WORKING)}
+        own, stay = ({*_matching(self.unfinished, of)} for of in (_PATTERNS, _WORKING))
         names = []
         for file in sorted(self.unfinished.rglob("*")):
             name = file.relative_to(self.unfinished)

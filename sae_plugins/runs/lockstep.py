@@ -38,19 +38,11 @@ from sae_plugins.runs.folder import ORIGIN, RECIPE, TRAINING_SUMMARY, as_yaml, r
 from sae_plugins.runs.heldout import AtHand, heldout_metrics
 from sae_plugins.runs.memory import memory_of, numbers_in_training
 from sae_plugins.runs.recorder import Recorder
-from sae_plugins.runs.setup import (
-    SAELensSettings,
-    Setup,
-    defaults_of,
-    quiet,
-    saved_saes,
-    write_summary,
-)
+from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet
+from sae_plugins.runs.summary import TUNING, saved_saes, write_summary
 
 logger = logging.getLogger(__name__)
 
-TUNING = "tuning"
-"""The group, in a run's summary, of what an SAE does on the text that follows its training."""
 SHARE_OF_MEMORY = 0.5
 """What SAEs in training may take of it, beside the language model and what it computes."""
 _OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {

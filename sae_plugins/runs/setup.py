@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import math
 import os
 import re
 import warnings
@@ -24,14 +22,12 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.files import write
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
-from sae_plugins.framework.resolve import UNCALIBRATED
-from sae_plugins.runs.folder import CONFIG, SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
+from sae_plugins.runs.folder import SAELENS_CHECKPOINTS
 from sae_plugins.runs.sources import REVISIONS, ROWS
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
@@ -273,54 +269,6 @@ def _as_flags(reason: str) -> str:
     # a short name without an underscore, such as k, may be any word
     names = "|".join(sorted(name for name in known if "_" in name))
     return re.sub(rf"\bcfg\.(?=\w)|(?<![\w.-])(?=(?:{names})\b)", "--", reason)
-
-
-def saved_saes(folder: Path, device: str) -> list[SAE[Any]]:
-    """The SAE that a run has saved, and the one without its calibration, if that was kept."""
-    folders = [folder, *(path.parent for path in folder.glob(f"{UNCALIBRATED}/{CONFIG}"))]
-    return [SAE.load_from_disk(str(path), device=device) for path in folders]
-
-
-def write_summary(
-    folder: Path,
-    heldout: Sequence[Mapping[str, float]],
-    found: Mapping[str, float],
-    seconds: float,
-    k: float | None = None,
-    profile: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
-
-    `heldout` are the metrics of `saved_saes`; `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
-    run took, together with those that it shared its batches with; `k` is the L0 that
-    was wanted, which stands beside the held-out one; `profile` says where the time went.
-    """
-    recorded = folder / TRAINING_SUMMARY
-    training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
-    named: dict[str, float] = {}
-    for place, metrics in zip(("heldout", UNCALIBRATED), heldout, strict=False):
-        for name, value in metrics.items():
-            named[f"{place}/{name}"] = value
-            if name == "l0" and k is not None:
-                named[f"{place}/k"] = k
-    named |= _calibration(folder)
-    values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
-    summary = {  # JSON has no NaN
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    } | ({} if profile is None else {"profile": dict(profile)})
-    write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    return summary
-
-
-def _calibration(folder: Path) -> dict[str, float]:
-    """What the metadata of a saved SAE say of the setting of its thresholds, by name."""
-    try:
-        metadata = json.loads((folder / CONFIG).read_text("utf-8"))["metadata"]
-        known = metadata["calibration"].items()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-    return {f"calibration/{name}": value for name, value in known}
 
 
 def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

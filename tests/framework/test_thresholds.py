@@ -18,14 +18,9 @@ from torch import Tensor
 
 from sae_plugins import Checkpoints, PluginError, plugins
 from sae_plugins.framework.architectures import ARCHITECTURES
+from sae_plugins.framework.calibration import TOLERANCE, Calibration
 from sae_plugins.framework.resolve import UNCALIBRATED, TrainingSettings
-from sae_plugins.framework.thresholds import (
-    TOLERANCE,
-    Calibration,
-    as_jumprelu,
-    calibrated,
-    threshold_for_l0,
-)
+from sae_plugins.framework.thresholds import as_jumprelu, calibrate, calibrated, threshold_for_l0
 from sae_plugins.testing import D_IN, D_SAE, tiny_batches, tiny_sae
 
 STEPS = 10
@@ -152,6 +147,7 @@ def test_an_sae_whose_rule_no_threshold_can_replace_is_refused(name: str) -> Non
 
 # -- any architecture, any L0 ----------------------------------------------------------------------
 
+
 def of_one_length(tokens: int, seed: int) -> Tensor:
     """Tokens of which fewer tell the L0: that of longer ones would be larger."""
     drawn = torch.randn(tokens, D_IN, generator=torch.Generator().manual_seed(seed))
@@ -206,7 +202,7 @@ def test_thresholds_are_lowered_where_more_features_are_wanted(name: str, tmp_pa
         found, changed = calibrated(weights, config, [acts], wanted), dict(weights)
         assert found.lowers == (wanted > l0)
         assert found.reached == pytest.approx(wanted, abs=1e-3)
-        found.apply(changed, dict(config))
+        calibrate(changed, dict(config), found)
         kept = changed["threshold"]
         assert (kept <= own if found.lowers else kept >= own).all(), "all move in one direction"
         assert (kept != own).any()
@@ -239,7 +235,7 @@ def test_the_smallest_contributions_go_first_whatever_their_units(tmp_path: Path
         sae.save_inference_model(str(tmp_path))
         weights = load_file(tmp_path / "sae_weights.safetensors")
         config = json.loads((tmp_path / "cfg.json").read_text())
-        calibrated(weights, config, [acts], 3).apply(weights, config)
+        calibrate(weights, config, calibrated(weights, config, [acts], 3))
         found.append((acts - weights["b_dec"]) @ weights["W_enc"] > weights["threshold"])
     assert (found[0] != found[1]).float().mean() < 1e-4
 
