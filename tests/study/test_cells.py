@@ -13,7 +13,8 @@ from sae_plugins.base import identity
 from sae_plugins.base.code import code
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.study import origin
-from sae_plugins.study.cells import Cell, plan
+from sae_plugins.study.cells import Cell
+from sae_plugins.study.plan import plan
 from sae_plugins.study.spec import Study
 
 TOY = {

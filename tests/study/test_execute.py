@@ -23,10 +23,10 @@ from sae_plugins.base.files import lock
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import lockstep
 from sae_plugins.study import execute as study_run
-from sae_plugins.study.cells import plan
 from sae_plugins.study.findings import Findings, Trained
 from sae_plugins.study.gather import _missed as missed
 from sae_plugins.study.gather import gather
+from sae_plugins.study.plan import plan
 from sae_plugins.study.spec import Study
 
 STUDY: dict[str, Any] = {
