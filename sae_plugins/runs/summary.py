@@ -52,13 +52,15 @@ def write_summary(
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
     named: dict[str, float] = {}
+    calibration = _calibration(folder)
+    if k != calibration.get(f"{_CALIBRATION}/l0", k):
+        k = None  # another L0 than that of the training is wanted
     for place, metrics in zip((HELDOUT, UNCALIBRATED), heldout, strict=False):
         for name, value in metrics.items():
             named[f"{place}/{name}"] = value
             if name == "l0" and k is not None:
                 named[f"{place}/k"] = k
-    named |= _calibration(folder)
-    values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
+    values = {**named, **calibration, **found, **training, "run/seconds": round(seconds, 1)}
     summary = {  # JSON has no NaN
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()

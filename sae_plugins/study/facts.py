@@ -17,6 +17,7 @@ from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Trained
 from sae_plugins.study.spec import Family
 from sae_plugins.study.statistics import Comparison, Verdict
+from sae_plugins.study.tuning import Tuned
 
 DECIDED: tuple[Verdict, ...] = ("better", "worse")
 _MOST_SHOWN = 10
@@ -76,6 +77,14 @@ class Facts:
             if s.value is not None:
                 place = (s.model, s.arm, s.suite, s.metric)
                 found.setdefault(place, {}).setdefault(s.sparsity, {})[s.seed] = s.value
+        return found
+
+    @cached_property
+    def tuned(self) -> dict[str, dict[str, Tuned]]:
+        """By model and arm, the learning rates that were tried."""
+        found: dict[str, dict[str, Tuned]] = {}
+        for one in self.findings.tuned:
+            found.setdefault(one.model, {})[one.arm] = one
         return found
 
     @cached_property

@@ -109,13 +109,14 @@ class Maker:
         """The flag under `sparsity` that this arm has, with its values."""
         if not self.sparsities:
             return None, []
+        settings = self.settings
         with prefixed(self.where):
-            flags = [flag for flag in self.sparsities if applies(flag, self.settings)]
+            flags = [flag for flag in self.sparsities if applies(flag, settings)]
         if len(flags) != 1:
             what = f"{' and '.join(flags)} apply: name one" if flags else "does not apply"
             raise SaePluginsError(
                 f"{self.where}: sparsity {', '.join(self.sparsities)} {what}; its architecture is "
-                f"{self.settings.architecture}"
+                f"{settings.architecture}"
             )
         return flags[0], self.sparsities[flags[0]]
 
