@@ -201,15 +201,15 @@ def learning_rates(facts: Facts, model: str) -> Section:
         lines.append(Line(one.arm, rates, means, dots=dots))
     if not lines:
         return Section(model)
-    rates = sorted({tried.lr for one in found.values() for tried in one.tried})
+    columns = sorted({tried.lr for one in found.values() for tried in one.tried})
     rows = []
     for one in found.values():
         scores = {tried.lr: tried.score for tried in one.tried}
         edge = f", the {one.edge} tried" if one.edge else ""
         best = "none" if one.best is None else f"{one.best:g}{edge}"
-        shown = (number(scores[rate]) if rate in scores else "" for rate in rates)
+        shown = (number(scores[lr]) if lr in scores else "" for lr in columns)
         rows.append((one.arm, number(one.l0), best, *shown))
-    table = Table(model, ("arm", "L0", "best", *(f"{rate:g}" for rate in rates)), rows)
+    table = Table(model, ("arm", "L0", "best", *(f"{lr:g}" for lr in columns)), rows)
     title = "explained variance of pilots ↑"
     panel = Panel(title, "learning rate (log scale)", "", lines, log_x=True)
     picture = _picture(facts, title, panel)

@@ -151,4 +151,6 @@ def test_an_arm_that_gives_a_recipes_plugins_up_says_so(tmp_path: Path) -> None:
         arm.name: arm.flags for arm in gather("hybrid-order", load("hybrid-order"), tmp_path).arms
     }
     assert arms["topk"] == "no --plugin --architecture topk"
-    assert arms["no-reordering"] == "--plugin hybrid-order --without reorder"
+    assert arms["no-reordering"] == (
+        "--lr_decay_fraction 0 --plugin hybrid-order --without reorder"
+    )
