@@ -186,9 +186,13 @@ def _passes(
     """A task for each model and seed, for `jobs` processes."""
     text = study.model_dump_json()
     return [
-        Pass(text, folder, model, seed, members[0].pilot, jobs, _threads(jobs), cache)
+        Pass(text, folder, model, seed, _pilots(members), jobs, _threads(jobs), cache)
         for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
     ]
+
+
+def _pilots(cells: Sequence[Cell]) -> frozenset[str]:
+    return frozenset(cell.folder.name for cell in cells if cell.pilot)
 
 
 # -- one process ---------------------------------------------------------------------------------
@@ -204,8 +208,9 @@ def work(task: Pass, progress: Progress) -> None:
     known = plan_of(study, task.folder)
     cells = [
         cell
-        for cell in (_waiting(known, task.folder) if task.pilots else known.cells)
+        for cell in (known.pilots if task.pilots else known.cells)
         if (cell.model, cell.seed) == (task.model, task.seed)
+        and (not task.pilots or cell.folder.name in task.pilots)
     ]
     missing = [cell for cell in cells if cell.summary(task.folder) is None]
     progress.advance(len(cells) - len(missing))

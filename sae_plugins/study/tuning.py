@@ -6,7 +6,7 @@ on the text that follows their training: neither the seeds nor the text by which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from statistics import fmean
 from typing import Literal
 
@@ -66,24 +66,25 @@ class Tuned(BaseModel, extra="forbid"):
         )
 
 
-def in_words(rates: Mapping[str, float], tuned: Mapping[str, Tuned]) -> str:
+def in_words(rates: Mapping[str, float], tuned: Container[str]) -> str:
     """Which learning rates the arms of a model have, as the end of a sentence.
 
     Args:
         rates: by arm.
-        tuned: of those that were chosen by pilots, by arm.
+        tuned: the arms whose rates were chosen by pilots.
     """
-    if rates and rates.keys() <= tuned.keys():
-        return "with the best learning rate for each arm, of those that pilots tried"
     by_rate: dict[float, list[str]] = {}
     for arm, rate in rates.items():
         if arm not in tuned:
             by_rate.setdefault(rate, []).append(arm)
-    usual, *others = sorted(by_rate, key=lambda rate: -len(by_rate[rate]))
-    unusual = "; ".join(f"{rate:g} for {', '.join(by_rate[rate])}" for rate in others)
-    if tuned:
-        given = f"{usual:g} for {', '.join(by_rate[usual])}" + (f"; {unusual}" if others else "")
-        return f"with the best learning rate for each arm that was tuned, and not tuned: {given}"
-    return f"with one learning rate for all arms, {usual:g}, which none of them was tuned for" + (
-        f" (but {unusual})" if others else ""
-    )
+    given = sorted(by_rate, key=lambda rate: -len(by_rate[rate]))
+    if len(rates) > sum(map(len, by_rate.values())):
+        own = "; ".join(f"{', '.join(by_rate[rate])} at {rate:g}" for rate in given)
+        but = f" (but {own}, untuned)" if own else ""
+        return f"each at the best learning rate of those that its pilots tried{but}"
+    if not given:
+        return ""
+    others = "; ".join(f"{rate:g} for {', '.join(by_rate[rate])}" for rate in given[1:])
+    but = f" (but {others})" if others else ""
+    one = f"with one learning rate for all arms, {given[0]:g}{but}"
+    return f"{one}, which was tuned for none of them"
