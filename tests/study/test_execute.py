@@ -408,13 +408,13 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, Findin
         "gated": {"train": {"architecture": "gated"}},
         "jumprelu": {
             "train": {"architecture": "jumprelu"},
-            "sparsity": {"jumprelu_init_threshold": [0.01, 1]},  # in 12 steps it moves little
+            "sparsity": {"jumprelu_init_threshold": [0.1, 0.2, 0.4]},  # in 12 steps it moves little
         },
         "topk": {"train": {"architecture": "topk"}, "tune": {"lr": [0.001, 0.003], "seeds": 2}},
         "batchtopk": {"train": {"architecture": "batchtopk"}},
     }
     toy = {**STUDY["models"]["toy"], "target_l0": [5.5], "suites": {}}
-    toy["train"] = {**toy["train"], "heldout_tokens": 32_768, "calibrate_tokens": 32_768}
+    toy["train"] = {**toy["train"], "heldout_tokens": 131_072, "calibrate_tokens": 131_072}
     toy["sparsity"] = {"l1_coefficient": [0.3, 30], "k": [8]}
     study = changed(models={"toy": toy}, arms=arms, seeds=[0])
     folder = tmp_path_factory.mktemp("exact")
@@ -427,8 +427,9 @@ def test_arms_have_exactly_the_wanted_l0_on_text_that_set_nothing(
 ) -> None:
     folder, _, findings, heard = exact
     assert heard.done == pytest.approx(heard.total)
-    assert {one.arm: one.status for one in findings.trained} == dict.fromkeys(
-        ("l1", "gated", "jumprelu", "topk", "batchtopk"), "ok"
+    names = ("l1", "gated", "jumprelu", "topk", "batchtopk")
+    assert {one.arm: one.status for one in findings.trained} == dict.fromkeys(names, "ok"), (
+        findings.warnings
     )
     for one in findings.trained:
         assert one.at == 5.5
@@ -457,8 +458,8 @@ def test_learning_rates_are_tried_on_other_seeds_and_other_text(
     for summary in folder.glob("saes/*/*_tuning_*/summary.json"):
         found = json.loads(summary.read_text())
         assert not [line for line in found if line.startswith("heldout/")], "it saw no such text"
-        assert found["tuning/l0"] == pytest.approx(5.5)
-        assert found["tuning/tokens"] >= 32_768
+        assert found["tuning/l0"] == pytest.approx(5.5, rel=1e-4)
+        assert found["tuning/tokens"] >= 131_072
         assert yaml.safe_load((summary.parent / "run.yaml").read_text())["seed"] >= 10_000
     assert all(one.warning and one.warning in findings.warnings for one in findings.tuned), "edges"
     before = saes(folder)
