@@ -166,8 +166,8 @@ def calibrated(
     )
     calibrate(plain, {**about, "metadata": {}}, found)
     counts = torch.cat([(a > 0).sum(dim=-1) for a in _acts(_inference(plain, about), batches)])
-    reached, deviation = float(counts.double().mean()), float(counts.double().std())
-    spread = 1.96 * deviation / math.sqrt(tokens) / reached if reached else math.inf
+    reached, deviation = float(counts.double().mean()), float(counts.double().std(correction=0))
+    spread = 1.96 * deviation / math.sqrt(tokens) / reached if reached else 0.0
     found = replace(found, reached=reached, spread=spread)
     if found.shortfall:
         logger.warning("%s", found.shortfall)

@@ -179,19 +179,34 @@ class _Adding:
         None while pilots that say them are missing.
         """
         flag, values = make.sparsity
-        if not targets or not flag:
-            return [(value, None) for value in (values if flag else [0.0])]
         row, is_direct = make.architecture, flag in _DIRECT
         is_set = self.is_exact and row.calibrated is not None
-        if row.k_per_token and not is_set:
+        if not flag:
+            return [(0.0, target) for target in targets] if is_set else [(0.0, None)]
+        if not targets:
+            return [(value, None) for value in values]
+        if is_set and is_direct:
+            return [(max(1, round(t)) if row.k_per_token else t, t) for t in targets]
+        if is_direct and row.k_per_token:
             if any(not float(target).is_integer() for target in targets):
                 raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
             return [(target, None) for target in targets]
-        if is_set and is_direct:
-            return [(max(1, round(t)) if row.k_per_token else t, t) for t in targets]
         # of an SAE without thresholds, they can only take activations away
         aims = [_DENSER * t if is_set and row.calibrated == "lower" else t for t in targets]
-        tried = aims if is_direct else values
+        found = self._read_off(make, aims if is_direct else values, aims, proportional=is_direct)
+        if found is None:
+            return None
+        pairs = zip(found, targets, strict=True)
+        kept = [(value, target if is_set else None) for value, target in pairs if value is not None]
+        return list(dict.fromkeys(kept))
+
+    def _read_off(
+        self, make: Maker, tried: Sequence[float], aims: Sequence[float], *, proportional: bool
+    ) -> list[float | None] | None:
+        """The values that give L0s, by pilots with those that are tried; None while one is missing.
+
+        Of those out of the pilots' reach there is none, which the plan's warnings say.
+        """
         reached = [
             self.shown(cell)
             for value in tried
@@ -200,14 +215,12 @@ class _Adding:
         known = [l0 for l0 in reached if l0 is not None]
         if len(known) < len(reached):
             return None
-        found, unreachable = interpolated(tried, known, aims, proportional=is_direct)
+        found, unreachable = interpolated(tried, known, aims, proportional=proportional)
         if unreachable:
             at = f" at --lr {make.lr:g}" if make.lr else ""
             sentence = f"{make.model}, {make.arm_name}{at}: {unreachable}"
             self.known.warnings.extend({sentence} - {*self.known.warnings})
-        pairs = zip(found, targets, strict=True)
-        kept = [(v, target if is_set else None) for v, target in pairs if v is not None]
-        return list(dict.fromkeys(kept))
+        return found
 
     def _piloted(self, cells: list[Cell]) -> list[Cell]:
         """Pilots, which are added to the plan unless they are there for another purpose."""

@@ -425,6 +425,16 @@ def test_another_wanted_l0_leaves_saes_and_pilots_alone() -> None:
     assert keys([4]) < keys([4, 5.5])
 
 
+def test_an_arm_of_one_setting_is_given_each_wanted_l0() -> None:
+    arms = {"l1": {}, "one": {"train": {"l1_coefficient": 0.1}}}
+    toy = EXACT | {"sparsity": {}}
+    known = plan(study(models={"toy": toy}, arms=arms, seeds=[0]), lambda _: None)
+    assert {(c.arm, c.sparsity) for c in known.cells} == {
+        (arm, f"l0={l0}") for arm in arms for l0 in ("4", "5.5")
+    }
+    assert known.pilots == []
+
+
 def test_how_many_tokens_set_thresholds_is_the_studys_to_say() -> None:
     toy = EXACT | {"train": TOY["train"] | {"calibrate_tokens": 777}}
     known = plan(study(models={"toy": toy}, arms=FAMILY), reached)
