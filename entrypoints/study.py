@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import Problems, SaePluginsError, begun, prefixed
+from sae_plugins.base.errors import Problems, SaePluginsError, begun, did_you_mean, prefixed
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import StudyProgress
@@ -133,7 +133,15 @@ def _status_of(study: Study, folder: Path, known: StudyPlan, line: Line) -> list
     return found
 
 
+FORMATS = ("pdf", "svg")
+"""Of figures, besides PNG."""
+
+
 def _report(line: Line, problems: Problems) -> int:
+    for kind in line.given.get("formats", ()):
+        if kind not in FORMATS:
+            known = did_you_mean(kind, FORMATS)
+            problems.add(f"--formats {kind}: figures can be {', '.join(FORMATS)}; {known}")
     return int(bool(_reported(line, problems).failures))
 
 
@@ -159,7 +167,7 @@ def _reported(line: Line, problems: Problems) -> Findings:
     with begun():
         try:
             write(folder / FINDINGS, findings.model_dump_json(indent=1) + "\n")
-            page = report.write(findings, folder)
+            page = report.write(findings, folder, tuple(line.given.get("formats", ())))
         except OSError as error:
             raise SaePluginsError(f"{folder}: the report could not be written: {error}") from error
     study_tables.print_verdicts(findings)
@@ -210,6 +218,7 @@ _FLAGS = {
             "what this study's folder has)",
         ),
         Flag("underpowered", "bool", "run it even if it can find nothing", False),
+        Flag("formats", "list[str]", "of figures, besides PNG: pdf, svg", []),
     )
 }
 
@@ -247,6 +256,11 @@ COMMAND = Command(
             _status,
             *("output_path", "noise_from"),
         ),
-        _action("report", "write the report of what there is so far", _report, "output_path"),
+        _action(
+            "report",
+            "write the report of what there is so far",
+            _report,
+            *("output_path", "formats"),
+        ),
     ),
 )
