@@ -35,8 +35,12 @@ def hybrid_order(
     adaptive_l1: str | None = "token",
     reorders: bool = True,
     moves_moments: bool = True,
+    tied: float = 0.0,
 ) -> tuple[Weights, int]:
-    """The weights after a step on each batch, and how often features were reordered."""
+    """The weights after a step on each batch, and how often features were reordered.
+
+    For a share `tied` of the run there is one matrix: section 5, "tied encoder-decoder weights".
+    """
     w = first_weights()  # section 5: tied encoder and decoder weights, where they begin
     adam = torch.optim.Adam(w.values(), lr=RATE, betas=(0.9, 0.999))
     average = None  # MA(||x||)
@@ -48,7 +52,9 @@ def hybrid_order(
         average = norm.mean() if average is None else 0.99 * average + 0.01 * norm.mean()
         ratio = {"token": norm, "batch": norm.mean(), None: average}[adaptive_l1] / average
         lambda_t = LAMBDA_0 * ratio  # 4.2: lambda_t = lambda_0 ||x|| / MA(||x||), beta 0.99
-        f = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])  # Eq. 3
+        is_tied = t <= tied * len(data)
+        W_enc = w["W_dec"].T if is_tied else w["W_enc"]
+        f = torch.relu((x - w["b_dec"]) @ W_enc + w["b_enc"])  # Eq. 3
         x_hat = f @ w["W_dec"] + w["b_dec"]  # Eq. 4
         error = (x - x_hat).square().sum(dim=1)
         loss = (error + lambda_t * f.abs().sum(dim=1)).mean()  # Eq. 2
@@ -58,6 +64,8 @@ def hybrid_order(
             is_cosine = decay == "cosine"
             shape = cosine(t, WARM_UP, len(data)) if is_cosine else linear_warm_up(t, WARM_UP)
             update(w, adam, RATE * shape, project=True)  # 4.2: constrained Adam; 5: clip at 1.0
+            if is_tied:
+                follow(w, adam)
         count = (f > 0).sum(dim=0).double()  # 4.1: c_i, with epsilon 0
         key = 0.99 * key + 0.01 * count / len(x)
         if t >= START:  # 5: reordering starts after step 2000
@@ -73,6 +81,14 @@ def hybrid_order(
             key, due, reordered = key[pi], False, reordered + 1
             counts = deque((c[pi] for c in counts), maxlen=WINDOW)
     return w, reordered
+
+
+def follow(w: Weights, adam: torch.optim.Adam) -> None:
+    """The encoder is the decoder's transpose, for the time after."""
+    w["W_enc"].data = w["W_dec"].data.T.clone()
+    state = adam.state[w["W_dec"]]
+    moments = {name: state[name].T.clone() for name in ("exp_avg", "exp_avg_sq")}
+    adam.state[w["W_enc"]] = {"step": state["step"].clone(), **moments}
 
 
 def permute(w: Weights, adam: torch.optim.Adam | None, pi: Tensor) -> None:
@@ -95,6 +111,11 @@ READINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lambda of the batch": ({"adaptive_l1": "batch"}, {"input-norm-l1": {"per": "batch"}}),
     "constant lambda": ({"adaptive_l1": None}, {"without": ("input-norm-l1",)}),
     "no reordering": ({"reorders": False}, {"without": ("reorder",)}),
+    "tied weights": ({"tied": 1.0}, {"extra": ("tied-weights",)}),
+    "tied at first": (
+        {"tied": 0.5},
+        {"extra": ("tied-weights",), "tied-weights": {"until": 0.5}},
+    ),
     "moments left behind": ({"moves_moments": False}, {"reorder": {"move_moments": False}}),
 }
 
@@ -103,7 +124,9 @@ def compare(reading: str, steps: int) -> None:
     loop, given = READINGS[reading]
     data, settings = batches(steps), dict(given)
     options = {"reorder": REORDER | settings.pop("reorder", {})}
-    options |= {name: settings.pop(name) for name in ("input-norm-l1",) if name in settings}
+    options |= {
+        name: settings.pop(name) for name in ("input-norm-l1", "tied-weights") if name in settings
+    }
     left_out = settings.get("without", ())
     options = {name: chosen for name, chosen in options.items() if name not in left_out}
     trainer = trained("hybrid-order", data, options=options, warm_up=WARM_UP, **settings)

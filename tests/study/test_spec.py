@@ -72,7 +72,7 @@ def test_the_reference_comes_first_and_the_tables_rows_last() -> None:
     assert full.train == {"plugin": ["hybrid-order"], "reorder.start": 9}
     assert without.train["accumulate"] == 1
     assert arms["no-reordering"].kind == "control"
-    assert len(arms) == 15
+    assert len(arms) == 17
 
 
 def test_what_is_otherwise_on_a_model() -> None:
