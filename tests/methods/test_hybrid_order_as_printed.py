@@ -37,10 +37,7 @@ def hybrid_order(
     moves_moments: bool = True,
     tied: float = 0.0,
 ) -> tuple[Weights, int]:
-    """The weights after a step on each batch, and how often features were reordered.
-
-    For a share `tied` of the run there is one matrix: section 5, "tied encoder-decoder weights".
-    """
+    """The weights after a step on each batch, and how often features were reordered."""
     w = first_weights()  # section 5: tied encoder and decoder weights, where they begin
     adam = torch.optim.Adam(w.values(), lr=RATE, betas=(0.9, 0.999))
     average = None  # MA(||x||)
@@ -52,9 +49,9 @@ def hybrid_order(
         average = norm.mean() if average is None else 0.99 * average + 0.01 * norm.mean()
         ratio = {"token": norm, "batch": norm.mean(), None: average}[adaptive_l1] / average
         lambda_t = LAMBDA_0 * ratio  # 4.2: lambda_t = lambda_0 ||x|| / MA(||x||), beta 0.99
-        is_tied = t <= tied * len(data)
-        W_enc = w["W_dec"].T if is_tied else w["W_enc"]
-        f = torch.relu((x - w["b_dec"]) @ W_enc + w["b_enc"])  # Eq. 3
+        is_tied = t <= tied * len(data)  # 5: "tied encoder-decoder weights": one matrix
+        encoder = w["W_dec"].T if is_tied else w["W_enc"]
+        f = torch.relu((x - w["b_dec"]) @ encoder + w["b_enc"])  # Eq. 3
         x_hat = f @ w["W_dec"] + w["b_dec"]  # Eq. 4
         error = (x - x_hat).square().sum(dim=1)
         loss = (error + lambda_t * f.abs().sum(dim=1)).mean()  # Eq. 2
@@ -65,7 +62,7 @@ def hybrid_order(
             shape = cosine(t, WARM_UP, len(data)) if is_cosine else linear_warm_up(t, WARM_UP)
             update(w, adam, RATE * shape, project=True)  # 4.2: constrained Adam; 5: clip at 1.0
             if is_tied:
-                follow(w, adam)
+                copy_decoder(w, adam)
         count = (f > 0).sum(dim=0).double()  # 4.1: c_i, with epsilon 0
         key = 0.99 * key + 0.01 * count / len(x)
         if t >= START:  # 5: reordering starts after step 2000
@@ -83,12 +80,11 @@ def hybrid_order(
     return w, reordered
 
 
-def follow(w: Weights, adam: torch.optim.Adam) -> None:
-    """The encoder is the decoder's transpose, for the time after."""
+def copy_decoder(w: Weights, adam: torch.optim.Adam) -> None:
+    """What the encoder goes on from, when it is a matrix of its own."""
     w["W_enc"].data = w["W_dec"].data.T.clone()
-    state = adam.state[w["W_dec"]]
-    moments = {name: state[name].T.clone() for name in ("exp_avg", "exp_avg_sq")}
-    adam.state[w["W_enc"]] = {"step": state["step"].clone(), **moments}
+    of_decoder = adam.state[w["W_dec"]].items()
+    adam.state[w["W_enc"]] = {name: v.T.clone() if v.ndim else v.clone() for name, v in of_decoder}
 
 
 def permute(w: Weights, adam: torch.optim.Adam | None, pi: Tensor) -> None:
@@ -110,14 +106,13 @@ READINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "without cosine": ({"decay": "none"}, {"lr_scheduler_name": "constant"}),
     "lambda of the batch": ({"adaptive_l1": "batch"}, {"input-norm-l1": {"per": "batch"}}),
     "constant lambda": ({"adaptive_l1": None}, {"without": ("input-norm-l1",)}),
-    "no reordering": ({"reorders": False}, {"without": ("reorder",)}),
     "tied weights": ({"tied": 1.0}, {"extra": ("tied-weights",)}),
-    "tied at first": (
-        {"tied": 0.5},
-        {"extra": ("tied-weights",), "tied-weights": {"until": 0.5}},
+    "tied weights until half of the run": (
+        {"tied": 0.5}, {"extra": ("tied-weights",), "tied-weights": {"until": 0.5}},
     ),
+    "no reordering": ({"reorders": False}, {"without": ("reorder",)}),
     "moments left behind": ({"moves_moments": False}, {"reorder": {"move_moments": False}}),
-}
+}  # fmt: skip
 
 
 def compare(reading: str, steps: int) -> None:
