@@ -52,6 +52,8 @@ class Architecture:
         straight_through: activations of 0 have a gradient, too.
         sparse: `use_sparse_activations` makes the activations sparse tensors in training.
         fast: `--fast_step` has a step for it, in `framework.fast.activations`.
+        calibrated: thresholds can give a saved SAE an L0 that is "lower" than that of its training,
+            or "any"; None where no threshold can take the place of its rule.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Architecture:
     straight_through: bool = False
     sparse: bool = False
     fast: bool = False
+    calibrated: Literal["lower", "any"] | None = None
 
     @property
     def feature_axes(self) -> dict[str, int]:
@@ -106,6 +109,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             sparsity_coefficient="l1",
             weighs_tokens=True,
             fast=True,
+            calibrated="lower",
         ),
         Architecture(
             "gated",
@@ -115,6 +119,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             log_scales=frozenset({"r_mag"}),
             sparsity_coefficient="l1",
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "jumprelu",
@@ -126,6 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             batch_coupled_by={"pre_act_loss_coefficient": _DEAD},
             straight_through=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "topk",
@@ -136,6 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             k_per="token",
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "abstopk",
@@ -155,6 +162,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             k_per="batch",
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "matryoshka_batchtopk",
@@ -166,6 +174,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ordered=True,
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "matching_pursuit",
@@ -180,6 +189,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 SHARING_A_THRESHOLD = tuple(n for n, row in ARCHITECTURES.items() if "topk_threshold" in row.shared)
 """Those with one threshold for all features, which follows the activations while they train."""
+
+CALIBRATED = tuple(name for name, row in ARCHITECTURES.items() if row.calibrated)
+"""Those whose saved SAE can be given an L0 by thresholds."""
 
 HAVING_A_FAST_STEP = tuple(name for name, row in ARCHITECTURES.items() if row.fast)
 

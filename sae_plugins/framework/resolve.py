@@ -25,6 +25,10 @@ LossForm = Literal["sum_of_squares", "l2_norm", "mean"]
 WeightDecayForm = Literal["decoupled", "coupled"]
 
 
+UNCALIBRATED = "uncalibrated"
+"""The folder, inside a calibrated SAE's, of the same one with the thresholds of its training."""
+
+
 class TrainingSettings(BaseModel):
     """Settings of the training loop that SAELens does not have."""
 
@@ -46,6 +50,16 @@ class TrainingSettings(BaseModel):
         description="set the threshold of a BatchTopK SAE when training ends, such that on the "
         "activations that follow in the buffer k features per token are active",
     )
+    calibrate_l0: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="set the thresholds of the saved SAE, of any architecture that can have some, "
+        "such that on what follows so many features per token are active",
+    )
+    calibrate_tokens: int = Field(
+        4096, ge=1, description="tokens that set the thresholds, rounded up to whole batches"
+    )
     fast_step: bool = Field(
         False,
         description="SAELens' step in fewer operations: equal to rounding, and not bit for bit",
@@ -55,6 +69,12 @@ class TrainingSettings(BaseModel):
         description="torch's precision of float32 products in the SAE's step: high is TF32 on a "
         "GPU; by default as the process has it",
     )
+
+    @property
+    def following_tokens(self) -> int:
+        """Tokens after the last one of the training that are read to set thresholds."""
+        is_set = self.calibrate_threshold or self.calibrate_l0 is not None
+        return self.calibrate_tokens if is_set else 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -24,9 +25,9 @@ from sae_plugins.base.identity import Fact, of_code
 from sae_plugins.base.saelens import ADAM_MOMENTS, hide_in_metadata, not_passed
 from sae_plugins.base.seeds import generator
 from sae_plugins.framework.accumulate import GradientWindow, decay
-from sae_plugins.framework.architectures import architecture_of
+from sae_plugins.framework.architectures import architecture, architecture_of
 from sae_plugins.framework.counters import COUNTERS, check_counters
-from sae_plugins.framework.export import export
+from sae_plugins.framework.export import export, exported
 from sae_plugins.framework.fast.output import seen
 from sae_plugins.framework.fast.precision import matmul_precision
 from sae_plugins.framework.fast.step import FastStep, fuse
@@ -39,7 +40,7 @@ from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.framework.returned import by_name, check_loss
 from sae_plugins.framework.run import Run
 from sae_plugins.framework.steps import in_steps
-from sae_plugins.framework.thresholds import CALIBRATION_TOKENS, calibrate, check_calibration
+from sae_plugins.framework.thresholds import calibrated, check_calibration, following
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.origin import ACCEPTED
 from sae_plugins.resume.state import check_fits
@@ -49,7 +50,9 @@ logger = logging.getLogger(__name__)
 STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
 
-_NEWER = ("fast_step", "matmul_precision", "weight_decay_form")
+_NEWER = (
+    *("fast_step", "matmul_precision", "weight_decay_form", "calibrate_l0", "calibrate_tokens"),
+)
 """Settings that checkpoints of earlier versions do not name, which were as in `STOCK_SETTINGS`."""
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
 """Fields of SAELens' trainer config that do not change what is trained."""
@@ -105,8 +108,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
         clips = settings.clip != STOCK_SETTINGS.clip or self.host.listens("project")
         if settings.accumulate > 1 or clips:
             self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
-        if settings.calibrate_threshold:
-            check_calibration(self.sae)
+        if settings.following_tokens:
+            check_calibration(architecture(self.sae.cfg.architecture()), settings.calibrate_l0)
         if settings.fast_step:
             self._fast = FastStep(self.sae)
             fuse(self.optimizer)
@@ -114,6 +117,14 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self._activation_scale: float | None = None
         self.optimizer.register_step_pre_hook(self._before_update)
         self.optimizer.register_step_post_hook(self._after_update)
+        if settings.following_tokens or self.host.listens("export_inference"):
+            # bound to the SAE, so that a deep copy of it exports itself; SAELens' checkpoints,
+            # which are to look at, would else lack what plugins add
+            keep = settings.calibrate_l0 is not None
+            self.sae.save_inference_model = MethodType(
+                partial(export, self.host, self.run, keep), self.sae
+            )
+            self.sae.save_model = self.sae.save_inference_model
         if self.host.plugins:
             self._attach_plugins()
 
@@ -122,13 +133,6 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self.run.features = Features(self)
         for plugin in self.host.plugins:
             plugin.rng = generator(self.seed, plugin.name)
-        if self.host.listens("export_inference"):
-            # bound to the SAE, so that a deep copy of it exports itself; SAELens' checkpoints,
-            # which are to look at, would else lack what plugins add
-            self.sae.save_inference_model = MethodType(
-                partial(export, self.host, self.run), self.sae
-            )
-            self.sae.save_model = self.sae.save_inference_model
         with torch.no_grad():
             self.host.notify("attached", run=self.run)
         self.run.features.check_held()
@@ -177,7 +181,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
         """Resume from a checkpoint of SAELens' own; refused with plugins, whose state it lacks."""
         observers = all(plugin.observes_only for plugin in self.host.plugins)
         # to calibrate needs no state
-        as_stock = self.plan.training.model_copy(update={"calibrate_threshold": False})
+        not_calibrated = {n: v for n, v in STOCK_SETTINGS if n.startswith("calibrate")}
+        as_stock = self.plan.training.model_copy(update=not_calibrated)
         if not (observers and as_stock == STOCK_SETTINGS):
             raise PluginError(
                 f"cannot resume from {checkpoint_path}: SAELens' checkpoints do not hold the state "
@@ -212,8 +217,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
         super().set_final_sae_metadata()
         if self._fast is not None:
             self._fast.leave()
+        batches: list[Tensor] = []
         if count := self.batches_to_calibrate:
-            calibrate(self.sae, self.data_provider, count, self._last_batch)
+            batches = following(self.data_provider, count, self._last_batch)
         if self.checkpoints is not None:
             self.checkpoints.ended()
             if self.checkpoints.accepted:
@@ -225,13 +231,22 @@ class PluginTrainer(SAETrainer[Any, Any]):
                 self.host.notify(
                     "training_ended", run=self.run, activation_scale=self._activation_scale
                 )
+        if batches:
+            self._calibrate(batches)
+
+    def _calibrate(self, batches: list[Tensor]) -> None:
+        """Find the thresholds of the SAE that will be saved, as it would be without them."""
+        wanted = self.plan.training.calibrate_l0
+        l0 = self.sae.cfg.k if wanted is None else wanted
+        with TemporaryDirectory(prefix="sae-plugins-") as scratch, torch.no_grad():
+            weights, config = exported(self.host, self.run, self.sae, Path(scratch))
+        self.run.calibration = calibrated(weights, config, batches, l0)
 
     @property
     def batches_to_calibrate(self) -> int:
-        """How many batches after the last one of the training serve to set the threshold."""
-        if not self.plan.training.calibrate_threshold:
-            return 0
-        return -(-CALIBRATION_TOKENS // self.cfg.train_batch_size_samples)
+        """How many batches after the last one of the training serve to set thresholds."""
+        tokens = self.plan.training.following_tokens
+        return -(-tokens // self.cfg.train_batch_size_samples)
 
     # -- the whole state -----------------------------------------------------------------------
 
