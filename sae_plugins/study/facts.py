@@ -17,6 +17,7 @@ from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Trained
 from sae_plugins.study.spec import Family
 from sae_plugins.study.statistics import Comparison, Point, Verdict
+from sae_plugins.study.tuning import Tuned
 
 DECIDED: tuple[Verdict, ...] = ("better", "worse")
 _MOST_SHOWN = 10
@@ -81,10 +82,10 @@ class Facts:
     def points(self, model: str, arm: str, suite: str, metric: str) -> list[Point]:
         """An arm's SAEs on a metric, as far as they have an L0 and a score."""
         l0 = {
-            (run.sparsity, run.seed): run.l0
+            (run.sparsity, run.seed): run.at
             for runs in self.runs.get((model, arm), {}).values()
             for run in runs
-            if run.l0
+            if run.at
         }
         return [
             Point(seed, l0[sparsity, seed], value)
@@ -92,6 +93,14 @@ class Facts:
             for seed, value in by_seed.items()
             if (sparsity, seed) in l0
         ]
+
+    @cached_property
+    def tuned(self) -> dict[str, dict[str, Tuned]]:
+        """By model and arm, the learning rates that were tried."""
+        found: dict[str, dict[str, Tuned]] = {}
+        for one in self.findings.tuned:
+            found.setdefault(one.model, {})[one.arm] = one
+        return found
 
     @cached_property
     def middle_l0(self) -> dict[str, float | None]:

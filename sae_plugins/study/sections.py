@@ -178,6 +178,34 @@ def curves(facts: Facts, model: str) -> Section:
     )  # fmt: skip
 
 
+def learning_rates(facts: Facts, model: str) -> Section:
+    """What pilots explain at each learning rate that arms were tried with."""
+    found = facts.tuned.get(model, {})
+    lines = []
+    for one in (found[arm] for arm in facts.looks if arm in found):
+        scored = [(tried.lr, tried.score) for tried in one.tried if tried.score is not None]
+        dots = [(tried.lr, s) for tried in one.tried for s in tried.scores if s is not None]
+        rates, means = zip(*scored, strict=True) if scored else ((), ())
+        lines.append(Line(one.arm, rates, means, dots=dots))
+    if not lines:
+        return Section(model)
+    columns = sorted({tried.lr for one in found.values() for tried in one.tried})
+    rows = []
+    for one in found.values():
+        scores = {tried.lr: tried.score for tried in one.tried}
+        edge = f", the {one.edge} tried" if one.edge else ""
+        best = "none" if one.best is None else f"{one.best:g}{edge}"
+        shown = (number(scores[lr]) if lr in scores else "" for lr in columns)
+        rows.append((one.arm, number(one.l0), best, *shown))
+    table = Table(model, ("arm", "L0", "best", *(f"{lr:g}" for lr in columns)), rows)
+    title = "explained variance of pilots ↑"
+    panel = Panel(title, "learning rate (log scale)", "", lines, log_x=True)
+    picture = _picture(facts, title, panel)
+    return Section(
+        model, [picture], image=_image(facts, f"learning_rates_{model}", [panel]), tables=[table]
+    )
+
+
 def orders(facts: Facts, model: str) -> Section:
     """Firing frequency by position, of one SAE of each arm that moves features about."""
     panels, pictures, absent = [], [], []

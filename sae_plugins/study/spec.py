@@ -43,6 +43,7 @@ from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, pre
 from sae_plugins.base.values import Place, sentences
 from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.study import ENOUGH_SEEDS
+from sae_plugins.study.tuning import Tune
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
 
@@ -78,8 +79,17 @@ class Model(BaseModel, extra="forbid", frozen=True):
     target_l0: list[float] = Field(
         [],
         description="L0s to reach. The values under `sparsity` are then pilots, trained with one "
-        "more seed, between which the coefficient for each L0 is read; `k` and `target_l0` are set "
-        "to it directly",
+        "more seed, between which the coefficient for each L0 is read; `k` is set to it directly",
+    )
+    exact_l0: bool | None = Field(
+        None,
+        description="set the thresholds of each saved SAE, after its training, such that it has "
+        "exactly the L0 that is wanted (default: if there is a `target_l0` and all arms can)",
+    )
+    tune: Tune | None = Field(
+        None,
+        description="learning rates, of which each arm gets its best, by pilots; an arm that "
+        "names an `lr` of its own keeps that",
     )
     suites: dict[str, Flags] = Field(description="settings by suite of `sae-plugins evaluate`")
     preset: Literal["canonical", "quick", "paper"] = Field(
@@ -101,6 +111,7 @@ class Override(BaseModel, extra="forbid", frozen=True):
 
     train: Flags = Field({}, description="flags on top of the arm's")
     sparsity: Sparsity = Field({}, description="in place of the arm's and the model's")
+    tune: Tune | None = Field(None, description="in place of the arm's and the model's")
 
 
 class Arm(Override):
@@ -116,6 +127,12 @@ class Arm(Override):
         """The flags on top of the model's, and the sparsities, on one model."""
         there = self.models.get(name, Override())
         return {**self.train, **there.train}, there.sparsity or self.sparsity or model.sparsity
+
+    def tuned_on(self, name: str, model: Model) -> Tune | None:
+        """The learning rates to try on one model, if any: none is of use to what is not trained."""
+        own = self.models.get(name, Override()).tune or self.tune
+        keeps = self.untrained or "lr" in self.on_model(name, model)[0]
+        return own or (None if keeps else model.tune)
 
 
 class PaperRows(BaseModel, extra="forbid", frozen=True):

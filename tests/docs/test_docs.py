@@ -32,7 +32,7 @@ from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, Plugin
 from sae_plugins.settings.settle import settle
 from sae_plugins.study import spec as studies
-from sae_plugins.study.cells import plan
+from sae_plugins.study.plan import plan
 from sae_plugins.testing import tiny_sae
 
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
