@@ -109,7 +109,9 @@ def _is_exact(known: StudyPlan, name: str, model: Model, makers: Sequence[Maker]
     for make in makers:
         with suppress(SaePluginsError):  # which is said of the arm itself
             rows[make.arm_name] = make.architecture
-    cannot = {arm: row.name for arm, row in rows.items() if not (row.calibrated or row.k_per_token)}
+    cannot = {
+        arm: row.name for arm, row in rows.items() if not (row.calibrated or row.k_per == "token")
+    }
     if not cannot:
         return True
     whose = ", ".join(f"{arm} ({row})" for arm, row in cannot.items())
@@ -186,8 +188,8 @@ class _Adding:
         if not targets:
             return [(value, None) for value in values]
         if is_set and is_direct:
-            return [(max(1, round(t)) if row.k_per_token else t, t) for t in targets]
-        if is_direct and row.k_per_token:
+            return [(max(1, round(t)) if row.k_per == "token" else t, t) for t in targets]
+        if is_direct and row.k_per == "token":
             if any(not float(target).is_integer() for target in targets):
                 raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
             return [(target, None) for target in targets]
