@@ -43,6 +43,7 @@ from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, pre
 from sae_plugins.base.values import Place, sentences
 from sae_plugins.framework.plugin import Method, PaperRow
 from sae_plugins.study import ENOUGH_SEEDS
+from sae_plugins.study.tuning import Tune
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
 
