@@ -64,22 +64,6 @@ Sparsity = Annotated[dict[str, list[float]], AfterValidator(_swept)]
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Tune(BaseModel, extra="forbid", frozen=True):
-    """Settings that each arm gets at its best, by pilots."""
-
-    lr: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        min_length=2, description="learning rates to try"
-    )
-    seeds: int = Field(2, ge=1, description="how many pilots try each, with seeds of their own")
-
-    @field_validator("lr")
-    @classmethod
-    def _ascending(cls, rates: list[float]) -> list[float]:
-        if len(set(rates)) < len(rates):
-            raise ValueError("learning rates to try must be different from each other")
-        return sorted(rates)
-
-
 class Model(BaseModel, extra="forbid", frozen=True):
     """What the arms are trained on and evaluated with."""
 
