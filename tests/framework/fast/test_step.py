@@ -33,8 +33,6 @@ from sae_plugins.testing import (
 )
 
 METHODS = ("hybrid-order", "hierarchical", "adaptive-threshold", "adaptive-orthogonality")
-OWN_STEP = ("activation-threshold", "importance-lr", "decoder-orthogonality")
-"""Mechanisms that put something into SAELens' step, which then stays what it is."""
 
 
 class Looking(Plugin):
@@ -182,7 +180,10 @@ def test_it_is_the_step_of_sae_lens_to_rounding(case: Case) -> None:
     for one, other in zip(our_losses, their_losses, strict=True):
         assert one == pytest.approx(other, rel=tolerance, abs=1e-12)
         assert list(one) == list(other)
-    meddling = any(plugin.name in OWN_STEP for plugin in ours.host.plugins)
+    named = {plugin.name: plugin for plugin in ours.host.plugins}
+    meddling = "activation-threshold" in named
+    if importance := named.get("importance"):  # measured in the step before, or of what is left
+        meddling |= importance.in_use and importance.options.step == "before"
     assert bool(ours._fast.said) == meddling
     assert ours._fast.sparse == (case.sparse and not meddling)
 
