@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import versions
 from sae_plugins.base.identity import Compared, Fact, listed, of_code, of_path
 from sae_plugins.base.secrets import redacted
+from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs import sources
 from sae_plugins.runs.folder import RECIPE, SUMMARY
 from sae_plugins.settings.recipe import converted, read_recipe
@@ -197,9 +199,7 @@ def _add_cells(
         values, unreachable = _interpolated(values, reached, targets)
         known.warnings.extend(f"{make.model}, {make.arm_name}: {text}" for text in unreachable)
     elif targets and flag:
-        values = targets
-        if flag == "k" and any(not float(value).is_integer() for value in values):
-            raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
+        values = make.whole(targets) if flag == "k" else targets
     for value in values if flag else [0.0]:
         known.cells.extend(make.cells(flag, value, seeds))
 
@@ -279,6 +279,12 @@ class _Maker:
                 f"{settings.architecture}"
             )
         return flags[0], self.sparsities[flags[0]]
+
+    def whole(self, targets: list[float]) -> list[float]:
+        """The values of k for L0s to reach: where k is a whole number, those next to each."""
+        if not architecture(self._settings({}).architecture).k_per_token:
+            return targets
+        return sorted({float(near) for x in targets for near in (floor(x), ceil(x)) if near})
 
     def cells(
         self, flag: str | None, value: float, seeds: Sequence[int], pilot: bool = False

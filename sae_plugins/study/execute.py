@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +25,11 @@ from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.runs.folder import RECIPE, remove_run
 from sae_plugins.study import commits, naming
-from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan
+from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan, shared_flags
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
 from sae_plugins.study.spec import Study, as_yaml
+from sae_plugins.world import NAME as WORLD
 
 STUDY = "as_run.yaml"
 EVALUATIONS = "evaluations"
@@ -145,6 +146,13 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
     with prefixed(f"models.{model}.suites.{name}"):
         suite = registry.load(name)
         return suite, suite.settings(spec.preset, spec.suites[name])
+
+
+def undefined(study: Study, model: str, name: str) -> Collection[str]:
+    """The metrics of a suite that mean nothing on a model of a study."""
+    on = shared_flags(model, study.models[model]).get("model_name") or WORLD
+    found: Collection[str] = suite_of(study, model, name)[0].undefined_on(on)
+    return found
 
 
 def _locked(folder: Path) -> ExitStack:

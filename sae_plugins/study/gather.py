@@ -23,7 +23,15 @@ from sae_plugins.runs.folder import RECIPE
 from sae_plugins.settings.values import as_text
 from sae_plugins.study import ENOUGH_SEEDS, naming
 from sae_plugins.study.cells import L0, Cell, grouped
-from sae_plugins.study.execute import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
+from sae_plugins.study.execute import (
+    EVALUATIONS,
+    HASHES,
+    evaluations,
+    failure,
+    plan_of,
+    suite_of,
+    undefined,
+)
 from sae_plugins.study.findings import (
     ArmInfo,
     Contrast,
@@ -156,6 +164,7 @@ def _not_there(
     """Metrics to compare that no result has, of suites that were run."""
     for model, suite in sorted(measured):
         known = [f"{metric.suite}/{metric.name}" for metric in metrics[model]]
+        known += [f"{suite}/{name}" for name in undefined(study, model, suite)]
         for name in study.compare:
             if name.startswith(f"{suite}/") and name not in known:
                 yield f"{model}: no result has {name}, which is to be compared"

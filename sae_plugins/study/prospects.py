@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.study.execute import suite_of
+from sae_plugins.study.execute import suite_of, undefined
 from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.gather import FINDINGS
 from sae_plugins.study.metrics import shown
@@ -99,7 +99,8 @@ def _metrics(study: Study, model: str) -> list[ReportedMetric]:
     names = {}
     for suite in study.models[model].suites:
         loaded, settings = suite_of(study, model, suite)
-        names[suite] = loaded.metric_names(settings)
+        without = undefined(study, model, suite)
+        names[suite] = [name for name in loaded.metric_names(settings) if name not in without]
     return [metric for metric in shown(study, names) if metric.compared]
 
 
