@@ -67,14 +67,15 @@ def print_stale(known: StudyPlan, folder: Path) -> None:
 
 def print_prospects(found: Sequence[Prospect], seeds: int) -> None:
     """What differences a study can find, by metric."""
-    for family, one in {one.family: one for one in found}.items():
+    for family in dict.fromkeys(one.family for one in found):
+        one = min((x for x in found if x.family == family), key=lambda x: x.effect)
         tests = f"{'' if family == 'all' else f'{family}: '}{one.comparisons} comparison"
         print(
             f"{tests}{'s' if one.comparisons > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}: "
             + (
                 f"a difference of {one.effect:.3g} SD of the seeds' noise is found with 80% power"
                 if math.isfinite(one.effect)
-                else "one seed gives no verdict"
+                else "too few for a verdict"
             )
         )
     known = any(one.noise is not None for one in found)
@@ -94,6 +95,8 @@ def _prospect(one: Prospect) -> Sequence[str]:
     metric = f"{one.metric.suite}/{one.metric.name}"
     family = "" if one.family == "all" else f" ({one.family})"
     detects = f"{one.effect:.3g} SD" if one.detectable is None else number(one.detectable)
+    if math.isinf(one.effect):
+        detects = "nothing"
     needed = "unknown" if one.noise is None or one.metric.margin is None else one.seeds or "> 100"
     return (
         one.model,

@@ -41,7 +41,7 @@ class GroundTruthSettings(SuiteSettings):
 
 
 class GroundTruth(Suite):
-    """Compares an SAE with the known features of its synthetic model, with SAELens' metrics and ours.
+    """Compares an SAE with the known features of its synthetic model, by SAELens' metrics and ours.
 
     It runs on the CPU, so that one seed gives the same samples everywhere.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,11 @@ from sae_plugins.base.files import read_rows
 from sae_plugins.runs.folder import METRICS
 from sae_plugins.study import traces
 from sae_plugins.study.figures import Look, looks
-from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Trained
+from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Score, Trained
 from sae_plugins.study.spec import Family
 from sae_plugins.study.statistics import Comparison, Verdict
 
+Values = dict[tuple[str, str, str, str], dict[str, dict[int, float]]]
 DECIDED: tuple[Verdict, ...] = ("better", "worse")
 _MOST_SHOWN = 10
 """More arms than these are drawn only when the reader asks for them: lines hide each other."""
@@ -69,13 +70,21 @@ class Facts:
         }
 
     @cached_property
-    def values(self) -> dict[tuple[str, str, str, str], dict[str, dict[int, float]]]:
+    def values(self) -> Values:
         """By model, arm, suite and metric, then by sparsity and seed."""
-        found: dict[tuple[str, str, str, str], dict[str, dict[int, float]]] = {}
+        return self._found(lambda score: score.value)
+
+    @cached_property
+    def samples(self) -> Values:
+        """What intervals over seeds are of, found like `values`."""
+        return self._found(lambda score: score.sample)
+
+    def _found(self, number: Callable[[Score], float | None]) -> Values:
+        found: Values = {}
         for s in self.findings.scores:
-            if s.value is not None:
+            if (value := number(s)) is not None:
                 place = (s.model, s.arm, s.suite, s.metric)
-                found.setdefault(place, {}).setdefault(s.sparsity, {})[s.seed] = s.value
+                found.setdefault(place, {}).setdefault(s.sparsity, {})[s.seed] = value
         return found
 
     @cached_property

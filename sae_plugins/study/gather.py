@@ -17,11 +17,11 @@ from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
-from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
+from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, SEEDS, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS, naming
+from sae_plugins.study import ENOUGH_SEEDS, naming, stability, traces
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import (
     EVALUATIONS,
@@ -41,7 +41,7 @@ from sae_plugins.study.findings import (
     Score,
     Trained,
 )
-from sae_plugins.study.metrics import OF_PAPERS, shown
+from sae_plugins.study.metrics import OF_PAPERS, least_seeds, shown
 from sae_plugins.study.spec import Family, Study
 from sae_plugins.study.statistics import NEAR_L0, Better, Point, Question, compare
 
@@ -64,6 +64,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     ran: list[Result] = []
     evaluated = 0
     broken: set[tuple[str, str, str, int, str]] = set()
+    scores += _stability(trained, folder)
     there = [cell for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"]
     for cell, row, result in _results(study, there, folder):
         where, suite = _where(cell), row.suite
@@ -116,7 +117,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     )
 
 
-def _where(cell: Cell) -> dict[str, Any]:
+def _where(cell: Cell | Trained) -> dict[str, Any]:
     return {name: getattr(cell, name) for name in ("model", "arm", "sparsity", "seed")}
 
 
@@ -215,6 +216,23 @@ def _of_runs(cells: Sequence[Cell], folder: Path) -> tuple[list[Trained], list[S
     return trained, scores
 
 
+def _stability(trained: Sequence[Trained], folder: Path) -> Iterator[Score]:
+    """How far each SAE's features are found by the SAEs of the other seeds."""
+    ok = [one for one in trained if one.status == "ok"]
+    for members in grouped(ok, lambda one: (one.model, one.arm, one.sparsity)).values():
+        decoders = [(one, traces.decoder_rows(folder / one.folder)) for one in members]
+        known = [(one, rows) for one, rows in decoders if rows is not None]
+        if len(known) < 2:
+            continue
+        shares = stability.matched_shares([rows for _, rows in known])
+        found = zip(stability.stabilities(shares), stability.pseudo_values(shares), strict=True)
+        for (one, _), (value, pseudo_value) in zip(known, found, strict=True):
+            yield Score(
+                **_where(one), suite=SEEDS, metric="stability", value=value, n=len(known) - 1,
+                pseudo_value=pseudo_value,
+            )  # fmt: skip
+
+
 def _results(
     study: Study, cells: Sequence[Cell], folder: Path
 ) -> Iterator[tuple[Cell, Row, Result | None]]:
@@ -286,7 +304,9 @@ def _contrasts(
                 scored = points.get(place, [])
                 members = families.setdefault(study.family(arm, f"{suite}/{name}"), {})
                 better: Better = "higher" if metric.better == "higher" else "lower"
-                members[place] = Question(scored, reference, better, metric.margin)
+                members[place] = Question(
+                    scored, reference, better, metric.margin, least_seeds(suite)
+                )
     return [
         Contrast(
             model=model, arm=arm, suite=suite, metric=metric, comparison=comparison, family=family
@@ -305,7 +325,7 @@ def _points(
     for s in scores:
         at = l0.get((s.model, s.arm, s.sparsity, s.seed))
         if at is not None:
-            value = math.nan if s.value is None else s.value
+            value = math.nan if s.sample is None else s.sample
             place = (s.model, s.suite, s.metric, s.arm)
             points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
     return points

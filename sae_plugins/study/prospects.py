@@ -8,6 +8,7 @@ these are; then it is known in the metric's own unit, too.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.study.execute import suite_of, undefined
 from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.gather import FINDINGS
-from sae_plugins.study.metrics import shown
+from sae_plugins.study.metrics import least_seeds, shown
 from sae_plugins.study.power import ALPHA, HOPELESS, detectable_effect, seeds_needed
 from sae_plugins.study.spec import Family, Study
+from sae_plugins.study.stability import LEAST_SEEDS
 
 Noise = Mapping[tuple[str, str, str], float]
 """The standard deviation of paired differences, by model, suite and metric."""
@@ -87,7 +89,9 @@ def prospects(study: Study, noise: Noise) -> list[Prospect]:
             metric=metric,
             family=family,
             comparisons=sizes[family],
-            effect=detectable_effect(len(study.seeds), ALPHA / sizes[family]),
+            effect=math.inf
+            if len(study.seeds) < least_seeds(suite)
+            else detectable_effect(len(study.seeds), ALPHA / sizes[family]),
             noise=noise.get((model, suite, name)),
         )
         for (model, suite, name, family), metric in places.items()
@@ -119,8 +123,9 @@ def refuse_hopeless(found: Sequence[Prospect], seeds: int) -> None:
     )
     if seeds < 2:
         why = "one seed gives no verdict"
+    elif math.isinf(least := min(one.effect for one in found)):
+        why = f"{seeds} seeds give no verdict on stability, which takes {LEAST_SEEDS}"
     else:
-        least = min(one.effect for one in found)
         why = (
             f"with {seeds} seeds and {tests} it takes a difference of {least:.0f} standard "
             "deviations of noise"

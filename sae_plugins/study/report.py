@@ -169,7 +169,7 @@ def _score(
 ) -> str:
     """Mean and 95% t interval over seeds at one sparsity; at the middle one by default."""
     sparsity = facts.middle.get((model, arm)) if sparsity is None else sparsity
-    values = facts.values.get((model, arm, suite, metric), {})
+    values = facts.samples.get((model, arm, suite, metric), {})
     return mean_interval(list(values.get(sparsity or "", {}).values()))
 
 
@@ -242,7 +242,9 @@ def _state(run: Trained | None) -> str:
     return number(run.l0) if run.status == "ok" else run.status
 
 
-SCORE_COLUMNS = ("model", "arm", "sparsity", "seed", "suite", "metric", "value", "n")
+SCORE_COLUMNS = (
+    *("model", "arm", "sparsity", "seed", "suite", "metric", "value", "n", "pseudo_value"),
+)
 _DETAIL_COLUMNS = (*SCORE_COLUMNS, "item")
 VERDICT_COLUMNS = (
     *("model", "arm", "suite", "metric", "family", "verdict", "difference", "low", "high", "p"),

@@ -92,16 +92,19 @@ def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Lin
         for run in runs
         if run.l0
     }
-    values = facts.values.get((model, arm, metric.suite, metric.name), {})
-    points = [
-        Point(seed, l0[sparsity, seed], value)
-        for sparsity, by_seed in values.items()
-        for seed, value in by_seed.items()
-        if (sparsity, seed) in l0
-    ]
+    place = (model, arm, metric.suite, metric.name)
+    points, shown = (
+        [
+            Point(seed, l0[sparsity, seed], value)
+            for sparsity, by_seed in values.get(place, {}).items()
+            for seed, value in by_seed.items()
+            if (sparsity, seed) in l0
+        ]
+        for values in (facts.samples, facts.values)
+    )
     if not points:
         return None
-    dots = [(point.l0, point.value) for point in points]
+    dots = [(point.l0, point.value) for point in shown]
     found = frontier(points, 24)
     if found is None:
         return Line(arm, dots=dots)

@@ -67,4 +67,5 @@ def _share(rows: Rows, others: Rows) -> float:
     """The share of unit rows that have one of the others as a match."""
     chosen = rows[:: math.ceil(len(rows) / _MOST)]
     blocks = np.array_split(chosen, math.ceil(len(chosen) / _BLOCK))
-    return float(np.concatenate([(block @ others.T).max(axis=1) > MATCH for block in blocks]).mean())
+    matched = [(block @ others.T).max(axis=1) > MATCH for block in blocks]
+    return float(np.concatenate(matched).mean())

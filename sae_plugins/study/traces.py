@@ -57,7 +57,7 @@ def nearest_cosines(run: Path, at_most: int) -> NDArray[np.float32] | None:
         run: the run's folder.
         at_most: so many features, evenly spread over the positions, stand for all of them.
     """
-    rows = _tensor(run / WEIGHTS, "W_dec")
+    rows = decoder_rows(run)
     if rows is None:
         return None
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -72,6 +72,11 @@ def nearest_cosines(run: Path, at_most: int) -> NDArray[np.float32] | None:
         found.append(cosines.max(axis=1))
     nearest: NDArray[np.float32] = np.concatenate(found)
     return nearest
+
+
+def decoder_rows(run: Path) -> NDArray[np.float32] | None:
+    """[d_sae, d_in], what each feature adds to the reconstruction."""
+    return _tensor(run / WEIGHTS, "W_dec")
 
 
 def _tensor(file: Path, name: str) -> NDArray[np.float32] | None:

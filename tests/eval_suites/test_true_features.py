@@ -107,7 +107,8 @@ def test_a_child_that_is_close_to_its_parent_holds_nothing_of_it_by_that_alone()
 
 def test_groups_without_a_feature_hand_their_children_to_the_parent() -> None:
     inner = HierarchyNode(children=[HierarchyNode(3), HierarchyNode(4, [HierarchyNode(5)])])
-    roots = [HierarchyNode(0, [HierarchyNode(1), inner]), HierarchyNode(children=[HierarchyNode(2)])]
+    group = HierarchyNode(children=[HierarchyNode(2)])
+    roots = [HierarchyNode(0, [HierarchyNode(1), inner]), group]
     assert edges(Hierarchy(roots, None)) == [(0, 1), (0, 3), (0, 4), (4, 5)]
     assert edges(None) == []
 
