@@ -82,7 +82,8 @@ def _run(line: Line, problems: Problems) -> int:
     from sae_plugins.study.prospects import refuse_hopeless
 
     found = _status_of(study, folder, known, line)
-    to_train = any(cell.summary(folder) is None for cell in (*known.pilots, *known.cells))
+    trained = [cell for cell in (*known.pilots, *known.cells) if not cell.source]
+    to_train = any(cell.summary(folder) is None for cell in trained)
     if to_train and not line.given.get("underpowered"):
         refuse_hopeless(found, len(study.seeds))
     started = time.perf_counter()

@@ -28,13 +28,15 @@ def print_plan(study: Study, known: StudyPlan, folder: Path) -> None:
 
     cells = [*known.pilots, *known.cells]
     failures = {cell: reason for cell in cells if (reason := failure(cell, folder))}
-    numbers = ("SAEs", "trained", "failed")
+    numbers = ("SAEs", "there", "failed")
     table = _table(str(folder), "model", "arm", "sparsities", *numbers, right=numbers)
     for (model, arm), members in grouped(cells, lambda cell: (cell.model, cell.arm)).items():
         trained = sum(cell.summary(folder) is not None for cell in members)
         failed = sum(cell in failures for cell in members)
-        values = dict.fromkeys(cell.sparsity for cell in members if not cell.pilot)
+        values = dict.fromkeys(cell.sparsity or "as it is" for cell in members if not cell.pilot)
         shown = ", ".join(values) or "found by pilots"
+        if any(cell.source for cell in members):
+            shown = f"{shown} (not trained here)"
         reference = " (reference)" if arm == study.reference else ""
         pilots = sum(cell.pilot for cell in members)
         counts = {"": len(members) - pilots, " pilots": pilots}

@@ -21,11 +21,12 @@ from sae_plugins.base.identity import Compared, Fact, listed, of_code, of_path
 from sae_plugins.base.secrets import redacted
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs import sources
-from sae_plugins.runs.folder import RECIPE, SUMMARY
+from sae_plugins.runs.folder import ORIGIN, RECIPE, SUMMARY
 from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import CACHING, Settings, applies
 from sae_plugins.settings.settle import settle
 from sae_plugins.study import origin
+from sae_plugins.study.existing import ExistingSAE
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity, Study
 
 K = TypeVar("K", bound=Hashable)
@@ -72,6 +73,8 @@ class Cell:
         place: the name of the folder where it was found; None for that of its key.
         compared: where it was found, what could not be compared; else, what has changed since the
             SAE in its stead.
+        existing: the SAE that exists already, so that none is trained; the folder then has what
+            was found out about it.
     """
 
     model: str
@@ -84,11 +87,18 @@ class Cell:
     made_from: Mapping[str, Fact | None] = field(default_factory=dict)
     place: str | None = None
     compared: Compared = field(default_factory=lambda: Compared([]))
+    existing: ExistingSAE | None = None
+
+    @property
+    def source(self) -> str | None:
+        """Where an SAE lies that exists already."""
+        return None if self.existing is None else self.existing.source
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """All that the SAE depends on."""
         settings, found = redacted(self.settings.as_recipe({})), versions(_KEYED_VERSIONS)
+        settings |= {"sae": self.existing.sae} if self.existing else {}
         return origin.facts(settings, self.untrained, found, self.made_from)
 
     @cached_property
@@ -108,19 +118,22 @@ class Cell:
 
     def found_in(self, study_folder: Path) -> Cell:
         """The cell, with the place of an SAE in the folder that was made from the same."""
-        if (study_folder / self.folder / RECIPE).is_file():
+        if self._is_whole(study_folder):
             return self
         place, compared = origin.find(study_folder / self.folder.with_name(self._stem), self.facts)
         return replace(self, place=place.name if place else None, compared=compared)
 
     def summary(self, study_folder: Path) -> dict[str, Any] | None:
-        """What the run says of itself; None if the SAE is not trained yet."""
+        """What the run says of itself; None if the SAE is not trained, or scored, yet."""
         folder = study_folder / self.folder
         try:
             summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return summary if (folder / RECIPE).is_file() else None
+        return summary if self._is_whole(study_folder) else None
+
+    def _is_whole(self, study_folder: Path) -> bool:
+        return (study_folder / self.folder / (ORIGIN if self.existing else RECIPE)).is_file()
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,8 @@ class StudyPlan:
     @property
     def changes(self) -> dict[str, int]:
         """Why SAEs are trained again, and how many."""
-        cells = [cell for cell in (*self.pilots, *self.cells) if cell.compared.changes]
+        trained = [cell for cell in (*self.pilots, *self.cells) if not cell.existing]
+        cells = [cell for cell in trained if cell.compared.changes]
         return Counter("; ".join(cell.compared.changes) for cell in cells)
 
 
@@ -178,6 +192,12 @@ def plan(
                 _add_cells(known, make, model.target_l0, study.seeds, pilot_l0)
             for sentence in own.sentences:
                 wrong.setdefault(sentence.removeprefix(f"{make.where}: "), []).append(make.where)
+        for arm_name, common in study.common_seeds(name).items():
+            if common < 2 and (arms[arm_name].exists or arms[study.reference].exists):
+                known.warnings.append(
+                    f"{name}, {arm_name}: {'one' if common else 'no'} seed in common with "
+                    f"{study.reference}: no verdict; its scores are in the report"
+                )
     problems.add(*(f"{', '.join(places)}: {what}" for what, places in wrong.items()))
     problems.stop()
     return replace(known, warnings=[*known.warnings, *_unknown([*known.pilots, *known.cells])])
@@ -191,6 +211,9 @@ def _add_cells(
     pilot_l0: Callable[[Cell], float | None],
 ) -> None:
     """Add the cells of one arm on one model to a plan."""
+    if make.arm.exists:
+        known.cells.extend(make.existing(seeds))
+        return
     flag, values = make.sparsity()
     if targets and flag and flag not in _DIRECT:
         tried = [make.cells(flag, x, [_PILOT_SEED], pilot=True)[0] for x in values]
@@ -279,6 +302,15 @@ class _Maker:
                 f"{settings.architecture}"
             )
         return flags[0], self.sparsities[flags[0]]
+
+    def existing(self, seeds: Sequence[int]) -> Iterator[Cell]:
+        """The SAEs of the arm that are not trained."""
+        for one in self.arm.saes_on(self.model):
+            settings, seed = self._settings({}), one.seed_of(seeds)
+            settings = replace(settings, values={**settings.values, "seed": seed})
+            yield self.finder(
+                Cell(self.model, self.arm_name, one.sparsity, seed, settings, existing=one)
+            )
 
     def whole(self, targets: list[float]) -> list[float]:
         """The values of k for L0s to reach: where k is a whole number, those next to each."""

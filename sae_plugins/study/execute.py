@@ -17,19 +17,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
-from sae_plugins.runs.folder import RECIPE, remove_run
-from sae_plugins.study import commits, naming
+from sae_plugins.eval_suites.evaluation.sources import check_source
+from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
+from sae_plugins.study import commits, naming, scored
 from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan, shared_flags
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
 from sae_plugins.study.spec import Study, as_yaml
 from sae_plugins.world import NAME as WORLD
+
+if TYPE_CHECKING:
+    from sae_plugins.runs.setup import Setup
 
 STUDY = "as_run.yaml"
 EVALUATIONS = "evaluations"
@@ -61,6 +65,10 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
             lambda cell: cell.found_in(folder),
             lambda model, flags: commits.known(folder, model, flags),
         )
+    for cell in known.cells:
+        if cell.source and cell.summary(folder) is None:
+            with problems, prefixed(f"arms.{cell.arm}.saes"):
+                check_source(cell.source)
     problems.stop()
     return known
 
@@ -91,6 +99,7 @@ def run(
         write(folder / STUDY, as_yaml(study))  # as it was run last
         commits.look_up(study, folder)
         known = plan_of(study, folder)
+        scored.check([cell for cell in known.cells if cell.source], folder)
         if cache is not None:
             progress.say(_planned(study, known, folder, jobs, cache))
         waiting = {cell.model for cell in known.pilots if cell.summary(folder) is None}
@@ -201,9 +210,12 @@ def work(task: Pass, progress: Progress) -> None:
         for cell in (known.pilots if task.pilots else known.cells)
         if (cell.model, cell.seed) == (task.model, task.seed)
     ]
-    missing = [cell for cell in cells if cell.summary(task.folder) is None]
-    progress.advance(len(cells) - len(missing))
-    _train(missing, task, progress)
+    missing = [cell for cell in cells if not cell.source and cell.summary(task.folder) is None]
+    existing = [cell for cell in cells if cell.source]
+    progress.advance(len(cells) - len(missing) - len(existing))
+    shared = _train(missing, task, progress)
+    for cell, error in scored.score(existing, task, progress, shared).items():
+        _note(cell, task.folder, error)
     if not task.pilots:
         trained = [cell for cell in cells if cell.summary(task.folder) is not None]
         skipped = len(cells) - len(trained)
@@ -211,8 +223,12 @@ def work(task: Pass, progress: Progress) -> None:
         _evaluate(study, trained, task, progress)
 
 
-def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
-    """In lockstep, as many as see the same batches; a failure is written beside its folder."""
+def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | None:
+    """In lockstep, as many as see the same batches; a failure is written beside its folder.
+
+    Returns:
+        A setup of theirs, if there is one.
+    """
     from sae_plugins.runs.load import load_setup
     from sae_plugins.runs.lockstep import (
         SHARE_OF_MEMORY,
@@ -221,7 +237,6 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         train,
         without_frames,
     )
-    from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.run_yaml import recipe_of
 
     shared: Setup | None = None
@@ -255,7 +270,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         cells_of = {arm.name: cell for cell, arm in arms.items()}
 
         def succeeded(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
-            _failed(cells_of[arm.name], task.folder).unlink(missing_ok=True)
+            _note(cells_of[arm.name], task.folder, None)
 
         try:
             steps = _steps(len(arms), progress)
@@ -266,7 +281,8 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         progress.advance(len(failures))
         failures |= {cell: failed[arm.name] for cell, arm in arms.items() if arm.name in failed}
         for cell, reason in failures.items():
-            write(_failed(cell, task.folder), f"{reason_of(reason)}\n")
+            _note(cell, task.folder, reason)
+    return shared
 
 
 def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
@@ -300,6 +316,15 @@ def _failed(cell: Cell, folder: Path) -> Path:
     return path.with_name(path.name + FAILED)
 
 
+def _note(cell: Cell, folder: Path, error: Exception | None) -> None:
+    """Write why a cell has failed beside its folder; nothing is left there if it has not."""
+    if error is None:
+        _failed(cell, folder).unlink(missing_ok=True)
+    else:
+        _failed(cell, folder).parent.mkdir(parents=True, exist_ok=True)
+        write(_failed(cell, folder), f"{reason_of(error)}\n")
+
+
 def failure(cell: Cell, folder: Path) -> str | None:
     """Why a cell's SAE is not there, if training it was tried."""
     if cell.summary(folder) is not None:
@@ -328,8 +353,9 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progres
     name = f"{task.model}, seed {task.seed}"
     progress.stage(f"{name}: evaluating {len(cells)} SAEs")
     folder = evaluations(task.folder, task.model, task.seed)
+    sources = scored.sources(cells, task.folder)
     request = Request(
-        sources=[str(task.folder / cell.folder) for cell in cells],
+        sources=[*sources.values()],
         suites={suite: suite_of(study, task.model, suite) for suite in model.suites},
         seeds=[model.evaluation_seed],
         preset=model.preset,
@@ -339,12 +365,23 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progres
         device=cells[0].settings.for_saelens().device,
     )
     evaluation = Evaluation(request)
-    hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
+    loaded = evaluation.hashes
+    found = {name: loaded[source] for name, source in sources.items() if source in loaded}
+    before = {name: sha for name, sha in hashes_in(folder).items() if name not in sources}
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
+    write(folder / HASHES, json.dumps(before | found, indent=1) + "\n")
     evaluation.run(_EvaluationProgress(name, progress))
     # two SAEs that are the same have one row
     progress.advance(len(cells) * len(model.suites) - len(evaluation.rows))
+
+
+def hashes_in(folder: Path) -> dict[str, str]:
+    """The hashes of the SAEs in an evaluation's folder, by the names of their own folders."""
+    try:
+        hashes: dict[str, str] = json.loads((folder / HASHES).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return hashes
 
 
 @dataclass
@@ -364,5 +401,5 @@ class _EvaluationProgress:
 def stale(known: StudyPlan, folder: Path) -> list[Path]:
     """Runs in the folder that are no part of the study any more, after something was changed."""
     names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
-    found = [recipe.parent for recipe in folder.glob(f"{SAES}/*/*/{RECIPE}")]
-    return sorted(path for path in found if path not in names)
+    found = {file.parent for name in (RECIPE, ORIGIN) for file in folder.glob(f"{SAES}/*/*/{name}")}
+    return sorted(found - names)

@@ -13,6 +13,7 @@ from statistics import fmean
 from sae_plugins.base.files import read_rows
 from sae_plugins.runs.folder import METRICS
 from sae_plugins.study import traces
+from sae_plugins.study.existing import ExistingSAE
 from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Score, Trained
 from sae_plugins.study.spec import Family
@@ -47,6 +48,17 @@ class Facts:
     def models(self) -> list[str]:
         """Their names."""
         return list(self.findings.study.models)
+
+    @cached_property
+    def existing(self) -> dict[tuple[str, str], list[ExistingSAE]]:
+        """By model and arm, the SAEs of arms that are not trained; empty where there are none."""
+        arms = self.findings.study.arms.items()
+        return {
+            (model, name): arm.saes_on(model)
+            for name, arm in arms
+            for model in self.models
+            if arm.exists
+        }
 
     @cached_property
     def comparisons(self) -> dict[tuple[str, str, str, str], Comparison]:

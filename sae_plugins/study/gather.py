@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -25,9 +24,9 @@ from sae_plugins.study import ENOUGH_SEEDS, naming, stability, traces
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import (
     EVALUATIONS,
-    HASHES,
     evaluations,
     failure,
+    hashes_in,
     plan_of,
     suite_of,
     undefined,
@@ -63,6 +62,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     results: dict[str, dict[str, Result]] = {}
     ran: list[Result] = []
     evaluated = 0
+    said: dict[str, None] = {}
     broken: set[tuple[str, str, str, int, str]] = set()
     scores += _stability(trained, folder)
     there = [cell for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"]
@@ -78,6 +78,8 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             continue
         ran.append(result)
         results.setdefault(cell.model, {}).setdefault(suite, result)
+        if cell.source:
+            said |= dict.fromkeys(f"{cell.arm}, {cell.source}: {x}" for x in result.warnings)
         scores += [
             Score(**where, suite=suite, metric=metric, value=value.value, n=value.n)
             for metric, value in result.metrics.items()
@@ -111,6 +113,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             *_warnings(study, trained, evaluated),
             *_not_there(study, metrics, {(m, suite) for m, _, _, _, suite in broken} | measured),
             *_mixed(used),
+            *said,
         ],
         failures=failures,
         provenance=_provenance(results, used),
@@ -184,6 +187,9 @@ def _arms(study: Study) -> list[ArmInfo]:
         train, _ = arm.on_model(model, study.models[model])
         texts = {flag: as_text(value) for flag, value in redacted(train).items()}
         flags = " ".join(f"--{f} {text}" if text else f"no --{f}" for f, text in texts.items())
+        if arm.exists:
+            names = (one.sae for on in study.models for one in arm.saes_on(on))
+            flags = f"not trained here, but {', '.join(dict.fromkeys(names))}"
         infos.append(
             ArmInfo(
                 name=name, kind=arm.kind, description=arm.description, paper=arm.paper, flags=flags
@@ -247,7 +253,7 @@ def _results(
         place = (cell.model, cell.seed)
         if place not in read:
             there = evaluations(folder, *place)
-            read[place] = (there, _hashes(there), Manifest.read(there).rows)
+            read[place] = (there, hashes_in(there), Manifest.read(there).rows)
         there, hashes, rows = read[place]
         model = study.models[cell.model]
         for row in rows:
@@ -258,18 +264,11 @@ def _results(
                 yield cell, row, read_result(there / row.file) if row.file else None
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    try:
-        hashes: dict[str, str] = json.loads((folder / HASHES).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return hashes
-
-
 def _is_of(row: Row, cell: Cell, hashes: Mapping[str, str]) -> bool:
     name = cell.folder.name
     if row.sae_hash is None:  # it could not be loaded
-        return Path(row.source).name == name and name not in hashes
+        same = row.source == cell.source if cell.source else Path(row.source).name == name
+        return same and name not in hashes
     return hashes.get(name) == row.sae_hash
 
 
@@ -336,7 +335,8 @@ def _versions(
 ) -> dict[str, list[str]]:
     """The versions that SAEs were trained with and results computed with, by distribution."""
     found: dict[str, set[str]] = {}
-    recipes = (parse((folder / cell.folder / RECIPE).read_text("utf-8")) for cell in cells)
+    trained = [folder / cell.folder / RECIPE for cell in cells if not cell.source]
+    recipes = (parse(file.read_text("utf-8")) for file in trained)
     for names in (*(recipe["versions"] for recipe in recipes), *(r.versions for r in results)):
         for name, version in names.items():
             found.setdefault(name, set()).add(version)

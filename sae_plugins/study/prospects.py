@@ -72,12 +72,14 @@ class Prospect:
 
 def prospects(study: Study, noise: Noise) -> list[Prospect]:
     """What a study can find, for each compared metric of each model and family of comparisons."""
-    arms = [arm for arm in study.all_arms() if arm != study.reference]
+    most = len(study.seeds)
+    common = {model: study.common_seeds(model) for model in study.models}
     compared = [
         (model, metric, study.family(arm, f"{metric.suite}/{metric.name}"))
         for model in study.models
         for metric in _metrics(study, model)
-        for arm in arms
+        for arm, seeds in common[model].items()
+        if seeds > 1 or seeds == most  # one SAE of an arm that exists has no verdict anyway
     ]
     sizes = Counter(family for _, _, family in compared)
     places = {
@@ -89,9 +91,9 @@ def prospects(study: Study, noise: Noise) -> list[Prospect]:
             metric=metric,
             family=family,
             comparisons=sizes[family],
-            effect=math.inf
-            if len(study.seeds) < least_seeds(suite)
-            else detectable_effect(len(study.seeds), ALPHA / sizes[family]),
+            effect=detectable_effect(seeds, ALPHA / sizes[family])
+            if (seeds := max(common[model].values())) >= least_seeds(suite)
+            else math.inf,
             noise=noise.get((model, suite, name)),
         )
         for (model, suite, name, family), metric in places.items()

@@ -110,6 +110,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "redundancy": [sections.redundancy(facts, model) for model in models],
         "papers": [table for model in models if (table := _paper(facts, model))],
         "saes": [_saes(facts, model) for model in models],
+        "existing": [table for model in models if (table := _existing(facts, model))],
         "middle_l0": facts.middle_l0,
         "decided": DECIDED,
         "yaml": _yaml(study),
@@ -214,6 +215,22 @@ def _paper(facts: Facts, model: str) -> Table | None:
         *(facts.label(model, metric) for metric in metrics),
         *(OF_PAPERS[p] for p in printed),
     )  # fmt: skip
+    return Table(model, columns, rows) if rows else None
+
+
+def _existing(facts: Facts, model: str) -> Table | None:
+    """What was measured of the SAEs that exist already, each a row."""
+    metrics = facts.compared(model)
+    rows = []
+    for arm in facts.arms:
+        for one in facts.existing.get((model, arm), ()):
+            seed = one.seed_of(facts.findings.study.seeds)
+            runs = facts.runs.get((model, arm), {}).get(one.sparsity, [])
+            state = _state(next((run for run in runs if run.seed == seed), None))
+            values = (facts.values.get((model, arm, m.suite, m.name), {}) for m in metrics)
+            scores = [number(found.get(one.sparsity, {}).get(seed)) for found in values]
+            rows.append((arm, one.sae, str(seed), state, *scores))
+    columns = ("arm", "SAE", "seed", "L0", *(facts.label(model, metric) for metric in metrics))
     return Table(model, columns, rows) if rows else None
 
 

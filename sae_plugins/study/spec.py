@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -41,7 +41,8 @@ from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, prefixed
 from sae_plugins.base.values import Place, sentences
 from sae_plugins.framework.plugin import Method, PaperRow
-from sae_plugins.study import ENOUGH_SEEDS
+from sae_plugins.study import ENOUGH_SEEDS, existing
+from sae_plugins.study.existing import ExistingSAE
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
 
@@ -100,6 +101,9 @@ class Override(BaseModel, extra="forbid", frozen=True):
 
     train: Flags = Field({}, description="flags on top of the arm's")
     sparsity: Sparsity = Field({}, description="in place of the arm's and the model's")
+    saes: list[ExistingSAE] = Field(
+        [], description="SAEs that exist already: the arm is these, and is not trained"
+    )
 
 
 class Arm(Override):
@@ -110,6 +114,19 @@ class Arm(Override):
     untrained: bool = Field(False, description="leave the SAE as it was drawn: a control")
     models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
     paper: str = Field("", description="what a paper reports for it")
+
+    @property
+    def exists(self) -> bool:
+        """Whether its SAEs exist already, so that none is trained on any model."""
+        return any(has.saes for has in (self, *self.models.values()))
+
+    def saes_on(self, name: str) -> list[ExistingSAE]:
+        """Those that exist of one model."""
+        return self.models.get(name, Override()).saes or self.saes
+
+    def seeds_on(self, name: str, seeds: Sequence[int]) -> set[int]:
+        """Those of a study's seeds of which it has SAEs on one model."""
+        return {one.seed_of(seeds) for one in self.saes_on(name)} if self.exists else {*seeds}
 
     def on_model(self, name: str, model: Model) -> tuple[Flags, Sparsity]:
         """The flags on top of the model's, and the sparsities, on one model."""
@@ -187,6 +204,10 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 if model not in self.models:
                     near = did_you_mean(model, self.models)
                     problems.add(f"arms.{name}.models: no model {model!r}: {near}")
+            for where, has in {f"arms.{name}": arm, **_on_models(name, arm)}.items():
+                flags = ("train", "sparsity", "untrained") if arm.exists else ()
+                given = [flag for flag in flags if getattr(has, flag, None)]
+                problems.add(*existing.problems(f"{where}.saes", has.saes, given, self.seeds))
         for name, metrics in self.primary.items():
             if name not in arms:
                 problems.add(f"primary: no arm {name!r}: {did_you_mean(name, arms)}")
@@ -207,6 +228,13 @@ class Study(BaseModel, extra="forbid", frozen=True):
         metrics = self.primary.get(arm)
         named = metrics is not None and (not metrics or metric in metrics)
         return "primary" if named else "exploratory"
+
+    def common_seeds(self, model: str) -> dict[str, int]:
+        """How many seeds each arm with SAEs on a model has in common with the reference."""
+        arms = self.all_arms()
+        seeds = {name: arm.seeds_on(model, self.seeds) for name, arm in arms.items()}
+        reference = seeds.pop(self.reference)
+        return {name: len(own & reference) for name, own in seeds.items() if own}
 
     def all_arms(self) -> dict[str, Arm]:
         """The arms by name: the reference first, the rows of the paper's tables last.
@@ -257,6 +285,11 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 update = {"description": f"{known.description}; {what}", "paper": papers}
                 arms[same] = known.model_copy(update=update)
         return arms
+
+
+def _on_models(name: str, arm: Arm) -> dict[str, Override]:
+    """What is otherwise of an arm, by the key that says it."""
+    return {f"arms.{name}.models.{model}": there for model, there in arm.models.items()}
 
 
 def _over(row: Arm, arm: Arm) -> Arm:
@@ -371,7 +404,7 @@ def _fields_at(place: Place) -> list[str]:
     if len(place) == 1:
         return list(Study.model_fields)
     kind = Override if "models" in place[1:] else kinds.get(str(place[0]), Study)
-    return list(kind.model_fields)
+    return list((ExistingSAE if "saes" in place[:-1] else kind).model_fields)
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from sae_plugins.runs.figures import CHANGES
 from sae_plugins.runs.folder import SPARSITY, WEIGHTS
 
+DECODER = "decoder.safetensors"
+"""The decoder rows of an SAE that lies elsewhere."""
 _STEPS = 120
 """At most so many points of a curve are kept."""
 _BLOCK = 1024
@@ -76,7 +78,8 @@ def nearest_cosines(run: Path, at_most: int) -> NDArray[np.float32] | None:
 
 def decoder_rows(run: Path) -> NDArray[np.float32] | None:
     """[d_sae, d_in], what each feature adds to the reconstruction."""
-    return _tensor(run / WEIGHTS, "W_dec")
+    rows = _tensor(run / WEIGHTS, "W_dec")
+    return _tensor(run / DECODER, "W_dec") if rows is None else rows
 
 
 def _tensor(file: Path, name: str) -> NDArray[np.float32] | None:
