@@ -1,6 +1,6 @@
 """The tables of docs/studies.md: the studies of synthetic models, with ten seeds.
 
-    python benchmarks/study_tables.py      # hours; killed and started again, it goes on where it was
+    python benchmarks/study_tables.py      # hours; started again, it goes on where it was
 
 `docs/generate.py` puts what this writes into the page.
 """
@@ -60,7 +60,9 @@ def run(name: str, folder: Path, seeds: list[int], jobs: list[str]) -> None:
     sae_plugins(["study", "run", str(file), "--output_path", str(out), *jobs])
     findings = Findings.model_validate_json((out / FINDINGS).read_text("utf-8"))
     said = "\n".join(f"- {text}" for text in findings.warnings)
-    text = f"{len(seeds)} seeds.\n\n" + "\n".join(tables(findings)) + (f"\n{said}\n" if said else "")
+    text = (
+        f"{len(seeds)} seeds.\n\n" + "\n".join(tables(findings)) + (f"\n{said}\n" if said else "")
+    )
     write(RESULTS / f"{name}.md", text)
 
 

@@ -234,6 +234,7 @@ def test_another_hook_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
 
 
+@pytest.mark.ci
 def test_an_sae_that_cannot_be_scored_is_named_and_the_others_go_on(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,3 +250,37 @@ def test_an_sae_that_cannot_be_scored_is_named_and_the_others_go_on(
     assert {(t.seed, t.status) for t in findings.trained if t.arm == "theirs"} == {
         (0, "failed"), (1, "ok"),
     }  # fmt: skip
+
+
+@pytest.mark.ci
+def test_saes_of_dictionary_learning_are_arms_on_a_language_model(
+    tiny_world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_world.text("train").save_to_disk("text")
+    decoder = torch.nn.functional.normalize(torch.randn(32, tiny_world.d_model), dim=1)
+    tensors = {
+        "encoder.weight": decoder, "decoder.weight": decoder.T.contiguous(),
+        "encoder.bias": torch.zeros(32), "b_dec": torch.zeros(tiny_world.d_model),
+        "k": torch.tensor(4), "threshold": torch.tensor(0.5),
+    }  # fmt: skip
+    Path("theirs").mkdir()
+    torch.save(tensors, "theirs/ae.pt")
+    trainer = {"trainer_class": "BatchTopKTrainer", "lm_name": world.NAME, "layer": 1, "k": 4}
+    Path("theirs/config.json").write_text(json.dumps({"trainer": trainer}))
+    train = {
+        "dataset_path": "text", "training_tokens": 512, "train_batch_size_tokens": 64,
+        "context_size": 16, "d_sae": 32, "store_batch_size_prompts": 4, "n_batches_in_buffer": 8,
+        "n_batches_for_norm_estimate": 1, "heldout_tokens": 64,
+    }  # fmt: skip
+    models = {"world": {"train": train, "sparsity": {"l1_coefficient": [1]}, "suites": {}}}
+    arms = {"l1": {}, "theirs": {"saes": ["theirs"]}}
+    compare = ["heldout/explained_variance"]
+    findings, _ = run(tmp_path / "out", models=models, arms=arms, seeds=[0], compare=compare)
+    assert findings.failures == []
+    (theirs,) = (one for one in findings.trained if one.arm == "theirs")
+    assert theirs.l0 is not None
+    assert 0 < theirs.l0 < 32
+    (contrast,) = findings.contrasts
+    assert (contrast.arm, contrast.comparison.verdict) == ("theirs", "no verdict")
+    assert (tmp_path / "out" / theirs.folder / "decoder.safetensors").is_file()

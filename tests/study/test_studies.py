@@ -32,8 +32,11 @@ def packaged(name: str) -> Study:
 
 @functools.cache
 def cells(name: str) -> list[Cell]:
-    """Every SAE of a study, if the first of an arm's pilots is dense and the others are sparse."""
-    study = packaged(name)
+    """Every SAE of a study, if the first of an arm's pilots is dense and the others are sparse.
+
+    They are of one seed: those of the others differ in nothing else.
+    """
+    study = packaged(name).model_copy(update={"seeds": [0]})
     pilots = plan(study, lambda _: None).pilots
     arms = itertools.groupby(pilots, key=lambda cell: (cell.model, cell.arm))
     dense = {cell.folder for cell in (next(group) for _, group in arms)}
