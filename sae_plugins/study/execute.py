@@ -214,10 +214,12 @@ def work(task: Pass, progress: Progress) -> None:
     existing = [cell for cell in cells if cell.source]
     progress.advance(len(cells) - len(missing) - len(existing))
     shared = _train(missing, task, progress)
-    for cell, error in scored.score(existing, task, progress, shared).items():
+    done = scored.score(existing, task, progress, shared)
+    for cell, error in done.items():
         _note(cell, task.folder, error)
     if not task.pilots:
-        trained = [cell for cell in cells if cell.summary(task.folder) is not None]
+        there = [cell for cell in cells if done.get(cell) is None]
+        trained = [cell for cell in there if cell.summary(task.folder) is not None]
         skipped = len(cells) - len(trained)
         progress.advance(skipped * len(study.models[task.model].suites))
         _evaluate(study, trained, task, progress)
@@ -327,8 +329,11 @@ def _note(cell: Cell, folder: Path, error: Exception | None) -> None:
 
 def failure(cell: Cell, folder: Path) -> str | None:
     """Why a cell's SAE is not there, if training it was tried."""
-    if cell.summary(folder) is not None:
-        return None
+    return None if cell.summary(folder) is not None else failed_since(cell, folder)
+
+
+def failed_since(cell: Cell, folder: Path) -> str | None:
+    """Why a cell's SAE could not be had the last time, whether or not it is there from before."""
     try:
         return _failed(cell, folder).read_text("utf-8").strip()
     except OSError:
@@ -353,7 +358,7 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progres
     name = f"{task.model}, seed {task.seed}"
     progress.stage(f"{name}: evaluating {len(cells)} SAEs")
     folder = evaluations(task.folder, task.model, task.seed)
-    sources = scored.sources(cells, task.folder)
+    sources = {cell.folder.name: cell.source or str(task.folder / cell.folder) for cell in cells}
     request = Request(
         sources=[*sources.values()],
         suites={suite: suite_of(study, task.model, suite) for suite in model.suites},

@@ -69,7 +69,8 @@ def problems(
         yield f"{where}: {key} would do nothing to SAEs that exist; leave it out"
     taken: dict[tuple[int, float | None], str] = {}
     for one in saes:
-        place = seed, _ = (one.seed_of(seeds), one.l0)
+        seed = one.seed_of(seeds)
+        place = (seed, one.l0)
         if seed not in seeds:
             known = ", ".join(map(str, seeds))
             yield (

@@ -25,6 +25,7 @@ from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import (
     EVALUATIONS,
     evaluations,
+    failed_since,
     failure,
     hashes_in,
     plan_of,
@@ -109,6 +110,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         warnings=[
             *known.warnings,
             *naming.warnings(study, folder),
+            *_kept(there, folder),
             *_missed(study, known.pilots, trained),
             *_warnings(study, trained, evaluated),
             *_not_there(study, metrics, {(m, suite) for m, _, _, _, suite in broken} | measured),
@@ -142,6 +144,13 @@ def _warnings(study: Study, trained: Sequence[Trained], evaluated: int) -> Itera
             f"{len(study.seeds)} seeds: with fewer than {ENOUGH_SEEDS}, only large effects "
             "can be told from noise, and the intervals rest on very few differences"
         )
+
+
+def _kept(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
+    """SAEs that exist elsewhere, or did, and could not be loaded again."""
+    for cell in cells:
+        if cell.existing and (reason := failed_since(cell, folder)):
+            yield f"{_place(cell)}: as it was when it was scored; it cannot be loaded now: {reason}"
 
 
 def _missed(study: Study, pilots: Sequence[Cell], trained: Sequence[Trained]) -> Iterator[str]:

@@ -31,7 +31,7 @@ _HASH = "sae/hash"
 def check(cells: Sequence[Cell], folder: Path) -> None:
     """Load SAEs before anything is trained, and refuse those that a study cannot compare.
 
-    One that is scored already may be gone meanwhile.
+    One that is scored already may be gone, or out of reach, meanwhile.
 
     Raises:
         SaePluginsError: with a sentence for each that is not there, is damaged, or is of another
@@ -45,22 +45,20 @@ def check(cells: Sequence[Cell], folder: Path) -> None:
         settings = members[0].settings.for_saelens()
         d_in = load_setup(settings, is_loaded=False).sae_config.d_in
         for cell in members:
-            if not is_gone(cell, folder):
-                with problems, prefixed(f"arms.{cell.arm}.saes"):
-                    misfits = [*_misfits(cell, load_subject(str(cell.source)), settings, d_in)]
-                    if misfits:
-                        raise SaePluginsError(*misfits)
+            with problems, prefixed(f"arms.{cell.arm}.saes"):
+                try:
+                    subject = load_subject(str(cell.source))
+                except SaePluginsError:
+                    if cell.summary(folder) is None:
+                        raise
+                else:
+                    for misfit in _misfits(cell, subject, settings, d_in):
+                        raise SaePluginsError(misfit)
     problems.stop()
 
 
-def is_gone(cell: Cell, folder: Path) -> bool:
-    """Whether an SAE is no longer where it was scored."""
-    source = str(cell.source)
-    return ":" not in source and not Path(source).is_dir() and cell.summary(folder) is not None
-
-
 def _misfits(cell: Cell, subject: Any, settings: Any, d_in: int) -> Iterator[str]:
-    """Why an SAE cannot be compared with those of a model, a sentence each."""
+    """Why an SAE cannot be compared with those of a model, a sentence if so."""
     from sae_plugins.runs.language_models.hooks import as_transformer_lens
     from sae_plugins.runs.sources import repository_of
 
@@ -98,7 +96,7 @@ def score(
         shared: a run of the same model, whose held-out text serves.
 
     Returns:
-        What went wrong with each, None if nothing did.
+        What went wrong with each, None if nothing did. One that was scored before stays so.
     """
     from sae_plugins.runs.load import load_setup
 
@@ -113,21 +111,11 @@ def score(
     for cell in cells:
         done[cell] = None
         try:
-            if not is_gone(cell, task.folder):
-                _score(cell, task.folder, setup)
+            _score(cell, task.folder, setup)
         except Exception as error:  # of the Hub, the disk, and anybody's SAE
             done[cell] = error
         progress.advance(1)
     return done
-
-
-def sources(cells: Sequence[Cell], folder: Path) -> dict[str, str]:
-    """Where the SAEs of cells lie that are still there, by the names of their folders."""
-    return {
-        cell.folder.name: cell.source or str(folder / cell.folder)
-        for cell in cells
-        if not (cell.source and is_gone(cell, folder))
-    }
 
 
 def _score(cell: Cell, folder: Path, setup: Callable[[], Setup]) -> None:

@@ -179,6 +179,9 @@ def test_one_that_is_gone_keeps_what_was_found_out(copy: Path) -> None:
     after, progress = run(copy / "out")
     assert after.scores == before.scores
     assert progress.done == pytest.approx(progress.total)
+    said = "toy, theirs, seed 0: as it was when it was scored; it cannot be loaded now: "
+    assert any(text.startswith(said) and "is no folder" in text for text in after.warnings)
+    assert after.failures == []
     Path("other").mkdir()
     with pytest.raises(SaePluginsError, match="theirs/0 is no folder; name one, or give RELEASE"):
         run(copy / "other")
