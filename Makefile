@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test combinations slow faults smollm2 browser lint format types docs world bench speed tables lock clean
+.PHONY: help env demo test combinations slow faults smollm2 bos browser lint format types docs world bench speed tables lock clean
 
 help: ## this page
 	@echo 'sae-plugins: start with `make env`, then `make demo`.'
@@ -37,7 +37,7 @@ demo: env ## train a small SAE with the hybrid-order method, offline, into runs/
 	$(BIN)/sae-plugins train --recipe hybrid-order-demo --output_path runs/demo --overwrite
 
 # pytest's workers share the cores already.
-test combinations slow faults smollm2 browser: export OMP_NUM_THREADS ?= 1
+test combinations slow faults smollm2 bos browser: export OMP_NUM_THREADS ?= 1
 
 test: env ## run the quick tests
 	$(BIN)/python -m pytest --durations=10 $(PYTEST_ARGS)
@@ -54,6 +54,11 @@ faults: env ## kill and interrupt small runs at every change of their files
 smollm2: env ## download a real language model into build/smollm2, and run the tests on it
 	$(BIN)/python benchmarks/smollm2.py build/smollm2
 	SAE_PLUGINS_SMOLLM2=$(CURDIR)/build/smollm2 $(BIN)/python -m pytest -m smollm2
+
+bos: env ## train the four methods on that model, with BOS and without, for docs/papers.md
+	$(BIN)/python benchmarks/smollm2.py build/smollm2
+	$(BIN)/python benchmarks/smollm2_methods.py build/smollm2
+	$(BIN)/python docs/generate.py
 
 browser: env ## look at a study's report and the documentation in headless Chromium
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)

@@ -60,6 +60,7 @@ from reading import (
     value,
     written,
 )
+from smollm2_page import with_bos_and_without
 from speed_page import CHART, chart, memory, times
 
 FOLDER = Path(__file__).parent
@@ -383,6 +384,7 @@ PARTS = {
     "attributes": class_attributes,
     "commands": command_reference,
     "contract": contract_tests,
+    "bos": with_bos_and_without,
     "drawing": drawing,
     "event_values": event_values,
     "events": events,

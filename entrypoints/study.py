@@ -19,8 +19,8 @@ from sae_plugins.settings.flags import Flag, all_flags, our_flags
 
 if TYPE_CHECKING:
     from sae_plugins.base.kept import Folder
-    from sae_plugins.study.cells import StudyPlan
     from sae_plugins.study.findings import Findings
+    from sae_plugins.study.plan import StudyPlan
     from sae_plugins.study.prospects import Prospect
     from sae_plugins.study.spec import Study
 

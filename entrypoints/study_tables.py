@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from sae_plugins.study.cells import StudyPlan
     from sae_plugins.study.findings import Findings
+    from sae_plugins.study.plan import StudyPlan
     from sae_plugins.study.prospects import Prospect
     from sae_plugins.study.spec import Study
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import Problems, SaePluginsError, begun
 from sae_plugins.entrypoints.command import Command
@@ -273,14 +273,13 @@ def _reason(error: Exception) -> str:
 
 def _score(setup: Setup, folder: RunFolder, seconds: float, profile: Profile | None) -> None:
     """Write `summary.json`: what the SAE that was saved does on held-out data, and all else."""
-    from sae_lens import SAE
-
-    from sae_plugins.runs.setup import quiet, write_summary
+    from sae_plugins.runs.setup import quiet
+    from sae_plugins.runs.summary import saved_saes, write_summary
 
     with quiet():
-        sae: SAE[Any] = SAE.load_from_disk(str(folder.unfinished), device=setup.sae_config.device)
+        saes = saved_saes(folder.unfinished, setup.sae_config.device)
     with _part(profile, "held-out scoring"):
-        (heldout,) = setup.heldout([sae])
+        heldout = setup.heldout(saes)
     found = (folder.trained or {}).get("found", {})
     with _disk_errors(folder, f"The trained SAE is in {folder.unfinished}"):
         k = getattr(setup.sae_config, "k", None)

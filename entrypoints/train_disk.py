@@ -12,10 +12,14 @@ _FLOAT32_BYTES = 4
 
 
 def bytes_on_disk(settings: Settings, setup: Setup) -> int:
-    """What the SAE takes, twice over, and its checkpoints: a plugin's export edits a copy."""
+    """What the SAE takes, twice over, and its checkpoints: a plugin's export edits a copy.
+
+    A calibrated one lies there without its calibration, too.
+    """
     # a --checkpoint_path may be on another disk
     checkpoints = 0 if settings.get("checkpoint_path") else saelens_checkpoints(settings)
-    return 2 * _bytes_of_sae(setup) + checkpoints * bytes_of_saelens_checkpoint(setup)
+    copies = 2 if settings.plan.training.calibrate_l0 is None else 3
+    return copies * _bytes_of_sae(setup) + checkpoints * bytes_of_saelens_checkpoint(setup)
 
 
 def saelens_checkpoints(settings: Settings) -> int:

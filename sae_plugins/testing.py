@@ -37,15 +37,17 @@ from sae_plugins.framework import registry
 from sae_plugins.framework.architectures import ARCHITECTURES, prefix_groups
 from sae_plugins.framework.architectures import architecture as architecture_named
 from sae_plugins.framework.attach import plugins
+from sae_plugins.framework.beside import Factor, Witness
 from sae_plugins.framework.fast.choice import forced
-from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Method, Plugin
 from sae_plugins.framework.resolve import Selected, resolve
-from sae_plugins.framework.run import Run
 from sae_plugins.resume.state import read_state, write_state
 
 D_IN, D_SAE = 8, 24
 STEPS, TOKENS = 12, 32
+
+_Beside = Mapping[type[Plugin], Mapping[str, Any]]
+"""Plugins, with their options, that train beside another."""
 
 CASES = {name: dict(row.tiny) for name, row in ARCHITECTURES.items()}
 """SAELens' training architectures, each with the configuration of its tiny SAE."""
@@ -172,30 +174,6 @@ def snapshot(trainer: SAETrainer[Any, Any]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-class Witness(Plugin):
-    """Knows which feature stands where: `identity` [d_sae]; requests one order, at one step."""
-
-    name = "contract-witness"
-
-    class Options(Plugin.Options):
-        """When to request which order."""
-
-        step: int = 0
-        order: tuple[int, ...] = ()
-
-    @hookimpl
-    def attached(self, run: Run) -> None:
-        """Number the features."""
-        numbers = torch.arange(run.features.d_sae, device=run.sae.device)
-        self.identity = run.features.track(self, "identity", numbers, reset=None)
-
-    @hookimpl
-    def step_ended(self, run: Run) -> None:
-        """Request the order."""
-        if run.step == self.options.step:
-            run.features.permute(torch.tensor(self.options.order))
-
-
 def in_order_of_identity(trainer: Any) -> dict[str, Tensor]:
     """`snapshot` with features in their first order, for a trainer that has a `Witness`."""
     state = snapshot(trainer)
@@ -319,8 +297,8 @@ class PluginContract:
         ]
         pair = []
         for order in (sorted(shuffled), shuffled):
-            witness = {"step": middle, "order": order}
-            pair.append(self._trainer(architecture, witness=witness, dtype=torch.float64))
+            beside: _Beside = {Witness: {"step": middle, "order": order}}
+            pair.append(self._trainer(architecture, beside=beside, dtype=torch.float64))
         probe = tiny_batches(2, steps=1, dtype=torch.float64)[0]
         for step, batch in enumerate(self._batches(torch.float64), start=1):
             (one,), (other,) = (advance(trainer, [batch]) for trainer in pair)
@@ -409,6 +387,24 @@ class PluginContract:
             "losses from the `output` of the event, and hook what SAELens lets you hook"
         )
 
+    def test_multiplies_coefficients_and_sets_none(self, architecture: str) -> None:
+        """Another plugin may multiply them before the forward pass or after it (float64)."""
+        listens = self._trainer(architecture).host.listens("before_forward", "after_forward")
+        if architecture_named(architecture).lacks_coefficient or not listens:
+            return
+        runs = []
+        for event in ("before_forward", "after_forward"):
+            beside: _Beside = {Factor: {"event": event}}
+            trainer = self._trainer(architecture, dtype=torch.float64, beside=beside)
+            losses = advance(trainer, self._batches(torch.float64))
+            runs.append({"loss": torch.tensor([step["loss"] for step in losses])})
+        found = differences(runs[0], runs[1], tolerance=1e-6)
+        assert not found, (
+            "another plugin's multiplier of the sparsity coefficient acts otherwise where it is "
+            f"returned before the forward pass: {found}. Return multipliers, and leave "
+            "step_input.coefficients alone"
+        )
+
     # -- how the promises are tested -----------------------------------------------------------
 
     def _options(self) -> Mapping[str, Mapping[str, Any]]:
@@ -426,13 +422,13 @@ class PluginContract:
         architecture: str,
         *,
         dtype: torch.dtype = torch.float32,
-        witness: Mapping[str, Any] | None = None,
+        beside: _Beside | None = None,
         training: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> Any:
-        names: list[Selected] = [self.plugin] if witness is None else [Witness, self.plugin]
-        options = {**self._options(), **({} if witness is None else {Witness.name: witness})}
-        with plugins(*names, options=options, training=training):
+        others = beside or {}
+        options = {**self._options(), **{plugin.name: given for plugin, given in others.items()}}
+        with plugins(*others, self.plugin, options=options, training=training):
             return tiny_trainer(tiny_sae(architecture, dtype=dtype), self._batches(), **config)
 
     def _batches(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -23,6 +23,7 @@ class Architecture:
         counts_dead: its loss depends on how many batches ago features have fired.
         hooked: activations pass `hook_sae_acts_post` while it trains.
         saved: fields that the configuration of an inference SAE must have.
+        calibrated: which L0s thresholds can give a saved SAE, beside that of its training.
     """
 
     coefficient: tuple[str, float] | None = None
@@ -31,17 +32,20 @@ class Architecture:
     counts_dead: bool = False
     hooked: bool = True
     saved: Mapping[str, Any] = field(default_factory=dict)
+    calibrated: Literal["lower", "any"] | None = "any"
 
 
 ARCHITECTURES = {
-    "standard": Architecture(("l1", 0.1)),
+    "standard": Architecture(("l1", 0.1), calibrated="lower"),
     "gated": Architecture(("l1", 0.1)),
     "jumprelu": Architecture(("l0", 0.02)),
     "topk": Architecture(thresholds=False, counts_dead=True, saved={"k": 4}),
-    "abstopk": Architecture(thresholds=False, counts_dead=True, saved={"k": 4}),
+    "abstopk": Architecture(thresholds=False, counts_dead=True, saved={"k": 4}, calibrated=None),
     "batchtopk": Architecture(shares_k=True, counts_dead=True),
     "matryoshka_batchtopk": Architecture(shares_k=True, counts_dead=True),
-    "matching_pursuit": Architecture(thresholds=False, hooked=False, saved={"max_iterations": 5}),
+    "matching_pursuit": Architecture(
+        thresholds=False, hooked=False, saved={"max_iterations": 5}, calibrated=None
+    ),
 }
 
 WITH_COEFFICIENT = {n: row.coefficient for n, row in ARCHITECTURES.items() if row.coefficient}
@@ -109,7 +113,7 @@ MECHANISMS = {
     "activation-threshold": Mechanism(
         {"base": 1.1, "unit": "mean_active", "start": 2},
         refused=NO_THRESHOLDS,
-        together={"base": 0.2, "start": 3},
+        together={"base": 0.8, "unit": "mean_active", "start": 3},
         nothing={"base": 0},
     ),
     "post-hoc-threshold": Mechanism(
@@ -121,6 +125,9 @@ MECHANISMS = {
     ),
     "importance": Mechanism(changes="nothing", nothing={}),
     "importance-lr": Mechanism({"start": 2}, together={"start": 2}, nothing={"start": 13}),
+    "tied-weights": Mechanism(
+        refused={"matching_pursuit": "decoder's transpose already"}, together={"until": 0.5}
+    ),
     "decoder-orthogonality": Mechanism(
         {"start": 2}, together={"mask": "adaptive", "threshold": 0.2}, nothing={"weight": 0}
     ),

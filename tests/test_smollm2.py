@@ -150,6 +150,18 @@ def test_more_is_explained_without_bos(method: str, tmp_path: Path) -> None:
     assert without > with_bos + 0.05
 
 
+def test_the_methods_are_measured_with_bos_and_without(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "smollm2_methods.py"
+    found = tmp_path / "found.json"
+    few = ["--steps", "4", "--output", str(found)]
+    subprocess.run([sys.executable, str(script), str(SMOLLM2), *few], check=True)
+    rows = json.loads(found.read_text())["rows"]
+    assert {(row["method"], row["bos"]) for row in rows} == {
+        (m, b) for m in METHODS for b in (True, False)
+    }
+    assert len({row["explained_variance"] for row in rows}) == len(rows) == 8
+
+
 def test_suites_score_saes_of_both_names(trained: Callable[[str], Path], tmp_path: Path) -> None:
     saes = [str(trained(method)) for method in ("hybrid-order", "hierarchical")]
     cache = ["--cache_path", str(tmp_path / "cache"), "--device", "cpu"]

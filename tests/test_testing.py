@@ -164,6 +164,14 @@ class Bypasses(Good):
         return {"acts": vars(output)["feature_acts"].to_dense().square().sum()}
 
 
+class Sets(Good):
+    """A coefficient that is what it says, whatever others make of it."""
+
+    @hookimpl
+    def before_forward(self, step_input: Any) -> None:
+        step_input.coefficients["l1"] = 0.3
+
+
 @pytest.mark.parametrize(
     ("plugin", "promise", "message"),
     [
@@ -180,6 +188,7 @@ class Bypasses(Good):
         (Encloses, "goes_on_from_a_checkpoint", "in `transient`"),
         (Coarse, "keeps_float32_statistics_under_autocast", "below float32"),
         (Bypasses, "works_with_the_fast_step", "Read activations"),
+        (Sets, "multiplies_coefficients_and_sets_none", "Return multipliers"),
         (Exploding, "trains", "guard divisions"),
         (Freezing, "trains", "keeps the SAE from learning"),
         (Meddler, "trains", "observes_only"),

@@ -32,11 +32,15 @@
 - `ActivationScaler.estimate_scaling_factor` and `estimate_whitening` are what `fit` calls, with
   `n_batches_for_norm_estimate`, for the two ways to normalise that need batches.
 - `TrainingSAE.mse_loss_fn(sae_out, sae_in)` gives [B, ...] losses, summed over the last axis.
+- the loss of a coefficient `NAME` is `output.losses["NAME_loss"]`, a part of the whole loss, and
+  linear in it.
 - `TrainingSAE.hook_sae_acts_post` is passed by the activations of every training forward pass,
   compiled or not, but matching_pursuit's; what a hook on it returns takes their place.
 - `TrainingSAE.decode(feature_acts)` is called on the instance, once in a training forward pass.
 - a training forward pass passes the `POINTS_OF_A_STEP` of a `TrainingSAE` and no others; a new SAE
   has no attribute in the place of one of its methods (`altered`).
+- `TrainingSAE.W_enc` is looked up on the instance in a training forward pass, where an attribute
+  goes before the parameter; not that of `matching_pursuit`.
 - `TrainingSAE.activation_fn` is of the class that `get_activation_fn()` makes; that of a TopK or
   BatchTopK SAE has its `k`.
 - `TrainingSAE.save_inference_model(path)` writes `SAE_WEIGHTS_FILENAME` and `SAE_CFG_FILENAME`.

@@ -1,18 +1,21 @@
-"""Gradient accumulation and clipping around SAELens' loop, which has neither as an option.
+"""What happens to gradients before the optimizer's step, where SAELens only clips them at norm 1.
 
-SAELens clips every gradient at norm 1 and steps after every batch. Hooks on the parameters take
-the gradients away as backward produces them, so that its clip and its step see none (Adam skips
-parameters without gradients), until the last micro-batch of a window gives back their mean.
+SAELens steps after every batch. Hooks on the parameters take the gradients away as backward
+produces them, so that its clip and its step see none (Adam skips parameters without gradients),
+until the last micro-batch of a window gives back their mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from sae_plugins.framework.resolve import WeightDecayForm
 
 
 class GradientWindow:
@@ -42,10 +45,14 @@ class GradientWindow:
         parameter.grad = None
 
     @torch.no_grad()
-    def release(self) -> None:
-        """Give the parameters the clipped mean gradient of the window, and start a new one."""
+    def release(self, project: Callable[[], None]) -> None:
+        """Give the parameters the clipped mean gradient of the window, and start a new one.
+
+        `project` changes the mean before the clip, which then counts only what is used.
+        """
         for parameter, gradient in self._held.items():
             parameter.grad = gradient if self.batches == 1 else gradient.div_(self.batches)
+        project()
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.clip)
         self._held = {}
@@ -62,3 +69,18 @@ class GradientWindow:
         self._held = {parameter: held for parameter, held in pairs if held is not None}
         if any(parameter.shape != held.shape for parameter, held in self._held.items()):
             raise ValueError("a gradient that is held has not the shape of its parameter")
+
+
+@torch.no_grad()
+def decay(optimizer: Optimizer, weight_decay: float, form: WeightDecayForm) -> None:
+    """Decay all weights, before the optimizer's step.
+
+    Decoupled, the weights shrink, as in AdamW. Coupled, their multiple is added to the gradient, as
+    in Adam with an L2 penalty, and then divided by Adam like all of it.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if form == "decoupled":
+                parameter.mul_(1 - group["lr"] * weight_decay)
+            elif parameter.grad is not None:
+                parameter.grad.add_(parameter, alpha=weight_decay)

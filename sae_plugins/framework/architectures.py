@@ -14,7 +14,7 @@ saved SAE of it holds thresholds in another place than a parameter `threshold`,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sae_plugins.base.errors import PluginError, did_you_mean
 
@@ -46,11 +46,14 @@ class Architecture:
             which SAELens counts in micro-batches.
         batch_coupled_by: the same, by the settings that make it so.
         ordered: the position of a feature has a meaning (prefixes are trained to reconstruct).
-        k_per_token: k features are active on each token, so k is a whole number.
+        k_per: what has k active features: each token, so that k is a whole number, or the tokens of
+            a batch on average; None where there is no k.
         rescaled: activations are divided by the norm of the feature's decoder row.
         straight_through: activations of 0 have a gradient, too.
         sparse: `use_sparse_activations` makes the activations sparse tensors in training.
         fast: `--fast_step` has a step for it, in `framework.fast.activations`.
+        calibrated: thresholds can give a saved SAE an L0 that is "lower" than that of its training,
+            or "any"; None where no threshold can take the place of its rule.
     """
 
     name: str
@@ -66,11 +69,12 @@ class Architecture:
     batch_coupled: str | None = None
     batch_coupled_by: Mapping[str, str] = field(default_factory=dict)
     ordered: bool = False
-    k_per_token: bool = False
+    k_per: Literal["token", "batch"] | None = None
     rescaled: bool = False
     straight_through: bool = False
     sparse: bool = False
     fast: bool = False
+    calibrated: Literal["lower", "any"] | None = None
 
     @property
     def feature_axes(self) -> dict[str, int]:
@@ -105,6 +109,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             sparsity_coefficient="l1",
             weighs_tokens=True,
             fast=True,
+            calibrated="lower",
         ),
         Architecture(
             "gated",
@@ -114,6 +119,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             log_scales=frozenset({"r_mag"}),
             sparsity_coefficient="l1",
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "jumprelu",
@@ -125,6 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             batch_coupled_by={"pre_act_loss_coefficient": _DEAD},
             straight_through=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "topk",
@@ -132,9 +139,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=False,
             sparse=True,
             batch_coupled=_DEAD,
-            k_per_token=True,
+            k_per="token",
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "abstopk",
@@ -142,7 +150,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=False,
             signed=True,
             batch_coupled=_DEAD,
-            k_per_token=True,
+            k_per="token",
             rescaled=True,
         ),
         Architecture(
@@ -151,8 +159,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=True,
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
+            k_per="batch",
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "matryoshka_batchtopk",
@@ -160,9 +170,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             keeps_thresholds=True,
             shared=frozenset({"b_dec", "topk_threshold"}),
             batch_coupled=_BATCH_TOPK,
+            k_per="batch",
             ordered=True,
             rescaled=True,
             fast=True,
+            calibrated="any",
         ),
         Architecture(
             "matching_pursuit",
@@ -177,6 +189,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 SHARING_A_THRESHOLD = tuple(n for n, row in ARCHITECTURES.items() if "topk_threshold" in row.shared)
 """Those with one threshold for all features, which follows the activations while they train."""
+
+CALIBRATED = tuple(name for name, row in ARCHITECTURES.items() if row.calibrated)
+"""Those whose saved SAE can be given an L0 by thresholds."""
 
 HAVING_A_FAST_STEP = tuple(name for name, row in ARCHITECTURES.items() if row.fast)
 

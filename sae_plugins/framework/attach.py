@@ -36,7 +36,8 @@ def plugins(
         without: mechanisms to leave out of what `names` expands to (an ablation).
         options: options by plugin name, `{"reorder": {"interval": 250}}`.
         training: settings that SAELens lacks: `accumulate`, `loss_form`, `weight_decay`, `clip`,
-            `calibrate_threshold`, `fast_step`, `matmul_precision`.
+            `calibrate_threshold`, `calibrate_l0`, `calibrate_tokens`, `fast_step`,
+            `matmul_precision`.
         seed: seeds python, numpy and torch on entry, and each plugin's own generator. None leaves
             the global random state alone.
         checkpoints: where the state of the training is kept, and resumed from; None for nowhere.

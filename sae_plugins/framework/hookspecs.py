@@ -1,4 +1,4 @@
-"""The training loop, and the ten events in it.
+"""The training loop, and the eleven events in it.
 
 ::
 
@@ -6,12 +6,13 @@
     for every batch of activations (`run.step` counts them from 1):
         sae_in = activation_scaler(batch)
         with autocast, if it is on:
-            ............................................. before_forward    multiply coefficients
+            ............................................. before_forward    multiply coefficients, k
             output = sae.training_forward_pass(step_input)      # compiled or not
-            ............................................. after_forward     observe (no gradients)
+            ............................................. after_forward     observe and multiply
             output.loss += ............................. extra_losses      "<plugin>/<term>"
         output.loss.backward()
         if this batch ends an accumulation window (every batch, unless --accumulate N):
+            ............................................. project           the decoder's gradient
             clip the gradients, decay the weights
             ............................................. before_update     gradients are final
             optimizer.step()                                    # `run.updates` counts these
@@ -26,8 +27,9 @@
 
 Events run with autocast off, so statistics stay float32, and in the resolved plugin order, which
 `sae-plugins train` prints and `sae_plugins.plugins` logs; `after_update` runs in the reverse order,
-so that plugins unwind like a stack. An implementation takes the subset of the arguments that it
-needs. An exception in it is re-raised as a `PluginError` that names the plugin and the event.
+so that plugins unwind like a stack. `project` is for the one plugin that claims `decoder_norm`. An
+implementation takes the subset of the arguments that it needs. An exception in it is re-raised as a
+`PluginError` that names the plugin and the event.
 
 Shapes: B tokens in a batch, d_in the input dimension, d_sae the number of features.
 """
@@ -58,12 +60,14 @@ def attached(run: Run) -> None:
 
 @hookspec
 def before_forward(run: Run, step_input: TrainStepInput) -> Mapping[str, float | Tensor] | None:
-    """Return multipliers by coefficient: scalars, or [B] if `run.architecture.weighs_tokens`."""
+    """Return multipliers by coefficient, or of "k": scalars, or [B] for one that weighs tokens."""
 
 
 @hookspec
-def after_forward(run: Run, step_input: TrainStepInput, output: TrainStepOutput) -> None:
-    """Observe activations and losses; runs under `torch.no_grad`."""
+def after_forward(
+    run: Run, step_input: TrainStepInput, output: TrainStepOutput
+) -> Mapping[str, float | Tensor] | None:
+    """Observe without gradients; return scalar multipliers by coefficient, for this very batch."""
 
 
 @hookspec
@@ -71,6 +75,11 @@ def extra_losses(
     run: Run, step_input: TrainStepInput, output: TrainStepOutput
 ) -> Mapping[str, Tensor] | None:
     """Return scalar loss terms by name; they are added to the loss as "<plugin>/<term>"."""
+
+
+@hookspec
+def project(run: Run, gradient: Tensor, rows: Tensor) -> None:
+    """Take out of the gradient of W_dec, before the clip, what must not move the rows; in place."""
 
 
 @hookspec

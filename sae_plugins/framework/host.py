@@ -20,6 +20,8 @@ EVENTS = tuple(
     name for name, function in vars(hookspecs).items() if hasattr(function, "sae_plugins_spec")
 )
 _UNWINDING = frozenset({"after_update"})
+_OWNED = {"project": "decoder_norm"}
+"""Events for the plugin alone that claims a resource."""
 
 
 class Host:
@@ -104,7 +106,7 @@ def check_events(plugin: type[Plugin]) -> None:
 
     Raises:
         PluginError: it implements an event that does not exist, takes an argument that the event
-            does not have, or lacks `@hookimpl` on one.
+            does not have, lacks `@hookimpl` on one, or has not claimed what the event is about.
     """
     for name, function in inspect.getmembers(plugin, inspect.isfunction):
         marked = hasattr(function, "sae_plugins_impl")
@@ -117,6 +119,11 @@ def check_events(plugin: type[Plugin]) -> None:
             raise PluginError(
                 f"plugin {plugin.name!r} implements {name}(), which is no event: "
                 f"{did_you_mean(name, EVENTS)}"
+            )
+        if marked and name in _OWNED and _OWNED[name] not in plugin.claims:
+            raise PluginError(
+                f"plugin {plugin.name!r} implements {name}(), which is for the plugin that claims "
+                f"{_OWNED[name]!r}: add it to its claims"
             )
         if marked:
             _check_arguments(plugin, name, function)

@@ -22,6 +22,11 @@ from sae_plugins.framework.plugin import CLAIMS, Method, Plugin
 Selected = str | type[Plugin]
 LossForm = Literal["sum_of_squares", "l2_norm", "mean"]
 """Names of `losses.LOSS_FORMS`, here so that nothing needs torch to check one."""
+WeightDecayForm = Literal["decoupled", "coupled"]
+
+
+UNCALIBRATED = "uncalibrated"
+"""The folder, inside a calibrated SAE's, of the same one with the thresholds of its training."""
 
 
 class TrainingSettings(BaseModel):
@@ -33,14 +38,27 @@ class TrainingSettings(BaseModel):
         None,
         description="reconstruction loss of a token: sum_of_squares (SAELens' own), l2_norm, mean",
     )
-    weight_decay: float = Field(
-        0.0, ge=0, description="decoupled weight decay of all parameters, as in AdamW"
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of all parameters")
+    weight_decay_form: WeightDecayForm = Field(
+        "decoupled",
+        description="decoupled, as in AdamW; coupled: through the gradient, after the clip, as in "
+        "Adam with an L2 penalty",
     )
     clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm, or none")
     calibrate_threshold: bool = Field(
         False,
         description="set the threshold of a BatchTopK SAE when training ends, such that on the "
         "activations that follow in the buffer k features per token are active",
+    )
+    calibrate_l0: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="set the thresholds of the saved SAE, of any architecture that can have some, "
+        "such that on what follows so many features per token are active",
+    )
+    calibrate_tokens: int = Field(
+        4096, ge=1, description="tokens that set the thresholds, rounded up to whole batches"
     )
     fast_step: bool = Field(
         False,
@@ -51,6 +69,12 @@ class TrainingSettings(BaseModel):
         description="torch's precision of float32 products in the SAE's step: high is TF32 on a "
         "GPU; by default as the process has it",
     )
+
+    @property
+    def following_tokens(self) -> int:
+        """Tokens after the last one of the training that are read to set thresholds."""
+        is_set = self.calibrate_threshold or self.calibrate_l0 is not None
+        return self.calibrate_tokens if is_set else 0
 
 
 @dataclass(frozen=True)

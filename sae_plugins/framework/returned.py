@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 import torch
@@ -48,21 +49,38 @@ def check_multiplier(
     multiplier: Any,
     coefficients: Mapping[str, Any],
     row: Architecture,
-    tokens: torch.Size,
+    tokens: torch.Size | None,
 ) -> None:
     """Refuse a multiplier of a coefficient that an SAE of this architecture cannot be given.
+
+    It may be one per token as long as `tokens` is given, the shape of the batch.
 
     Raises:
         PluginError: says why, and what to return.
     """
-    multiplies = f"plugin {plugin.name!r} multiplies the coefficient {name!r}"
+    what = "k" if name == "k" else f"the coefficient {name!r}"
+    multiplies = f"plugin {plugin.name!r} multiplies {what}"
     if name not in coefficients:
         known = sorted(coefficients) or "none"
+        if name == "k" and row.k_per is not None:
+            raise PluginError(
+                f"{multiplies} after the forward pass, which has chosen k features by then: return "
+                "it from before_forward"
+            )
         raise PluginError(f"{multiplies}, but {row.name} SAEs have {known}")
     if not isinstance(multiplier, (float, int, Tensor)):
         raise PluginError(f"{multiplies} by {multiplier!r}: return a number or a tensor")
     if not isinstance(multiplier, Tensor) or multiplier.ndim == 0:
+        if name == "k" and not isfinite(multiplier):
+            raise PluginError(f"{multiplies} by {float(multiplier)}")
         return
+    if name == "k":
+        raise PluginError(f"{multiplies} per token, and there is one for all: return a scalar")
+    if tokens is None:
+        raise PluginError(
+            f"{multiplies} per token after the forward pass, when its loss is a mean over tokens "
+            "already: return a scalar, or multiply in before_forward"
+        )
     if not (row.weighs_tokens and name == row.sparsity_coefficient):
         raise PluginError(
             f"{multiplies} per token, but {row.name} SAEs apply it to the mean over tokens: return "

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from sae_plugins.framework.calibration import Calibration
+
 
 class Run:
     """A narrow view of one trainer, given to every event.
@@ -27,6 +29,8 @@ class Run:
             `after_update` on.
         firing_counts: [d_sae], on how many of this step's tokens each feature fired; from
             `step_ended` on.
+        calibration: the thresholds that the saved SAE gets; None before the training has ended, or
+            where nothing is calibrated.
     """
 
     features: Features
@@ -40,6 +44,7 @@ class Run:
         self.summary: dict[str, float | int | None] = {}
         self.updates = 0
         self.updated = False
+        self.calibration: Calibration | None = None
 
     @property
     def sae(self) -> TrainingSAE[Any]:

@@ -1,29 +1,40 @@
-"""Thresholds of activations, set such that as many features are active as are wanted."""
+"""Thresholds of activations, set such that as many features are active as are wanted.
+
+Whatever rule an SAE was trained with, what is calibrated is saved as a JumpReLU SAE, which has a
+threshold per feature: a standard SAE's were 0, a gated SAE's follow from its gates, and a TopK SAE
+gets one in place of its rule. One number then bounds them all, in units of what an activation adds
+to the reconstruction (times the norm of its decoder row): from below where fewer activations are
+wanted, so that the smallest go, and from above where more are, so that the largest come.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from sae_lens import SAE
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.saelens import interruption
-from sae_plugins.framework.architectures import SHARING_A_THRESHOLD
+from sae_plugins.framework.architectures import SHARING_A_THRESHOLD, Architecture
+from sae_plugins.framework.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION_TOKENS = 4096
-"""Tokens that set a threshold: the L0 of others is then within a few per cent of the wanted one."""
+_AT_ONCE = 4096
+"""Tokens that are encoded together."""
+_OF_TOPK = ("k", "rescale_acts_by_decoder_norm")
+"""What the config of a TopK SAE has that no other one has."""
 
 
 @torch.no_grad()
 def threshold_for_l0(acts: Tensor, l0: float) -> float:
     """The threshold above which `l0` activations per token lie, on average over these tokens.
-
-    It serves any SAE that has one threshold for all of its features, or can be given one.
 
     Args:
         acts: before any threshold, [n, d_sae]; those that are not positive never count.
@@ -34,62 +45,170 @@ def threshold_for_l0(acts: Tensor, l0: float) -> float:
         positive than are wanted. Where both are equal, no threshold tells them apart, and neither
         is active.
     """
-    positive, wanted = acts.flatten().relu(), round(l0 * len(acts))
-    if wanted >= positive.numel():
-        return 0.0
-    largest = positive.topk(wanted + 1).values  # in order
-    last, following = largest[-2:] if wanted else (largest[0], largest[0])
-    middle = last / 2 + following / 2
-    # between neighbours in the dtype there is nothing, and what equals the threshold is not active
-    return float(middle if middle < last else following)
+    largest = _Largest(round(l0 * len(acts)))
+    largest.add(acts.flatten())
+    return largest.threshold()
 
 
-def check_calibration(sae: Any) -> None:
-    """Refuse to calibrate an SAE that has no threshold.
+class _Largest:
+    """The largest of the positive numbers that it is given, and the threshold below them."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.floor = 0.0
+        self.values: list[Tensor] = []
+
+    def add(self, values: Tensor) -> None:
+        """Look at more numbers, [n]; those that cannot be among the wanted and one are dropped."""
+        self.values.append(values[values > self.floor])
+        if sum(map(len, self.values)) > 2 * (self.wanted + 1):
+            together = torch.cat(self.values)
+            floor = _nth_largest(together, self.wanted + 1)
+            self.floor, self.values = float(floor), [together[together >= floor]]
+
+    def threshold(self, wanted: int | None = None) -> float:
+        """What lies between the last of so many numbers and the next; 0 where there are fewer."""
+        wanted = self.wanted if wanted is None else wanted
+        values = torch.cat(self.values)
+        if wanted > len(values) or not len(values):
+            return 0.0
+        values = torch.cat([values, values.new_zeros(1)])  # what is not positive comes next
+        last, following = (_nth_largest(values, max(1, n)) for n in (wanted, wanted + 1))
+        middle = last / 2 + following / 2
+        # between neighbours in the dtype there is nothing, and what equals the threshold is not
+        # active
+        return float(middle if middle < last else following)
+
+
+def _nth_largest(values: Tensor, n: int) -> Tensor:
+    return values.kthvalue(len(values) - n + 1).values
+
+
+def check_calibration(architecture: Architecture, l0: float | None) -> None:
+    """Refuse to calibrate an SAE that has no threshold, to its k, or that can have none, to an L0.
 
     Raises:
         PluginError: names its architecture.
     """
-    if not hasattr(sae, "topk_threshold"):
+    name = architecture.name
+    if l0 is None and name not in SHARING_A_THRESHOLD:
         raise PluginError(
-            f"calibrate_threshold is for {' and '.join(SHARING_A_THRESHOLD)} SAEs, and "
-            f"{sae.cfg.architecture()} SAEs have no threshold that lags: leave it out"
+            f"calibrate_threshold is for {' and '.join(SHARING_A_THRESHOLD)} SAEs, and {name} SAEs "
+            "have no threshold that lags: leave it out, or give calibrate_l0"
+        )
+    if architecture.calibrated is None:
+        raise PluginError(
+            f"{name} SAEs cannot be calibrated, since no threshold can take the place of their "
+            "rule: leave calibrate_l0 out"
         )
 
 
-@torch.no_grad()
-def calibrate(sae: Any, following: Iterator[Tensor], count: int, last: Tensor | None) -> None:
-    """Set the threshold of a BatchTopK SAE such that k features per token are active.
+def as_jumprelu(weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Make an inference SAE a JumpReLU SAE that does the same; a TopK SAE loses its rule.
 
-    In training exactly k are, whatever the threshold: it follows slowly, and begins at 0. So an SAE
-    that is saved soon has far more active features than it was trained with.
+    A gated SAE's magnitude is (pi - b_gate) exp(r_mag) + b_mag, so that its gate, pi > 0, is open
+    where the magnitude exceeds a number.
+    """
+    if "r_mag" in weights:
+        scale = weights.pop("r_mag").exp()
+        weights["W_enc"], weights["b_enc"] = weights["W_enc"] * scale, weights.pop("b_mag")
+        weights["threshold"] = weights["b_enc"] - weights.pop("b_gate") * scale
+    elif "threshold" not in weights:
+        weights["threshold"] = torch.zeros_like(weights["b_enc"])
+    config["architecture"] = "jumprelu"
+    for name in _OF_TOPK:
+        config.pop(name, None)
+
+
+def calibrate(weights: dict[str, Tensor], config: dict[str, Any], found: Calibration) -> None:
+    """Give an inference SAE the thresholds that were found, and say so in its metadata."""
+    as_jumprelu(weights, config)
+    own = weights["threshold"]
+    bound = (found.threshold / _norms(weights)).to(own)
+    weights["threshold"] = (torch.minimum if found.lowers else torch.maximum)(own, bound)
+    config["metadata"] |= {"l0": found.reached, "calibration": asdict(found)}
+
+
+@torch.no_grad()
+def calibrated(
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    batches: Sequence[Tensor],
+    l0: float,
+) -> Calibration:
+    """Find the threshold with which an inference SAE has an L0.
 
     Args:
-        sae: in training, with all scaling folded into its weights.
-        following: batches [B, d_in] that follow in the buffer, none of which it was trained on.
-        count: how many of them serve.
-        last: serves where none follow.
+        weights: of the SAE as SAELens saves it.
+        config: likewise.
+        batches: activations [B, d_in] that it was not trained on.
+        l0: what is wanted.
     """
-    batches = _read(following, count) or ([] if last is None else [last])
-    if not batches:
-        return
-    sae_in = sae.process_sae_in(torch.cat(batches).to(sae.device))
-    hidden_pre = sae_in @ sae.W_enc + sae.b_enc
-    if sae.cfg.rescale_acts_by_decoder_norm:
-        hidden_pre = hidden_pre * sae.W_dec.norm(dim=-1)
-    sae.topk_threshold.fill_(threshold_for_l0(hidden_pre, sae.cfg.k))
+    plain, about = dict(weights), dict(config)
+    as_jumprelu(plain, about)
+    own, norms = plain["threshold"], _norms(plain)
+    free = _inference({**plain, "threshold": torch.full_like(own, -math.inf)}, about)
+    tokens = sum(map(len, batches))
+    wanted = round(l0 * tokens)
+    active, silent = _Largest(wanted), _Largest(wanted)
+    fires = positive = 0
+    for acts in _acts(free, batches):
+        open_ = acts > own.to(acts.device)
+        added = acts * norms.to(acts.device)
+        active.add(added[open_])
+        silent.add(added[~open_])
+        fires += int((open_ & (acts > 0)).sum())
+        positive += int((acts > 0).sum())
+    lowers = wanted > fires
+    threshold = silent.threshold(wanted - fires) if lowers else active.threshold()
+    found = Calibration(
+        l0, fires / tokens, positive / tokens, 0.0, tokens, threshold, lowers=lowers
+    )
+    calibrate(plain, {**about, "metadata": {}}, found)
+    counts = torch.cat([(a > 0).sum(dim=-1) for a in _acts(_inference(plain, about), batches)])
+    reached, deviation = float(counts.double().mean()), float(counts.double().std(correction=0))
+    spread = 1.96 * deviation / math.sqrt(tokens) / reached if reached else 0.0
+    found = replace(found, reached=reached, spread=spread)
+    if found.shortfall:
+        logger.warning("%s", found.shortfall)
+    return found
 
 
-def _read(following: Iterator[Tensor], count: int) -> list[Tensor]:
-    """So many batches, or as many as can be read: what fails here must not cost the training."""
+def _norms(weights: Mapping[str, Tensor]) -> Tensor:
+    """Of the decoder rows, at least float32; a row of zeros adds nothing, but divides."""
+    rows = weights["W_dec"]
+    norms: Tensor = rows.to(torch.promote_types(rows.dtype, torch.float32)).norm(dim=-1)
+    return norms.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _inference(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Any:
+    """The inference SAE of these weights, which takes activations as training does."""
+    sae: Any = SAE.from_dict({**config, "metadata": {}})
+    sae.load_state_dict({name: tensor.to(sae.device) for name, tensor in weights.items()})
+    if sae.hook_z_reshaping_mode:  # heads are concatenated already
+        sae.turn_off_forward_pass_hook_z_reshaping()
+    return sae
+
+
+def _acts(sae: Any, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    for batch in batches:
+        for part in batch.split(_AT_ONCE):
+            yield sae.encode(part.to(sae.device, sae.dtype))
+
+
+def following(provider: Iterator[Tensor], count: int, last: Tensor | None) -> list[Tensor]:
+    """So many batches that follow in the buffer, or as many as can be read; else the last one.
+
+    What fails here must not cost the training.
+    """
     batches: list[Tensor] = []
     try:
         while len(batches) < count:
-            batches.append(next(following))
+            batches.append(next(provider))
     except StopIteration:
         pass
     except Exception as error:
         if isinstance(error, interruption()):
             raise
         logger.warning("the threshold is set on fewer tokens: no more can be read: %r", error)
-    return batches
+    return batches or ([] if last is None else [last])

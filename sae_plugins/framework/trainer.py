@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MethodType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
@@ -23,22 +24,23 @@ from sae_plugins.base.files import durable
 from sae_plugins.base.identity import Fact, of_code
 from sae_plugins.base.saelens import ADAM_MOMENTS, hide_in_metadata, not_passed
 from sae_plugins.base.seeds import generator
-from sae_plugins.framework.accumulate import GradientWindow
-from sae_plugins.framework.architectures import architecture_of
+from sae_plugins.framework.accumulate import GradientWindow, decay
+from sae_plugins.framework.architectures import architecture, architecture_of
 from sae_plugins.framework.counters import COUNTERS, check_counters
-from sae_plugins.framework.export import export
+from sae_plugins.framework.export import export, exported
 from sae_plugins.framework.fast.output import seen
 from sae_plugins.framework.fast.precision import matmul_precision
 from sae_plugins.framework.fast.step import FastStep, fuse
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import Host, built
 from sae_plugins.framework.losses import LOSS_FORMS
+from sae_plugins.framework.multipliers import Multipliers
 from sae_plugins.framework.profile import FORWARD, Profile
 from sae_plugins.framework.resolve import Plan, TrainingSettings
-from sae_plugins.framework.returned import by_name, check_loss, check_multiplier
+from sae_plugins.framework.returned import by_name, check_loss
 from sae_plugins.framework.run import Run
 from sae_plugins.framework.steps import in_steps
-from sae_plugins.framework.thresholds import CALIBRATION_TOKENS, calibrate, check_calibration
+from sae_plugins.framework.thresholds import calibrated, check_calibration, following
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.origin import ACCEPTED
 from sae_plugins.resume.state import check_fits
@@ -48,7 +50,10 @@ logger = logging.getLogger(__name__)
 STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
 
-_NEWER = ("fast_step", "matmul_precision")
+_NEWER = (
+    *("fast_step", "matmul_precision", "weight_decay_form"),
+    *("calibrate_l0", "calibrate_tokens"),
+)
 """Settings that checkpoints of earlier versions do not name, which were as in `STOCK_SETTINGS`."""
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")
 """Fields of SAELens' trainer config that do not change what is trained."""
@@ -85,6 +90,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             ],
             self.profile,
         )
+        self._multipliers = Multipliers(self.host, self.run)
         self._window: GradientWindow | None = None
         self._fast: FastStep | None = None
         self._inert = not self.host.plugins and settings == STOCK_SETTINGS
@@ -100,10 +106,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self.sae.cfg.metadata.sae_plugins = self.plan.provenance()
         if settings.loss_form is not None:
             self.sae.mse_loss_fn = LOSS_FORMS[settings.loss_form]
-        if settings.accumulate > 1 or settings.clip != STOCK_SETTINGS.clip:
+        clips = settings.clip != STOCK_SETTINGS.clip or self.host.listens("project")
+        if settings.accumulate > 1 or clips:
             self._window = GradientWindow(self.sae.parameters(), settings.accumulate, settings.clip)
-        if settings.calibrate_threshold:
-            check_calibration(self.sae)
+        if settings.following_tokens:
+            check_calibration(architecture(self.sae.cfg.architecture()), settings.calibrate_l0)
         if settings.fast_step:
             self._fast = FastStep(self.sae)
             fuse(self.optimizer)
@@ -111,6 +118,14 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self._activation_scale: float | None = None
         self.optimizer.register_step_pre_hook(self._before_update)
         self.optimizer.register_step_post_hook(self._after_update)
+        if settings.following_tokens or self.host.listens("export_inference"):
+            # bound to the SAE, so that a deep copy of it exports itself; SAELens' checkpoints,
+            # which are to look at, would else lack what plugins add
+            keep = settings.calibrate_l0 is not None
+            self.sae.save_inference_model = MethodType(
+                partial(export, self.host, self.run, keep), self.sae
+            )
+            self.sae.save_model = self.sae.save_inference_model
         if self.host.plugins:
             self._attach_plugins()
 
@@ -119,13 +134,6 @@ class PluginTrainer(SAETrainer[Any, Any]):
         self.run.features = Features(self)
         for plugin in self.host.plugins:
             plugin.rng = generator(self.seed, plugin.name)
-        if self.host.listens("export_inference"):
-            # bound to the SAE, so that a deep copy of it exports itself; SAELens' checkpoints,
-            # which are to look at, would else lack what plugins add
-            self.sae.save_inference_model = MethodType(
-                partial(export, self.host, self.run), self.sae
-            )
-            self.sae.save_model = self.sae.save_inference_model
         with torch.no_grad():
             self.host.notify("attached", run=self.run)
         self.run.features.check_held()
@@ -174,7 +182,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
         """Resume from a checkpoint of SAELens' own; refused with plugins, whose state it lacks."""
         observers = all(plugin.observes_only for plugin in self.host.plugins)
         # to calibrate needs no state
-        as_stock = self.plan.training.model_copy(update={"calibrate_threshold": False})
+        not_calibrated = {n: v for n, v in STOCK_SETTINGS if n.startswith("calibrate")}
+        as_stock = self.plan.training.model_copy(update=not_calibrated)
         if not (observers and as_stock == STOCK_SETTINGS):
             raise PluginError(
                 f"cannot resume from {checkpoint_path}: SAELens' checkpoints do not hold the state "
@@ -209,8 +218,9 @@ class PluginTrainer(SAETrainer[Any, Any]):
         super().set_final_sae_metadata()
         if self._fast is not None:
             self._fast.leave()
+        batches: list[Tensor] = []
         if count := self.batches_to_calibrate:
-            calibrate(self.sae, self.data_provider, count, self._last_batch)
+            batches = following(self.data_provider, count, self._last_batch)
         if self.checkpoints is not None:
             self.checkpoints.ended()
             if self.checkpoints.accepted:
@@ -222,13 +232,22 @@ class PluginTrainer(SAETrainer[Any, Any]):
                 self.host.notify(
                     "training_ended", run=self.run, activation_scale=self._activation_scale
                 )
+        if batches:
+            self._calibrate(batches)
+
+    def _calibrate(self, batches: list[Tensor]) -> None:
+        """Find the thresholds of the SAE that will be saved, as it would be without them."""
+        wanted = self.plan.training.calibrate_l0
+        l0 = self.sae.cfg.k if wanted is None else wanted
+        with TemporaryDirectory(prefix="sae-plugins-") as scratch, torch.no_grad():
+            weights, config = exported(self.host, self.run, self.sae, Path(scratch))
+        self.run.calibration = calibrated(weights, config, batches, l0)
 
     @property
     def batches_to_calibrate(self) -> int:
-        """How many batches after the last one of the training serve to set the threshold."""
-        if not self.plan.training.calibrate_threshold:
-            return 0
-        return -(-CALIBRATION_TOKENS // self.cfg.train_batch_size_samples)
+        """How many batches after the last one of the training serve to set thresholds."""
+        tokens = self.plan.training.following_tokens
+        return -(-tokens // self.cfg.train_batch_size_samples)
 
     # -- the whole state -----------------------------------------------------------------------
 
@@ -239,6 +258,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         fast = {} if self._fast is None else {"fast": self._fast.state_dict()}
         return {
             **fast,
+            **self._multipliers.state_dict(),
             "sae": self.sae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -312,6 +332,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             self._window.load_state_dict(state["window"])
         if self._fast is not None:
             self._fast.load_state_dict(state["fast"])
+        self._multipliers.load_state_dict(state)
         if self.host.plugins:
             self.run.features.load_state_dict(state["features"])
         for plugin in self.host.plugins:
@@ -347,13 +368,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
         def with_events(step_input: TrainStepInput) -> TrainStepOutput:
             with self._plain_precision():
-                self._multiply_coefficients(step_input)
+                self._multipliers.before_forward(step_input)
             output: TrainStepOutput = forward(step_input=step_input)
             with self._plain_precision():
-                with torch.no_grad():
-                    self.host.notify(
-                        "after_forward", run=self.run, step_input=step_input, output=seen(output)
-                    )
+                self._multipliers.after_forward(step_input, output)
                 self._add_losses(step_input, output)
             return output
 
@@ -368,25 +386,6 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
     def _plain_precision(self) -> torch.autocast:
         return torch.autocast(self.sae.device.type, enabled=False)
-
-    def _multiply_coefficients(self, step_input: TrainStepInput) -> None:
-        coefficients = cast(dict[str, Any], step_input.coefficients)
-        changed, tokens = set(), step_input.sae_in.shape[:-1]
-        with torch.no_grad():
-            for plugin, multipliers in self.host.call(
-                "before_forward", run=self.run, step_input=step_input
-            ):
-                for name, multiplier in by_name(plugin, "before_forward", multipliers):
-                    row = self.run.architecture
-                    check_multiplier(plugin, name, multiplier, coefficients, row, tokens)
-                    coefficients[name] = coefficients[name] * multiplier
-                    changed.add(name)
-                    self._log_mean(f"coefficients/{name}/{plugin.name}", multiplier)
-        for name in changed:
-            self._log_mean(f"coefficients/{name}", coefficients[name])
-
-    def _log_mean(self, name: str, value: float | Tensor) -> None:
-        self.run.log(name, value.mean if isinstance(value, Tensor) else value)
 
     def _add_losses(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
         for plugin, terms in self.host.call(
@@ -404,14 +403,20 @@ class PluginTrainer(SAETrainer[Any, Any]):
         if self._window is not None:
             self._window.batches += 1
             if self._ends_window:
-                self._window.release()
+                self._window.release(self._project)
         if not self._ends_window:
             return
-        if self.plan.training.weight_decay:
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.mul_(1 - group["lr"] * self.plan.training.weight_decay)
+        settings = self.plan.training
+        if settings.weight_decay:
+            decay(self.optimizer, settings.weight_decay, settings.weight_decay_form)
+            if settings.weight_decay_form == "coupled":
+                self._project()
         self.host.notify("before_update", run=self.run)
+
+    def _project(self) -> None:
+        decoder = self.sae.W_dec
+        if decoder.grad is not None:
+            self.host.notify("project", run=self.run, gradient=decoder.grad, rows=decoder.detach())
 
     @torch.no_grad()
     def _after_update(self, *_: Any) -> None:

@@ -61,13 +61,13 @@ def reconstruction_multiplier(
 class ReconstructionL1(Plugin):
     """Scale the sparsity coefficient by the wanted over the actual reconstruction error.
 
-    The error is the last batch's: this batch's is not known before its forward pass, a second
-    forward pass would cost a third of the step, and batches differ by little. The first multiplier
-    is 1, within its bounds. The closing summary gives the share of steps spent at each bound, where
-    the multiplier does not control anything.
+    The error is this batch's, and the multiplier is a number: no gradient flows through it. The
+    closing summary gives the share of steps spent at each bound, where the multiplier does not
+    control anything.
     """
 
     name = "reconstruction-l1"
+    state_version = 2  # until then, the multiplier was of the batch before
 
     class Options(Plugin.Options):
         """The target and its unit."""
@@ -104,27 +104,21 @@ class ReconstructionL1(Plugin):
 
     @hookimpl
     def attached(self, run: Run) -> None:
-        """Start with a multiplier of 1, within the bounds."""
-        first = min(max(1.0, self.options.least), self.options.greatest)
-        self.multiplier = torch.tensor(first, device=run.sae.device)
+        """Count the steps at each bound."""
         self.bounded = torch.zeros(2, device=run.sae.device)
 
     @hookimpl
-    def before_forward(self, run: Run) -> dict[str, Tensor]:
+    def after_forward(self, run: Run, output: TrainStepOutput) -> dict[str, Tensor]:
         """Multiply the sparsity coefficient."""
-        assert run.architecture.sparsity_coefficient is not None
-        self.bounded[0] += self.multiplier == self.options.least
-        self.bounded[1] += self.multiplier == self.options.greatest
-        return {run.architecture.sparsity_coefficient: self.multiplier}
-
-    @hookimpl
-    def after_forward(self, run: Run, output: TrainStepOutput) -> None:
-        """Take the error of this batch, for the next."""
         options = self.options
         error = reconstruction_error(output.sae_in, output.sae_out, options.unit)
         run.log("reconstruction-l1/error", error)
         bounds = (options.least, options.greatest)
-        self.multiplier = reconstruction_multiplier(error, options.target, *bounds)
+        multiplier = reconstruction_multiplier(error, options.target, *bounds)
+        self.bounded[0] += multiplier == options.least
+        self.bounded[1] += multiplier == options.greatest
+        assert run.architecture.sparsity_coefficient is not None
+        return {run.architecture.sparsity_coefficient: multiplier}
 
     @hookimpl
     def training_ended(self, run: Run) -> None:

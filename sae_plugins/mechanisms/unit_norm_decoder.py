@@ -1,16 +1,19 @@
-"""Unit-norm decoder rows: ConstrainedAdam, as in HybridOrder section 4.2."""
+"""Unit-norm decoder rows: the constrained Adam of HybridOrder section 4.2."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 
 if TYPE_CHECKING:
+    from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+
     from sae_plugins.framework.run import Run
 
 
@@ -40,11 +43,44 @@ def normalise_(rows: Tensor) -> None:
     rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(1e-12))
 
 
+@torch.no_grad()
+def pull_on_lengths(acts: Tensor, coefficient: Tensor | float, p: float = 1.0) -> Tensor:
+    """By how much an L1 loss of activations [B, n] that weighs them by their rows' norms [n] grows.
+
+    That is its derivative by the norms where all are 1; the coefficient is a number or [B]. With a
+    `p` that is not 1, the loss is the Lp norm of each token's activations.
+    """
+    acts = acts.to(torch.promote_types(acts.dtype, torch.float32))
+    per_token = torch.as_tensor(coefficient, dtype=acts.dtype, device=acts.device)
+    per_token = per_token.expand(len(acts))
+    if p != 1:
+        norms = torch.linalg.vector_norm(acts, p, dim=1).clamp_min(torch.finfo(acts.dtype).tiny)
+        acts, per_token = acts**p, per_token * norms ** (1 - p)
+    return per_token @ acts / len(acts)
+
+
 class UnitNormDecoder(Plugin):
-    """Keep every decoder row at norm 1: project its gradient, renormalise after the update."""
+    """Keep every decoder row at norm 1: project its gradient, renormalise after the update.
+
+    The gradient is projected before it is clipped, so that the clip counts what turns the rows and
+    not what would lengthen them; and neither Adam's moments nor weight decay get any of the latter.
+
+    SAELens' L1 loss weighs activations by the norms of their rows, which are 1. Where the gradient
+    is not projected, that weight has none, so that the loss is the plain L1 norm of papers.
+    """
 
     name = "unit-norm-decoder"
     claims = ("decoder_norm",)
+
+    class Options(Plugin.Options):
+        """What is done besides the renormalisation."""
+
+        project: bool = Field(
+            True,
+            description="leave only what turns the rows in their gradient; false only renormalises",
+        )
+
+    options: Options
 
     @hookimpl
     def attached(self, run: Run) -> None:
@@ -52,10 +88,23 @@ class UnitNormDecoder(Plugin):
         normalise_(run.sae.W_dec.data)
 
     @hookimpl
-    def before_update(self, run: Run) -> None:
-        """Leave only what turns the rows, so that Adam's moments are not spent on their length."""
-        if run.sae.W_dec.grad is not None:
-            remove_parallel_(run.sae.W_dec.grad, run.sae.W_dec.data)
+    def extra_losses(
+        self, run: Run, step_input: TrainStepInput, output: TrainStepOutput
+    ) -> dict[str, Tensor] | None:
+        """Add what makes SAELens' L1 loss the plain one, whose value is the same."""
+        sae: Any = run.sae
+        if self.options.project or run.architecture.name != "standard":
+            return None
+        acts = output.feature_acts.detach()
+        pull = pull_on_lengths(acts, step_input.coefficients["l1"], sae.cfg.lp_norm)
+        lengths = torch.linalg.vector_norm(sae.W_dec, dim=1)
+        return {"plain_l1": pull.to(lengths) @ (1 - lengths)}
+
+    @hookimpl
+    def project(self, gradient: Tensor, rows: Tensor) -> None:
+        """Leave only what turns the rows."""
+        if self.options.project:
+            remove_parallel_(gradient, rows)
 
     @hookimpl
     def after_update(self, run: Run) -> None:

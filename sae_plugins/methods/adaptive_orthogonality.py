@@ -17,7 +17,10 @@ class AdaptiveOrthogonality(Method):
 
     name = "adaptive-orthogonality"
     mechanisms = ("coactivation-penalty", "unit-norm-decoder")
-    options = {"coactivation-penalty": {"target_share": 0.9}}
+    options = {
+        "coactivation-penalty": {"target_share": 0.9},
+        "unit-norm-decoder": {"project": False},  # section 4.3 only normalises
+    }
     training = {"loss_form": "l2_norm", "weight_decay": 0.01, "clip": 1.0}
     sae_lens = {
         "architecture": "standard",
@@ -83,6 +86,11 @@ class AdaptiveOrthogonality(Method):
             table="Control",
             label="No penalty, more L1: change it until L0 matches",
             flags=f"{_WITHOUT} --l1_coefficient 0.2",
+        ),
+        PaperRow(
+            table="Control",
+            label="Decoder gradients without what would lengthen the rows",
+            flags="--unit-norm-decoder.project true",
         ),
         PaperRow(
             table="Control",

@@ -28,6 +28,7 @@ class AdaptiveThreshold(Method):
         "decoder-orthogonality": {"reduction": "sum", "start": _WARM_UP + 1},
         "importance": {"step": "this"},  # Eq. 3
         "reconstruction-warm-up": {"steps": _WARM_UP},
+        "unit-norm-decoder": {"project": False},  # section 4.4 only constrains after the update
     }
     training = {"loss_form": "l2_norm", "weight_decay": 0.01}
     sae_lens = {
@@ -139,6 +140,11 @@ class AdaptiveThreshold(Method):
             table="Control",
             label="Adaptive masking: only pairs above tau_i",
             flags="--decoder-orthogonality.mask adaptive",
+        ),
+        PaperRow(
+            table="Control",
+            label="Decoder gradients without what would lengthen the rows",
+            flags="--unit-norm-decoder.project true",
         ),
         PaperRow(
             table="Control",

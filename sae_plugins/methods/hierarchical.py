@@ -74,6 +74,17 @@ class Hierarchical(Method):
             flags=f"{_NO_MECHANISM} --l1_coefficient 0.04",
         ),
         PaperRow(
+            table="Section 5.1",
+            label="Weight decay as Adam's own, coupled with the gradient",
+            flags="--weight_decay_form coupled",
+        ),
+        PaperRow(
+            table="Section 5.2",
+            label="Inputs normalised by a sample of 10K tokens (5 batches)",
+            flags="--normalize_activations expected_average_only_in "
+            "--n_batches_for_norm_estimate 5",
+        ),
+        PaperRow(
             table="Control",
             label="Constant L1 (find the --l1_coefficient that gives the L0 to compare at)",
             flags=_NO_MECHANISM,

@@ -85,4 +85,15 @@ class HybridOrder(Method):
             label="Adam's moments left behind (the paper's 15% loss spikes?)",
             flags="--reorder.move_moments false",
         ),
+        PaperRow(
+            table="Section 5",
+            label="Tied encoder and decoder weights",
+            flags="--plugin hybrid-order --plugin tied-weights",
+            paper="no number",
+        ),
+        PaperRow(
+            table="Control",
+            label="Tied for the first fifth of the run",
+            flags="--plugin hybrid-order --plugin tied-weights --tied-weights.until 0.2",
+        ),
     )

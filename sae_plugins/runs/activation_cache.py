@@ -35,8 +35,6 @@ from sae_plugins.base.identity import of_code
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.saelens import ESTIMATED, computing, trained_positions
 from sae_plugins.base.secrets import redacted, without_secrets
-from sae_plugins.framework.architectures import SHARING_A_THRESHOLD
-from sae_plugins.framework.thresholds import CALIBRATION_TOKENS
 from sae_plugins.runs.models import activation_size, model_facts, model_loader, model_looks
 from sae_plugins.runs.setup import SAELensSettings, defaults_of
 from sae_plugins.runs.sources import made_from
@@ -140,8 +138,7 @@ def _batches_to_train(settings: SAELensSettings, values: Mapping[str, Any]) -> t
     wanted = -(-values["training_tokens"] // size)
     if settings.sae.get("normalize_activations") in ESTIMATED:
         wanted += values["n_batches_for_norm_estimate"]
-    if settings.architecture in SHARING_A_THRESHOLD:
-        wanted += -(-CALIBRATION_TOKENS // size)
+    wanted += -(-settings.following_tokens // size)
     mixed = int(buffer * values["activations_mixing_fraction"])
     read = waiting = 0
     while wanted > 0:

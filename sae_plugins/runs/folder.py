@@ -23,6 +23,7 @@ from typing import Any
 from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import PluginError, reason
 from sae_plugins.base.files import lock, size, write
+from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import partial_files
 from sae_plugins.resume.signals import deferred
@@ -51,7 +52,8 @@ _CHECKPOINT_FILES = (
     "activation_scaler.json",
     "activations_store_state.safetensors",
 )
-_SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG)
+_KEPT = f"{UNCALIBRATED}/{WEIGHTS}", f"{UNCALIBRATED}/{CONFIG}"
+_SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG, *_KEPT)
 _PATTERNS = (
     *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, "eval_stats.json"),
     "metrics*.jsonl",
@@ -327,8 +329,7 @@ class RunFolder:
         for config in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
             if (self.unfinished / config).exists():
                 self._correct_paths(self.unfinished / config)
-        own = {*_matching(self.unfinished, _PATTERNS)}
-        stay = {*_matching(self.unfinished, _WORKING)}
+        own, stay = ({*_matching(self.unfinished, of)} for of in (_PATTERNS, _WORKING))
         names = []
         for file in sorted(self.unfinished.rglob("*")):
             name = file.relative_to(self.unfinished)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -21,6 +21,18 @@ class ActivationSource(Protocol):
     def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> Tensor:
         """The next activations [n, d_in]; raises StopIteration where the text ends, if asked."""
         ...
+
+
+class AtHand:
+    """An `ActivationSource` of batches that are there already."""
+
+    def __init__(self, batches: Iterable[Tensor]) -> None:
+        """Give each batch once."""
+        self.batches = iter(batches)
+
+    def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> Tensor:
+        """The next batch."""
+        return next(self.batches)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ from sae_plugins.base.saelens import interruption, no_bars
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
-from sae_plugins.framework.thresholds import CALIBRATION_TOKENS
 from sae_plugins.runs.folder import ORIGIN, RECIPE, TRAINING_SUMMARY, as_yaml, remove_run
+from sae_plugins.runs.heldout import AtHand, heldout_metrics
 from sae_plugins.runs.memory import memory_of, numbers_in_training
 from sae_plugins.runs.recorder import Recorder
-from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet, write_summary
+from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet
+from sae_plugins.runs.summary import TUNING, saved_saes, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,9 @@ class LockstepRun:
         made_from: what its `made_from.json` says; None for no such file.
         figures: whether the recorder draws some, which costs a second.
         untrained: save the SAE as it was drawn, a control.
+        tuning_tokens: score it on so many tokens that follow its training, `TUNING` in its summary,
+            and not on the text that is held out: it serves to choose a setting, and must not see
+            what others are scored on.
     """
 
     name: str
@@ -80,6 +85,12 @@ class LockstepRun:
     made_from: Mapping[str, Any] | None = None
     figures: bool = True
     untrained: bool = False
+    tuning_tokens: int = 0
+
+    @property
+    def following_tokens(self) -> int:
+        """Tokens that are read after the last one of its training."""
+        return max(self.plan.training.following_tokens, self.tuning_tokens)
 
     @property
     def unfinished(self) -> Path:
@@ -195,7 +206,7 @@ def _passes(arms: Sequence[LockstepRun], share_of_memory: float) -> Iterator[lis
 def _steps(arm: LockstepRun) -> int:
     config = arm.setup.config(None).to_sae_trainer_config()
     samples = 0 if arm.untrained else config.total_training_samples
-    samples += CALIBRATION_TOKENS if arm.plan.training.calibrate_threshold else 0
+    samples += arm.following_tokens
     return int(-(-samples // config.train_batch_size_samples))
 
 
@@ -204,10 +215,11 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
     started = time.perf_counter()
     failures: dict[str, Exception] = {}
     setup = arms[0].setup
+    unseen: dict[str, list[Tensor]] = {}
     running = []
     for arm in arms:
         with _ends_alone(arm, failures):
-            running.append(_Training(arm))
+            running.append(_Training(arm, unseen))
     seed_data(setup.settings.seed)
     stream = setup.stream()
     scaler = _scaler(running[0].trainer, stream) if running else ActivationScaler()
@@ -218,13 +230,18 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
         if batch is None:  # the data end where nothing is left to train on, or an arm fails
             _each(running, failures, lambda training: training.end())
             break
-        left = _step(running, batch, failures)
-        if len(left) < len(running):
-            running = left
+        going = _step(running, batch, failures)
+        if len(going) < len(running):
+            running = going
             gc.collect()  # trainers, plugins and SAEs know each other
         steps += 1
         advanced(steps)
-    _score([arm for arm in arms if arm.name not in failures], failures, started)
+    left = [arm for arm in arms if arm.name not in failures]
+    _score([arm for arm in left if not arm.tuning_tokens], failures, started)
+    for arm in left:
+        if arm.tuning_tokens:
+            with _ends_alone(arm, failures):
+                _tune(arm, unseen[arm.name], started)
     return failures
 
 
@@ -232,16 +249,16 @@ class _Training:
     """An arm's trainer.
 
     Attributes:
-        following: batches after its last one, which set the threshold of the SAE if it has one.
+        following: batches after its last one, which set the thresholds of the SAE.
         is_saved: whether there is nothing left to do.
     """
 
     trainer: Any
     """A `PluginTrainer`, built as SAELens' own."""
 
-    def __init__(self, arm: LockstepRun) -> None:
-        """Draw the SAE's weights and attach the plugins."""
-        self.arm = arm
+    def __init__(self, arm: LockstepRun, unseen: dict[str, list[Tensor]]) -> None:
+        """Draw the SAE's weights and attach the plugins; `unseen` gets what a tuning arm needs."""
+        self.arm, self.unseen = arm, unseen
         remove_run(arm.unfinished)
         own = {"output_path": str(arm.unfinished), **({} if arm.figures else {"figures": False})}
         with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=arm.setup.settings.seed):
@@ -262,10 +279,13 @@ class _Training:
         self.trainer.activation_scaler = scaler
         self._end_if_over()
 
-    def step(self, batch: Tensor) -> None:
-        """Do with a batch what SAELens' `fit` does; after the last one, save the SAE."""
+    def step(self, batch: Tensor, as_it_came: Tensor) -> None:
+        """Do with a batch what SAELens' `fit` does; after the last one, save the SAE.
+
+        What comes after that is kept, once for all arms: plugins may change `batch` alone.
+        """
         if self.is_over:
-            self.following.append(batch.clone())
+            self.following.append(as_it_came)
         else:
             self.trainer.maybe_reset_sparsity()
             self.trainer.step(batch)
@@ -273,7 +293,7 @@ class _Training:
         self._end_if_over()
 
     def _end_if_over(self) -> None:
-        if self.is_over and len(self.following) >= self.trainer.batches_to_calibrate:
+        if self.is_over and sum(map(len, self.following)) >= self.arm.following_tokens:
             self.end()
 
     def end(self) -> None:
@@ -289,6 +309,8 @@ class _Training:
             )
         self.trainer.data_provider = iter(self.following)
         self.trainer.fit()
+        if self.arm.tuning_tokens:
+            self.unseen[self.arm.name] = self.following
         self.following, self.is_saved = [], True
         untrained = not self.trainer.n_training_steps
         self.save(self.arm.unfinished, None if untrained else self.trainer.log_feature_sparsity)
@@ -336,7 +358,7 @@ def _step(
 
     def step(training: _Training) -> None:
         batch.copy_(as_it_came)
-        training.step(batch)
+        training.step(batch, as_it_came)
 
     with isolated_random_state():  # which the stream is drawn from
         return _each(running, failures, step)
@@ -356,29 +378,47 @@ def _each(
 
 def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started: float) -> None:
     """Score the saved SAEs on the same text, and move them to their places."""
-    scored: list[tuple[LockstepRun, SAE[Any]]] = []
+    saved: dict[str, list[SAE[Any]]] = {}
     for arm in arms:
         with _ends_alone(arm, failures):
-            device = arm.setup.sae_config.device
-            scored.append((arm, SAE.load_from_disk(str(arm.unfinished), device=device)))
+            saved[arm.name] = saved_saes(arm.unfinished, arm.setup.sae_config.device)
+    metrics: dict[str, list[dict[str, float]]] = {}
     try:
-        metrics = arms[0].setup.heldout([sae for _, sae in scored]) if arms else []
+        found = iter(arms[0].setup.heldout([*chain(*saved.values())]) if arms else [])
+        metrics = {name: [next(found) for _ in saes] for name, saes in saved.items()}
     except Exception:  # of one of them, which cannot be told from the others together
-        metrics = []
-        for arm, sae in scored:
+        for arm in arms:
             with _ends_alone(arm, failures):
-                metrics += arm.setup.heldout([sae])
-        scored = [(arm, sae) for arm, sae in scored if arm.name not in failures]
+                if arm.name in saved:
+                    metrics[arm.name] = arm.setup.heldout(saved[arm.name])
     seconds = time.perf_counter() - started
-    for (arm, _), heldout in zip(scored, metrics, strict=True):
-        with _ends_alone(arm, failures):
-            k = getattr(arm.setup.sae_config, "k", None)
-            write_summary(arm.unfinished, heldout, {}, seconds, k)
-            (arm.unfinished / TRAINING_SUMMARY).unlink(missing_ok=True)
-            if arm.made_from is not None:
-                write(arm.unfinished / ORIGIN, json.dumps(arm.made_from, indent=1) + "\n")
-            if arm.recipe is not None:
-                write(arm.unfinished / RECIPE, as_yaml(arm.recipe))
-            durable(arm.unfinished)
-            os.replace(arm.unfinished, arm.folder)
-            durable(arm.folder, [])
+    for arm in arms:
+        if arm.name in metrics:
+            with _ends_alone(arm, failures):
+                _finish(arm, metrics[arm.name], {}, seconds)
+
+
+def _tune(arm: LockstepRun, unseen: Sequence[Tensor], started: float) -> None:
+    """Score a saved SAE on what follows its training, and move it to its place."""
+    sae, *_ = saved_saes(arm.unfinished, arm.setup.sae_config.device)
+    (metrics,) = heldout_metrics([sae], AtHand(unseen), sum(map(len, unseen)))
+    found = {f"{TUNING}/{name}": value for name, value in metrics.items()}
+    _finish(arm, [], found, time.perf_counter() - started)
+
+
+def _finish(
+    arm: LockstepRun,
+    heldout: Sequence[Mapping[str, float]],
+    found: Mapping[str, float],
+    seconds: float,
+) -> None:
+    """Write what is known of a saved SAE, and move it to its place."""
+    write_summary(arm.unfinished, heldout, found, seconds, getattr(arm.setup.sae_config, "k", None))
+    (arm.unfinished / TRAINING_SUMMARY).unlink(missing_ok=True)
+    if arm.made_from is not None:
+        write(arm.unfinished / ORIGIN, json.dumps(arm.made_from, indent=1) + "\n")
+    if arm.recipe is not None:
+        write(arm.unfinished / RECIPE, as_yaml(arm.recipe))
+    durable(arm.unfinished)
+    os.replace(arm.unfinished, arm.folder)
+    durable(arm.folder, [])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import math
 import os
 import re
 import warnings
@@ -24,13 +22,12 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.files import write
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
-from sae_plugins.runs.folder import SAELENS_CHECKPOINTS, SUMMARY, TRAINING_SUMMARY
+from sae_plugins.runs.folder import SAELENS_CHECKPOINTS
 from sae_plugins.runs.sources import REVISIONS, ROWS
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
@@ -57,6 +54,7 @@ class SAELensSettings:
         runner: fields of the runner's config; model_name and dtype may be among them.
         logger: fields of the logging config.
         activation_cache: where the language model's activations are kept, which changes nothing.
+        following_tokens: tokens that are read after the last one of the training.
         recipe: name of the packaged recipe that the run follows, if it does.
     """
 
@@ -68,6 +66,7 @@ class SAELensSettings:
     runner: Mapping[str, Any] = field(default_factory=dict)
     logger: Mapping[str, Any] = field(default_factory=dict)
     activation_cache: Folder | None = None
+    following_tokens: int = 0
     recipe: str | None = None
 
     @property
@@ -193,7 +192,7 @@ def sae_config(settings: SAELensSettings, d_in: int) -> Any:
             "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
             "out, or add --rescale_acts_by_decoder_norm false"
         )
-    if row.k_per_token and "k" in fields:
+    if row.k_per == "token" and "k" in fields:
         if fields["k"] != int(fields["k"]):
             raise PluginError(f"--k {fields['k']}: {row.name} SAEs need a whole number")
         fields["k"] = int(fields["k"])  # as SAELens has it; it may be 8.0
@@ -270,36 +269,6 @@ def _as_flags(reason: str) -> str:
     # a short name without an underscore, such as k, may be any word
     names = "|".join(sorted(name for name in known if "_" in name))
     return re.sub(rf"\bcfg\.(?=\w)|(?<![\w.-])(?=(?:{names})\b)", "--", reason)
-
-
-def write_summary(
-    folder: Path,
-    heldout: Mapping[str, float],
-    found: Mapping[str, float],
-    seconds: float,
-    k: float | None = None,
-    profile: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
-
-    `found` is what is known about the SAE besides held-out metrics, by name; `seconds` is what the
-    run took, together with those that it shared its batches with; `k` is the L0 that
-    was wanted, which stands beside the held-out one; `profile` says where the time went.
-    """
-    recorded = folder / TRAINING_SUMMARY
-    training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
-    named: dict[str, float] = {}
-    for name, value in heldout.items():
-        named[f"heldout/{name}"] = value
-        if name == "l0" and k is not None:
-            named["heldout/k"] = k
-    values = {**named, **found, **training, "run/seconds": round(seconds, 1)}
-    summary = {  # JSON has no NaN
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    } | ({} if profile is None else {"profile": dict(profile)})
-    write(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    return summary
 
 
 def isolated(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

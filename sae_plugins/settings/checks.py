@@ -106,7 +106,7 @@ def check_architecture(settings: Settings) -> None:
 SCHEDULE = (
     *("training_tokens", "train_batch_size_tokens", "n_checkpoints", "n_restart_cycles"),
     *("lr", "lr_end", "lr_scheduler_name"),
-    *("lr_warm_up_steps", "lr_warm_up_fraction", "lr_decay_steps"),
+    *("lr_warm_up_steps", "lr_warm_up_fraction", "lr_decay_steps", "lr_decay_fraction"),
     *("l1_warm_up_steps", "l0_warm_up_steps"),
 )
 """What `check_schedule` looks at."""

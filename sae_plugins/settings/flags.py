@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.framework.architectures import HAVING_A_FAST_STEP, SHARING_A_THRESHOLD
+from sae_plugins.framework.architectures import CALIBRATED, HAVING_A_FAST_STEP, SHARING_A_THRESHOLD
 
 FLAGS_FILE = Path(__file__).with_name("sae_lens_flags.json")
 
@@ -174,7 +174,15 @@ def our_flags() -> dict[str, Flag]:
         ),
         Flag("accumulate", "int", "batches whose mean gradient makes one update", 1, "training"),
         Flag("clip", "float | none", "bound of the gradient's norm", 1.0, "training"),
-        Flag("weight_decay", "float", "decoupled, as in AdamW", 0.0, "training"),
+        Flag("weight_decay", "float", "of all weights", 0.0, "training"),
+        Flag(
+            "weight_decay_form",
+            "choice",
+            "decoupled, as in AdamW; coupled: with the gradient, as in Adam with an L2 penalty",
+            "decoupled",
+            "training",
+            ("decoupled", "coupled"),
+        ),
         Flag(
             "loss_form",
             "none | choice",
@@ -191,6 +199,24 @@ def our_flags() -> dict[str, Flag]:
             True,
             "training",
             architectures=SHARING_A_THRESHOLD,
+        ),
+        Flag(
+            "calibrate_l0",
+            "float | none",
+            "set the thresholds of the saved SAE, a JumpReLU SAE then, such that so many features "
+            "per token are active on what follows in the buffer; the SAE as it is without them "
+            "lies in uncalibrated/",
+            None,
+            "training",
+            architectures=CALIBRATED,
+        ),
+        Flag(
+            "calibrate_tokens",
+            "int",
+            "tokens that set the thresholds; 4096 tell the L0 of others to 1 or 2%",
+            4096,
+            "training",
+            architectures=CALIBRATED,
         ),
         Flag(
             "fast_step",
@@ -212,6 +238,13 @@ def our_flags() -> dict[str, Flag]:
             "lr_warm_up_fraction",
             "float | none",
             "--lr_warm_up_steps as a share of the run's steps",
+            None,
+            "training",
+        ),
+        Flag(
+            "lr_decay_fraction",
+            "float | none",
+            "--lr_decay_steps, over which the rate falls to 0, as a share of the run's steps",
             None,
             "training",
         ),

@@ -105,6 +105,7 @@ class Settings:
             runner=groups["runner"] | groups["hub"] | groups["data"] | groups["synthetic"],
             logger=groups["logger"],
             activation_cache=self.activation_cache,
+            following_tokens=self.plan.training.following_tokens,
             recipe=self.recipe,
         )
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
-from sae_plugins.framework.resolve import TrainingSettings
+from sae_plugins.framework.plugin import Method
+from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.recipes import names as recipe_names
 from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings import choice
@@ -31,7 +32,12 @@ from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.settings.uses import does_not_apply
 from sae_plugins.world import NAME as WORLD
 
-_ONE_OF = ("lr_warm_up_steps", "lr_warm_up_fraction")
+STOCK = TrainingSettings()
+_ONE_OF = (
+    ("lr_warm_up_steps", "lr_warm_up_fraction"),
+    ("lr_decay_steps", "lr_decay_fraction"),
+)
+"""Steps, and the same as a share of the run's."""
 
 
 def settle(
@@ -83,7 +89,7 @@ def settle(
     with problems:
         plan = chosen.plan(options, training, given[0] | given[1])
         with prefixed("a method"):
-            method = converted(plan.sae_lens)
+            method = converted(plan.sae_lens) | _training_of(chosen.methods, plan)
     # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
@@ -103,11 +109,16 @@ def settle(
     with problems:
         check_architecture(settings)
     if not blind and not problems.mention(*(f"--{name}" for name in SCHEDULE)):
-        _settle_warm_up(settings)
+        _settle_shares(settings)
         with problems:
             check_schedule(settings)
     problems.stop()
     return settings
+
+
+def _training_of(methods: Iterable[type[Method]], plan: Plan) -> dict[str, Any]:
+    """What methods say of the training loop, at the values that count."""
+    return plan.training.model_dump(include={name for m in methods for name in m.training})
 
 
 def _without_revisions(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,12 +151,13 @@ def _merged(
     value |= together
     merged: dict[str, Any] = {}
     for layer in layers:
-        if all(name in layer for name in _ONE_OF):
-            problems.add(f"give only one of --{_ONE_OF[0]} and --{_ONE_OF[1]}")
+        for steps, share in _ONE_OF:
+            if steps in layer and share in layer:
+                problems.add(f"give only one of --{steps} and --{share}")
         for name, given in layer.items():
             reason = does_not_apply(all_flags()[name], value.get)
             if reason is None:
-                for other in _ONE_OF if name in _ONE_OF else ():
+                for other in (other for pair in _ONE_OF if name in pair for other in pair):
                     merged.pop(other, None)
                 merged[name] = given
             elif name in flags:
@@ -170,10 +182,9 @@ def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
 def _settle_training(settings: Settings) -> None:
     """Leave out what does not apply; calibrate thresholds where there are some, unless told not."""
     training, calibrate = settings.plan.training, "calibrate_threshold"
-    update = {
-        calibrate: settings.applies(calibrate) and settings.get(calibrate),
-        "fast_step": settings.applies("fast_step") and training.fast_step,
-    }
+    left_out = ("fast_step", "calibrate_l0", "calibrate_tokens")
+    update = {name: getattr(STOCK, name) for name in left_out if not settings.applies(name)}
+    update[calibrate] = settings.applies(calibrate) and settings.get(calibrate)
     settings.plan = replace(settings.plan, training=training.model_copy(update=update))
 
 
@@ -191,8 +202,9 @@ def _note_accumulation(settings: Settings) -> None:
         )
 
 
-def _settle_warm_up(settings: Settings) -> None:
-    """Turn the warm-up's share of the run into steps."""
-    fraction = settings.values.pop("lr_warm_up_fraction", None)
-    if fraction is not None:
-        settings.values["lr_warm_up_steps"] = round(fraction * settings.total_steps)
+def _settle_shares(settings: Settings) -> None:
+    """Turn shares of the run into steps."""
+    for steps, share in _ONE_OF:
+        fraction = settings.values.pop(share, None)
+        if fraction is not None:
+            settings.values[steps] = round(fraction * settings.total_steps)

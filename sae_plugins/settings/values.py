@@ -16,7 +16,9 @@ BOUNDS: dict[str, dict[str, Any]] = {
     for bounds, names in (
         ({"gt": 0}, ("lr", "k", "lp_norm", "jumprelu_bandwidth", "jumprelu_init_threshold")),
         ({"ge": 0, "lt": 1}, ("adam_beta1", "adam_beta2")),
-        ({"ge": 0, "le": 1}, ("activations_mixing_fraction", "lr_warm_up_fraction")),
+        ({"ge": 0, "le": 1}, (
+            *("activations_mixing_fraction", "lr_warm_up_fraction", "lr_decay_fraction"),
+        )),
         ({"ge": 0}, (
             *("seed", "heldout_tokens", "n_checkpoints", "lr_warm_up_steps", "lr_decay_steps"),
             *("l1_warm_up_steps", "l0_warm_up_steps", "dead_feature_window", "eval_samples"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_plugins.base.files import write
 from sae_plugins.runs import sources
-from sae_plugins.study.cells import shared_flags
+from sae_plugins.study.makers import shared_flags
 from sae_plugins.study.spec import Flags, Study
 from sae_plugins.world import NAME as WORLD
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import get_args
 
+from sae_plugins.study import equal_l0, tuning
 from sae_plugins.study.facts import DECIDED, Facts
 from sae_plugins.study.findings import ArmInfo, ReportedMetric
 from sae_plugins.study.spec import Family, Kind
@@ -35,6 +36,10 @@ class Answer:
     seeds: int
     """How many; likewise the metrics that are compared."""
     metrics: int
+    learning_rates: str
+    """Which ones the arms have, as the end of a sentence; empty where that is not known."""
+    equal_l0: str
+    """How L0 is made equal, in sentences; empty where there is no SAE."""
     power: str
     """What differences are found, a sentence; empty where nothing was tested."""
     said: Sequence[tuple[ArmInfo, str]]
@@ -94,6 +99,10 @@ def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer
         title=", ".join(filter(None, (model, name[family]))) if titled else "",
         seeds=len({one.seed for one in trained if one.model == model and one.status == "ok"}),
         metrics=len(dict.fromkeys(metric.suite + metric.name for metric, _ in everything)),
+        learning_rates=tuning.in_words(
+            facts.findings.learning_rates.get(model, {}), facts.tuned.get(model, {})
+        ),
+        equal_l0=equal_l0.in_words(one for one in trained if one.model == model),
         power=_power(facts, model, everything),
         said=said,
         alike=[

@@ -12,6 +12,7 @@ does only what is missing. A key in a folder's name stands for all that its SAE 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,8 +27,10 @@ from sae_plugins.base.secrets import reason_of
 from sae_plugins.eval_suites.evaluation.sources import check_source
 from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
 from sae_plugins.study import commits, naming, scored
-from sae_plugins.study.cells import L0, SAES, Cell, StudyPlan, grouped, plan, shared_flags
+from sae_plugins.study.cells import SAES, Cell, grouped
+from sae_plugins.study.makers import shared_flags
 from sae_plugins.study.metrics import check_compared
+from sae_plugins.study.plan import StudyPlan, plan
 from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
 from sae_plugins.study.spec import Study, as_yaml
 from sae_plugins.world import NAME as WORLD
@@ -53,15 +56,17 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
     with problems:
         check_suites(study)
 
-    def l0(cell: Cell) -> float | None:
+    def shown(cell: Cell) -> float | None:
         if (summary := cell.summary(folder)) is not None:
-            return float(summary[L0])
-        return None if failure(cell, folder) is None else 0.0
+            return cell.shown(summary)
+        if failure(cell, folder) is None:
+            return None
+        return math.nan if cell.purpose == "tuning" else 0.0
 
     with problems:
         known = plan(
             study,
-            l0,
+            shown,
             lambda cell: cell.found_in(folder),
             lambda model, flags: commits.known(folder, model, flags),
         )
@@ -102,13 +107,23 @@ def run(
         scored.check([cell for cell in known.cells if cell.source], folder)
         if cache is not None:
             progress.say(_planned(study, known, folder, jobs, cache))
-        waiting = {cell.model for cell in known.pilots if cell.summary(folder) is None}
-        pilots = [cell for cell in known.pilots if cell.model in waiting]
-        progress.expect(len(pilots))
-        run_passes(work, _passes(study, folder, pilots, jobs, cache), jobs, progress)
-        known = plan_of(study, folder)
+        for cell in known.pilots:  # what has failed is tried again, once
+            _failed(cell, folder).unlink(missing_ok=True)
+        # by the first pilots, the coefficients are known with which others try learning rates
+        while waiting := _waiting(known := plan_of(study, folder), folder):
+            progress.expect(len(waiting))
+            run_passes(work, _passes(study, folder, waiting, jobs, cache), jobs, progress)
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
         run_passes(work, _passes(study, folder, known.cells, jobs, cache), jobs, progress)
+
+
+def _waiting(known: StudyPlan, folder: Path) -> list[Cell]:
+    """The pilots that are to be trained."""
+    return [
+        cell
+        for cell in known.pilots
+        if cell.summary(folder) is None and failure(cell, folder) is None
+    ]
 
 
 def _planned(study: Study, known: StudyPlan, folder: Path, jobs: int, cache: Folder) -> str:
@@ -189,9 +204,13 @@ def _passes(
     """A task for each model and seed, for `jobs` processes."""
     text = study.model_dump_json()
     return [
-        Pass(text, folder, model, seed, members[0].pilot, jobs, _threads(jobs), cache)
+        Pass(text, folder, model, seed, _pilots(members), jobs, _threads(jobs), cache)
         for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
     ]
+
+
+def _pilots(cells: Sequence[Cell]) -> frozenset[str]:
+    return frozenset(cell.folder.name for cell in cells if cell.pilot)
 
 
 # -- one process ---------------------------------------------------------------------------------
@@ -209,6 +228,7 @@ def work(task: Pass, progress: Progress) -> None:
         cell
         for cell in (known.pilots if task.pilots else known.cells)
         if (cell.model, cell.seed) == (task.model, task.seed)
+        and (not task.pilots or cell.folder.name in task.pilots)
     ]
     missing = [cell for cell in cells if not cell.source and cell.summary(task.folder) is None]
     existing = [cell for cell in cells if cell.source]
@@ -268,6 +288,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
                 made_from=cell.facts,
                 figures=False,  # the report has those of all
                 untrained=cell.untrained,
+                tuning_tokens=cell.tuning_tokens,
             )
         cells_of = {arm.name: cell for cell, arm in arms.items()}
 

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from sae_plugins.framework.calibration import Calibration
 from sae_plugins.study.spec import Family, Kind, Study
 from sae_plugins.study.statistics import Comparison
+from sae_plugins.study.tuning import Tuned
 
 
 class Trained(BaseModel, extra="forbid"):
@@ -24,7 +26,15 @@ class Trained(BaseModel, extra="forbid"):
     status: Literal["ok", "failed", "missing"]
     reason: str | None = None
     l0: float | None = None
-    """Active features per held-out token, at which arms are compared."""
+    """Active features per held-out token."""
+    calibration: Calibration | None = None
+    """How its thresholds were set for the L0 that is wanted, if they were."""
+
+    @property
+    def at(self) -> float | None:
+        """The L0 at which it is compared: what is wanted, if it has exactly that."""
+        found = self.calibration
+        return found.l0 if found is not None and found.is_exact else self.l0
 
 
 class Score(BaseModel, extra="forbid"):
@@ -35,7 +45,8 @@ class Score(BaseModel, extra="forbid"):
     sparsity: str
     seed: int
     suite: str
-    """A suite's name; "heldout" and "training" for what the run itself says."""
+    """A suite's name; "heldout", "uncalibrated" (held-out scores of the SAE with the thresholds of
+    its training) and "training" for what the run itself says."""
     metric: str
     value: float | None
     n: int | None = None
@@ -114,6 +125,10 @@ class Findings(BaseModel, extra="forbid"):
     scores: list[Score]
     details: list[Detail]
     contrasts: list[Contrast]
+    tuned: list[Tuned] = []
+    """Arms that got the best of several learning rates."""
+    learning_rates: dict[str, dict[str, float]] = {}
+    """By model and arm, of those that were trained."""
     warnings: list[str] = []
     failures: list[str] = []
     """SAEs and evaluations that failed, with the reason."""

@@ -18,9 +18,11 @@ from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, SEEDS, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
+from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.runs.folder import RECIPE
+from sae_plugins.runs.summary import calibration_of
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS, naming, stability, traces
+from sae_plugins.study import ENOUGH_SEEDS, equal_l0, naming, stability, traces
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import (
     EVALUATIONS,
@@ -57,7 +59,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     known = plan_of(study, folder)
     trained, scores = _of_runs(known.cells, folder)
     pilots = [(cell, failure(cell, folder)) for cell in known.pilots]
-    failures = [f"{_place(cell)}, pilot: {reason}" for cell, reason in pilots if reason]
+    failures = [f"{_place(cell)}, {cell.purpose}: {reason}" for cell, reason in pilots if reason]
     failures += [f"{_place(one)}: {one.reason}" for one in trained if one.reason]
     details: list[Detail] = []
     results: dict[str, dict[str, Result]] = {}
@@ -104,14 +106,21 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         arms=_arms(study),
         metrics=metrics,
         trained=trained,
-        scores=[s for s in scores if s.suite == TRAINING or (s.model, s.suite, s.metric) in kept],
+        scores=[
+            s
+            for s in scores
+            if s.suite in (TRAINING, UNCALIBRATED) or (s.model, s.suite, s.metric) in kept
+        ],
         details=details,
         contrasts=_contrasts(study, metrics, trained, scores, broken),
+        tuned=known.tuned,
+        learning_rates=_learning_rates(known.cells),
         warnings=[
             *known.warnings,
             *naming.warnings(study, folder),
             *_kept(there, folder),
             *_missed(study, known.pilots, trained),
+            *equal_l0.warnings(trained),
             *_warnings(study, trained, evaluated),
             *_not_there(study, metrics, {(m, suite) for m, _, _, _, suite in broken} | measured),
             *_mixed(used),
@@ -158,6 +167,8 @@ def _missed(study: Study, pilots: Sequence[Cell], trained: Sequence[Trained]) ->
     members = grouped(trained, lambda one: (one.model, one.arm))
     for model, arm in grouped(pilots, lambda cell: (cell.model, cell.arm)):
         found, targets = members.get((model, arm), []), study.models[model].target_l0 or []
+        if not targets or any(one.calibration for one in found):
+            continue  # these say themselves what they miss
         if len({one.sparsity for one in found}) < len(targets):
             continue  # one is out of the pilots' reach, which is said already
         of_seeds = grouped((one for one in found if one.l0), lambda one: one.sparsity).values()
@@ -222,11 +233,12 @@ def _of_runs(cells: Sequence[Cell], folder: Path) -> tuple[list[Trained], list[S
                 status="ok" if summary is not None else "failed" if reason else "missing",
                 reason=reason,
                 l0=(summary or {}).get(L0),
+                calibration=calibration_of(summary or {}),
             )
         )
         for line, value in (summary or {}).items():
             suite, _, metric = line.partition("/")
-            if suite in (HELDOUT, TRAINING) and isinstance(value, (int, float)):
+            if suite in (HELDOUT, UNCALIBRATED, TRAINING) and isinstance(value, (int, float)):
                 scores.append(Score(**_where(cell), suite=suite, metric=metric, value=value))
     return trained, scores
 
@@ -246,6 +258,15 @@ def _stability(trained: Sequence[Trained], folder: Path) -> Iterator[Score]:
                 **_where(one), suite=SEEDS, metric="stability", value=value, n=len(known) - 1,
                 pseudo_value=pseudo_value,
             )  # fmt: skip
+
+
+def _learning_rates(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """By model and arm; those that are left as they were drawn have none."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        if not (cell.untrained or cell.existing):
+            found.setdefault(cell.model, {})[cell.arm] = float(cell.settings.get("lr"))
+    return found
 
 
 def _results(
@@ -328,7 +349,7 @@ def _points(
     trained: Sequence[Trained], scores: Sequence[Score]
 ) -> dict[tuple[str, str, str, str], list[Point]]:
     """By model, suite, metric and arm, the SAEs that have an L0."""
-    l0 = {(t.model, t.arm, t.sparsity, t.seed): t.l0 for t in trained}
+    l0 = {(t.model, t.arm, t.sparsity, t.seed): t.at for t in trained}
     points: dict[tuple[str, str, str, str], list[Point]] = {}
     for s in scores:
         at = l0.get((s.model, s.arm, s.sparsity, s.seed))

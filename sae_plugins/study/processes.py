@@ -49,8 +49,8 @@ class Pass:
     folder: Path
     model: str
     seed: int
-    pilots: bool
-    """Train the pilots, and evaluate nothing."""
+    pilots: frozenset[str]
+    """Train these pilots, by their folders' names, and evaluate nothing; none for all others."""
     processes: int
     """How many there may be at once, this one included."""
     threads: int | None

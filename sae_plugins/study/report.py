@@ -19,7 +19,7 @@ from sae_plugins.base import yaml_files
 from sae_plugins.base.files import write as write_file
 from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
-from sae_plugins.study import latex, sections
+from sae_plugins.study import equal_l0, latex, sections, unmatched
 from sae_plugins.study.conclusions import answers, summary
 from sae_plugins.study.facts import DECIDED, Facts
 from sae_plugins.study.findings import ArmInfo, Contrast, Findings, ReportedMetric, Trained
@@ -105,10 +105,13 @@ def _view(facts: Facts) -> dict[str, Any]:
         "numbers": [_numbers(facts, model) for model in models],
         "frontiers": [sections.frontiers(facts, model) for model in models],
         "items": sections.items(facts),
+        "rates": [s for model in models if (s := sections.learning_rates(facts, model)).pictures],
+        "exact": [table for model in models if (table := equal_l0.table(facts, model))],
         "curves": [sections.curves(facts, model) for model in models],
         "orders": [sections.orders(facts, model) for model in models],
         "redundancy": [sections.redundancy(facts, model) for model in models],
         "papers": [table for model in models if (table := _paper(facts, model))],
+        "unmatched": [table for model in models if (table := unmatched.table(facts, model))],
         "saes": [_saes(facts, model) for model in models],
         "existing": [table for model in models if (table := _existing(facts, model))],
         "middle_l0": facts.middle_l0,

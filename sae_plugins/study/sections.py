@@ -20,7 +20,7 @@ from sae_plugins.study import figures, traces
 from sae_plugins.study.facts import Facts, mean_l0
 from sae_plugins.study.figures import Heatmap, Line, Panel
 from sae_plugins.study.findings import ReportedMetric
-from sae_plugins.study.statistics import Point, frontier, within_seed_interval
+from sae_plugins.study.statistics import frontier, within_seed_interval
 from sae_plugins.study.words import Table, number, span
 
 _MOST_FEATURES = 8192
@@ -86,22 +86,8 @@ def frontiers(facts: Facts, model: str) -> Section:
 
 
 def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Line | None:
-    l0 = {
-        (run.sparsity, run.seed): run.l0
-        for runs in facts.runs.get((model, arm), {}).values()
-        for run in runs
-        if run.l0
-    }
     place = (model, arm, metric.suite, metric.name)
-    points, shown = (
-        [
-            Point(seed, l0[sparsity, seed], value)
-            for sparsity, by_seed in values.get(place, {}).items()
-            for seed, value in by_seed.items()
-            if (sparsity, seed) in l0
-        ]
-        for values in (facts.samples, facts.values)
-    )
+    points, shown = facts.points(*place), facts.points(*place, shown=True)
     if not points:
         return None
     dots = [(point.l0, point.value) for point in shown]
@@ -191,6 +177,34 @@ def curves(facts: Facts, model: str) -> Section:
         model, pictures, image=_image(facts, f"curves_{model}", panels),
         notes=_absent("training curve", absent),
     )  # fmt: skip
+
+
+def learning_rates(facts: Facts, model: str) -> Section:
+    """What pilots explain at each learning rate that arms were tried with."""
+    found = facts.tuned.get(model, {})
+    lines = []
+    for one in (found[arm] for arm in facts.looks if arm in found):
+        scored = [(tried.lr, tried.score) for tried in one.tried if tried.score is not None]
+        dots = [(tried.lr, s) for tried in one.tried for s in tried.scores if s is not None]
+        rates, means = zip(*scored, strict=True) if scored else ((), ())
+        lines.append(Line(one.arm, rates, means, dots=dots))
+    if not lines:
+        return Section(model)
+    columns = sorted({tried.lr for one in found.values() for tried in one.tried})
+    rows = []
+    for one in found.values():
+        scores = {tried.lr: tried.score for tried in one.tried}
+        edge = f", the {one.edge} tried" if one.edge else ""
+        best = "none" if one.best is None else f"{one.best:g}{edge}"
+        shown = (number(scores[lr]) if lr in scores else "" for lr in columns)
+        rows.append((one.arm, number(one.l0), best, *shown))
+    table = Table(model, ("arm", "L0", "best", *(f"{lr:g}" for lr in columns)), rows)
+    title = "explained variance of pilots ↑"
+    panel = Panel(title, "learning rate (log scale)", "", lines, log_x=True)
+    picture = _picture(facts, title, panel)
+    return Section(
+        model, [picture], image=_image(facts, f"learning_rates_{model}", [panel]), tables=[table]
+    )
 
 
 def orders(facts: Facts, model: str) -> Section:

@@ -32,6 +32,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
+    PositiveFloat,
     ValidationError,
     field_validator,
 )
@@ -63,6 +64,22 @@ Sparsity = Annotated[dict[str, list[float]], AfterValidator(_swept)]
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class Tune(BaseModel, extra="forbid", frozen=True):
+    """Settings that each arm gets at its best, by pilots."""
+
+    lr: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        min_length=2, description="learning rates to try"
+    )
+    seeds: int = Field(2, ge=1, description="how many pilots try each, with seeds of their own")
+
+    @field_validator("lr")
+    @classmethod
+    def _ascending(cls, rates: list[float]) -> list[float]:
+        if len(set(rates)) < len(rates):
+            raise ValueError("learning rates to try must be different from each other")
+        return sorted(rates)
+
+
 class Model(BaseModel, extra="forbid", frozen=True):
     """What the arms are trained on and evaluated with."""
 
@@ -78,8 +95,17 @@ class Model(BaseModel, extra="forbid", frozen=True):
     target_l0: list[float] = Field(
         [],
         description="L0s to reach. The values under `sparsity` are then pilots, trained with one "
-        "more seed, between which the coefficient for each L0 is read; `k` and `target_l0` are set "
-        "to it directly",
+        "more seed, between which the coefficient for each L0 is read; `k` is set to it directly",
+    )
+    exact_l0: bool | None = Field(
+        None,
+        description="set the thresholds of each saved SAE, after its training, such that it has "
+        "exactly the L0 that is wanted (default: if there is a `target_l0` and all arms can)",
+    )
+    tune: Tune | None = Field(
+        None,
+        description="learning rates, of which each arm gets its best, by pilots; an arm that "
+        "names an `lr` of its own keeps that",
     )
     suites: dict[str, Flags] = Field(description="settings by suite of `sae-plugins evaluate`")
     preset: Literal["canonical", "quick", "paper"] = Field(
@@ -104,6 +130,7 @@ class Override(BaseModel, extra="forbid", frozen=True):
     saes: list[ExistingSAE] = Field(
         [], description="SAEs that exist already: the arm is these, and is not trained"
     )
+    tune: Tune | None = Field(None, description="in place of the arm's and the model's")
 
 
 class Arm(Override):
@@ -133,6 +160,12 @@ class Arm(Override):
         there = self.models.get(name, Override())
         return {**self.train, **there.train}, there.sparsity or self.sparsity or model.sparsity
 
+    def tuned_on(self, name: str, model: Model) -> Tune | None:
+        """The learning rates to try on one model, if any: none is of use to what is not trained."""
+        own = self.models.get(name, Override()).tune or self.tune
+        keeps = self.untrained or "lr" in self.on_model(name, model)[0]
+        return own or (None if keeps else model.tune)
+
 
 class PaperRows(BaseModel, extra="forbid", frozen=True):
     """The rows of a paper's tables as arms, as `sae-plugins plugins show METHOD` lists them."""
@@ -140,6 +173,16 @@ class PaperRows(BaseModel, extra="forbid", frozen=True):
     method: str = Field(description="the method whose rows they are")
     train: Flags = Field({}, description="flags of every row, under its own")
     models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
+
+
+class Unmatched(BaseModel, extra="forbid", frozen=True):
+    """A paired t test of two arms at different L0, as papers make it."""
+
+    against: str = Field(description="the other arm")
+    l0: tuple[PositiveFloat, PositiveFloat] = Field(
+        description="of the arm, and of the other: the SAEs nearest to it are tested"
+    )
+    seeds: list[int] = Field([], description="the paper's, of the study's; by default all of these")
 
 
 class Study(BaseModel, extra="forbid", frozen=True):
@@ -169,6 +212,11 @@ class Study(BaseModel, extra="forbid", frozen=True):
         {},
         description="what the study is about: by arm, the compared metrics that have a Holm "
         "correction of their own; an empty list stands for all of them. All else is exploratory",
+    )
+    unmatched: dict[str, Unmatched] = Field(
+        {},
+        description="a paper's own paired t test, at unequal L0 and without a correction, by arm; "
+        "the report shows it as what it is, beside the same two arms at equal L0",
     )
     measures: dict[str, str] = Field(
         {}, description="what the paper's metrics really measure, by what the paper calls them"
@@ -205,9 +253,17 @@ class Study(BaseModel, extra="forbid", frozen=True):
                     near = did_you_mean(model, self.models)
                     problems.add(f"arms.{name}.models: no model {model!r}: {near}")
             for where, has in {f"arms.{name}": arm, **_on_models(name, arm)}.items():
-                flags = ("train", "sparsity", "untrained") if arm.exists else ()
+                flags = ("train", "sparsity", "tune", "untrained") if arm.exists else ()
                 given = [flag for flag in flags if getattr(has, flag, None)]
                 problems.add(*existing.problems(f"{where}.saes", has.saes, given, self.seeds))
+        tested = {f"unmatched.{name}": name for name in self.unmatched}
+        tested |= {f"unmatched.{n}.against": test.against for n, test in self.unmatched.items()}
+        for place, name in tested.items():
+            if name not in arms:
+                problems.add(f"{place}: no arm {name!r}: {did_you_mean(name, arms)}")
+        for name, test in self.unmatched.items():
+            if others := {*test.seeds} - {*self.seeds}:
+                problems.add(f"unmatched.{name}.seeds: {min(others)} is not under seeds")
         for name, metrics in self.primary.items():
             if name not in arms:
                 problems.add(f"primary: no arm {name!r}: {did_you_mean(name, arms)}")
@@ -376,9 +432,10 @@ def _contents(name_or_file: str) -> dict[str, Any]:
     for layer in reversed(layers):
         merged = _merged(merged, layer)
     _forget(merged, _gone(layers, merged, "models"))
-    if isinstance(primary := merged.get("primary"), dict):
-        for arm in _gone(layers, merged, "arms"):
-            primary.pop(arm, None)
+    for key in ("primary", "unmatched"):
+        if isinstance(named := merged.get(key), dict):
+            for arm in _gone(layers, merged, "arms"):
+                named.pop(arm, None)
     return merged
 
 

@@ -35,7 +35,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
-from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig, TrainStepInput
 from sae_lens.synthetic import (
     ActivationGenerator,
     FeatureDictionary,
@@ -418,6 +418,23 @@ def test_the_reconstruction_loss(architecture: str) -> None:
     assert output.losses["mse_loss"] == 6  # summed over the last axis, averaged over tokens
 
 
+@seam("the loss of a coefficient `NAME` is `output.losses")
+@pytest.mark.parametrize("architecture", expected.ARCHITECTURES)
+def test_the_loss_of_a_coefficient_is_linear_in_it(architecture: str) -> None:
+    batch, found = tiny_batches(steps=1, dtype=torch.float64)[0], []
+    sae = tiny_sae(architecture, dtype=torch.float64)
+    row = expected.ARCHITECTURES[architecture]
+    assert [*sae.get_coefficients()] == [*(row.coefficient or ())][:1]
+    for name, (value, _) in sae.get_coefficients().items():
+        for factor in (1, 3):
+            step_input = TrainStepInput(batch, {name: factor * value}, None, 0, False)
+            output = sae.training_forward_pass(step_input)
+            found.append((output.loss.item(), output.losses[f"{name}_loss"].item()))
+        (loss, term), (more, three_terms) = found
+        assert 0 < three_terms == pytest.approx(3 * term, rel=1e-12)
+        assert more - loss == pytest.approx(2 * term, rel=1e-12)
+
+
 @seam("`TrainingSAE.hook_sae_acts_post` is passed by the activations")
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("architecture", CASES)
@@ -472,6 +489,20 @@ def test_the_points_of_a_step_are_known(architecture: str) -> None:
     advance(tiny_trainer(sae), tiny_batches(steps=1))
     assert heard == {*upstream.POINTS_OF_A_STEP}
     assert {*upstream.altered(sae)} == heard
+
+
+@seam("`TrainingSAE.W_enc` is looked up on the instance in a training forward pass")
+@pytest.mark.parametrize("architecture", ARCHITECTURES.keys() - {"matching_pursuit"})
+def test_an_attribute_goes_before_the_encoder(architecture: str) -> None:
+    sae, (batch,) = tiny_sae(architecture), tiny_batches(steps=1)
+    coefficients = {name: value for name, (value, _) in sae.get_coefficients().items()}
+    vars(sae)["W_enc"] = 2 * sae.W_dec.T
+    output = sae.training_forward_pass(TrainStepInput(batch, coefficients, None, 0, False))
+    output.loss.backward()
+    del vars(sae)["W_enc"]
+    assert isinstance(sae.W_enc, torch.nn.Parameter)
+    assert sae.W_enc.grad is None
+    assert sae.W_dec.grad is not None
 
 
 @seam("`TrainingSAE.activation_fn` is of the class that")

@@ -32,7 +32,7 @@ from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, Plugin
 from sae_plugins.settings.settle import settle
 from sae_plugins.study import spec as studies
-from sae_plugins.study.cells import plan
+from sae_plugins.study.plan import plan
 from sae_plugins.testing import tiny_sae
 
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
@@ -288,8 +288,11 @@ def test_its_python_runs(file: Path, reader: Path) -> None:
         exec(compile(text, name(file), "exec"), {"__name__": "docs"})
 
 
+MORE_PLUGINS = [pytest.param(n, marks=pytest.mark.ci) for n in ("FollowL0", "WideStart")]
+
+
 @on_two_and_on_every_architecture
-@pytest.mark.parametrize("plugin", ["Quiet", "Jitter"])
+@pytest.mark.parametrize("plugin", [*("Quiet", "Jitter"), *MORE_PLUGINS])
 def test_the_contract_of_a_plugin_on_the_page_passes(
     plugin: str, every: bool, tmp_path: Path
 ) -> None:

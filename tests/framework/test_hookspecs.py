@@ -32,6 +32,7 @@ class Recorder(Plugin):
     """Every event with its arguments, and what the weights were at it."""
 
     name = "recorder-of-events"
+    claims = ("decoder_norm",)
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -86,7 +87,7 @@ def test_events_are_drawn_in_the_order_in_which_they_are_declared_and_occur(reco
     assert tuple(drawn) == EVENTS
     occurred = [event for event, _ in recorded]
     assert tuple(dict.fromkeys(occurred)) == EVENTS
-    step = list(EVENTS[1:7])
+    step = list(EVENTS[1:8])
     assert occurred[1 : 1 + 2 * len(step) + 1] == [*step, *step, "features_changed"]
 
 
@@ -102,8 +103,8 @@ def test_an_event_has_one_sentence_types_and_a_test(event: str) -> None:
     assert f"test_event_{event}" in tests, "test what the event promises"
 
 
-def test_there_are_ten_events() -> None:
-    assert len(EVENTS) == 10
+def test_there_are_eleven_events() -> None:
+    assert len(EVENTS) == 11
 
 
 def test_event_attached(calls: Any) -> None:
@@ -130,6 +131,13 @@ def test_event_after_forward(calls: Any) -> None:
 def test_event_extra_losses(calls: Any) -> None:
     assert len(calls) == STEPS
     assert calls[0]["output"].losses.keys() == {"mse_loss", "l1_loss"}
+
+
+def test_event_project(calls: Any) -> None:
+    assert [call["updates"] for call in calls] == list(range(STEPS))
+    for call in calls:
+        assert call["rows"].data_ptr() == call["run"].sae.W_dec.data_ptr()
+        assert call["gradient"].shape == (D_SAE, D_IN)
 
 
 def test_event_before_update(calls: Any, recorded: Any) -> None:

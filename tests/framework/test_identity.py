@@ -24,9 +24,10 @@ from sae_plugins.testing import (
 
 
 class Inert(Plugin):
-    """All ten events, and nothing in them."""
+    """All eleven events, and nothing in them."""
 
     name = "inert"
+    claims = ("decoder_norm",)
 
 
 def _nothing(event: str) -> Any:

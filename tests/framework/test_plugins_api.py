@@ -426,7 +426,7 @@ def test_what_is_no_plugin_is_refused() -> None:
 
 
 def every_event(trainer: Any, folder: Path) -> None:
-    """Run a trainer through all ten events (`attached` happened when it was built)."""
+    """Run a trainer through all eleven events (`attached` happened when it was built)."""
     advance(trainer, tiny_batches(steps=1))
     trainer.run.features.permute(torch.arange(24))
     advance(trainer, tiny_batches(steps=1))
@@ -440,7 +440,7 @@ def test_an_exception_names_the_plugin_and_the_event(event: str, tmp_path: Path)
         raise self.error
 
     def attempt(error: Exception) -> BaseException:
-        plugin = define("culprit", error=error, **{event: hookimpl(fail)})
+        plugin = define("culprit", error=error, claims=("decoder_norm",), **{event: hookimpl(fail)})
         expected = type(error) if isinstance(error, interruption()) else PluginError
         with pytest.raises(expected) as caught:  # noqa: PT012
             with plugins("nan-guard", plugin):
@@ -508,7 +508,7 @@ def multiplier(value: Any, coefficient: str = "l1", name: str = "p") -> Any:
             multiplier(2.0, "l0"),
             r"the coefficient 'l0', but standard SAEs have \['l1'\]",
         ),
-        ("topk", multiplier(2.0), "the coefficient 'l1', but topk SAEs have none"),
+        ("topk", multiplier(2.0), r"the coefficient 'l1', but topk SAEs have \['k'\]"),
         (
             "gated",
             multiplier(lambda s: s.sae_in.norm(dim=1)),
@@ -555,7 +555,8 @@ def test_events_run_outside_autocast() -> None:
         return hookimpl(listen)
 
     during = EVENTS[: EVENTS.index("step_ended") + 1]
-    train(define("p", **{event: implementation(event) for event in during}), autocast=True)
+    listening = {event: implementation(event) for event in during}
+    train(define("p", claims=("decoder_norm",), **listening), autocast=True)
     assert seen == dict.fromkeys(during, (False, torch.float32))
 
 
@@ -569,7 +570,8 @@ def test_gradients_flow_only_from_extra_losses() -> None:
         return hookimpl(listen)
 
     during = EVENTS[: EVENTS.index("step_ended") + 1]
-    train(define("p", **{event: implementation(event) for event in during}))
+    listening = {event: implementation(event) for event in during}
+    train(define("p", claims=("decoder_norm",), **listening))
     assert [event for event in during if enabled[event]] == ["extra_losses"]
 
 

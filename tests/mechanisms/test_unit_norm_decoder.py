@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from sae_plugins import hookimpl, plugins
 from sae_plugins.base.errors import PluginError
@@ -62,47 +65,128 @@ def test_rows_have_norm_one_from_the_first_event_on(architecture: str) -> None:
     torch.testing.assert_close(torch.stack(norms), torch.ones(13, 24), atol=1e-6, rtol=0)
 
 
-def test_the_gradient_that_adam_sees_is_orthogonal_to_the_rows() -> None:
-    cosines = []
-
-    class Observer(Plugin):
-        name = "observer"
-        after = ("unit-norm-decoder",)
-
-        @hookimpl
-        def before_update(self, run):
-            decoder = run.sae.W_dec
-            cosines.append(torch.cosine_similarity(decoder.grad, decoder, dim=1))
-
-    train(UnitNormDecoder, Observer, dtype=torch.float64)
-    assert torch.stack(cosines).abs().max() < 1e-12
+DECAYS = [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "weight_decay_form": "coupled"}]
+F64 = torch.float64
 
 
-def test_equals_a_constrained_adam_written_by_hand() -> None:
-    """Clip, project, Adam, renormalise: the order of HybridOrder's ConstrainedAdam."""
-    batches = tiny_batches(dtype=torch.float64)
-    with plugins("unit-norm-decoder"):
-        trainer = tiny_trainer(tiny_sae("standard", dtype=torch.float64), batches)
-    advance(trainer, batches)
+class Seen(Plugin):
+    """Keeps what Adam is given, and the cosines of the decoder's gradient with its rows."""
 
-    reference = tiny_sae("standard", dtype=torch.float64)
-    parameters = dict(reference.named_parameters())
-    w_enc, w_dec, b_enc, b_dec = (parameters[n] for n in ("W_enc", "W_dec", "b_enc", "b_dec"))
-    adam = torch.optim.Adam(reference.parameters(), lr=0.01)
+    name = "seen"
+    before = ("unit-norm-decoder",)
+
+    @hookimpl
+    def attached(self):
+        self.norms, self.cosines = [], []
+
+    @hookimpl
+    def before_update(self, run):
+        gradients = [parameter.grad for parameter in run.sae.parameters()]
+        self.norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm())
+        decoder = run.sae.W_dec
+        self.cosines.append(torch.cosine_similarity(decoder.grad, decoder, dim=1))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("decay", DECAYS, ids=str)
+def test_what_adam_sees_only_turns_the_rows(decay: dict[str, Any], accumulate: int) -> None:
+    """Whatever the weight decay, and for plugins that look before this one."""
+    training = {**decay, "accumulate": accumulate}
+    trainer = train(UnitNormDecoder, Seen, training=training, dtype=F64)
+    seen = trainer.run.plugin("seen")
+    assert len(seen.cosines) == 12 / accumulate
+    assert torch.stack(seen.cosines).abs().max() < 1e-12
+    only = train(UnitNormDecoder, Seen, training=training, dtype=F64, options=RENORMALISED)
+    assert torch.stack(only.run.plugin("seen").cosines).abs().max() > 0.1
+
+
+def test_the_clip_counts_only_what_turns_the_rows() -> None:
+    """Where the bound is reached, it is reached by what is left."""
+    seen = train(UnitNormDecoder, Seen, dtype=F64).run.plugin("seen")
+    assert torch.stack(seen.norms[:3]).tolist() == pytest.approx([1, 1, 1], abs=1e-6)
+
+
+RENORMALISED = {"unit-norm-decoder": {"project": False}}
+
+
+def by_hand(batches: list[Tensor], project: bool, accumulate: int, decay: dict[str, Any]) -> Any:
+    """Project, clip, decay, Adam, renormalise."""
+    sae = tiny_sae("standard", dtype=F64)
+    w = dict(sae.named_parameters())
+    w_enc, w_dec, b_enc, b_dec = (w[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec"))
+    strength, form = decay.get("weight_decay", 0), decay.get("weight_decay_form", "decoupled")
+    adam = torch.optim.Adam(w.values(), lr=0.01)
     w_dec.data /= w_dec.data.norm(dim=1, keepdim=True)
-    for batch in batches:
-        acts = torch.relu((batch - b_dec) @ w_enc + b_enc)
-        error = (acts @ w_dec + b_dec - batch).pow(2).sum(dim=1)
-        sparsity = (acts * w_dec.norm(dim=1)).sum(dim=1)
+
+    def remove_parallel() -> None:
+        if project:
+            w_dec.grad -= (w_dec.grad * w_dec.data).sum(dim=1, keepdim=True) * w_dec.data
+
+    for start in range(0, len(batches), accumulate):
         adam.zero_grad()
-        (error + 0.1 * sparsity).mean().backward()
-        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
-        along = (w_dec.grad * w_dec.data).sum(dim=1, keepdim=True)
-        w_dec.grad -= along * w_dec.data
+        for batch in batches[start : start + accumulate]:
+            acts = torch.relu((batch - b_dec) @ w_enc + b_enc)
+            error = (acts @ w_dec + b_dec - batch).pow(2).sum(dim=1)
+            sparsity = acts.sum(dim=1)  # the plain L1 norm, whose gradient lengthens no row
+            ((error + 0.1 * sparsity).mean() / accumulate).backward()
+        remove_parallel()
+        torch.nn.utils.clip_grad_norm_(w.values(), 1.0)
+        for weight in w.values():
+            if form == "coupled":
+                weight.grad += strength * weight.data
+            else:
+                weight.data *= 1 - 0.01 * strength
+        if form == "coupled":
+            remove_parallel()
         adam.step()
         w_dec.data /= w_dec.data.norm(dim=1, keepdim=True)
-    for name, value in trainer.sae.named_parameters():
-        torch.testing.assert_close(value, parameters[name], atol=1e-12, rtol=1e-9)
+    return w
+
+
+@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("decay", DECAYS, ids=str)
+def test_equals_an_adam_written_by_hand(
+    decay: dict[str, Any], accumulate: int, project: bool
+) -> None:
+    """By SAELens' own step, and by the fast one."""
+    batches = tiny_batches(dtype=F64)
+    expected = by_hand(batches, project, accumulate, decay)
+    options = {} if project else RENORMALISED
+    for fast in (False, True):
+        training = {**decay, "accumulate": accumulate, "fast_step": fast}
+        with plugins("unit-norm-decoder", options=options, training=training):
+            trainer = tiny_trainer(tiny_sae("standard", dtype=F64), batches)
+        advance(trainer, batches)
+        for name, value in trainer.sae.named_parameters():
+            torch.testing.assert_close(value, expected[name], atol=1e-9, rtol=0)
+
+
+def test_a_plugin_that_claims_nothing_cannot_project() -> None:
+    class Stranger(Plugin):
+        name = "stranger"
+
+        @hookimpl
+        def project(self, gradient):
+            gradient.zero_()
+
+    message = r"'stranger' implements project\(\), .* claims 'decoder_norm': add it to its claims"
+    with pytest.raises(PluginError, match=message):
+        train(Stranger)
+
+
+def test_another_owner_of_the_norm_projects_as_it_likes() -> None:
+    class Frozen(Plugin):
+        name = "frozen"
+        claims = ("decoder_norm",)
+
+        @hookimpl
+        def project(self, run, gradient, rows):
+            assert rows.equal(run.sae.W_dec)
+            gradient.zero_()
+
+    before = tiny_sae("standard").W_dec
+    assert train(Frozen).sae.W_dec.equal(before)
 
 
 def test_claims_the_decoders_norm() -> None:

@@ -61,7 +61,7 @@ QUICK = {
 }
 """Labels of the default run."""
 SILENT = {"unit-norm-decoder", "firing-frequency", "importance", "importance-lr"}
-SILENT |= {"post-hoc-threshold", "nan-guard"}
+SILENT |= {"post-hoc-threshold", "nan-guard", "tied-weights"}
 """Mechanisms that log nothing."""
 ACTED = {
     "reorder": "reorder/reorderings",
@@ -220,7 +220,7 @@ def test_a_row_differs_from_the_full_one_in_what_it_says_and_in_nothing_else(nam
         assert changed <= said, row.label
         assert changed or not said, row.label
         for setting in full.keys() ^ found.keys():  # what does not apply to one of them
-            owners = {"architecture", "lr_scheduler_name"}
+            owners = {"architecture", "lr_scheduler_name", "normalize_activations"}
             assert said & (owners if setting in all_flags() else {"plugin", "without"}), setting
 
 
@@ -248,6 +248,8 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "Constant L1": {},
     "L1 by batch norm": {},
     "Adam's moments left behind (the paper's 15% loss spikes?)": {},
+    "Tied encoder and decoder weights": {},
+    "Tied for the first fifth of the run": {},
 }
 
 

@@ -86,7 +86,7 @@ PAPERS = {
             "reorder": {"interval": 500, "start": 2000, "window": 10}
             | {"threshold": 3.0, "unit": "mean", "look": None},
             "input-norm-l1": {"decay": 0.99, "per": "token"},
-            "unit-norm-decoder": {},
+            "unit-norm-decoder": {"project": True},
         },
         {"dtype": "float32", "apply_b_dec_to_input": True, "autocast": False},
     ),
@@ -100,7 +100,7 @@ PAPERS = {
             "firing-window": {"window": 100},
             "resample": {"threshold": 0.01, "rule": "window"},
             "merge": {"every": 100, "threshold": 0.9, "arithmetic": "average"},
-            "unit-norm-decoder": {},
+            "unit-norm-decoder": {"project": True},
         },
         {"dtype": "float32", "apply_b_dec_to_input": False, "autocast": False},
         dataset="Skylion007/openwebtext",
@@ -116,7 +116,7 @@ PAPERS = {
             "activation-threshold": {"base": 0.3, "sensitivity": 1.0, "unit": "activation"},
             "decoder-orthogonality": {"weight": 0.1, "weighting": "importance", "reduction": "sum"},
             "reconstruction-warm-up": {"steps": 1000},
-            "unit-norm-decoder": {},
+            "unit-norm-decoder": {"project": False},
         },
         {"dtype": "float32", "apply_b_dec_to_input": False, "autocast": True},
     ),
@@ -129,7 +129,7 @@ PAPERS = {
                 **{"fraction": 0.005, "tau": 0.05, "tau_min": 0.01, "tau_max": 0.2},
                 **{"adaptive": True, "gain": 1.0, "target": None, "target_share": 0.9},
             },
-            "unit-norm-decoder": {},
+            "unit-norm-decoder": {"project": False},
         },
         {"dtype": "float32", "apply_b_dec_to_input": True, "autocast": True},
     ),
@@ -230,6 +230,8 @@ def check(began: Began, paper: Paper, steps: int) -> None:
     for name, value in paper.fields.items():
         owner = trainer.sae.cfg if hasattr(trainer.sae.cfg, name) else trainer.cfg
         assert getattr(owner, name) == value, name
+    kwargs = runner.get("model_from_pretrained_kwargs")
+    assert kwargs == ({"dtype": "bfloat16"} if paper.fields.get("autocast") else None)
     options = {plugin.name: plugin.options.model_dump() for plugin in trainer.host.plugins}
     for plugin, expected in paper.options.items():
         assert options[plugin] == options[plugin] | expected

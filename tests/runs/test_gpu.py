@@ -62,9 +62,10 @@ def _on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Inert(Plugin):
-    """All ten events, and nothing in them."""
+    """All eleven events, and nothing in them."""
 
     name = "inert"
+    claims = ("decoder_norm",)
 
 
 for _event in EVENTS:

@@ -30,6 +30,8 @@ def test_rules_are_about_flags():
         (f"{TOY} --prepend_bos", "does not apply to synthetic:toy"),
         ("--eval_samples 5", "is for --model_name synthetic:PRESET only"),
         (f"{GPT2} --n_batches_for_norm_estimate 5", "it is for --normalize_activations expected"),
+        ("--weight_decay_form coupled", "it needs --weight_decay"),
+        ("--plugin hierarchical --weight_decay 0 --weight_decay_form coupled", "it needs --weight"),
         ("--lr_end 0.1", "--lr_scheduler_name constant ends where it begins"),
         ("--lr_scheduler_name cosineannealing --n_restart_cycles 3", "warmrestarts"),
         ("--architecture jumprelu --target_l0 5", "--jumprelu_sparsity_loss_mode quadratic"),
@@ -60,6 +62,7 @@ def test_what_a_run_does_not_use_is_refused(line: str, reason: str):
         "--activation_cache x --cache_budget 1GB",
         f"{GPT2} --streaming --model_class_name AutoModelForCausalLM",
         "--lr_scheduler_name cosineannealing --lr_end 0.1",
+        "--weight_decay 0.1 --weight_decay_form coupled",
         "--log_to_wandb --wandb_project x --n_eval_batches 3",
         "--architecture jumprelu --jumprelu_sparsity_loss_mode quadratic --target_l0 5",
     ],
@@ -67,6 +70,13 @@ def test_what_a_run_does_not_use_is_refused(line: str, reason: str):
 def test_what_a_run_uses_is_accepted(line: str):
     flags = train_flags(line.split())
     assert flags.items() <= settle(flags).values.items()
+
+
+def test_what_a_method_sets_counts():
+    settings = settle({"plugin": ["hierarchical"], "weight_decay_form": "coupled"})
+    assert settings.plan.training.weight_decay_form == "coupled"
+    said = {"weight_decay": 0.01, "weight_decay_form": "coupled"}
+    assert said.items() <= settings.as_recipe({}).items()
 
 
 def test_what_a_recipe_says_in_vain_is_noted(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from sae_plugins.base import identity
 from sae_plugins.base.code import code
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.study import origin
-from sae_plugins.study.cells import Cell, plan
+from sae_plugins.study.cells import Cell
+from sae_plugins.study.plan import plan
 from sae_plugins.study.spec import Study
 
 TOY = {
@@ -140,7 +142,10 @@ def test_an_edited_plugin_gives_other_saes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_coefficients_for_an_l0_are_read_between_pilots() -> None:
-    toy = TOY | {"sparsity": {"l1_coefficient": [0.1, 1.0, 10.0], "k": [1]}, "target_l0": [4, 8]}
+    toy = TOY | {
+        **{"sparsity": {"l1_coefficient": [0.1, 1.0, 10.0], "k": [1]}, "target_l0": [4, 8]},
+        "exact_l0": False,
+    }
     arms = {"l1": {}, "topk": {"train": {"architecture": "topk"}}}
     asked = study(models={"toy": toy}, arms=arms)
     waiting = plan(asked, lambda _: None)
@@ -160,17 +165,15 @@ def test_coefficients_for_an_l0_are_read_between_pilots() -> None:
     assert known.warnings == []
 
 
-def test_k_is_the_wanted_l0_or_the_whole_numbers_next_to_it() -> None:
-    toy = TOY | {"target_l0": [0.5, 4, 5.5]}
-    arms = {"l1": {}, **{name: {"train": {"architecture": name}} for name in ("topk", "batchtopk")}}
+def test_the_k_of_topk_is_a_wanted_l0_or_the_whole_numbers_next_to_it() -> None:
+    toy = TOY | {"target_l0": [0.5, 4, 5.5], "exact_l0": False}
+    arms = {"l1": {}, "topk": {"train": {"architecture": "topk"}}}
     found = cells(models={"toy": toy}, arms=arms, seeds=[0])
     assert [c.sparsity for c in found if c.arm == "topk"] == ["k=1", "k=4", "k=5", "k=6"]
-    assert [c.sparsity for c in found if c.arm == "batchtopk"] == ["k=0.5", "k=4", "k=5.5"]
-    assert [c.settings.get("k") for c in found][-1] == 5.5
 
 
 def test_an_l0_that_no_pilot_comes_near_is_not_guessed() -> None:
-    toy = TOY | {"target_l0": [4, 100]}
+    toy = TOY | {"target_l0": [4, 100], "exact_l0": False}
     l0 = {"l1_coefficient=0.3": 8.0, "l1_coefficient=0.6": 2.0}
     known = plan(study(models={"toy": toy}), lambda cell: l0[cell.sparsity])
     assert [c.sparsity for c in known.cells] == ["l1_coefficient=0.424"] * 2
@@ -237,7 +240,9 @@ def test_two_flags_that_apply_are_refused() -> None:
 
 
 def test_pilots_that_fail_or_give_dead_saes_are_left_out() -> None:
-    toy = TOY | {"sparsity": {"l1_coefficient": [0.1, 1, 10]}, "target_l0": [4]}
+    toy = TOY | {
+        **{"sparsity": {"l1_coefficient": [0.1, 1, 10]}, "target_l0": [4], "exact_l0": False}
+    }
     l0 = {"l1_coefficient=0.1": 16.0, "l1_coefficient=1": 1.0, "l1_coefficient=10": 0.0}
     known = plan(study(models={"toy": toy}), lambda cell: l0[cell.sparsity])
     assert {c.sparsity for c in known.cells} == {"l1_coefficient=0.316"}
@@ -375,3 +380,209 @@ def test_commits_are_a_part_of_what_saes_are_made_from() -> None:
     assert first.settings.get("model_revision") == "b" * 40
     other = cell(dataset_revision="c" * 40, model_revision="b" * 40)
     assert len({unknown.key, first.key, other.key}) == 3
+
+
+# -- exactly the wanted L0 -------------------------------------------------------------------------
+
+FAMILY = {
+    "l1": {},
+    "gated": {"train": {"architecture": "gated"}},
+    "jumprelu": {
+        "train": {"architecture": "jumprelu"}, "sparsity": {"l0_coefficient": [0.1, 1, 10]},
+    },
+    **{name: {"train": {"architecture": name}} for name in ("topk", "batchtopk")},
+}  # fmt: skip
+EXACT = TOY | {
+    "target_l0": [4, 5.5],
+    "sparsity": {"l1_coefficient": [0.1, 1, 10], "k": [1]},
+}
+BY_PILOT = {"0.1": 16.0, "1": 4.8, "10": 1.2}
+
+
+def reached(cell: Cell) -> float:
+    """An L0 by the coefficient, which a larger learning rate raises."""
+    return BY_PILOT[cell.sparsity.partition("=")[2].partition(" ")[0]]
+
+
+def test_every_arm_is_given_exactly_the_wanted_l0() -> None:
+    known = plan(study(models={"toy": EXACT}, arms=FAMILY, seeds=[0]), reached)
+    given = {(c.arm, c.sparsity): c.settings.plan.training for c in known.cells}
+    assert {(arm, t.calibrate_l0) for (arm, _), t in given.items()} == {
+        (arm, l0) for arm in FAMILY for l0 in (4, 5.5)
+    }
+    assert {t.calibrate_tokens for t in given.values()} == {4096}, "its training has 9600"
+    labels = [label for arm, label in given if arm == "topk"]
+    assert labels == ["k=4 l0=4", "k=6 l0=5.5"], "its k is a whole number"
+    assert [label for arm, label in given if arm == "batchtopk"] == ["k=4 l0=4", "k=5.5 l0=5.5"]
+    # thresholds can only take activations of an L1 SAE away, so it begins with a fifth more
+    assert next(label for arm, label in given if arm == "l1") == "l1_coefficient=1 l0=4"
+    assert next(label for arm, label in given if arm == "jumprelu") == "l0_coefficient=1.35 l0=4"
+    assert {pilot.settings.plan.training.calibrate_l0 for pilot in known.pilots} == {None}
+    assert known.warnings == []
+
+
+def test_another_wanted_l0_leaves_saes_and_pilots_alone() -> None:
+    def keys(targets: list[float]) -> set[str]:
+        toy = EXACT | {"target_l0": targets}
+        known = plan(study(models={"toy": toy}, arms=FAMILY), reached)
+        return {cell.key for cell in (*known.cells, *known.pilots)}
+
+    assert keys([4]) < keys([4, 5.5])
+
+
+def test_an_arm_of_one_setting_is_given_each_wanted_l0() -> None:
+    arms = {"l1": {}, "one": {"train": {"l1_coefficient": 0.1}}}
+    toy = EXACT | {"sparsity": {}}
+    known = plan(study(models={"toy": toy}, arms=arms, seeds=[0]), lambda _: None)
+    assert {(c.arm, c.sparsity) for c in known.cells} == {
+        (arm, f"l0={l0}") for arm in arms for l0 in ("4", "5.5")
+    }
+    assert known.pilots == []
+
+
+def test_how_many_tokens_set_thresholds_is_the_studys_to_say() -> None:
+    toy = EXACT | {"train": TOY["train"] | {"calibrate_tokens": 777}}
+    known = plan(study(models={"toy": toy}, arms=FAMILY), reached)
+    assert {c.settings.plan.training.calibrate_tokens for c in known.cells} == {777}
+
+
+PURSUIT = {"l1": {}, "pursuit": {"train": {"architecture": "matching_pursuit"}, "sparsity":
+           {"residual_threshold": [0.1, 0.5]}}}  # fmt: skip
+
+
+def test_where_an_arm_cannot_none_is_and_it_is_said() -> None:
+    l0 = {"0.1": 8.0, "0.5": 3.0}
+    known = plan(
+        study(models={"toy": EXACT}, arms=PURSUIT),
+        lambda c: l0[c.sparsity.partition("=")[2]] if c.arm == "pursuit" else reached(c),
+    )
+    assert {c.settings.plan.training.calibrate_l0 for c in known.cells} == {None}
+    why = "no threshold can take the place of the rule of the SAEs of pursuit (matching_pursuit)"
+    assert f"toy: L0s are not set exactly, since {why}" in known.warnings
+
+
+def test_an_arm_whose_k_is_its_l0_needs_no_thresholds() -> None:
+    arms = {"l1": {}, "abs": {"train": {"architecture": "abstopk"}}}
+    toy = EXACT | {"target_l0": [4]}
+    known = plan(study(models={"toy": toy}, arms=arms), reached)
+    assert {(c.arm, c.sparsity) for c in known.cells} == {
+        ("l1", "l1_coefficient=1 l0=4"),
+        ("abs", "k=4"),
+    }
+
+
+def test_without_exact_l0s_k_has_pilots_too_since_inference_may_miss_it() -> None:
+    toy = EXACT | {"exact_l0": False, "target_l0": [4, 8]}
+    arms = {"l1": {}, "batchtopk": {"train": {"architecture": "batchtopk"}}}
+
+    def missing(cell: Cell) -> float:
+        return {"k=4": 6.0, "k=8": 12.0}.get(cell.sparsity) or reached(cell)
+
+    known = plan(study(models={"toy": toy}, arms=arms), missing)
+    assert [c.sparsity for c in known.pilots if c.arm == "batchtopk"] == ["k=4", "k=8"]
+    assert {c.sparsity for c in known.cells if c.arm == "batchtopk"} == {"k=2.67", "k=5.33"}
+
+
+@pytest.mark.parametrize(
+    ("toy", "message"),
+    [
+        (TOY | {"exact_l0": True}, "models.toy.exact_l0 needs target_l0: the L0s that are wanted"),
+        (EXACT | {"exact_l0": True},
+         "models.toy.exact_l0: no threshold can take the place of the rule of the SAEs of pursuit"),
+        (EXACT | {"tune": {"lr": [0.1, 0.2]}},
+         "learning rates are compared at equal L0, so tune needs target_l0, and SAEs of all arms"),
+        (EXACT | {"train": TOY["train"] | {"calibrate_l0": 5}}, "calibrate_l0: the study itself"),
+    ],
+)  # fmt: skip
+def test_exact_l0s_that_cannot_be_are_refused(toy: Any, message: str) -> None:
+    with pytest.raises(SaePluginsError) as error:
+        cells(models={"toy": toy}, arms=PURSUIT)
+    assert message in str(error.value)
+
+
+# -- the learning rate of each arm -----------------------------------------------------------------
+
+TUNED = EXACT | {"target_l0": [4, 5.5, 8], "tune": {"lr": [0.002, 0.001, 0.004]}}
+TWO = {"l1": {}, "batchtopk": {"train": {"architecture": "batchtopk"}}}
+
+
+def at_best(*best: float) -> Any:
+    """Pilots that explain most at the arms' best learning rates."""
+    by_arm = dict(zip(TWO, best, strict=True))
+
+    def shown(cell: Cell) -> float:
+        if cell.purpose == "pilot":
+            return reached(cell)
+        lr = float(cell.settings.get("lr"))
+        return 0.9 - abs(math.log(lr / by_arm[cell.arm])) + 0.001 * (cell.seed % 2)
+
+    return shown
+
+
+def test_each_arm_gets_its_best_learning_rate() -> None:
+    known = plan(study(models={"toy": TUNED}, arms=TWO, seeds=[0]), at_best(0.002, 0.004))
+    assert {(c.arm, c.settings.get("lr")) for c in known.cells} == {
+        ("l1", 0.002),
+        ("batchtopk", 0.004),
+    }
+    assert len(known.cells) == 6
+    l1, batchtopk = known.tuned
+    assert (l1.arm, l1.l0, l1.best, l1.edge) == ("l1", 5.5, 0.002, None)
+    assert [one.lr for one in l1.tried] == [0.001, 0.002, 0.004]
+    assert l1.tried[1].scores == [0.9, 0.901]
+    assert batchtopk.edge == "largest"
+    (warning,) = known.warnings
+    assert warning.startswith("toy, batchtopk: the best learning rate, 0.004, is the largest that")
+    assert warning.endswith("add larger ones under tune")
+
+
+def test_pilots_have_seeds_of_their_own_and_each_rate_its_own_coefficients() -> None:
+    waiting = plan(study(models={"toy": TUNED}, arms=TWO), lambda _: None)
+    assert waiting.cells == [], "nothing is known yet"
+    assert {c.seed for c in waiting.pilots} == {10_000, 10_001}
+    l1 = [c for c in waiting.pilots if c.arm == "l1"]
+    assert {c.purpose for c in l1} == {"pilot"}, "the coefficients come first"
+    assert {c.settings.get("lr") for c in l1} == {0.001, 0.002, 0.004}
+    assert len(l1) == 9
+    tuning = [c for c in waiting.pilots if c.arm == "batchtopk"]
+    assert {(c.purpose, c.tuning_tokens) for c in tuning} == {("tuning", 4096)}
+    assert len(tuning) == 6
+    known = plan(study(models={"toy": TUNED}, arms=TWO), at_best(0.002, 0.002))
+    assert len(known.pilots) == 9 + 6 + 6
+    assert len({c.folder for c in known.pilots}) == len(known.pilots), "each is trained once"
+
+
+def test_more_rates_leave_pilots_alone_and_another_best_gives_other_saes() -> None:
+    fewer = TUNED | {"tune": {"lr": [0.001, 0.002]}}
+    asked = (study(models={"toy": toy}, arms=TWO) for toy in (fewer, TUNED))
+    before, after = (plan(one, at_best(0.002, 0.004)) for one in asked)
+    assert {c.key for c in before.pilots} < {c.key for c in after.pilots}
+    kept = {c.key for c in before.cells} & {c.key for c in after.cells}
+    assert {c.arm for c in after.cells if c.key in kept} == {"l1"}
+
+
+def test_who_is_not_tuned() -> None:
+    arms = {
+        "l1": {},
+        "own": {"train": {"lr": 0.5}},
+        "asked": {"train": {"lr": 0.5}, "tune": {"lr": [0.1, 0.2], "seeds": 1}},
+        "untrained": {"untrained": True, "train": {"architecture": "topk"}},
+    }
+    waiting = plan(study(models={"toy": TUNED}, arms=arms), lambda _: None)
+    by_arm = {a: {c.settings.get("lr") for c in waiting.pilots if c.arm == a} for a in arms}
+    assert by_arm == {
+        "l1": {0.001, 0.002, 0.004}, "own": {0.5}, "asked": {0.1, 0.2}, "untrained": set(),
+    }  # fmt: skip
+
+
+def test_rates_that_fail_are_not_chosen() -> None:
+    def shown(cell: Cell) -> float:
+        if cell.arm == "batchtopk" or (
+            cell.purpose == "tuning" and cell.settings.get("lr") > 0.003
+        ):
+            return math.nan
+        return at_best(0.004, 0.004)(cell)
+
+    known = plan(study(models={"toy": TUNED}, arms=TWO), shown)
+    assert {(c.arm, c.settings.get("lr")) for c in known.cells} == {("l1", 0.002)}
+    assert any("batchtopk: none of the learning rates under tune" in w for w in known.warnings)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_plugins.base import identity
@@ -24,10 +25,10 @@ from sae_plugins.base.files import lock
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import lockstep
 from sae_plugins.study import execute as study_run
-from sae_plugins.study.cells import plan
 from sae_plugins.study.findings import Findings, Trained
 from sae_plugins.study.gather import _missed as missed
 from sae_plugins.study.gather import gather
+from sae_plugins.study.plan import plan
 from sae_plugins.study.spec import Study
 
 STUDY: dict[str, Any] = {
@@ -423,12 +424,97 @@ def test_two_arms_that_are_the_same_sae_both_have_scores(tmp_path: Path) -> None
 def test_wanted_l0s_are_reached(tmp_path: Path) -> None:
     models = json.loads(json.dumps(STUDY["models"]))
     models["toy"] |= {"target_l0": [8.0], "sparsity": {"l1_coefficient": [0.3, 1, 3, 10]}}
+    models["toy"]["exact_l0"] = False
     models["toy"]["train"]["training_tokens"] = 19_200
     findings, heard = run(changed(models=models, arms={"l1": {}}), tmp_path)
     assert heard.done == pytest.approx(heard.total)
     assert heard.total == 4 + 2 * 2
     for trained in findings.trained:
         assert trained.l0 == pytest.approx(8, rel=0.25)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, Findings, Heard]:
+    """All architectures that can, at exactly one L0 and each at its best learning rate."""
+    torch.set_num_threads(1)
+    arms: dict[str, Any] = {
+        "l1": {"tune": {"lr": [0.003, 0.01], "seeds": 1}},
+        "gated": {"train": {"architecture": "gated"}},
+        "jumprelu": {
+            "train": {"architecture": "jumprelu"},
+            "sparsity": {"jumprelu_init_threshold": [0.1, 0.2, 0.4]},  # in 12 steps it moves little
+        },
+        "topk": {"train": {"architecture": "topk"}, "tune": {"lr": [0.001, 0.003], "seeds": 2}},
+        "batchtopk": {"train": {"architecture": "batchtopk"}},
+    }
+    toy = {**STUDY["models"]["toy"], "target_l0": [5.5], "suites": {}}
+    toy["train"] = {**toy["train"], "heldout_tokens": 131_072, "calibrate_tokens": 131_072}
+    toy["sparsity"] = {"l1_coefficient": [0.3, 30], "k": [8]}
+    study = changed(models={"toy": toy}, arms=arms, seeds=[0])
+    folder = tmp_path_factory.mktemp("exact")
+    return (folder, study, *run(study, folder))
+
+
+@pytest.mark.ci
+def test_arms_have_exactly_the_wanted_l0_on_text_that_set_nothing(
+    exact: tuple[Path, Study, Findings, Heard],
+) -> None:
+    folder, _, findings, heard = exact
+    assert heard.done == pytest.approx(heard.total)
+    names = ("l1", "gated", "jumprelu", "topk", "batchtopk")
+    assert {one.arm: one.status for one in findings.trained} == dict.fromkeys(names, "ok"), (
+        findings.warnings
+    )
+    for one in findings.trained:
+        assert one.at == 5.5
+        assert one.l0 == pytest.approx(5.5, rel=0.005), one.arm
+        sae: Any = SAE.load_from_disk(str(folder / one.folder))
+        assert sae.cfg.architecture() == "jumprelu"
+        own: Any = SAE.load_from_disk(str(folder / one.folder / "uncalibrated"))
+        assert (own.cfg.architecture() == "standard") == (one.arm == "l1")
+    own_l0 = {s.arm: s.value for s in findings.scores if (s.suite, s.metric) == (
+        "uncalibrated", "l0")}  # fmt: skip
+    assert own_l0["topk"] == pytest.approx(6, abs=0.2)
+    assert own_l0["l1"] > 5.5
+    assert not [w for w in findings.warnings if "L0" in w]
+
+
+@pytest.mark.ci
+def test_learning_rates_are_tried_on_other_seeds_and_other_text(
+    exact: tuple[Path, Study, Findings, Heard],
+) -> None:
+    folder, study, findings, _ = exact
+    assert {one.arm: [len(t.scores) for t in one.tried] for one in findings.tuned} == {
+        "l1": [1, 1], "topk": [2, 2],
+    }  # fmt: skip
+    best = {one.arm: one.best for one in findings.tuned}
+    assert findings.learning_rates["toy"].items() >= best.items()
+    for summary in folder.glob("saes/*/*_tuning_*/summary.json"):
+        found = json.loads(summary.read_text())
+        assert not [line for line in found if line.startswith("heldout/")], "it saw no such text"
+        assert found["tuning/l0"] == pytest.approx(5.5, rel=1e-4)
+        assert found["tuning/tokens"] >= 131_072
+        assert yaml.safe_load((summary.parent / "run.yaml").read_text())["seed"] >= 10_000
+    assert all(one.warning and one.warning in findings.warnings for one in findings.tuned), "edges"
+    before = saes(folder)
+    again, _ = run(study, folder)
+    assert saes(folder) == before
+    assert numbers(again) == numbers(findings)
+
+
+@pytest.mark.ci
+def test_an_exact_sae_can_be_made_again_from_its_recipe(
+    exact: tuple[Path, Study, Findings, Heard], tmp_path: Path
+) -> None:
+    folder, _, findings, _ = exact
+    there = folder / next(one.folder for one in findings.trained if one.arm == "gated")
+    again = tmp_path / "again"
+    assert main(["train", "--recipe", str(there / "run.yaml"), "--output_path", str(again)]) == 0
+    for name in ("sae_weights.safetensors", "cfg.json"):
+        for place in ("", "uncalibrated/"):
+            assert (again / f"{place}{name}").read_bytes() == (
+                there / f"{place}{name}"
+            ).read_bytes(), place
 
 
 def test_an_evaluation_that_fails_is_reported(copy: Path) -> None:
@@ -670,7 +756,7 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
 
 
 def reaching(targets: list[float], *arms: str) -> Study:
-    toy = {**STUDY["models"]["toy"], "target_l0": targets}
+    toy = {**STUDY["models"]["toy"], "target_l0": targets, "exact_l0": False}
     return changed(models={"toy": toy}, arms={a: STUDY["arms"][a] for a in arms}, seeds=[0])
 
 

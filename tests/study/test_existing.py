@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.study.cells import plan
+from sae_plugins.study.plan import plan
 from sae_plugins.study.prospects import prospects
 from sae_plugins.study.spec import Study, load
 

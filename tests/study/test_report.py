@@ -11,7 +11,9 @@ from sae_plugins.study.facts import Facts
 from sae_plugins.study.findings import Detail, Findings, Score, Trained
 from sae_plugins.study.report import write
 from sae_plugins.study.sections import frontiers
+from sae_plugins.study.spec import Unmatched
 from sae_plugins.study.statistics import Comparison
+from sae_plugins.study.unmatched import COLUMNS
 from sae_plugins.study.words import difference, mean_interval, number
 
 METRICS = (
@@ -72,6 +74,9 @@ def made(make_findings, tmp_path_factory):
     """A small study's findings, folder and page."""
     folder = tmp_path_factory.mktemp("study")
     found = make_findings(folder, arms=ARMS, grid=(8, 32), metrics=METRICS)
+    tests = {"hybrid-order": Unmatched(against="l1", l0=(32, 8))}
+    study = found.study.model_copy(update={"unmatched": tests})
+    found = found.model_copy(update={"study": study})
     assert write(found, folder) == folder / "report.html"
     return found, folder, Page((folder / "report.html").read_text("utf-8"))
 
@@ -113,6 +118,16 @@ def test_verdict_table_has_the_verdicts_of_the_findings(made):
     assert {c.comparison.verdict for c in found.contrasts} == {"worse", "not distinguishable"}
 
 
+def test_the_papers_own_test_says_what_it_is(made):
+    _, folder, page = made
+    for text in (page.text, (folder / "report.md").read_text("utf-8")):
+        assert "The paper's own test, at unequal L0" in text
+        assert "and not that the method is better" in text
+    rows = [row for row in page.rows("plain") if row[0] == "loss recovered (core)"]
+    assert rows[0][COLUMNS.index("at p < 0.05")] == "better"
+    assert rows[0][-1].strip() in ("not distinguishable", "underpowered")
+
+
 def test_answer_counts_better_and_worse_at_equal_l0(made):
     found, _, page = made
     text = " ".join(page.text.split())
@@ -125,6 +140,71 @@ def test_answer_counts_better_and_worse_at_equal_l0(made):
         r"With 80% power, it finds differences of at least [0-9.]+ in loss recovered, [0-9.]+ in "
         r"SCR\.", text
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exact(make_findings, tmp_path_factory):
+    """A study of exact L0s, of which one arm misses some, with tuned learning rates."""
+    folder, runs = tmp_path_factory.mktemp("exact"), tmp_path_factory.mktemp("runs")
+    found = make_findings(runs, arms=ARMS, grid=(8, 32), metrics=METRICS, seeds=2)
+    facts = found.model_copy(update={"details": []}).model_dump()
+    for one in facts["trained"]:
+        wanted = float(one["sparsity"].partition("=")[2])
+        one["l0"] = wanted * 1.002
+        one["calibration"] = {
+            "l0": wanted, "reached": wanted, "most": 99, "spread": 0.003, "tokens": 65536,
+            "threshold": 0.2, "lowers": False,
+        }  # fmt: skip
+        where = {name: one[name] for name in ("model", "arm", "sparsity", "seed")}
+        for metric, value in (("l0", wanted * 1.3), ("explained_variance", 0.625)):
+            facts["scores"].append(
+                {**where, "suite": "uncalibrated", "metric": metric, "value": value}
+            )
+    tried = [{"lr": lr, "scores": [0.5 + lr, 0.6 + lr]} for lr in (0.001, 0.002, 0.004)]
+    facts["tuned"] = [
+        {"model": "world", "arm": arm, "l0": 32, "tried": tried} for arm in ("l1", "hierarchical")
+    ]
+    facts["learning_rates"] = {"world": {"l1": 0.004, "hierarchical": 0.004, "hybrid-order": 0.1}}
+    found = Findings.model_validate(facts)
+    write(found, folder)
+    return found, folder, Page((folder / "report.html").read_text("utf-8"))
+
+
+def test_the_first_paragraphs_say_how_l0_and_learning_rates_are_made_fair(exact, made):
+    for text in (exact[2].text, (exact[1] / "report.md").read_text("utf-8")):
+        said = " ".join(text.split())
+        assert (
+            "each at the best learning rate of those that its pilots tried (but hybrid-order at "
+            "0.1, untuned)"
+        ) in said
+        assert "L0 is exactly equal: the thresholds of each SAE were set on 65,536 tokens" in said
+        assert "it is within 0.20% of that. No score is interpolated." in said
+    assert "L0 is interpolated: scores at equal L0 are read between" in made[2].text
+
+
+def test_the_curve_of_learning_rates_is_a_figure_and_a_table(exact):
+    _, folder, page = exact
+    rows = [[cell.strip() for cell in row] for row in page.rows("plain")]
+    assert ["l1", "32.0", "0.004, the largest tried", "0.551", "0.552", "0.554"] in rows
+    assert "Learning rates" in page.text
+    assert (folder / "figures/learning_rates_world.png").is_file()
+    markdown = (folder / "report.md").read_text("utf-8")
+    assert "figures/learning_rates_world.png" in markdown
+    assert "0.004, the largest tried" in markdown
+
+
+def test_scores_without_the_calibration_stand_beside(exact):
+    _, folder, page = exact
+    rows = [row for row in page.rows("plain") if row[:3] == ["l1", "8.00", "k=8"]]
+    assert [[cell.strip() for cell in row[4::2]] for row in rows] == [["10.4", "0.625"]]
+    assert "L0, its own thresholds" in (folder / "report.md").read_text("utf-8")
+
+
+def test_arms_are_compared_at_the_l0_that_is_wanted(exact):
+    found, folder, _ = exact
+    section = frontiers(Facts(found, folder), "world")
+    xs = json.loads(section.pictures[0].data)["data"]
+    assert {x for trace in xs if trace["mode"] == "markers" for x in trace["x"]} == {8, 32}
 
 
 @pytest.fixture(scope="module")

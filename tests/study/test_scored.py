@@ -18,9 +18,9 @@ from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import lockstep
 from sae_plugins.study import execute, scored
-from sae_plugins.study.cells import plan
 from sae_plugins.study.findings import Findings
 from sae_plugins.study.gather import gather
+from sae_plugins.study.plan import plan
 from sae_plugins.study.spec import Study
 
 D_IN = 48

@@ -137,6 +137,18 @@ def test_a_study_that_there_is_not(name: str, message: str) -> None:
         ({"margins": {"ground-truth/mcc": 0}}, "margins.ground-truth/mcc 0: "),
         ({"margins": {"ground-truth/mcc": float("inf")}}, "margins.ground-truth/mcc inf: "),
         ({"primary": {"l2": []}}, "primary: no arm 'l2': did you mean 'l1'?"),
+        (
+            {"unmatched": {"l2": {"against": "l1", "l0": [8, 4]}}},
+            "unmatched.l2: no arm 'l2': did you mean 'l1'?",
+        ),
+        (
+            {"unmatched": {"l1": {"against": "l2", "l0": [8, 4]}}},
+            "unmatched.l1.against: no arm 'l2': did you mean 'l1'?",
+        ),
+        (
+            {"unmatched": {"l1": {"against": "a", "l0": [8, 4], "seeds": [1, 99]}}},
+            "unmatched.l1.seeds: 99 is not under seeds",
+        ),
         ({"primary": {"l1": []}}, "primary: 'l1' is the reference"),
         (
             {

@@ -13,10 +13,11 @@ from sae_plugins.eval_suites import registry as suites_registry
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method
 from sae_plugins.studies import names
-from sae_plugins.study.cells import Cell, plan
+from sae_plugins.study.cells import Cell
 from sae_plugins.study.execute import check_suites
 from sae_plugins.study.gather import gather
 from sae_plugins.study.metrics import shown
+from sae_plugins.study.plan import plan
 from sae_plugins.study.prospects import prospects
 from sae_plugins.study.spec import Study, load
 
@@ -153,4 +154,6 @@ def test_an_arm_that_gives_a_recipes_plugins_up_says_so(tmp_path: Path) -> None:
         arm.name: arm.flags for arm in gather("hybrid-order", load("hybrid-order"), tmp_path).arms
     }
     assert arms["topk"] == "no --plugin --architecture topk"
-    assert arms["no-reordering"] == "--plugin hybrid-order --without reorder"
+    assert arms["no-reordering"] == (
+        "--lr_decay_fraction 0 --plugin hybrid-order --without reorder"
+    )

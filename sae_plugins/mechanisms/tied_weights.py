@@ -1,0 +1,86 @@
+"""Tied encoder and decoder weights: HybridOrder section 5."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+from sae_plugins.framework.architectures import Architecture
+from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.plugin import Plugin
+
+if TYPE_CHECKING:
+    from sae_plugins.framework.run import Run
+
+
+class TiedWeights(Plugin):
+    """Train one matrix: the encoder is the decoder's transpose, and has the sum of both gradients.
+
+    In the forward pass the encoder reads the decoder itself, so that the sum is there before the
+    gradients are clipped, and counts once. W_enc is a copy of it after each update, and after each
+    change of features. When the matrices part, both go on from where they are, with their moments.
+    """
+
+    name = "tied-weights"
+    before = ("unit-norm-decoder", "importance-lr")  # whose updates are then copied: they unwind
+
+    class Options(Plugin.Options):
+        """How long."""
+
+        until: float = Field(
+            1.0,
+            gt=0,
+            le=1,
+            description="share of the run after which the two matrices are trained apart",
+        )
+
+    options: Options
+
+    @classmethod
+    def unsupported(cls, architecture: Architecture, options: Any) -> str | None:
+        """It needs an encoder of its own."""
+        if architecture.tied:
+            return "their encoder is the decoder's transpose already, by its definition"
+        return None
+
+    @hookimpl
+    def before_forward(self, run: Run) -> None:
+        """Put the decoder in the encoder's place."""
+        if self._ties(run):
+            with torch.enable_grad():
+                vars(run.sae)["W_enc"] = run.sae.W_dec.T
+
+    @hookimpl
+    def after_forward(self, run: Run) -> None:
+        """Give the encoder its place back."""
+        vars(run.sae).pop("W_enc", None)
+
+    @hookimpl
+    def before_update(self, run: Run) -> None:
+        """Have both gradients be the sum; others' losses may have one for the encoder itself."""
+        encoder, decoder = run.sae.W_enc, run.sae.W_dec
+        if self._ties(run) and decoder.grad is not None:
+            if encoder.grad is not None:
+                decoder.grad += encoder.grad.T
+            encoder.grad = torch.empty_like(encoder).copy_(decoder.grad.T)
+
+    @hookimpl
+    def after_update(self, run: Run) -> None:
+        """Copy the decoder."""
+        self._copy(run)
+
+    @hookimpl
+    def features_changed(self, run: Run) -> None:
+        """Copy the decoder, whose merged and new features have other norms than the encoder's."""
+        self._copy(run)
+
+    def _copy(self, run: Run) -> None:
+        if self._ties(run):
+            run.sae.W_enc.data.copy_(run.sae.W_dec.data.T)
+
+    def _ties(self, run: Run) -> bool:
+        last = math.floor(self.options.until * run.total_steps + 1e-9)  # 0.29 of 100 is 29
+        return run.step <= max(1, last)

@@ -1,0 +1,91 @@
+"""At which L0 arms are compared: exactly the wanted one, or between the L0s of their SAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from sae_plugins.framework.calibration import TOLERANCE, Calibration
+from sae_plugins.framework.resolve import UNCALIBRATED
+from sae_plugins.study.words import Table, mean_interval, number
+
+if TYPE_CHECKING:
+    from sae_plugins.study.facts import Facts
+    from sae_plugins.study.findings import Trained
+
+_SHOWN = {"l0": "L0", "explained_variance": "explained variance"}
+"""Held-out metrics that are shown with and without a calibration."""
+_KINDS = {"heldout": "exact", UNCALIBRATED: "its own thresholds"}
+
+
+def in_words(trained: Iterable[Trained]) -> str:
+    """How L0 is made equal between the SAEs of one model, in sentences; empty without any."""
+    there = [one for one in trained if one.l0]
+    exact = _exact(there)
+    if not exact:
+        return (
+            "L0 is interpolated: scores at equal L0 are read between those of SAEs, on straight "
+            "lines over log L0."
+            if there
+            else ""
+        )
+    tokens = min(found.tokens for _, found in exact)
+    worst = max(abs(one.l0 / found.l0 - 1) for one, found in exact if one.l0)
+    text = (
+        f"L0 is exactly equal: the thresholds of each SAE were set on {tokens:,} tokens that it "
+        "was not trained on, such that it has the wanted L0; on the held-out text that scores are "
+        f"computed on, it is within {worst:.2%} of that."
+    )
+    wanted = {found.l0 for _, found in exact}
+    others = dict.fromkeys(one.arm for one in there if one.at not in wanted)
+    if not others:
+        return f"{text} No score is interpolated."
+    return f"{text} It is interpolated for {', '.join(others)}, which have another L0."
+
+
+def _exact(trained: Iterable[Trained]) -> list[tuple[Trained, Calibration]]:
+    """The SAEs that have exactly the wanted L0, with how that was done."""
+    found = [(one, one.calibration) for one in trained if one.l0]
+    return [(one, how) for one, how in found if how is not None and how.is_exact]
+
+
+def warnings(trained: Sequence[Trained]) -> Iterator[str]:
+    """SAEs that have not the wanted L0, and text that is too short to tell."""
+    short: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for one in trained:
+        if one.calibration is not None and one.calibration.shortfall:
+            place = (one.model, one.arm)
+            short.setdefault(place, []).append((one.seed, one.calibration.shortfall))
+    for (model, arm), ((seed, reason), *others) in short.items():
+        more = f" (and {len(others)} more of its SAEs)" if others else ""
+        yield f"{model}, {arm}, seed {seed}{more}: {reason}"
+    for model in dict.fromkeys(one.model for one in trained):
+        exact = _exact(one for one in trained if one.model == model)
+        far = [
+            (abs(one.l0 / found.l0 - 1), one, found)
+            for one, found in exact
+            if one.l0 and abs(one.l0 / found.l0 - 1) > TOLERANCE
+        ]
+        if far:
+            _, one, found = max(far, key=lambda each: each[0])
+            yield (
+                f"{model}: on held-out text, {len(far)} of {len(exact)} SAEs with exact L0s miss "
+                f"them by more than {TOLERANCE:.1%} ({one.arm} has {one.l0:.4g} for {found.l0:g}). "
+                f"The {found.tokens:,} tokens that set thresholds tell the L0 of as many others to "
+                f"{found.spread:.1%}: give more calibrate_tokens, and as many heldout_tokens"
+            )
+
+
+def table(facts: Facts, model: str) -> Table | None:
+    """Held-out scores of SAEs with exact L0s, and with the thresholds of their training."""
+    rows = []
+    for arm in facts.arms:
+        for sparsity, runs in facts.runs.get((model, arm), {}).items():
+            wanted = next((run.calibration.l0 for run in runs if run.calibration), None)
+            if wanted is not None:
+                places = [(model, arm, kind, metric) for metric in _SHOWN for kind in _KINDS]
+                scores = (facts.values.get(place, {}).get(sparsity, {}) for place in places)
+                shown = (mean_interval([*by_seed.values()]) for by_seed in scores)
+                rows.append((arm, number(wanted), sparsity.partition(" ")[0], *shown))
+    heads = (f"{label}, {kind}" for label in _SHOWN.values() for kind in _KINDS.values())
+    return Table(model, ("arm", "wanted L0", "trained with", *heads), rows) if rows else None
