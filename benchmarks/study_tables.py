@@ -13,9 +13,10 @@ from sae_plugins.base.files import write
 from sae_plugins.base.text import arrow
 from sae_plugins.entrypoints.main import main as sae_plugins
 from sae_plugins.study.facts import Facts
+from sae_plugins.study.files import load
 from sae_plugins.study.findings import Findings
 from sae_plugins.study.gather import FINDINGS
-from sae_plugins.study.spec import as_yaml, load
+from sae_plugins.study.spec import as_yaml
 from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.words import MARKS, Table, grid, mean_interval, number
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import Problems, SaePluginsError, begun, prefixed
+from sae_plugins.base.errors import Problems, SaePluginsError, begun, did_you_mean, prefixed
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import StudyProgress
@@ -59,7 +59,7 @@ or `extends: quick`, and then only what is to be otherwise. docs/studies.md expl
 def _list(_: Line, problems: Problems) -> int:
     problems.stop()
     from sae_plugins import studies
-    from sae_plugins.study.spec import load
+    from sae_plugins.study.files import load
 
     print(terminal.table({name: load(name).description for name in studies.names()}))
     return 0
@@ -67,7 +67,8 @@ def _list(_: Line, problems: Problems) -> int:
 
 def _show(line: Line, problems: Problems) -> int:
     problems.stop()
-    from sae_plugins.study.spec import as_yaml, load
+    from sae_plugins.study.files import load
+    from sae_plugins.study.spec import as_yaml
 
     print(as_yaml(load(line.operands[0])), end="")
     return 0
@@ -134,7 +135,15 @@ def _status_of(study: Study, folder: Path, known: StudyPlan, line: Line) -> list
     return found
 
 
+FORMATS = ("pdf", "svg")
+"""Of figures, besides PNG."""
+
+
 def _report(line: Line, problems: Problems) -> int:
+    for kind in line.given.get("formats", ()):
+        if kind not in FORMATS:
+            known = did_you_mean(kind, FORMATS)
+            problems.add(f"--formats {kind}: figures can be {', '.join(FORMATS)}; {known}")
     return int(bool(_reported(line, problems).failures))
 
 
@@ -160,7 +169,7 @@ def _reported(line: Line, problems: Problems) -> Findings:
     with begun():
         try:
             write(folder / FINDINGS, findings.model_dump_json(indent=1) + "\n")
-            page = report.write(findings, folder)
+            page = report.write(findings, folder, tuple(line.given.get("formats", ())))
         except OSError as error:
             raise SaePluginsError(f"{folder}: the report could not be written: {error}") from error
     study_tables.print_verdicts(findings)
@@ -172,7 +181,7 @@ def _reported(line: Line, problems: Problems) -> Findings:
 
 def _given(line: Line, problems: Problems) -> tuple[Study, Path, StudyPlan]:
     """The study, its folder, and the plan as far as it is known."""
-    from sae_plugins.study.spec import read
+    from sae_plugins.study.files import read
 
     study: Study | None = None
     known: StudyPlan | None = None
@@ -211,6 +220,7 @@ _FLAGS = {
             "what this study's folder has)",
         ),
         Flag("underpowered", "bool", "run it even if it can find nothing", False),
+        Flag("formats", "list[str]", "of figures, besides PNG: pdf, svg", []),
     )
 }
 
@@ -248,6 +258,11 @@ COMMAND = Command(
             _status,
             *("output_path", "noise_from"),
         ),
-        _action("report", "write the report of what there is so far", _report, "output_path"),
+        _action(
+            "report",
+            "write the report of what there is so far",
+            _report,
+            *("output_path", "formats"),
+        ),
     ),
 )

@@ -23,7 +23,7 @@ class Architecture:
         counts_dead: its loss depends on how many batches ago features have fired.
         hooked: activations pass `hook_sae_acts_post` while it trains.
         saved: fields that the configuration of an inference SAE must have.
-        calibrated: which L0s thresholds can give a saved SAE, beside that of its training.
+        calibrated: thresholds can give a saved SAE another L0.
     """
 
     coefficient: tuple[str, float] | None = None
@@ -32,7 +32,7 @@ class Architecture:
     counts_dead: bool = False
     hooked: bool = True
     saved: Mapping[str, Any] = field(default_factory=dict)
-    calibrated: Literal["lower", "any"] | None = "any"
+    calibrated: bool = True
 
 
 ARCHITECTURES = {
@@ -40,11 +40,11 @@ ARCHITECTURES = {
     "gated": Architecture(("l1", 0.1)),
     "jumprelu": Architecture(("l0", 0.02)),
     "topk": Architecture(thresholds=False, counts_dead=True, saved={"k": 4}),
-    "abstopk": Architecture(thresholds=False, counts_dead=True, saved={"k": 4}, calibrated=None),
+    "abstopk": Architecture(thresholds=False, counts_dead=True, saved={"k": 4}, calibrated=False),
     "batchtopk": Architecture(shares_k=True, counts_dead=True),
     "matryoshka_batchtopk": Architecture(shares_k=True, counts_dead=True),
     "matching_pursuit": Architecture(
-        thresholds=False, hooked=False, saved={"max_iterations": 5}, calibrated=None
+        thresholds=False, hooked=False, saved={"max_iterations": 5}, calibrated=False
     ),
 }
 

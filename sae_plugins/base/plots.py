@@ -18,9 +18,11 @@ DPI = 120
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG that is either whole or not there."""
+    """Write a file of the kind that its ending says; it is either whole or not there."""
+    kind = path.suffix[1:]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     with whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
+        figure.savefig(partial, format=kind, dpi=DPI, metadata=undated)
 
 
 def style(panel: Axes, grid: Literal["x", "y", "both"]) -> None:

@@ -52,8 +52,7 @@ class Architecture:
         straight_through: activations of 0 have a gradient, too.
         sparse: `use_sparse_activations` makes the activations sparse tensors in training.
         fast: `--fast_step` has a step for it, in `framework.fast.activations`.
-        calibrated: thresholds can give a saved SAE an L0 that is "lower" than that of its training,
-            or "any"; None where no threshold can take the place of its rule.
+        calibrated: thresholds can take the place of a saved SAE's rule, and give it an L0.
     """
 
     name: str
@@ -74,7 +73,7 @@ class Architecture:
     straight_through: bool = False
     sparse: bool = False
     fast: bool = False
-    calibrated: Literal["lower", "any"] | None = None
+    calibrated: bool = False
 
     @property
     def feature_axes(self) -> dict[str, int]:
@@ -109,7 +108,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             sparsity_coefficient="l1",
             weighs_tokens=True,
             fast=True,
-            calibrated="lower",
+            calibrated=True,
         ),
         Architecture(
             "gated",
@@ -119,7 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             log_scales=frozenset({"r_mag"}),
             sparsity_coefficient="l1",
             fast=True,
-            calibrated="any",
+            calibrated=True,
         ),
         Architecture(
             "jumprelu",
@@ -131,7 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             batch_coupled_by={"pre_act_loss_coefficient": _DEAD},
             straight_through=True,
             fast=True,
-            calibrated="any",
+            calibrated=True,
         ),
         Architecture(
             "topk",
@@ -142,7 +141,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             k_per="token",
             rescaled=True,
             fast=True,
-            calibrated="any",
+            calibrated=True,
         ),
         Architecture(
             "abstopk",
@@ -162,7 +161,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             k_per="batch",
             rescaled=True,
             fast=True,
-            calibrated="any",
+            calibrated=True,
         ),
         Architecture(
             "matryoshka_batchtopk",
@@ -174,7 +173,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ordered=True,
             rescaled=True,
             fast=True,
-            calibrated="any",
+            calibrated=True,
         ),
         Architecture(
             "matching_pursuit",

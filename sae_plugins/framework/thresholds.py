@@ -96,7 +96,7 @@ def check_calibration(architecture: Architecture, l0: float | None) -> None:
             f"calibrate_threshold is for {' and '.join(SHARING_A_THRESHOLD)} SAEs, and {name} SAEs "
             "have no threshold that lags: leave it out, or give calibrate_l0"
         )
-    if architecture.calibrated is None:
+    if not architecture.calibrated:
         raise PluginError(
             f"{name} SAEs cannot be calibrated, since no threshold can take the place of their "
             "rule: leave calibrate_l0 out"

@@ -51,8 +51,7 @@ STOCK_SETTINGS = TrainingSettings()
 """What SAELens does by itself: an update per batch, squared error, no decay, clip at norm 1."""
 
 _NEWER = (
-    *("fast_step", "matmul_precision", "weight_decay_form"),
-    *("calibrate_l0", "calibrate_tokens"),
+    *("fast_step", "matmul_precision", "weight_decay_form", "calibrate_l0", "calibrate_tokens"),
 )
 """Settings that checkpoints of earlier versions do not name, which were as in `STOCK_SETTINGS`."""
 _NOT_THE_TRAINING = ("checkpoint_path", "save_final_checkpoint", "logger")

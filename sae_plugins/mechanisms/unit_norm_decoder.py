@@ -45,10 +45,12 @@ def normalise_(rows: Tensor) -> None:
 
 @torch.no_grad()
 def pull_on_lengths(acts: Tensor, coefficient: Tensor | float, p: float = 1.0) -> Tensor:
-    """By how much an L1 loss of activations [B, n] that weighs them by their rows' norms [n] grows.
+    """The derivative of an L1 loss by the norms [n] of decoder rows, where all of these are 1.
 
-    That is its derivative by the norms where all are 1; the coefficient is a number or [B]. With a
-    `p` that is not 1, the loss is the Lp norm of each token's activations.
+    Args:
+        acts: [B, n], which the loss weighs by the norms.
+        coefficient: of the loss, a number or [B].
+        p: of the norm of a token's activations, where that is not L1.
     """
     acts = acts.to(torch.promote_types(acts.dtype, torch.float32))
     per_token = torch.as_tensor(coefficient, dtype=acts.dtype, device=acts.device)
@@ -65,12 +67,14 @@ class UnitNormDecoder(Plugin):
     The gradient is projected before it is clipped, so that the clip counts what turns the rows and
     not what would lengthen them; and neither Adam's moments nor weight decay get any of the latter.
 
-    SAELens' L1 loss weighs activations by the norms of their rows, which are 1. Where the gradient
-    is not projected, that weight has none, so that the loss is the plain L1 norm of papers.
+    SAELens' L1 loss of a standard SAE weighs activations by the norms of their rows, which are 1.
+    Where the gradient is not projected, it has no part of that weight: the loss is the plain L1
+    norm, as papers print it.
     """
 
     name = "unit-norm-decoder"
     claims = ("decoder_norm",)
+    state_version = 2  # until then, gradients were projected after the clip
 
     class Options(Plugin.Options):
         """What is done besides the renormalisation."""

@@ -32,6 +32,8 @@ class Facts:
 
     findings: Findings
     folder: Path
+    formats: tuple[str, ...] = ()
+    """Of figures, besides PNG: "pdf", "svg"."""
     rows: dict[str, traces.Trace] = field(default_factory=dict)
     """Of runs' `metrics.jsonl`, by folder, as far as they were read."""
 

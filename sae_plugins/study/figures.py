@@ -108,9 +108,6 @@ def plotly_json(shown: Panel | Heatmap, looks: Mapping[str, Look]) -> str:
 
     A trace's `meta` is its arm, by which the page shows and hides it; a panel of one arm has none.
     """
-    from plotly.graph_objects import Figure as PlotlyFigure
-    from plotly.io import to_json
-
     if isinstance(shown, Heatmap):
         data, layout = _plotly_heatmap(shown)
     else:
@@ -121,7 +118,16 @@ def plotly_json(shown: Panel | Heatmap, looks: Mapping[str, Look]) -> str:
             "margin": {"l": 62, "r": 12, "t": 12, "b": 46},
             "height": 300,
         }
-    layout |= {
+    return page_json(data, layout)
+
+
+def page_json(data: Sequence[Mapping[str, object]], layout: Mapping[str, object]) -> str:
+    """Traces and a layout as plotly.js reads them, in the look of the page."""
+    from plotly.graph_objects import Figure as PlotlyFigure
+    from plotly.io import to_json
+
+    layout = {
+        **layout,
         "template": "none",
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

@@ -14,8 +14,8 @@ from sae_plugins.base.identity import listed, of_path
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.makers import Finder, Maker, shared_flags
 from sae_plugins.study.pilots import interpolated
-from sae_plugins.study.spec import Arm, Flags, Model, Study, Tune
-from sae_plugins.study.tuning import Tried, Tuned
+from sae_plugins.study.spec import Arm, Flags, Model, Study
+from sae_plugins.study.tuning import Tried, Tune, Tuned
 
 _DIRECT = ("k", "target_l0")
 """Flags that are themselves an L0, in training."""
@@ -197,7 +197,7 @@ class _Adding:
         """
         flag, values = make.sparsity
         row, is_direct = make.architecture, flag in _DIRECT
-        is_set = self.is_exact and row.calibrated is not None
+        is_set = self.is_exact and row.calibrated
         if not flag:
             return [(0.0, target) for target in targets] if is_set else [(0.0, None)]
         if not targets:
@@ -207,8 +207,8 @@ class _Adding:
         if is_direct and row.k_per == "token":
             near = {float(whole) for t in targets for whole in (math.floor(t), math.ceil(t))}
             return [(whole, None) for whole in sorted(near) if whole]  # scores are read between
-        # of an SAE without thresholds, they can only take activations away
-        aims = [_DENSER * t if is_set and row.calibrated == "lower" else t for t in targets]
+        # thresholds had better take activations away, and of an L1 SAE they can do nothing else
+        aims = [_DENSER * t if is_set and not is_direct else t for t in targets]
         found = self._read_off(make, aims if is_direct else values, aims, proportional=is_direct)
         if found is None:
             return None

@@ -51,14 +51,20 @@ _KINDS: Mapping[Kind, str] = {
 }
 
 
-def write(findings: Findings, folder: Path) -> Path:
-    """Write the report of a study into its folder, in place of an earlier one; the HTML page."""
+def write(findings: Findings, folder: Path, formats: tuple[str, ...] = ()) -> Path:
+    """Write the report of a study into its folder, in place of an earlier one; the HTML page.
+
+    Args:
+        findings: what it says.
+        folder: the study's.
+        formats: of figures, besides PNG: "pdf", "svg".
+    """
     from plotly.offline import get_plotlyjs
 
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     for name, text in _tables(findings):
         write_file(folder / name, text)
-    facts = Facts(findings, folder)
+    facts = Facts(findings, folder, formats)
     write_file(folder / LATEX, latex.verdicts(facts))
     view = {**_view(facts), "plotlyjs": Markup(get_plotlyjs())}
     # Markdown first: whoever sees a new page finds everything else new, too
@@ -103,6 +109,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "answers": answers(facts),
         "verdicts": [_verdicts(facts, model) for model in models],
         "numbers": [_numbers(facts, model) for model in models],
+        "forests": [s for model in models if (s := sections.forests(facts, model)).pictures],
         "frontiers": [sections.frontiers(facts, model) for model in models],
         "items": sections.items(facts),
         "rates": [s for model in models if (s := sections.learning_rates(facts, model)).pictures],

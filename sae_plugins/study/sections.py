@@ -1,4 +1,4 @@
-"""The sections of a study's report that have pictures, drawn for the page and saved as PNG."""
+"""The sections of a study's report that have pictures, drawn for the page and saved as files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sae_plugins.study import figures, traces
 from sae_plugins.study.facts import Facts, mean_l0
 from sae_plugins.study.figures import Heatmap, Line, Panel
 from sae_plugins.study.findings import ReportedMetric
+from sae_plugins.study.forest import Forest, draw, forest, plotly
 from sae_plugins.study.statistics import frontier, within_seed_interval
 from sae_plugins.study.words import Table, number, span
 
@@ -59,6 +60,25 @@ class Section:
     """The PNG's path, relative to the report; empty if there is none."""
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+
+
+def forests(facts: Facts, model: str) -> Section:
+    """Each arm's difference from the reference, a metric a picture."""
+    found: list[tuple[ReportedMetric, Forest]] = []
+    for metric in facts.compared(model):
+        places = {arm: (model, arm, metric.suite, metric.name) for arm in facts.arms}
+        rows = [(a, facts.comparisons[p]) for a, p in places.items() if p in facts.comparisons]
+        shown = forest(f"{facts.label(model, metric)} {arrow(metric.better)}".strip(), rows)
+        if shown.rows:
+            found.append((metric, shown))
+    if not found:
+        return Section(model)
+    pictures = [
+        Picture(shown.title, metric.meaning, Markup(figures.page_json(*plotly(shown))), 0)
+        for metric, shown in found
+    ]
+    image = _save(facts, f"verdicts_{model}", draw([shown for _, shown in found]))
+    return Section(model, pictures, image=image)
 
 
 def frontiers(facts: Facts, model: str) -> Section:
@@ -279,9 +299,10 @@ def _image(facts: Facts, name: str, panels: Sequence[Panel], *, all_arms: bool =
 
 
 def _save(facts: Facts, name: str, figure: Figure) -> str:
-    path = f"{FIGURES}/{re.sub(r'[^A-Za-z0-9.+-]+', '_', name)}.png"
-    save(figure, facts.folder / path)
-    return path
+    stem = f"{FIGURES}/{re.sub(r'[^A-Za-z0-9.+-]+', '_', name)}"
+    for kind in ("png", *facts.formats):
+        save(figure, facts.folder / f"{stem}.{kind}")
+    return f"{stem}.png"
 
 
 def _absent(what: str, arms: Iterable[str]) -> list[str]:

@@ -8,9 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from statistics import fmean
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, field_validator
+
+
+class Tune(BaseModel, extra="forbid", frozen=True):
+    """Settings that each arm gets at its best, by pilots."""
+
+    lr: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        min_length=2, description="learning rates to try"
+    )
+    seeds: int = Field(2, ge=1, description="how many pilots try each, with seeds of their own")
+
+    @field_validator("lr")
+    @classmethod
+    def _ascending(cls, rates: list[float]) -> list[float]:
+        if len(set(rates)) < len(rates):
+            raise ValueError("learning rates to try must be different from each other")
+        return sorted(rates)
 
 
 class Tried(BaseModel, extra="forbid"):

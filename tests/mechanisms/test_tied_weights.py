@@ -23,10 +23,8 @@ from sae_plugins.testing import (
 
 
 class TestContract(PluginContract):
-    plugin = TiedWeights
+    """One matrix at first, and then two."""
 
-
-class TestUntilHalfOfTheRun(PluginContract):
     plugin = TiedWeights
     options = {"until": 0.5}
 

@@ -11,7 +11,12 @@ from torch import Tensor
 from sae_plugins import hookimpl, plugins
 from sae_plugins.base.errors import PluginError
 from sae_plugins.framework.plugin import Plugin
-from sae_plugins.mechanisms.unit_norm_decoder import UnitNormDecoder, normalise_, remove_parallel_
+from sae_plugins.mechanisms.unit_norm_decoder import (
+    UnitNormDecoder,
+    normalise_,
+    pull_on_lengths,
+    remove_parallel_,
+)
 from sae_plugins.testing import (
     CASES,
     PluginContract,
@@ -196,3 +201,24 @@ def test_claims_the_decoders_norm() -> None:
 
     with pytest.raises(PluginError, match="'unit-norm-decoder' and 'rival' both claim"):
         train(UnitNormDecoder, Rival)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 0.5])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_the_pull_on_lengths_is_the_derivative_of_the_loss(p: float, per_token: bool) -> None:
+    acts = torch.rand(5, 3, dtype=F64) + 0.1
+    coefficient = torch.rand(5, dtype=F64) if per_token else 0.1
+    lengths = torch.ones(3, dtype=F64, requires_grad=True)
+    loss = (coefficient * (acts * lengths).norm(p=p, dim=-1)).mean()  # as SAELens has it
+    (expected,) = torch.autograd.grad(loss, lengths)
+    torch.testing.assert_close(pull_on_lengths(acts, coefficient, p), expected)
+
+
+def test_the_plain_l1_adds_nothing_to_the_loss() -> None:
+    batches = tiny_batches(dtype=F64)
+    for options, term in ((RENORMALISED, {"unit-norm-decoder/plain_l1"}), ({}, set())):
+        with plugins("unit-norm-decoder", options=options):
+            trainer = tiny_trainer(tiny_sae("standard", dtype=F64), batches)
+        for losses in advance(trainer, batches):
+            assert losses.keys() - {"loss", "mse_loss", "l1_loss"} == term
+            assert losses.get("unit-norm-decoder/plain_l1", 0) == pytest.approx(0, abs=1e-15)

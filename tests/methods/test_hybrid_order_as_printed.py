@@ -35,6 +35,7 @@ def hybrid_order(
     adaptive_l1: str | None = "token",
     reorders: bool = True,
     moves_moments: bool = True,
+    tied: float = 0.0,
 ) -> tuple[Weights, int]:
     """The weights after a step on each batch, and how often features were reordered."""
     w = first_weights()  # section 5: tied encoder and decoder weights, where they begin
@@ -48,7 +49,9 @@ def hybrid_order(
         average = norm.mean() if average is None else 0.99 * average + 0.01 * norm.mean()
         ratio = {"token": norm, "batch": norm.mean(), None: average}[adaptive_l1] / average
         lambda_t = LAMBDA_0 * ratio  # 4.2: lambda_t = lambda_0 ||x|| / MA(||x||), beta 0.99
-        f = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])  # Eq. 3
+        is_tied = t <= tied * len(data)  # 5: "tied encoder-decoder weights": one matrix
+        encoder = w["W_dec"].T if is_tied else w["W_enc"]
+        f = torch.relu((x - w["b_dec"]) @ encoder + w["b_enc"])  # Eq. 3
         x_hat = f @ w["W_dec"] + w["b_dec"]  # Eq. 4
         error = (x - x_hat).square().sum(dim=1)
         loss = (error + lambda_t * f.abs().sum(dim=1)).mean()  # Eq. 2
@@ -58,6 +61,8 @@ def hybrid_order(
             is_cosine = decay == "cosine"
             shape = cosine(t, WARM_UP, len(data)) if is_cosine else linear_warm_up(t, WARM_UP)
             update(w, adam, RATE * shape, project=True)  # 4.2: constrained Adam; 5: clip at 1.0
+            if is_tied:
+                copy_decoder(w, adam)
         count = (f > 0).sum(dim=0).double()  # 4.1: c_i, with epsilon 0
         key = 0.99 * key + 0.01 * count / len(x)
         if t >= START:  # 5: reordering starts after step 2000
@@ -73,6 +78,13 @@ def hybrid_order(
             key, due, reordered = key[pi], False, reordered + 1
             counts = deque((c[pi] for c in counts), maxlen=WINDOW)
     return w, reordered
+
+
+def copy_decoder(w: Weights, adam: torch.optim.Adam) -> None:
+    """What the encoder goes on from, when it is a matrix of its own."""
+    w["W_enc"].data = w["W_dec"].data.T.clone()
+    of_decoder = adam.state[w["W_dec"]].items()
+    adam.state[w["W_enc"]] = {name: v.T.clone() if v.ndim else v.clone() for name, v in of_decoder}
 
 
 def permute(w: Weights, adam: torch.optim.Adam | None, pi: Tensor) -> None:
@@ -94,16 +106,22 @@ READINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "without cosine": ({"decay": "none"}, {"lr_scheduler_name": "constant"}),
     "lambda of the batch": ({"adaptive_l1": "batch"}, {"input-norm-l1": {"per": "batch"}}),
     "constant lambda": ({"adaptive_l1": None}, {"without": ("input-norm-l1",)}),
+    "tied weights": ({"tied": 1.0}, {"extra": ("tied-weights",)}),
+    "tied weights until half of the run": (
+        {"tied": 0.5}, {"extra": ("tied-weights",), "tied-weights": {"until": 0.5}},
+    ),
     "no reordering": ({"reorders": False}, {"without": ("reorder",)}),
     "moments left behind": ({"moves_moments": False}, {"reorder": {"move_moments": False}}),
-}
+}  # fmt: skip
 
 
 def compare(reading: str, steps: int) -> None:
     loop, given = READINGS[reading]
     data, settings = batches(steps), dict(given)
     options = {"reorder": REORDER | settings.pop("reorder", {})}
-    options |= {name: settings.pop(name) for name in ("input-norm-l1",) if name in settings}
+    options |= {
+        name: settings.pop(name) for name in ("input-norm-l1", "tied-weights") if name in settings
+    }
     left_out = settings.get("without", ())
     options = {name: chosen for name, chosen in options.items() if name not in left_out}
     trainer = trained("hybrid-order", data, options=options, warm_up=WARM_UP, **settings)

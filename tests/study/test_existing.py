@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.study.files import load
 from sae_plugins.study.plan import plan
 from sae_plugins.study.prospects import prospects
-from sae_plugins.study.spec import Study, load
+from sae_plugins.study.spec import Study
 
 TOY = {
     "train": {"model_name": "synthetic:toy", "training_tokens": 9600},

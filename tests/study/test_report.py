@@ -318,9 +318,19 @@ def test_every_kind_of_figure_is_there(made):
     _, folder, _ = made
     names = {path.stem for path in (folder / "figures").glob("*.png")}
     assert names == {
-        "frontiers_world", "curves_world", "order_world", "redundancy_world",
+        "verdicts_world", "frontiers_world", "curves_world", "order_world", "redundancy_world",
         "items_world_absorption", "items_world_scr", "items_world_sparse-probing",
     }  # fmt: skip
+
+
+def test_figures_come_in_other_formats_on_demand(judged, tmp_path):
+    found, *_ = judged
+    write(found, tmp_path, ("pdf", "svg"))
+    figures = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    stems = {name.partition(".")[0] for name in figures}
+    assert set(figures) == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "svg")}
+    assert figures["verdicts_world.pdf"].startswith(b"%PDF")
+    assert b"<svg" in figures["verdicts_world.svg"]
 
 
 def test_csv_files_say_what_the_findings_say(made):

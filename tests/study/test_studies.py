@@ -15,11 +15,12 @@ from sae_plugins.framework.plugin import Method
 from sae_plugins.studies import names
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.execute import check_suites
+from sae_plugins.study.files import load
 from sae_plugins.study.gather import gather
 from sae_plugins.study.metrics import shown
 from sae_plugins.study.plan import plan
 from sae_plugins.study.prospects import prospects
-from sae_plugins.study.spec import Study, load
+from sae_plugins.study.spec import Study
 
 PAPERS = ("adaptive-orthogonality", "adaptive-threshold", "hierarchical", "hybrid-order")
 DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
