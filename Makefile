@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test combinations slow faults smollm2 bos browser lint format types docs world bench speed lock clean
+.PHONY: help env demo test combinations slow faults smollm2 bos browser lint format types docs world bench speed tables lock clean
 
 help: ## this page
 	@echo 'sae-plugins: start with `make env`, then `make demo`.'
@@ -92,6 +92,11 @@ bench: env ## time plugins against plain SAELens, checkpoints against safetensor
 speed: export OMP_NUM_THREADS ?= 1
 speed: env ## time the fast step beside other libraries' for docs/speed.md: ten minutes of an idle core
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python docs/generate.py
+
+tables: export OMP_NUM_THREADS ?= 1
+tables: env ## run the studies of synthetic models with ten seeds for docs/studies.md: hours
+	$(BIN)/python benchmarks/study_tables.py
 	$(BIN)/python docs/generate.py
 
 # Neither index nor host is written down: whoever installs uses the registry of their own settings.

@@ -374,6 +374,12 @@ def contract_tests(_: str) -> Iterator[str]:
                 yield ""
 
 
+def study_tables(name: str) -> Iterator[str]:
+    """What `benchmarks/study_tables.py` has measured of a study."""
+    file = BENCHMARKS.parent / "results" / f"{name}.md"
+    yield file.read_text("utf-8") if file.is_file() else "To be measured: `make tables`."
+
+
 PARTS = {
     "attributes": class_attributes,
     "commands": command_reference,
@@ -394,6 +400,8 @@ PARTS = {
     "settings": settings,
     "options": options,
     "tables": tables,
+    "toy": lambda _: study_tables("toy"),
+    "toy_norm": lambda _: study_tables("toy-norm"),
     "composition": composition,
 }
 

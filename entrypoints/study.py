@@ -59,7 +59,7 @@ or `extends: quick`, and then only what is to be otherwise. docs/studies.md expl
 def _list(_: Line, problems: Problems) -> int:
     problems.stop()
     from sae_plugins import studies
-    from sae_plugins.study.spec import load
+    from sae_plugins.study.files import load
 
     print(terminal.table({name: load(name).description for name in studies.names()}))
     return 0
@@ -67,7 +67,8 @@ def _list(_: Line, problems: Problems) -> int:
 
 def _show(line: Line, problems: Problems) -> int:
     problems.stop()
-    from sae_plugins.study.spec import as_yaml, load
+    from sae_plugins.study.files import load
+    from sae_plugins.study.spec import as_yaml
 
     print(as_yaml(load(line.operands[0])), end="")
     return 0
@@ -82,7 +83,8 @@ def _run(line: Line, problems: Problems) -> int:
     from sae_plugins.study.prospects import refuse_hopeless
 
     found = _status_of(study, folder, known, line)
-    to_train = any(cell.summary(folder) is None for cell in (*known.pilots, *known.cells))
+    trained = [cell for cell in (*known.pilots, *known.cells) if not cell.source]
+    to_train = any(cell.summary(folder) is None for cell in trained)
     if to_train and not line.given.get("underpowered"):
         refuse_hopeless(found, len(study.seeds))
     started = time.perf_counter()
@@ -179,7 +181,7 @@ def _reported(line: Line, problems: Problems) -> Findings:
 
 def _given(line: Line, problems: Problems) -> tuple[Study, Path, StudyPlan]:
     """The study, its folder, and the plan as far as it is known."""
-    from sae_plugins.study.spec import read
+    from sae_plugins.study.files import read
 
     study: Study | None = None
     known: StudyPlan | None = None

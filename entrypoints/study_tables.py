@@ -28,13 +28,15 @@ def print_plan(study: Study, known: StudyPlan, folder: Path) -> None:
 
     cells = [*known.pilots, *known.cells]
     failures = {cell: reason for cell in cells if (reason := failure(cell, folder))}
-    numbers = ("SAEs", "trained", "failed")
+    numbers = ("SAEs", "there", "failed")
     table = _table(str(folder), "model", "arm", "sparsities", *numbers, right=numbers)
     for (model, arm), members in grouped(cells, lambda cell: (cell.model, cell.arm)).items():
         trained = sum(cell.summary(folder) is not None for cell in members)
         failed = sum(cell in failures for cell in members)
-        values = dict.fromkeys(cell.sparsity for cell in members if not cell.pilot)
+        values = dict.fromkeys(cell.sparsity or "as it is" for cell in members if not cell.pilot)
         shown = ", ".join(values) or "found by pilots"
+        if any(cell.source for cell in members):
+            shown = f"{shown} (not trained here)"
         reference = " (reference)" if arm == study.reference else ""
         pilots = sum(cell.pilot for cell in members)
         counts = {"": len(members) - pilots, " pilots": pilots}
@@ -67,14 +69,15 @@ def print_stale(known: StudyPlan, folder: Path) -> None:
 
 def print_prospects(found: Sequence[Prospect], seeds: int) -> None:
     """What differences a study can find, by metric."""
-    for family, one in {one.family: one for one in found}.items():
+    for family in dict.fromkeys(one.family for one in found):
+        one = min((x for x in found if x.family == family), key=lambda x: x.effect)
         tests = f"{'' if family == 'all' else f'{family}: '}{one.comparisons} comparison"
         print(
             f"{tests}{'s' if one.comparisons > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}: "
             + (
                 f"a difference of {one.effect:.3g} SD of the seeds' noise is found with 80% power"
                 if math.isfinite(one.effect)
-                else "one seed gives no verdict"
+                else "too few for a verdict"
             )
         )
     known = any(one.noise is not None for one in found)
@@ -94,6 +97,8 @@ def _prospect(one: Prospect) -> Sequence[str]:
     metric = f"{one.metric.suite}/{one.metric.name}"
     family = "" if one.family == "all" else f" ({one.family})"
     detects = f"{one.effect:.3g} SD" if one.detectable is None else number(one.detectable)
+    if math.isinf(one.effect):
+        detects = "nothing"
     needed = "unknown" if one.noise is None or one.metric.margin is None else one.seeds or "> 100"
     return (
         one.model,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -134,6 +134,10 @@ class Suite(ABC):
             for row in self.metrics
             for number in (numbers if "{k}" in row.name else ("",))
         ]
+
+    def undefined_on(self, model_name: str) -> Collection[str]:
+        """The metrics that mean nothing on a model, which results of its SAEs therefore lack."""
+        return ()
 
     def refusal(self, subject: Subject) -> str | None:
         """Why this suite does not apply to an SAE, or None if it does."""

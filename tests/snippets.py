@@ -21,7 +21,7 @@ from sae_plugins.entrypoints.main import found, main
 from sae_plugins.framework import registry
 from sae_plugins.settings.command_line import parse
 from sae_plugins.settings.settle import settle
-from sae_plugins.study import spec as studies
+from sae_plugins.study import files as studies
 
 ROOT = Path(__file__).parents[1]
 DOCS, README = ROOT / "docs", ROOT / "README.md"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.evaluation.sources import check_source
 from sae_plugins.eval_suites.inputs.saelens import from_folder, from_hub
 from sae_plugins.eval_suites.inputs.subjects import Subject, subject_of
 from sae_plugins.eval_suites.saebench.dictionary_learning import FILES, load_dictionary_learning
@@ -42,16 +42,3 @@ def load_subject(source: str, device: str = "cpu") -> Subject:
             name = source
             sae, facts = from_hub(source, device)
     return subject_of(name, source, sae, facts)
-
-
-def check_source(source: str) -> None:
-    """Refuse what is neither a folder nor the name of an SAE elsewhere.
-
-    Raises:
-        SuiteError: it is a file, or nothing at all.
-    """
-    path = Path(source)
-    if path.is_file():
-        raise SuiteError(f"{source} is a file; name the folder {path.parent}")
-    if not path.is_dir() and ":" not in source:
-        raise SuiteError(f"{source} is no folder; name one, or give RELEASE:SAE_ID")

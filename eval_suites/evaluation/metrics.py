@@ -8,7 +8,7 @@ from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.suite import SCORE, SHARE
 from sae_plugins.eval_suites.suite import Metric as SuiteMetric
 
-HELDOUT, TRAINING = "heldout", "training"
+HELDOUT, TRAINING, SEEDS = "heldout", "training", "seeds"
 
 
 OF_THE_RUN = (
@@ -26,6 +26,14 @@ OF_THE_RUN = (
     SuiteMetric("tokens", "held-out tokens", "how many the numbers are of", "neither"),
 )  # fmt: skip
 """What every run says of itself, from text that it was not trained on."""
+OF_SEEDS = (
+    SuiteMetric(
+        "stability", "stability",
+        "share of features whose decoder row has a cosine above 0.7 with one of another seed's "
+        "SAE, mean over the other seeds", "higher", True, bounds=SHARE, margin=0.05,
+    ),
+)  # fmt: skip
+"""What a study says of the SAEs of several seeds together."""
 
 
 UNRELIABLE = {
@@ -36,7 +44,8 @@ UNRELIABLE = {
 
 
 def _rows(suite: str) -> tuple[SuiteMetric, ...]:
-    return OF_THE_RUN if suite == HELDOUT else registry.load(suite).metrics
+    ours = {HELDOUT: OF_THE_RUN, SEEDS: OF_SEEDS}
+    return ours[suite] if suite in ours else registry.load(suite).metrics
 
 
 def described(suite: str, name: str) -> SuiteMetric | None:

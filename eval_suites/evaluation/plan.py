@@ -121,7 +121,8 @@ def plan(
         SaePluginsError: names all sources that are neither folders nor names of SAEs elsewhere.
     """
     from sae_plugins.base.fingerprints import fingerprint
-    from sae_plugins.eval_suites.evaluation.loading import check_source, load_subject
+    from sae_plugins.eval_suites.evaluation.loading import load_subject
+    from sae_plugins.eval_suites.evaluation.sources import check_source
 
     problems = Problems()
     for source in sources:

@@ -99,7 +99,7 @@ def heldout_metrics(
 @contextmanager
 def _heads_concatenated(sae: SAE[Any]) -> Iterator[None]:
     """As in training, the store gives heads already concatenated."""
-    if not sae.hook_z_reshaping_mode:
+    if not getattr(sae, "hook_z_reshaping_mode", False):  # others' SAEs have no such mode
         yield
         return
     sae.turn_off_forward_pass_hook_z_reshaping()  # type: ignore[no-untyped-call]

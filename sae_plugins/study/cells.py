@@ -14,10 +14,11 @@ from typing import Any, Literal, TypeVar
 from sae_plugins.base.files import versions
 from sae_plugins.base.identity import Compared, Fact
 from sae_plugins.base.secrets import redacted
-from sae_plugins.runs.folder import RECIPE, SUMMARY
+from sae_plugins.runs.folder import ORIGIN, RECIPE, SUMMARY
 from sae_plugins.runs.summary import TUNING
 from sae_plugins.settings.settings import Settings
 from sae_plugins.study import origin
+from sae_plugins.study.existing import ExistingSAE
 
 Purpose = Literal["", "pilot", "tuning"]
 K = TypeVar("K", bound=Hashable)
@@ -49,6 +50,8 @@ class Cell:
         place: the name of the folder where it was found; None for that of its key.
         compared: where it was found, what could not be compared; else, what has changed since the
             SAE in its stead.
+        existing: the SAE that exists already, so that none is trained; the folder then has what
+            was found out about it.
     """
 
     model: str
@@ -61,6 +64,12 @@ class Cell:
     made_from: Mapping[str, Fact | None] = field(default_factory=dict)
     place: str | None = None
     compared: Compared = field(default_factory=lambda: Compared([]))
+    existing: ExistingSAE | None = None
+
+    @property
+    def source(self) -> str | None:
+        """Where an SAE lies that exists already."""
+        return None if self.existing is None else self.existing.source
 
     @property
     def pilot(self) -> bool:
@@ -84,6 +93,7 @@ class Cell:
     def facts(self) -> dict[str, Any]:
         """All that the SAE depends on."""
         settings, found = redacted(self.settings.as_recipe({})), versions(_KEYED_VERSIONS)
+        settings |= {"sae": self.existing.sae} if self.existing else {}
         return origin.facts(settings, self.untrained, found, self.made_from)
 
     @cached_property
@@ -103,19 +113,22 @@ class Cell:
 
     def found_in(self, study_folder: Path) -> Cell:
         """The cell, with the place of an SAE in the folder that was made from the same."""
-        if (study_folder / self.folder / RECIPE).is_file():
+        if self._is_whole(study_folder):
             return self
         place, compared = origin.find(study_folder / self.folder.with_name(self._stem), self.facts)
         return replace(self, place=place.name if place else None, compared=compared)
 
     def summary(self, study_folder: Path) -> dict[str, Any] | None:
-        """What the run says of itself; None if the SAE is not trained yet."""
+        """What the run says of itself; None if the SAE is not trained, or scored, yet."""
         folder = study_folder / self.folder
         try:
             summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return summary if (folder / RECIPE).is_file() else None
+        return summary if self._is_whole(study_folder) else None
+
+    def _is_whole(self, study_folder: Path) -> bool:
+        return (study_folder / self.folder / (ORIGIN if self.existing else RECIPE)).is_file()
 
 
 def tokens_after(settings: Settings) -> int:

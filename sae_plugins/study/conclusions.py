@@ -22,6 +22,7 @@ _ALL_ALIKE: dict[Verdict, str] = {
     "no verdict": "No verdict",
 }
 """What is said of arms that have the same verdict on all metrics."""
+_ONE_SEED = "One seed, which gives no verdict (in brackets are its scores)"
 
 _Found = list[tuple[ReportedMetric, Comparison]]
 
@@ -72,19 +73,25 @@ def summary(facts: Facts, model: str, arm: str) -> str:
 
 
 def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer:
-    said, alike = [], dict[Verdict, list[str]]()
+    said, alike, alone = [], dict[Verdict, list[str]](), list[str]()
     everything: _Found = []
     for arm in sorted(facts.arms.values(), key=lambda arm: get_args(Kind).index(arm.kind)):
         found = _found(facts, model, arm.name, family)
         everything += found
         verdicts = {comparison.verdict for _, comparison in found}
-        if len(verdicts) == 1 and not verdicts & {*DECIDED}:
+        if verdicts == {"no verdict"} and (scores := _alone(facts, model, arm.name)):
+            alone.append(f"{arm.name} ({scores})")
+        elif len(verdicts) == 1 and not verdicts & {*DECIDED}:
             (verdict,) = verdicts
             measured = _measured(facts, model, *found[0]) if verdict == "underpowered" else ""
             alike.setdefault(verdict, []).append(arm.name + (f" ({measured})" if measured else ""))
         elif verdicts:
             said.append((arm, _parts(facts, model, found)))
-        elif family == "all" and arm.name != facts.reference:
+        elif (
+            family == "all"
+            and arm.name != facts.reference
+            and facts.existing.get((model, arm.name), True)
+        ):
             alike.setdefault("no verdict", []).append(arm.name)
     name = {"all": "", "primary": "primary comparisons", "exploratory": "exploratory comparisons"}
     trained = facts.findings.trained
@@ -102,7 +109,8 @@ def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer
             f"{text.format(reference=facts.reference)}: {', '.join(alike[verdict])}."
             for verdict, text in _ALL_ALIKE.items()
             if verdict in alike
-        ],
+        ]
+        + ([f"{_ONE_SEED}: {', '.join(alone)}."] if alone else []),
         judged=any(comparison.verdict != "no verdict" for _, comparison in everything),
     )
 
@@ -128,9 +136,27 @@ def _parts(facts: Facts, model: str, found: _Found) -> str:
     return "; ".join(parts)
 
 
+def _alone(facts: Facts, model: str, arm: str) -> str:
+    """The scores of an arm that has one seed, at its middle sparsity; empty for other arms."""
+    runs = facts.at_middle(model, arm)
+    if len(runs) != 1 or len({r.seed for x in facts.runs[model, arm].values() for r in x}) > 1:
+        return ""
+    (run,) = runs
+    values = {
+        facts.label(model, m): facts.values.get((model, arm, m.suite, m.name), {})
+        for m in facts.compared(model)
+    }
+    scores = [
+        f"{label} {number(found[run.sparsity][run.seed])}"
+        for label, found in values.items()
+        if run.seed in found.get(run.sparsity, {})
+    ]
+    return f"at an L0 of {number(run.l0)}: {', '.join(scores)}"
+
+
 def _measured(facts: Facts, model: str, metric: ReportedMetric, found: Comparison) -> str:
     label = facts.label(model, metric) + (" †" if metric.unreliable else "")
-    if found.difference is None or found.verdict == "no verdict":
+    if found.difference is None:
         return label
     small = ", less than matters" if found.verdict in DECIDED and found.negligible else ""
     return f"{label} {number(found.difference, '+')}{small}"

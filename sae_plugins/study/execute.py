@@ -14,23 +14,29 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
-from sae_plugins.runs.folder import RECIPE, remove_run
-from sae_plugins.study import commits, naming
+from sae_plugins.eval_suites.evaluation.sources import check_source
+from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
+from sae_plugins.study import commits, naming, scored
 from sae_plugins.study.cells import SAES, Cell, grouped
+from sae_plugins.study.makers import shared_flags
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.plan import StudyPlan, plan
 from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
 from sae_plugins.study.spec import Study, as_yaml
+from sae_plugins.world import NAME as WORLD
+
+if TYPE_CHECKING:
+    from sae_plugins.runs.setup import Setup
 
 STUDY = "as_run.yaml"
 EVALUATIONS = "evaluations"
@@ -64,6 +70,10 @@ def plan_of(study: Study, folder: Path) -> StudyPlan:
             lambda cell: cell.found_in(folder),
             lambda model, flags: commits.known(folder, model, flags),
         )
+    for cell in known.cells:
+        if cell.source and cell.summary(folder) is None:
+            with problems, prefixed(f"arms.{cell.arm}.saes"):
+                check_source(cell.source)
     problems.stop()
     return known
 
@@ -94,6 +104,7 @@ def run(
         write(folder / STUDY, as_yaml(study))  # as it was run last
         commits.look_up(study, folder)
         known = plan_of(study, folder)
+        scored.check([cell for cell in known.cells if cell.source], folder)
         if cache is not None:
             progress.say(_planned(study, known, folder, jobs, cache))
         for cell in known.pilots:  # what has failed is tried again, once
@@ -161,6 +172,13 @@ def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
         return suite, suite.settings(spec.preset, spec.suites[name])
 
 
+def undefined(study: Study, model: str, name: str) -> Collection[str]:
+    """The metrics of a suite that mean nothing on a model of a study."""
+    on = shared_flags(model, study.models[model]).get("model_name") or WORLD
+    found: Collection[str] = suite_of(study, model, name)[0].undefined_on(on)
+    return found
+
+
 def _locked(folder: Path) -> ExitStack:
     busy = f"{folder}: this study is being run already; wait, or choose another --output_path"
     try:
@@ -212,18 +230,27 @@ def work(task: Pass, progress: Progress) -> None:
         if (cell.model, cell.seed) == (task.model, task.seed)
         and (not task.pilots or cell.folder.name in task.pilots)
     ]
-    missing = [cell for cell in cells if cell.summary(task.folder) is None]
-    progress.advance(len(cells) - len(missing))
-    _train(missing, task, progress)
+    missing = [cell for cell in cells if not cell.source and cell.summary(task.folder) is None]
+    existing = [cell for cell in cells if cell.source]
+    progress.advance(len(cells) - len(missing) - len(existing))
+    shared = _train(missing, task, progress)
+    done = scored.score(existing, task, progress, shared)
+    for cell, error in done.items():
+        _note(cell, task.folder, error)
     if not task.pilots:
-        trained = [cell for cell in cells if cell.summary(task.folder) is not None]
+        there = [cell for cell in cells if done.get(cell) is None]
+        trained = [cell for cell in there if cell.summary(task.folder) is not None]
         skipped = len(cells) - len(trained)
         progress.advance(skipped * len(study.models[task.model].suites))
         _evaluate(study, trained, task, progress)
 
 
-def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
-    """In lockstep, as many as see the same batches; a failure is written beside its folder."""
+def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | None:
+    """In lockstep, as many as see the same batches; a failure is written beside its folder.
+
+    Returns:
+        A setup of theirs, if there is one.
+    """
     from sae_plugins.runs.load import load_setup
     from sae_plugins.runs.lockstep import (
         SHARE_OF_MEMORY,
@@ -232,7 +259,6 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         train,
         without_frames,
     )
-    from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.run_yaml import recipe_of
 
     shared: Setup | None = None
@@ -267,7 +293,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         cells_of = {arm.name: cell for cell, arm in arms.items()}
 
         def succeeded(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
-            _failed(cells_of[arm.name], task.folder).unlink(missing_ok=True)
+            _note(cells_of[arm.name], task.folder, None)
 
         try:
             steps = _steps(len(arms), progress)
@@ -278,7 +304,8 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
         progress.advance(len(failures))
         failures |= {cell: failed[arm.name] for cell, arm in arms.items() if arm.name in failed}
         for cell, reason in failures.items():
-            write(_failed(cell, task.folder), f"{reason_of(reason)}\n")
+            _note(cell, task.folder, reason)
+    return shared
 
 
 def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
@@ -312,10 +339,22 @@ def _failed(cell: Cell, folder: Path) -> Path:
     return path.with_name(path.name + FAILED)
 
 
+def _note(cell: Cell, folder: Path, error: Exception | None) -> None:
+    """Write why a cell has failed beside its folder; nothing is left there if it has not."""
+    if error is None:
+        _failed(cell, folder).unlink(missing_ok=True)
+    else:
+        _failed(cell, folder).parent.mkdir(parents=True, exist_ok=True)
+        write(_failed(cell, folder), f"{reason_of(error)}\n")
+
+
 def failure(cell: Cell, folder: Path) -> str | None:
     """Why a cell's SAE is not there, if training it was tried."""
-    if cell.summary(folder) is not None:
-        return None
+    return None if cell.summary(folder) is not None else failed_since(cell, folder)
+
+
+def failed_since(cell: Cell, folder: Path) -> str | None:
+    """Why a cell's SAE could not be had the last time, whether or not it is there from before."""
     try:
         return _failed(cell, folder).read_text("utf-8").strip()
     except OSError:
@@ -340,8 +379,9 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progres
     name = f"{task.model}, seed {task.seed}"
     progress.stage(f"{name}: evaluating {len(cells)} SAEs")
     folder = evaluations(task.folder, task.model, task.seed)
+    sources = {cell.folder.name: cell.source or str(task.folder / cell.folder) for cell in cells}
     request = Request(
-        sources=[str(task.folder / cell.folder) for cell in cells],
+        sources=[*sources.values()],
         suites={suite: suite_of(study, task.model, suite) for suite in model.suites},
         seeds=[model.evaluation_seed],
         preset=model.preset,
@@ -351,12 +391,23 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progres
         device=cells[0].settings.for_saelens().device,
     )
     evaluation = Evaluation(request)
-    hashes = {Path(source).name: sha for source, sha in evaluation.hashes.items()}
+    loaded = evaluation.hashes
+    found = {name: loaded[source] for name, source in sources.items() if source in loaded}
+    before = {name: sha for name, sha in hashes_in(folder).items() if name not in sources}
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / HASHES, json.dumps(hashes, indent=1) + "\n")
+    write(folder / HASHES, json.dumps(before | found, indent=1) + "\n")
     evaluation.run(_EvaluationProgress(name, progress))
     # two SAEs that are the same have one row
     progress.advance(len(cells) * len(model.suites) - len(evaluation.rows))
+
+
+def hashes_in(folder: Path) -> dict[str, str]:
+    """The hashes of the SAEs in an evaluation's folder, by the names of their own folders."""
+    try:
+        hashes: dict[str, str] = json.loads((folder / HASHES).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return hashes
 
 
 @dataclass
@@ -376,5 +427,5 @@ class _EvaluationProgress:
 def stale(known: StudyPlan, folder: Path) -> list[Path]:
     """Runs in the folder that are no part of the study any more, after something was changed."""
     names = {folder / cell.folder for cell in (*known.cells, *known.pilots)}
-    found = [recipe.parent for recipe in folder.glob(f"{SAES}/*/*/{RECIPE}")]
-    return sorted(path for path in found if path not in names)
+    found = {file.parent for name in (RECIPE, ORIGIN) for file in folder.glob(f"{SAES}/*/*/{name}")}
+    return sorted(found - names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,14 @@ from statistics import fmean
 from sae_plugins.base.files import read_rows
 from sae_plugins.runs.folder import METRICS
 from sae_plugins.study import traces
+from sae_plugins.study.existing import ExistingSAE
 from sae_plugins.study.figures import Look, looks
-from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Trained
+from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Score, Trained
 from sae_plugins.study.spec import Family
 from sae_plugins.study.statistics import Comparison, Point, Verdict
 from sae_plugins.study.tuning import Tuned
 
+Values = dict[tuple[str, str, str, str], dict[str, dict[int, float]]]
 DECIDED: tuple[Verdict, ...] = ("better", "worse")
 _MOST_SHOWN = 10
 """More arms than these are drawn only when the reader asks for them: lines hide each other."""
@@ -51,6 +53,17 @@ class Facts:
         return list(self.findings.study.models)
 
     @cached_property
+    def existing(self) -> dict[tuple[str, str], list[ExistingSAE]]:
+        """By model and arm, the SAEs of arms that are not trained; empty where there are none."""
+        arms = self.findings.study.arms.items()
+        return {
+            (model, name): arm.saes_on(model)
+            for name, arm in arms
+            for model in self.models
+            if arm.exists
+        }
+
+    @cached_property
     def comparisons(self) -> dict[tuple[str, str, str, str], Comparison]:
         """By model, arm, suite and metric."""
         return {(c.model, c.arm, c.suite, c.metric): c.comparison for c in self.findings.contrasts}
@@ -72,17 +85,31 @@ class Facts:
         }
 
     @cached_property
-    def values(self) -> dict[tuple[str, str, str, str], dict[str, dict[int, float]]]:
+    def values(self) -> Values:
         """By model, arm, suite and metric, then by sparsity and seed."""
-        found: dict[tuple[str, str, str, str], dict[str, dict[int, float]]] = {}
+        return self._found(lambda score: score.value)
+
+    @cached_property
+    def samples(self) -> Values:
+        """What intervals over seeds are of, found like `values`."""
+        return self._found(lambda score: score.sample)
+
+    def _found(self, number: Callable[[Score], float | None]) -> Values:
+        found: Values = {}
         for s in self.findings.scores:
-            if s.value is not None:
+            if (value := number(s)) is not None:
                 place = (s.model, s.arm, s.suite, s.metric)
-                found.setdefault(place, {}).setdefault(s.sparsity, {})[s.seed] = s.value
+                found.setdefault(place, {}).setdefault(s.sparsity, {})[s.seed] = value
         return found
 
-    def points(self, model: str, arm: str, suite: str, metric: str) -> list[Point]:
-        """An arm's SAEs on a metric, as far as they have an L0 and a score."""
+    def points(
+        self, model: str, arm: str, suite: str, metric: str, *, shown: bool = False
+    ) -> list[Point]:
+        """An arm's SAEs on a metric, as far as they have an L0 and a score.
+
+        They are those that tests and intervals are of, or those that are shown.
+        """
+        values = self.values if shown else self.samples
         l0 = {
             (run.sparsity, run.seed): run.at
             for runs in self.runs.get((model, arm), {}).values()
@@ -91,7 +118,7 @@ class Facts:
         }
         return [
             Point(seed, l0[sparsity, seed], value)
-            for sparsity, by_seed in self.values.get((model, arm, suite, metric), {}).items()
+            for sparsity, by_seed in values.get((model, arm, suite, metric), {}).items()
             for seed, value in by_seed.items()
             if (sparsity, seed) in l0
         ]

@@ -51,6 +51,16 @@ class Score(BaseModel, extra="forbid"):
     value: float | None
     n: int | None = None
     """Over how many items (letters, pairs, datasets, tokens) it is a mean."""
+    pseudo_value: float | None = None
+    """Where seeds are compared with each other, what stands for the value in tests and intervals.
+
+    It is the jackknife's, with the same mean over seeds.
+    """
+
+    @property
+    def sample(self) -> float | None:
+        """What tests and intervals over seeds are of."""
+        return self.value if self.pseudo_value is None else self.pseudo_value
 
 
 class Detail(Score):

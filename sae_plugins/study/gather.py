@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -17,15 +16,24 @@ from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
-from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
+from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, SEEDS, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.runs.summary import calibration_of
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS, equal_l0, naming
+from sae_plugins.study import ENOUGH_SEEDS, equal_l0, naming, stability, traces
 from sae_plugins.study.cells import L0, Cell, grouped
-from sae_plugins.study.execute import EVALUATIONS, HASHES, evaluations, failure, plan_of, suite_of
+from sae_plugins.study.execute import (
+    EVALUATIONS,
+    evaluations,
+    failed_since,
+    failure,
+    hashes_in,
+    plan_of,
+    suite_of,
+    undefined,
+)
 from sae_plugins.study.findings import (
     ArmInfo,
     Contrast,
@@ -35,7 +43,7 @@ from sae_plugins.study.findings import (
     Score,
     Trained,
 )
-from sae_plugins.study.metrics import OF_PAPERS, shown
+from sae_plugins.study.metrics import OF_PAPERS, least_seeds, shown
 from sae_plugins.study.spec import Family, Study
 from sae_plugins.study.statistics import NEAR_L0, Better, Point, Question, compare
 
@@ -57,7 +65,9 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     results: dict[str, dict[str, Result]] = {}
     ran: list[Result] = []
     evaluated = 0
+    said: dict[str, None] = {}
     broken: set[tuple[str, str, str, int, str]] = set()
+    scores += _stability(trained, folder)
     there = [cell for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"]
     for cell, row, result in _results(study, there, folder):
         where, suite = _where(cell), row.suite
@@ -71,6 +81,8 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             continue
         ran.append(result)
         results.setdefault(cell.model, {}).setdefault(suite, result)
+        if cell.source:
+            said |= dict.fromkeys(f"{cell.arm}, {cell.source}: {x}" for x in result.warnings)
         scores += [
             Score(**where, suite=suite, metric=metric, value=value.value, n=value.n)
             for metric, value in result.metrics.items()
@@ -106,18 +118,20 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         warnings=[
             *known.warnings,
             *naming.warnings(study, folder),
+            *_kept(there, folder),
             *_missed(study, known.pilots, trained),
             *equal_l0.warnings(trained),
             *_warnings(study, trained, evaluated),
             *_not_there(study, metrics, {(m, suite) for m, _, _, _, suite in broken} | measured),
             *_mixed(used),
+            *said,
         ],
         failures=failures,
         provenance=_provenance(results, used),
     )
 
 
-def _where(cell: Cell) -> dict[str, Any]:
+def _where(cell: Cell | Trained) -> dict[str, Any]:
     return {name: getattr(cell, name) for name in ("model", "arm", "sparsity", "seed")}
 
 
@@ -139,6 +153,13 @@ def _warnings(study: Study, trained: Sequence[Trained], evaluated: int) -> Itera
             f"{len(study.seeds)} seeds: with fewer than {ENOUGH_SEEDS}, only large effects "
             "can be told from noise, and the intervals rest on very few differences"
         )
+
+
+def _kept(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
+    """SAEs that exist elsewhere, or did, and could not be loaded again."""
+    for cell in cells:
+        if cell.existing and (reason := failed_since(cell, folder)):
+            yield f"{_place(cell)}: as it was when it was scored; it cannot be loaded now: {reason}"
 
 
 def _missed(study: Study, pilots: Sequence[Cell], trained: Sequence[Trained]) -> Iterator[str]:
@@ -167,6 +188,7 @@ def _not_there(
     """Metrics to compare that no result has, of suites that were run."""
     for model, suite in sorted(measured):
         known = [f"{metric.suite}/{metric.name}" for metric in metrics[model]]
+        known += [f"{suite}/{name}" for name in undefined(study, model, suite)]
         for name in study.compare:
             if name.startswith(f"{suite}/") and name not in known:
                 yield f"{model}: no result has {name}, which is to be compared"
@@ -185,6 +207,9 @@ def _arms(study: Study) -> list[ArmInfo]:
         train, _ = arm.on_model(model, study.models[model])
         texts = {flag: as_text(value) for flag, value in redacted(train).items()}
         flags = " ".join(f"--{f} {text}" if text else f"no --{f}" for f, text in texts.items())
+        if arm.exists:
+            names = (one.sae for on in study.models for one in arm.saes_on(on))
+            flags = f"not trained here, but {', '.join(dict.fromkeys(names))}"
         infos.append(
             ArmInfo(
                 name=name, kind=arm.kind, description=arm.description, paper=arm.paper, flags=flags
@@ -218,11 +243,28 @@ def _of_runs(cells: Sequence[Cell], folder: Path) -> tuple[list[Trained], list[S
     return trained, scores
 
 
+def _stability(trained: Sequence[Trained], folder: Path) -> Iterator[Score]:
+    """How far each SAE's features are found by the SAEs of the other seeds."""
+    ok = [one for one in trained if one.status == "ok"]
+    for members in grouped(ok, lambda one: (one.model, one.arm, one.sparsity)).values():
+        decoders = [(one, traces.decoder_rows(folder / one.folder)) for one in members]
+        known = [(one, rows) for one, rows in decoders if rows is not None]
+        if len(known) < 2:
+            continue
+        shares = stability.matched_shares([rows for _, rows in known])
+        found = zip(stability.stabilities(shares), stability.pseudo_values(shares), strict=True)
+        for (one, _), (value, pseudo_value) in zip(known, found, strict=True):
+            yield Score(
+                **_where(one), suite=SEEDS, metric="stability", value=value, n=len(known) - 1,
+                pseudo_value=pseudo_value,
+            )  # fmt: skip
+
+
 def _learning_rates(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
     """By model and arm; those that are left as they were drawn have none."""
     found: dict[str, dict[str, float]] = {}
     for cell in cells:
-        if not cell.untrained:
+        if not (cell.untrained or cell.existing):
             found.setdefault(cell.model, {})[cell.arm] = float(cell.settings.get("lr"))
     return found
 
@@ -241,7 +283,7 @@ def _results(
         place = (cell.model, cell.seed)
         if place not in read:
             there = evaluations(folder, *place)
-            read[place] = (there, _hashes(there), Manifest.read(there).rows)
+            read[place] = (there, hashes_in(there), Manifest.read(there).rows)
         there, hashes, rows = read[place]
         model = study.models[cell.model]
         for row in rows:
@@ -252,18 +294,11 @@ def _results(
                 yield cell, row, read_result(there / row.file) if row.file else None
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    try:
-        hashes: dict[str, str] = json.loads((folder / HASHES).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return hashes
-
-
 def _is_of(row: Row, cell: Cell, hashes: Mapping[str, str]) -> bool:
     name = cell.folder.name
     if row.sae_hash is None:  # it could not be loaded
-        return Path(row.source).name == name and name not in hashes
+        same = row.source == cell.source if cell.source else Path(row.source).name == name
+        return same and name not in hashes
     return hashes.get(name) == row.sae_hash
 
 
@@ -298,7 +333,9 @@ def _contrasts(
                 scored = points.get(place, [])
                 members = families.setdefault(study.family(arm, f"{suite}/{name}"), {})
                 better: Better = "higher" if metric.better == "higher" else "lower"
-                members[place] = Question(scored, reference, better, metric.margin)
+                members[place] = Question(
+                    scored, reference, better, metric.margin, least_seeds(suite)
+                )
     return [
         Contrast(
             model=model, arm=arm, suite=suite, metric=metric, comparison=comparison, family=family
@@ -317,7 +354,7 @@ def _points(
     for s in scores:
         at = l0.get((s.model, s.arm, s.sparsity, s.seed))
         if at is not None:
-            value = math.nan if s.value is None else s.value
+            value = math.nan if s.sample is None else s.sample
             place = (s.model, s.suite, s.metric, s.arm)
             points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
     return points
@@ -328,7 +365,8 @@ def _versions(
 ) -> dict[str, list[str]]:
     """The versions that SAEs were trained with and results computed with, by distribution."""
     found: dict[str, set[str]] = {}
-    recipes = (parse((folder / cell.folder / RECIPE).read_text("utf-8")) for cell in cells)
+    trained = [folder / cell.folder / RECIPE for cell in cells if not cell.source]
+    recipes = (parse(file.read_text("utf-8")) for file in trained)
     for names in (*(recipe["versions"] for recipe in recipes), *(r.versions for r in results)):
         for name, version in names.items():
             found.setdefault(name, set()).add(version)

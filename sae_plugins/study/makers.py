@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,15 @@ class Maker:
                 f"{settings.architecture}"
             )
         return flags[0], self.sparsities[flags[0]]
+
+    def existing(self, seeds: Sequence[int]) -> Iterator[Cell]:
+        """The SAEs of the arm that are not trained."""
+        for one in self.arm.saes_on(self.model):
+            seed = one.seed_of(seeds)
+            settings = replace(self.settings, values={**self.settings.values, "seed": seed})
+            yield self.finder(
+                Cell(self.model, self.arm_name, one.sparsity, seed, settings, existing=one)
+            )
 
     def cells(
         self,

@@ -8,7 +8,9 @@ from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
 from sae_plugins.eval_suites import registry
 from sae_plugins.eval_suites.evaluation.metrics import (
     HELDOUT,
+    OF_SEEDS,
     OF_THE_RUN,
+    SEEDS,
     TRAINING,
     UNRELIABLE,
     _rows,
@@ -16,6 +18,7 @@ from sae_plugins.eval_suites.evaluation.metrics import (
 )
 from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.spec import Study
+from sae_plugins.study.stability import LEAST_SEEDS
 
 OF_PAPERS = {
     (TRAINING, "loss"): "training loss, last batch",
@@ -23,6 +26,10 @@ OF_PAPERS = {
     ("core", "kl_div_with_sae"): "KL with the SAE, nats",
 }
 """What papers print, and labels. No verdicts: these depend on the model or the form of the loss."""
+
+
+_OF_NO_SUITE = {HELDOUT: OF_THE_RUN, SEEDS: OF_SEEDS}
+"""Compared only where a study names them."""
 
 
 def check_compared(study: Study) -> None:
@@ -47,7 +54,7 @@ def check_compared(study: Study) -> None:
 
 def _check(key: str, name: str) -> None:
     """Refuse what is no metric that arms can be compared on, as SUITE/METRIC under a key."""
-    suites = [*registry.names(), HELDOUT]
+    suites = [*registry.names(), *_OF_NO_SUITE]
     suite, _, metric = name.partition("/")
     if suite not in suites:
         raise SaePluginsError(f"{key}: no suite {suite!r}: {did_you_mean(suite, suites)}")
@@ -57,20 +64,26 @@ def _check(key: str, name: str) -> None:
         raise SaePluginsError(f"{key}: no metric {name!r}: {near}")
     if found.better == "neither":
         raise SaePluginsError(f"{key}: {name}: neither higher nor lower is better; leave it out")
-    if key.startswith("primary") and (suite == HELDOUT or not found.headline):
+    if key.startswith("primary") and (suite in _OF_NO_SUITE or not found.headline):
         raise SaePluginsError(f"{key}: {name} is not compared by default; name it under compare")
+
+
+def least_seeds(suite: str) -> int:
+    """How many seeds have a spread that a verdict on a suite's metrics can be judged by."""
+    return LEAST_SEEDS if suite == SEEDS else 2
 
 
 def shown(study: Study, results: Mapping[str, Iterable[str]]) -> list[ReportedMetric]:
     """The suites' headlines and what is compared, of the metrics that there are by suite."""
     found = []
-    for suite, names in {**results, HELDOUT: [row.name for row in OF_THE_RUN]}.items():
+    others = {suite: [row.name for row in rows] for suite, rows in _OF_NO_SUITE.items()}
+    for suite, names in {**results, **others}.items():
         for name in names:
             row = described(suite, name)
             named = f"{suite}/{name}" in study.compare
             if row is None or not (row.headline or named):
                 continue
-            by_default = not study.compare and suite != HELDOUT and row.better != "neither"
+            by_default = not study.compare and suite not in others and row.better != "neither"
             found.append(
                 ReportedMetric(
                     suite=suite,

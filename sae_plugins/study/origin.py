@@ -91,14 +91,13 @@ def find(stem: Path, wanted: Mapping[str, Any]) -> tuple[Path | None, Compared]:
 def _read(folder: Path) -> dict[str, Any] | None:
     """The facts about the SAE in a folder; of an earlier version, what `run.yaml` says."""
     try:
-        recipe = (folder / RECIPE).read_text("utf-8")
         if (folder / ORIGIN).is_file():
             found: Any = json.loads((folder / ORIGIN).read_text("utf-8"))
             parts = [found[name] for name in ("settings", "versions", "made_from")]
             return found if all(isinstance(part, dict) for part in parts) else None
         import yaml
 
-        contents = yaml.safe_load(recipe)
+        contents = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
         settings = {name: value for name, value in contents.items() if name not in _NO_SETTINGS}
         return {"recipe": settings, "versions": contents.get("versions", {})}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,7 +14,7 @@ from sae_plugins.base.identity import listed, of_path
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.makers import Finder, Maker, shared_flags
 from sae_plugins.study.pilots import interpolated
-from sae_plugins.study.spec import Flags, Model, Study
+from sae_plugins.study.spec import Arm, Flags, Model, Study
 from sae_plugins.study.tuning import Tried, Tune, Tuned
 
 _DIRECT = ("k", "target_l0")
@@ -44,7 +44,8 @@ class StudyPlan:
     @property
     def changes(self) -> dict[str, int]:
         """Why SAEs are trained again, and how many."""
-        cells = [cell for cell in (*self.pilots, *self.cells) if cell.compared.changes]
+        trained = [cell for cell in (*self.pilots, *self.cells) if not cell.existing]
+        cells = [cell for cell in trained if cell.compared.changes]
         return Counter("; ".join(cell.compared.changes) for cell in cells)
 
 
@@ -90,9 +91,20 @@ def plan(
                 adding.add(make, make.arm.tuned_on(name, model))
             for sentence in own.sentences:
                 wrong.setdefault(sentence.removeprefix(f"{make.where}: "), []).append(make.where)
+        known.warnings.extend(_without_verdict(study, name, arms))
     problems.add(*(f"{', '.join(places)}: {what}" for what, places in wrong.items()))
     problems.stop()
     return replace(known, warnings=[*known.warnings, *_unknown([*known.pilots, *known.cells])])
+
+
+def _without_verdict(study: Study, model: str, arms: Mapping[str, Arm]) -> Iterator[str]:
+    """Arms of which too few SAEs exist."""
+    for name, common in study.common_seeds(model).items():
+        if common < 2 and (arms[name].exists or arms[study.reference].exists):
+            yield (
+                f"{model}, {name}: {'one' if common else 'no'} seed in common with "
+                f"{study.reference}: no verdict; its scores are in the report"
+            )
 
 
 def _is_exact(known: StudyPlan, name: str, model: Model, makers: Sequence[Maker]) -> bool:
@@ -134,6 +146,9 @@ class _Adding:
 
     def add(self, make: Maker, tune: Tune | None) -> None:
         """Add an arm's cells."""
+        if make.arm.exists:
+            self.known.cells.extend(make.existing(self.seeds))
+            return
         chosen: Maker | None = make
         if tune is not None:
             if not self.is_exact:
@@ -190,9 +205,8 @@ class _Adding:
         if is_set and is_direct:
             return [(max(1, round(t)) if row.k_per == "token" else t, t) for t in targets]
         if is_direct and row.k_per == "token":
-            if any(not float(target).is_integer() for target in targets):
-                raise SaePluginsError(f"{make.where}: target_l0 must be whole numbers, as k is")
-            return [(target, None) for target in targets]
+            near = {float(whole) for t in targets for whole in (math.floor(t), math.ceil(t))}
+            return [(whole, None) for whole in sorted(near) if whole]  # scores are read between
         # thresholds had better take activations away, and of an L1 SAE they can do nothing else
         aims = [_DENSER * t if is_set and not is_direct else t for t in targets]
         found = self._read_off(make, aims if is_direct else values, aims, proportional=is_direct)

@@ -8,6 +8,7 @@ these are; then it is known in the metric's own unit, too.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from statistics import median
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.study.execute import suite_of
+from sae_plugins.study.execute import suite_of, undefined
 from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.gather import FINDINGS
-from sae_plugins.study.metrics import shown
+from sae_plugins.study.metrics import least_seeds, shown
 from sae_plugins.study.power import ALPHA, HOPELESS, detectable_effect, seeds_needed
 from sae_plugins.study.spec import Family, Study
+from sae_plugins.study.stability import LEAST_SEEDS
 
 Noise = Mapping[tuple[str, str, str], float]
 """The standard deviation of paired differences, by model, suite and metric."""
@@ -70,12 +72,14 @@ class Prospect:
 
 def prospects(study: Study, noise: Noise) -> list[Prospect]:
     """What a study can find, for each compared metric of each model and family of comparisons."""
-    arms = [arm for arm in study.all_arms() if arm != study.reference]
+    most = len(study.seeds)
+    common = {model: study.common_seeds(model) for model in study.models}
     compared = [
         (model, metric, study.family(arm, f"{metric.suite}/{metric.name}"))
         for model in study.models
         for metric in _metrics(study, model)
-        for arm in arms
+        for arm, seeds in common[model].items()
+        if seeds > 1 or seeds == most  # one SAE of an arm that exists has no verdict anyway
     ]
     sizes = Counter(family for _, _, family in compared)
     places = {
@@ -87,7 +91,9 @@ def prospects(study: Study, noise: Noise) -> list[Prospect]:
             metric=metric,
             family=family,
             comparisons=sizes[family],
-            effect=detectable_effect(len(study.seeds), ALPHA / sizes[family]),
+            effect=detectable_effect(seeds, ALPHA / sizes[family])
+            if (seeds := max(common[model].values())) >= least_seeds(suite)
+            else math.inf,
             noise=noise.get((model, suite, name)),
         )
         for (model, suite, name, family), metric in places.items()
@@ -99,7 +105,8 @@ def _metrics(study: Study, model: str) -> list[ReportedMetric]:
     names = {}
     for suite in study.models[model].suites:
         loaded, settings = suite_of(study, model, suite)
-        names[suite] = loaded.metric_names(settings)
+        without = undefined(study, model, suite)
+        names[suite] = [name for name in loaded.metric_names(settings) if name not in without]
     return [metric for metric in shown(study, names) if metric.compared]
 
 
@@ -118,8 +125,9 @@ def refuse_hopeless(found: Sequence[Prospect], seeds: int) -> None:
     )
     if seeds < 2:
         why = "one seed gives no verdict"
+    elif math.isinf(least := min(one.effect for one in found)):
+        why = f"{seeds} seeds give no verdict on stability, which takes {LEAST_SEEDS}"
     else:
-        least = min(one.effect for one in found)
         why = (
             f"with {seeds} seeds and {tests} it takes a difference of {least:.0f} standard "
             "deviations of noise"

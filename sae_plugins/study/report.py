@@ -120,6 +120,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "papers": [table for model in models if (table := _paper(facts, model))],
         "unmatched": [table for model in models if (table := unmatched.table(facts, model))],
         "saes": [_saes(facts, model) for model in models],
+        "existing": [table for model in models if (table := _existing(facts, model))],
         "middle_l0": facts.middle_l0,
         "decided": DECIDED,
         "yaml": _yaml(study),
@@ -179,7 +180,7 @@ def _score(
 ) -> str:
     """Mean and 95% t interval over seeds at one sparsity; at the middle one by default."""
     sparsity = facts.middle.get((model, arm)) if sparsity is None else sparsity
-    values = facts.values.get((model, arm, suite, metric), {})
+    values = facts.samples.get((model, arm, suite, metric), {})
     return mean_interval(list(values.get(sparsity or "", {}).values()))
 
 
@@ -227,6 +228,22 @@ def _paper(facts: Facts, model: str) -> Table | None:
     return Table(model, columns, rows) if rows else None
 
 
+def _existing(facts: Facts, model: str) -> Table | None:
+    """What was measured of the SAEs that exist already, each a row."""
+    metrics = facts.compared(model)
+    rows = []
+    for arm in facts.arms:
+        for one in facts.existing.get((model, arm), ()):
+            seed = one.seed_of(facts.findings.study.seeds)
+            runs = facts.runs.get((model, arm), {}).get(one.sparsity, [])
+            state = _state(next((run for run in runs if run.seed == seed), None))
+            values = (facts.values.get((model, arm, m.suite, m.name), {}) for m in metrics)
+            scores = [number(found.get(one.sparsity, {}).get(seed)) for found in values]
+            rows.append((arm, one.sae, str(seed), state, *scores))
+    columns = ("arm", "SAE", "seed", "L0", *(facts.label(model, metric) for metric in metrics))
+    return Table(model, columns, rows) if rows else None
+
+
 def _saes(facts: Facts, model: str) -> Table:
     """The L0 of every SAE, a seed a column."""
     seeds = sorted({one.seed for one in facts.findings.trained if one.model == model})
@@ -252,7 +269,9 @@ def _state(run: Trained | None) -> str:
     return number(run.l0) if run.status == "ok" else run.status
 
 
-SCORE_COLUMNS = ("model", "arm", "sparsity", "seed", "suite", "metric", "value", "n")
+SCORE_COLUMNS = (
+    *("model", "arm", "sparsity", "seed", "suite", "metric", "value", "n", "pseudo_value"),
+)
 _DETAIL_COLUMNS = (*SCORE_COLUMNS, "item")
 VERDICT_COLUMNS = (
     *("model", "arm", "suite", "metric", "family", "verdict", "difference", "low", "high", "p"),

@@ -106,10 +106,11 @@ def frontiers(facts: Facts, model: str) -> Section:
 
 
 def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Line | None:
-    points = facts.points(model, arm, metric.suite, metric.name)
+    place = (model, arm, metric.suite, metric.name)
+    points, shown = facts.points(*place), facts.points(*place, shown=True)
     if not points:
         return None
-    dots = [(point.l0, point.value) for point in points]
+    dots = [(point.l0, point.value) for point in shown]
     found = frontier(points, 24)
     if found is None:
         return Line(arm, dots=dots)

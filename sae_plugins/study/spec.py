@@ -24,8 +24,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Container, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Container, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -33,16 +32,14 @@ from pydantic import (
     BaseModel,
     Field,
     PositiveFloat,
-    ValidationError,
     field_validator,
 )
 
-from sae_plugins import studies
 from sae_plugins.base import yaml_files
-from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, prefixed
-from sae_plugins.base.values import Place, sentences
+from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
 from sae_plugins.framework.plugin import Method, PaperRow
-from sae_plugins.study import ENOUGH_SEEDS
+from sae_plugins.study import ENOUGH_SEEDS, existing
+from sae_plugins.study.existing import ExistingSAE
 from sae_plugins.study.tuning import Tune
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
@@ -111,6 +108,9 @@ class Override(BaseModel, extra="forbid", frozen=True):
 
     train: Flags = Field({}, description="flags on top of the arm's")
     sparsity: Sparsity = Field({}, description="in place of the arm's and the model's")
+    saes: list[ExistingSAE] = Field(
+        [], description="SAEs that exist already: the arm is these, and is not trained"
+    )
     tune: Tune | None = Field(None, description="in place of the arm's and the model's")
 
 
@@ -122,6 +122,19 @@ class Arm(Override):
     untrained: bool = Field(False, description="leave the SAE as it was drawn: a control")
     models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
     paper: str = Field("", description="what a paper reports for it")
+
+    @property
+    def exists(self) -> bool:
+        """Whether its SAEs exist already, so that none is trained on any model."""
+        return any(has.saes for has in (self, *self.models.values()))
+
+    def saes_on(self, name: str) -> list[ExistingSAE]:
+        """Those that exist of one model."""
+        return self.models.get(name, Override()).saes or self.saes
+
+    def seeds_on(self, name: str, seeds: Sequence[int]) -> set[int]:
+        """Those of a study's seeds of which it has SAEs on one model."""
+        return {one.seed_of(seeds) for one in self.saes_on(name)} if self.exists else {*seeds}
 
     def on_model(self, name: str, model: Model) -> tuple[Flags, Sparsity]:
         """The flags on top of the model's, and the sparsities, on one model."""
@@ -220,6 +233,10 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 if model not in self.models:
                     near = did_you_mean(model, self.models)
                     problems.add(f"arms.{name}.models: no model {model!r}: {near}")
+            for where, has in {f"arms.{name}": arm, **_on_models(name, arm)}.items():
+                flags = ("train", "sparsity", "tune", "untrained") if arm.exists else ()
+                given = [flag for flag in flags if getattr(has, flag, None)]
+                problems.add(*existing.problems(f"{where}.saes", has.saes, given, self.seeds))
         tested = {f"unmatched.{name}": name for name in self.unmatched}
         tested |= {f"unmatched.{n}.against": test.against for n, test in self.unmatched.items()}
         for place, name in tested.items():
@@ -248,6 +265,13 @@ class Study(BaseModel, extra="forbid", frozen=True):
         metrics = self.primary.get(arm)
         named = metrics is not None and (not metrics or metric in metrics)
         return "primary" if named else "exploratory"
+
+    def common_seeds(self, model: str) -> dict[str, int]:
+        """How many seeds each arm with SAEs on a model has in common with the reference."""
+        arms = self.all_arms()
+        seeds = {name: arm.seeds_on(model, self.seeds) for name, arm in arms.items()}
+        reference = seeds.pop(self.reference)
+        return {name: len(own & reference) for name, own in seeds.items() if own}
 
     def all_arms(self) -> dict[str, Arm]:
         """The arms by name: the reference first, the rows of the paper's tables last.
@@ -300,6 +324,11 @@ class Study(BaseModel, extra="forbid", frozen=True):
         return arms
 
 
+def _on_models(name: str, arm: Arm) -> dict[str, Override]:
+    """What is otherwise of an arm, by the key that says it."""
+    return {f"arms.{name}.models.{model}": there for model, there in arm.models.items()}
+
+
 def _over(row: Arm, arm: Arm) -> Arm:
     """A row with what a study's arm of the same name says of it."""
     given = {name: getattr(arm, name) for name in arm.model_fields_set}
@@ -326,121 +355,3 @@ def as_yaml(study: Study) -> str:
     """A study as a file of its own, without what is so anyway."""
     contents = study.model_dump(mode="json", exclude_defaults=True)
     return yaml_files.dump(contents, 96)
-
-
-# -- files ---------------------------------------------------------------------------------------
-
-
-def load(name_or_file: str) -> Study:
-    """A study, with those that it extends.
-
-    A file may begin with `extends: NAME_OR_FILE`: it then says what is otherwise. Mappings are
-    merged, everything else is replaced; a null takes an entry away.
-
-    Args:
-        name_or_file: the name of a packaged study, or the path of a file that ends in .yaml.
-
-    Raises:
-        SaePluginsError: there is none, or it is wrong; says where and how.
-    """
-    problems = Problems()
-    study = read(name_or_file, problems)
-    problems.stop()
-    assert study is not None
-    return study
-
-
-def read(name_or_file: str, problems: Problems) -> Study | None:
-    """A study as `load` gives it, without what is wrong in it, which `problems` hears of.
-
-    It is None where nothing is left that could be looked at further.
-    """
-    merged: dict[str, Any] | None = None
-    with problems:
-        merged = _contents(name_or_file)
-    if merged is None:
-        return None
-    study, own = None, Problems()
-    try:
-        study = Study.model_validate(merged)
-    except ValidationError as error:
-        own.add(*sentences(error, _place, _fields_at))
-        for problem in error.errors():
-            _drop(merged, problem["loc"])
-        with suppress(ValidationError):  # what is needed is still missing
-            study = Study.model_validate(merged)
-    with own:
-        if study is not None:
-            study.check()
-    with problems, prefixed(f"study {name_or_file}"):
-        own.stop()
-    return study
-
-
-def _contents(name_or_file: str) -> dict[str, Any]:
-    """What the file of a study says, and those that it extends."""
-    layers = yaml_files.layers("study", name_or_file, studies.FOLDER)
-    merged: dict[str, Any] = {}
-    for layer in reversed(layers):
-        merged = _merged(merged, layer)
-    _forget(merged, _gone(layers, merged, "models"))
-    for key in ("primary", "unmatched"):
-        if isinstance(named := merged.get(key), dict):
-            for arm in _gone(layers, merged, "arms"):
-                named.pop(arm, None)
-    return merged
-
-
-def _drop(tree: dict[str, Any], place: Place) -> None:
-    """Remove the innermost key of a place, if it is there."""
-    inner, key = tree, ""
-    for step in place:
-        if key and not isinstance(inner[key], dict):
-            break  # of a list, all goes
-        inner, key = inner[key] if key else inner, str(step)
-        if key not in inner:
-            return
-    inner.pop(key, None)
-
-
-def _place(place: Place) -> str:
-    return ".".join(map(str, place))
-
-
-def _fields_at(place: Place) -> list[str]:
-    """The keys that there may be where `place` is none."""
-    kinds: Mapping[str, type[BaseModel]] = {"models": Model, "arms": Arm, "rows": PaperRows}
-    if len(place) == 1:
-        return list(Study.model_fields)
-    kind = Override if "models" in place[1:] else kinds.get(str(place[0]), Study)
-    return list(kind.model_fields)
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for name, value in over.items():
-        if value is None:
-            merged.pop(name, None)
-        elif isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = _merged(merged[name], value)
-        else:
-            merged[name] = value
-    return merged
-
-
-def _gone(layers: Iterable[Mapping[str, Any]], merged: Mapping[str, Any], key: str) -> set[str]:
-    """The models, or arms, that files take away from the studies that they extend."""
-    named = [layer[key] for layer in layers if isinstance(layer.get(key), dict)]
-    away = {name for each in named for name, value in each.items() if value is None}
-    return away - {*(merged.get(key) or {})}
-
-
-def _forget(study: dict[str, Any], models: Iterable[str]) -> None:
-    """Remove what was to be otherwise on models that are gone."""
-    arms = study.get("arms")
-    named = [*(arms.values() if isinstance(arms, dict) else ()), study.get("rows")]
-    for arm in named:
-        otherwise = arm.get("models") if isinstance(arm, dict) else None
-        if isinstance(otherwise, dict):
-            for model in models:
-                otherwise.pop(model, None)

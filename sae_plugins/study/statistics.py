@@ -49,6 +49,7 @@ SAME_L0 = math.log(1.01)
 """Frontiers that miss each other by this much of log L0 touch: no evaluation measures L0 better."""
 NEAR_L0 = math.log(1.15)
 """Where one arm has an SAE and the other none this near, its score is read off a chord."""
+_NUMBERS = {2: "two", 3: "three"}
 ROUNDING = 1e-6
 """Differences below this share of the scores are no differences: SAEs compute in float32."""
 
@@ -70,6 +71,8 @@ class Question(NamedTuple):
     better: Better
     margin: float | None = None
     """The smallest difference that matters; without one, nothing is called equivalent."""
+    least_seeds: int = 2
+    """So many seeds have a spread that a verdict can be judged by."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,7 @@ def _l0_range(ranges: Sequence[tuple[float, float]]) -> tuple[float, float] | No
 
 def _test(question: Question) -> Comparison:
     """The comparison before Holm's correction, which alone makes a verdict of it."""
-    arm, reference, _, margin = question
+    arm, reference, _, margin, least = question
     found = differences(arm, reference)
     values = list(found.by_seed.values())
     n = len(values)
@@ -326,8 +329,9 @@ def _test(question: Question) -> Comparison:
             reason=f"no common L0 in {_seeds(found.apart)}: the arm's is {_covered(arm)}, the "
             f"reference's {_covered(reference)}; add sparsities between them",
         )
-    if n < 2:
-        return replace(nothing, reason=f"{_count(n, 'seed')} in common: it takes two at least")
+    if n < least:
+        few = f"{_count(n, 'seed')} in common: it takes {_NUMBERS[least]} at least"
+        return replace(nothing, difference=fmean(values) if values else None, reason=few)
     mean = fmean(values)
     tolerance = ROUNDING * max(abs(p.value) for p in (*arm, *reference) if _usable(p))
     if max(values) - min(values) > tolerance:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from sae_plugins.runs.figures import CHANGES
 from sae_plugins.runs.folder import SPARSITY, WEIGHTS
 
+DECODER = "decoder.safetensors"
+"""The decoder rows of an SAE that lies elsewhere."""
 _STEPS = 120
 """At most so many points of a curve are kept."""
 _BLOCK = 1024
@@ -57,7 +59,7 @@ def nearest_cosines(run: Path, at_most: int) -> NDArray[np.float32] | None:
         run: the run's folder.
         at_most: so many features, evenly spread over the positions, stand for all of them.
     """
-    rows = _tensor(run / WEIGHTS, "W_dec")
+    rows = decoder_rows(run)
     if rows is None:
         return None
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -72,6 +74,12 @@ def nearest_cosines(run: Path, at_most: int) -> NDArray[np.float32] | None:
         found.append(cosines.max(axis=1))
     nearest: NDArray[np.float32] = np.concatenate(found)
     return nearest
+
+
+def decoder_rows(run: Path) -> NDArray[np.float32] | None:
+    """[d_sae, d_in], what each feature adds to the reconstruction."""
+    rows = _tensor(run / WEIGHTS, "W_dec")
+    return _tensor(run / DECODER, "W_dec") if rows is None else rows
 
 
 def _tensor(file: Path, name: str) -> NDArray[np.float32] | None:

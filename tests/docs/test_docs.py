@@ -31,7 +31,7 @@ from sae_plugins.eval_suites.evaluation.tables import DETAIL_COLUMNS, RESULT_COL
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, Plugin
 from sae_plugins.settings.settle import settle
-from sae_plugins.study import spec as studies
+from sae_plugins.study import files as studies
 from sae_plugins.study.plan import plan
 from sae_plugins.testing import tiny_sae
 

@@ -89,7 +89,8 @@ def run(monkeypatch, tmp_path, capsys):
         loader=SimpleNamespace(kind="a dummy"), check=lambda *_: None, load=lambda _: model
     )
     for name, functions in {
-        "evaluation.loading": {"load_subject": load_subject, "check_source": lambda _: None},
+        "evaluation.loading": {"load_subject": load_subject},
+        "evaluation.sources": {"check_source": lambda _: None},
         "inputs.models": {
             "expected": lambda *_: expected,
         },

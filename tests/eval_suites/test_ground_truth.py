@@ -15,6 +15,7 @@ from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.ground_truth import GroundTruth
 from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.true_features import edges
 from sae_plugins.world.synthetic_models import SYNTHETIC_MODELS
 
 SUITE = GroundTruth()
@@ -52,6 +53,9 @@ def test_an_sae_that_knows_the_features(tmp_path, toy):
     random = scores(saved(tmp_path / "random", torch.randn(96, 48)))
 
     assert known["mcc"] == pytest.approx(1, abs=1e-4)
+    assert (known["recovered"], random["recovered"]) == (1, 0)
+    assert known["matched_f1"] > random["matched_f1"] + 0.2
+    assert known["absorption"] == 0, "no decoder row holds a parent"
     assert known["uniqueness"] == 1
     assert known["classification/f1_score"] > random["classification/f1_score"] + 0.2
     assert known["explained_variance"] > random["explained_variance"]
@@ -78,7 +82,29 @@ def test_it_is_what_saelens_computes(tmp_path, toy):
     expected = eval_sae_on_synthetic_data(
         subject.sae, toy.feature_dict, toy.activation_generator, 3000, batch_size=4096
     ).to_log_dict()
-    assert scores(subject, seed=3) == pytest.approx(expected, rel=1e-5)
+    found = scores(subject, seed=3)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert found.keys() - expected == {"recovered", "matched_f1", "absorption"}
+
+
+def test_parents_that_children_absorb_are_found(tmp_path, toy):
+    features = toy.feature_dict.feature_vectors.detach()
+    subject = saved(tmp_path / "sae", features)
+    with torch.no_grad():
+        for parent, child in edges(toy.hierarchy):
+            subject.sae.W_dec[child] += features[parent]
+            subject.sae.W_enc[:, parent] -= 3 * features[child]
+    assert scores(subject)["absorption"] > 0.3
+
+
+@pytest.mark.parametrize("preset", SYNTHETIC_MODELS)
+def test_absorption_is_there_where_features_have_parents(tmp_path, preset):
+    model = SYNTHETIC_MODELS[preset]("cpu")
+    undefined = SUITE.undefined_on(f"synthetic:{preset}")
+    assert ("absorption" in undefined) == (not edges(model.hierarchy))
+    features = model.feature_dict.feature_vectors.detach()
+    found = scores(saved(tmp_path / "sae", features, f"synthetic:{preset}"))
+    assert set(found) == {metric.name for metric in SUITE.metrics} - {*undefined}
 
 
 def test_the_saved_model_goes_before_the_preset(tmp_path, toy):

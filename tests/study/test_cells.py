@@ -165,6 +165,13 @@ def test_coefficients_for_an_l0_are_read_between_pilots() -> None:
     assert known.warnings == []
 
 
+def test_the_k_of_topk_is_a_wanted_l0_or_the_whole_numbers_next_to_it() -> None:
+    toy = TOY | {"target_l0": [0.5, 4, 5.5], "exact_l0": False}
+    arms = {"l1": {}, "topk": {"train": {"architecture": "topk"}}}
+    found = cells(models={"toy": toy}, arms=arms, seeds=[0])
+    assert [c.sparsity for c in found if c.arm == "topk"] == ["k=1", "k=4", "k=5", "k=6"]
+
+
 def test_an_l0_that_no_pilot_comes_near_is_not_guessed() -> None:
     toy = TOY | {"target_l0": [4, 100], "exact_l0": False}
     l0 = {"l1_coefficient=0.3": 8.0, "l1_coefficient=0.6": 2.0}
@@ -193,8 +200,6 @@ def test_an_l0_that_no_pilot_comes_near_is_not_guessed() -> None:
          "model_name belongs under models.toy.train"),
         ({"models": {"toy": TOY | {"train": TOY["train"] | {"heldout_tokens": 0}}}},
          "heldout_tokens is 0"),
-        ({"models": {"toy": TOY | {"target_l0": [8.5], "exact_l0": False}},
-          "arms": {"l1": {"train": {"architecture": "topk"}}}}, "must be whole numbers"),
         ({"arms": {"l1": {"train": {"architecture": "jumprelu"}}}},
          "sparsity l1_coefficient, k does not apply; its architecture is jumprelu"),
         ({"arms": {"l1": {"train": {"architecture": "topk", "plugin": ["linear-l1"]}}}},

@@ -16,6 +16,7 @@ import torch
 import yaml
 from datasets import Dataset
 from sae_lens import SAE
+from safetensors.torch import load_file
 
 from sae_plugins.base import identity
 from sae_plugins.base.code import code
@@ -148,9 +149,11 @@ def test_a_permutation_is_equivalent_and_two_seeds_are_too_few_for_anything_else
     verdicts = {(c.arm, c.metric): c.comparison for c in done[1].contrasts}
     assert {arm for arm, _ in verdicts} == {"topk", "reordered"}
     assert {metric for _, metric in verdicts} == {
-        *("mcc", "classification/f1_score", "explained_variance"),
+        *("mcc", "recovered", "matched_f1", "absorption", "explained_variance"),
     }
     assert verdicts["reordered", "mcc"].verdict == "equivalent"
+    recovered = verdicts.pop(("topk", "recovered"))
+    assert recovered.warnings[-1] == "the scores are equal in every seed", "0, after 12 steps"
     assert {c.verdict for (arm, _), c in verdicts.items() if arm == "topk"} == {"underpowered"}
     assert verdicts["reordered", "mcc"].difference == pytest.approx(0, abs=1e-4)
 
@@ -293,6 +296,37 @@ def test_another_seed_and_other_settings_of_a_suite_leave_saes_alone(copy: Path)
     assert before.items() <= saes(copy).items()
     assert len(saes(copy)) == 18
     assert len([score for score in findings.scores if score.metric == "mcc"]) == 18
+    compared = changed(models=models, seeds=[0, 1, 2], compare=["seeds/stability"])
+    found = {c.arm: c.comparison for c in gather("try", compared, copy).contrasts}
+    assert found["reordered"].verdict == "equivalent", "the same features in another order"
+    assert found["topk"].n == 3
+    assert found["topk"].p is not None
+
+
+def test_stability_is_a_score_of_every_sae_and_takes_three_seeds_for_a_verdict(
+    done: tuple[Path, Findings, Heard],
+) -> None:
+    folder, findings, _ = done
+    scores = [score for score in findings.scores if score.suite == "seeds"]
+    assert len(scores) == 12
+    assert all(score.value is not None and 0 < score.value < 1 for score in scores)
+    rows = {
+        (one.sparsity, one.seed): torch.nn.functional.normalize(
+            load_file(folder / one.folder / "sae_weights.safetensors")["W_dec"], dim=1
+        )
+        for one in findings.trained
+        if one.arm == "topk"
+    }
+    for score in scores:
+        if score.arm == "topk":
+            own, other = (rows[score.sparsity, seed] for seed in (score.seed, 1 - score.seed))
+            matched = (own @ other.T).amax(dim=1) > 0.7
+            assert score.value == pytest.approx(float(matched.float().mean()))
+    assert not [c for c in findings.contrasts if c.suite == "seeds"], "only if it is named"
+    named = gather("try", changed(compare=["seeds/stability"]), folder)
+    assert {(c.comparison.verdict, c.comparison.reason) for c in named.contrasts} == {
+        ("no verdict", "2 seeds in common: it takes three at least")
+    }
 
 
 def test_an_arm_that_fails_is_reported_and_the_others_are_as_without_it(

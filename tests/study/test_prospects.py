@@ -30,6 +30,8 @@ STUDY: dict[str, Any] = {
     "arms": {"l1": {}, "same": {}, "other": {"train": {"lr": 0.01}}},
 }
 MCC = ("toy", "ground-truth", "mcc")
+DEFAULTS = {"mcc", "recovered", "matched_f1", "absorption", "explained_variance"}
+"""What is compared where a study names nothing."""
 
 
 def study(**contents: Any) -> Study:
@@ -50,15 +52,15 @@ def findings(folder: Path, model: str = "toy", **sd: float | None) -> Path:
 def test_every_compared_metric_has_its_smallest_detectable_difference() -> None:
     found = prospects(study(seeds=[0, 1, 2]), {MCC: 0.004})
     by_metric = {one.metric.name: one for one in found}
-    assert set(by_metric) == {"mcc", "classification/f1_score", "explained_variance"}
-    assert {one.comparisons for one in found} == {6}
-    effect = detectable_effect(3, 0.05 / 6)
+    assert set(by_metric) == DEFAULTS
+    assert {one.comparisons for one in found} == {10}
+    effect = detectable_effect(3, 0.05 / 10)
     assert {one.effect for one in found} == {effect}
-    mcc, f1 = by_metric["mcc"], by_metric["classification/f1_score"]
+    mcc, f1 = by_metric["mcc"], by_metric["matched_f1"]
     assert (mcc.detectable, f1.detectable) == (pytest.approx(0.004 * effect), None)
     assert (mcc.underpowered, f1.underpowered) == (True, False)
     assert mcc.seeds is not None
-    assert 0.004 * detectable_effect(mcc.seeds, 0.05 / 6) <= 0.02
+    assert 0.004 * detectable_effect(mcc.seeds, 0.05 / 10) <= 0.02
     assert f1.seeds is None
 
 
@@ -66,10 +68,25 @@ def test_primary_comparisons_are_a_family_of_their_own() -> None:
     found = prospects(study(primary={"same": ["ground-truth/mcc"]}), {})
     sizes = {(one.metric.name, one.family): one.comparisons for one in found}
     assert sizes.pop(("mcc", "primary")) == 1
-    assert sizes == {
-        (name, "exploratory"): 5
-        for name in ("mcc", "classification/f1_score", "explained_variance")
+    assert sizes == {(name, "exploratory"): 9 for name in DEFAULTS}
+
+
+def test_what_means_nothing_on_a_model_is_not_compared_there() -> None:
+    models = {
+        name: STUDY["models"]["toy"] | {"train": {"model_name": f"synthetic:{name}"}}
+        for name in ("toy", "small")
     }
+    found = prospects(study(models=models, compare=["ground-truth/absorption"]), {})
+    assert [(one.model, one.comparisons) for one in found] == [("toy", 2)]
+
+
+def test_stability_takes_three_seeds() -> None:
+    two, three = (
+        prospects(study(seeds=[*range(n)], compare=["seeds/stability"]), {}) for n in (2, 3)
+    )
+    assert [one.effect for one in three] == [detectable_effect(3, 0.05 / 2)]
+    with pytest.raises(SaePluginsError, match="2 seeds give no verdict on stability, which takes"):
+        refuse_hopeless(two, 2)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +97,7 @@ def test_primary_comparisons_are_a_family_of_their_own() -> None:
             2,
             1,
             {},
-            "with 2 seeds and 3 comparisons it takes a difference of 35 standard deviations",
+            "with 2 seeds and 5 comparisons it takes a difference of 58 standard deviations",
         ),
         (3, 1, {}, ""),
         (5, 12, {}, ""),
@@ -173,10 +190,10 @@ def test_status_and_run_say_it_and_run_refuses_unless_told(
         raise OSError("enough")
 
     monkeypatch.setattr(execute, "run", run)
-    effect = f"{detectable_effect(2, 0.05 / 6):.3g} SD"
+    effect = f"{detectable_effect(2, 0.05 / 10):.3g} SD"
     assert main(["study", "status", "mine.yaml"]) == 0
     said = capsys.readouterr().out
-    assert f"6 comparisons, 2 seeds: a difference of {effect} of the seeds' noise" in said
+    assert f"10 comparisons, 2 seeds: a difference of {effect} of the seeds' noise" in said
     assert "--noise_from FOLDER" in said
     assert main(["study", "run", "mine.yaml"]) == 2
     shown = capsys.readouterr()
@@ -188,7 +205,7 @@ def test_status_and_run_say_it_and_run_refuses_unless_told(
     capsys.readouterr()
     findings(Path("earlier"), mcc=0.0001)
     assert main(["study", "status", "mine.yaml", "--noise_from", "earlier"]) == 0
-    detects = number(0.0001 * detectable_effect(2, 0.05 / 6))
+    detects = number(0.0001 * detectable_effect(2, 0.05 / 10))
     (row,) = (x for x in capsys.readouterr().out.splitlines() if "ground-truth/mcc" in x)
     assert [cell.strip() for cell in row.split("│")][3:7] == ["0.0200", detects, "0.000100", "2"]
     assert main(["study", "run", "mine.yaml", "--noise_from", "earlier"]) == 1

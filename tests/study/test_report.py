@@ -269,6 +269,21 @@ def test_verdicts_are_a_latex_table(judged):
     ]  # fmt: skip
 
 
+def test_intervals_are_of_pseudo_values_and_dots_of_the_values(make_findings, tmp_path):
+    metrics = (("seeds", "stability", "stability", "higher", 0.5, 0.0, 0.01),)
+    found = make_findings(tmp_path, arms={"l1": "baseline"}, grid=(8,), metrics=metrics)
+    values = [s for s in found.scores if s.metric == "stability"]
+    mean = sum(s.value for s in values) / len(values)
+    for score in values:
+        score.pseudo_value = mean + 10 * (score.value - mean)
+    page = write(found, tmp_path).read_text("utf-8")
+    assert mean_interval([s.pseudo_value for s in values]) in page
+    (panel,) = frontiers(Facts(found, tmp_path), "world").pictures
+    (dots,) = (t for t in json.loads(panel.data)["data"] if len(t["x"]) == len(values))
+    assert sorted(dots["y"]) == pytest.approx(sorted(s.value for s in values), rel=1e-4)
+    assert {row["pseudo_value"] for row in read(tmp_path / "scores.csv")} > {""}
+
+
 def test_bands_of_shares_end_where_shares_end(make_findings, sketched, tmp_path):
     metrics = (("heldout", "never_fired", "never fired", "lower", 0.01, 0.0, 0.03),)
     found = make_findings(tmp_path, arms={"l1": "baseline"}, grid=(8, 32), metrics=metrics)

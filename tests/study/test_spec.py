@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.study.spec import as_yaml, load
+from sae_plugins.study.files import load
+from sae_plugins.study.spec import as_yaml
 
 SMALLEST: dict[str, Any] = {
     "reference": "l1",

@@ -275,8 +275,18 @@ def test_no_verdict_without_common_l0_in_every_seed() -> None:
     )
 
 
+def test_a_metric_may_take_more_seeds_for_a_verdict() -> None:
+    two, three = arm(1, 2), arm(1, 2, 4)
+    found = compare({n: Question(one, arm(0, 0, 0)[:n], "higher", None, 3)
+                     for n, one in ((2, two), (3, three))})  # fmt: skip
+    assert found[2].reason == "2 seeds in common: it takes three at least"
+    assert found[3].p is not None
+
+
 def test_no_verdict_with_one_seed_and_a_warning_with_few() -> None:
-    assert only(arm(1.0), arm(2.0)).reason == "1 seed in common: it takes two at least"
+    alone = only(arm(1.0), arm(2.0))
+    assert alone.reason == "1 seed in common: it takes two at least"
+    assert (alone.verdict, alone.difference, alone.interval) == ("no verdict", -1, None)
     assert only([], arm(2.0)).verdict == "no verdict"
     four = only(arm(1, 2, 3, 5), arm(2, 3, 4, 5))
     assert four.warnings == ("4 seeds: fewer than 5 find large differences only",)

@@ -15,11 +15,12 @@ from sae_plugins.framework.plugin import Method
 from sae_plugins.studies import names
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.execute import check_suites
+from sae_plugins.study.files import load
 from sae_plugins.study.gather import gather
 from sae_plugins.study.metrics import shown
 from sae_plugins.study.plan import plan
 from sae_plugins.study.prospects import prospects
-from sae_plugins.study.spec import Study, load
+from sae_plugins.study.spec import Study
 
 PAPERS = ("adaptive-orthogonality", "adaptive-threshold", "hierarchical", "hybrid-order")
 DOCS = Path(__file__).parents[2] / "docs" / "studies.md"
@@ -33,8 +34,11 @@ def packaged(name: str) -> Study:
 
 @functools.cache
 def cells(name: str) -> list[Cell]:
-    """Every SAE of a study, if the first of an arm's pilots is dense and the others are sparse."""
-    study = packaged(name)
+    """Every SAE of a study, if the first of an arm's pilots is dense and the others are sparse.
+
+    They are of one seed: those of the others differ in nothing else.
+    """
+    study = packaged(name).model_copy(update={"seeds": [0]})
     pilots = plan(study, lambda _: None).pilots
     arms = itertools.groupby(pilots, key=lambda cell: (cell.model, cell.arm))
     dense = {cell.folder for cell in (next(group) for _, group in arms)}

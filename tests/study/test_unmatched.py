@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 
 from sae_plugins.study.facts import Facts
-from sae_plugins.study.spec import Unmatched, load
+from sae_plugins.study.files import load
+from sae_plugins.study.spec import Unmatched
 from sae_plugins.study.unmatched import COLUMNS, paired_p, table
 
 METRICS = (

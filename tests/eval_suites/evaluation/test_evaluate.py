@@ -154,7 +154,8 @@ def loaders(monkeypatch):
         return state.data(revisions)
 
     fakes = {
-        "evaluation.loading": {"load_subject": load_subject, "check_source": lambda _: None},
+        "evaluation.loading": {"load_subject": load_subject},
+        "evaluation.sources": {"check_source": lambda _: None},
         "inputs.models": {
             "expected": expected,
         },
