@@ -44,7 +44,7 @@ def plugins(
             the global random state alone.
         checkpoints: where the state of the training is kept, and resumed from; None for nowhere.
         profile: measures where the time goes; None for nothing.
-        text: what has held-out text, by which `calibrate_l0` sets thresholds; else, by what follows.
+        text: what has held-out text, which sets the thresholds of `calibrate_l0`.
 
     SAELens' own settings (learning rate, its schedule, ...) stay those of the runner's config; the
     ones that a method asks for are in the yielded plan's `sae_lens`.

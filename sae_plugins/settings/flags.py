@@ -213,7 +213,7 @@ def our_flags() -> dict[str, Flag]:
         Flag(
             "calibrate_tokens",
             "int",
-            "tokens that set the thresholds; 4096 tell the L0 of others to 1 or 2%",
+            "tokens that set the thresholds; 4096 tell the L0 of others to a few per cent",
             4096,
             "training",
             architectures=CALIBRATED,

@@ -29,10 +29,7 @@ def test_exact_l0s_are_told_from_interpolated_ones() -> None:
     exact = [sae(8.01), sae(7.98, arm="topk"), sae(4.004, wanted=4)]
     text = in_words(exact)
     assert text.startswith("L0 is exactly equal: the thresholds of each SAE were set on 65,536")
-    assert (
-        "it is within 0.25% of that, and SAEs of the same seed that want the same are within "
-        in (text)
-    )
+    assert "it is within 0.25% of that, and SAEs of the same seed that want the same" in text
     assert "are within 0.38% of each other. No score is interpolated." in text
     assert in_words([*exact, sae(8.0, wanted=None, arm="abstopk")]).endswith("is interpolated.")
     short = sae(7.2, arm="short", reached=7.2, most=7.2)
