@@ -170,7 +170,7 @@ def _fit(
     checkpoints.origin.facts.update(setup.made_from())
     print_plan(settings, setup, folder, checkpoints.step, each, cached)
     print(flush=True)
-    with _trainable(settings, folder, checkpoints, profile):
+    with _trainable(settings, setup, folder, checkpoints, profile):
         run = setup.prepare(folder.unfinished)
         with _disk_errors(folder), _wandb_errors(), no_bars():
             found = run()
@@ -183,7 +183,11 @@ def _fit(
 
 @contextmanager
 def _trainable(
-    settings: Settings, folder: RunFolder, checkpoints: Checkpoints, profile: Profile | None
+    settings: Settings,
+    setup: Setup,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    profile: Profile | None,
 ) -> Iterator[None]:
     """SAELens trains inside with the plugins, the recorder, a bar and the log that are wanted."""
     from sae_plugins.base.saelens import interruption
@@ -205,7 +209,13 @@ def _trainable(
         with (
             closing(progress),
             _wandb(settings, checkpoints),
-            plugins(plan, seed=settings.get("seed"), checkpoints=checkpoints, profile=profile),
+            plugins(
+                plan,
+                seed=settings.get("seed"),
+                checkpoints=checkpoints,
+                profile=profile,
+                text=setup,
+            ),
         ):
             yield
     except interruption() as error:

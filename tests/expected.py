@@ -36,7 +36,7 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "standard": Architecture(("l1", 0.1), calibrated="lower"),
+    "standard": Architecture(("l1", 0.1)),
     "gated": Architecture(("l1", 0.1)),
     "jumprelu": Architecture(("l0", 0.02)),
     "topk": Architecture(thresholds=False, counts_dead=True, saved={"k": 4}),

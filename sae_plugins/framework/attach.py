@@ -13,6 +13,7 @@ from sae_plugins.framework.resolve import Plan, Selected, resolve
 
 if TYPE_CHECKING:
     from sae_plugins.framework.profile import Profile
+    from sae_plugins.framework.thresholds import HeldOut
     from sae_plugins.resume.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def plugins(
     seed: int | None = None,
     checkpoints: Checkpoints | None = None,
     profile: Profile | None = None,
+    text: HeldOut | None = None,
 ) -> Iterator[Plan]:
     """Make every `SAETrainer` that is built inside, by any SAELens runner, use these plugins.
 
@@ -42,6 +44,7 @@ def plugins(
             the global random state alone.
         checkpoints: where the state of the training is kept, and resumed from; None for nowhere.
         profile: measures where the time goes; None for nothing.
+        text: what has held-out text, which sets the thresholds of `calibrate_l0`.
 
     SAELens' own settings (learning rate, its schedule, ...) stay those of the runner's config; the
     ones that a method asks for are in the yielded plan's `sae_lens`.
@@ -78,6 +81,7 @@ def plugins(
     order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
     logger.info("plugins, in order: %s", order or "none")
     Bound.checkpoints, Bound.profile, Bound.numbers = checkpoints, profile, itertools.count(1)
+    Bound.text = text
     loading = data_loader(batches) if checkpoints is None else checkpoints.open()
     with trainer_class(bound), ExitStack() as stack:
         if profile is not None:

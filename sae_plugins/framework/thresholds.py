@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sae_lens import SAE
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _AT_ONCE = 4096
 """Tokens that are encoded together."""
+_ENOUGH_BATCHES = 8
+"""So many tell how much their means vary."""
 _OF_TOPK = ("k", "rescale_acts_by_decoder_norm")
 """What the config of a TopK SAE has that no other one has."""
 
@@ -165,13 +167,26 @@ def calibrated(
         l0, fires / tokens, positive / tokens, 0.0, tokens, threshold, lowers=lowers
     )
     calibrate(plain, {**about, "metadata": {}}, found)
-    counts = torch.cat([(a > 0).sum(dim=-1) for a in _acts(_inference(plain, about), batches)])
-    reached, deviation = float(counts.double().mean()), float(counts.double().std(correction=0))
-    spread = 1.96 * deviation / math.sqrt(tokens) / reached if reached else 0.0
-    found = replace(found, reached=reached, spread=spread)
+    sae = _inference(plain, about)
+    counts = [
+        torch.cat([(acts > 0).sum(dim=-1).double() for acts in _acts(sae, [batch])])
+        for batch in batches
+    ]
+    reached = float(torch.cat(counts).mean())
+    found = replace(found, reached=reached, spread=_spread(counts) / reached if reached else 0.0)
     if found.shortfall:
         logger.warning("%s", found.shortfall)
     return found
+
+
+def _spread(counts: Sequence[Tensor]) -> float:
+    """Half the 95% interval of the mean, by batches where there are enough.
+
+    Tokens of one document are alike, so that a text has less to say than as many single tokens.
+    """
+    of_batches = torch.stack([each.mean() for each in counts])
+    one = torch.cat(list(counts)) if len(counts) < _ENOUGH_BATCHES else of_batches
+    return 1.96 * float(one.std(correction=0)) / math.sqrt(len(one))
 
 
 def _norms(weights: Mapping[str, Tensor]) -> Tensor:
@@ -194,6 +209,25 @@ def _acts(sae: Any, batches: Sequence[Tensor]) -> Iterator[Tensor]:
     for batch in batches:
         for part in batch.split(_AT_ONCE):
             yield sae.encode(part.to(sae.device, sae.dtype))
+
+
+class HeldOut(Protocol):
+    """What has text that is held out of a training, and not needed to score its SAE."""
+
+    def unseen(self, tokens: int) -> list[Tensor]:
+        """Activations [B, d_in] of so many tokens, or of as many as there are."""
+        ...
+
+
+def unseen(text: HeldOut | None, tokens: int) -> list[Tensor]:
+    """Activations of held-out text, if there is any; what fails here must not cost the training."""
+    try:
+        return [] if text is None else text.unseen(tokens)
+    except Exception as error:
+        if isinstance(error, interruption()):
+            raise
+        logger.warning("no held-out text can be read, and what follows is taken: %r", error)
+        return []
 
 
 def following(provider: Iterator[Tensor], count: int, last: Tensor | None) -> list[Tensor]:

@@ -40,7 +40,13 @@ from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.framework.returned import by_name, check_loss
 from sae_plugins.framework.run import Run
 from sae_plugins.framework.steps import in_steps
-from sae_plugins.framework.thresholds import calibrated, check_calibration, following
+from sae_plugins.framework.thresholds import (
+    HeldOut,
+    calibrated,
+    check_calibration,
+    following,
+    unseen,
+)
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.origin import ACCEPTED
 from sae_plugins.resume.state import check_fits
@@ -68,6 +74,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
     seed: ClassVar[int]
     checkpoints: ClassVar[Checkpoints | None] = None
     profile: ClassVar[Profile | None] = None
+    text: ClassVar[HeldOut | None] = None
     numbers: ClassVar[Iterator[int]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -217,9 +224,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
         super().set_final_sae_metadata()
         if self._fast is not None:
             self._fast.leave()
-        batches: list[Tensor] = []
-        if count := self.batches_to_calibrate:
-            batches = following(self.data_provider, count, self._last_batch)
+        batches = self._unseen()
         if self.checkpoints is not None:
             self.checkpoints.ended()
             if self.checkpoints.accepted:
@@ -242,11 +247,19 @@ class PluginTrainer(SAETrainer[Any, Any]):
             weights, config = exported(self.host, self.run, self.sae, Path(scratch))
         self.run.calibration = calibrated(weights, config, batches, l0)
 
-    @property
-    def batches_to_calibrate(self) -> int:
-        """How many batches after the last one of the training serve to set thresholds."""
-        tokens = self.plan.training.following_tokens
-        return -(-tokens // self.cfg.train_batch_size_samples)
+    def _unseen(self) -> list[Tensor]:
+        """What sets thresholds: held-out text, for an L0 that the run was told; else what follows.
+
+        What follows is of the text that is trained on, whose L0 may be another.
+        """
+        settings = self.plan.training
+        if not settings.following_tokens:
+            return []
+        held: list[Tensor] = []
+        if settings.calibrate_l0 is not None:
+            held = unseen(self.text, settings.following_tokens)
+        count = -(-settings.following_tokens // self.cfg.train_batch_size_samples)
+        return held or following(self.data_provider, count, self._last_batch)
 
     # -- the whole state -----------------------------------------------------------------------
 

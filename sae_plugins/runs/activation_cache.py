@@ -111,14 +111,15 @@ def harvests(settings: SAELensSettings, d_in: int, threads: int | None = None) -
         PluginError: nobody knows which model it is.
     """
     values = {**defaults_of(LanguageModelSAERunnerConfig), **settings.runner}
-    facts = _facts(settings, values, threads) | {"heldout": settings.heldout_tokens}
+    held = settings.heldout_tokens + settings.unseen_tokens
+    facts = _facts(settings, values, threads) | {"heldout": held}
     text = values.get("dataset_path") or "its own text"
     parts: list[tuple[str, int | None]] = [
         (f"{text} in the order of seed {settings.seed}", settings.seed)
     ]
     parts += [(f"held out of {text}", None)] if settings.heldout_tokens else []
     batch, to_train = _batches_to_train(settings, values)
-    counts = (to_train, -(-settings.heldout_tokens // batch))
+    counts = (to_train, -(-held // batch))
     return [
         Harvest(
             of_value({**facts, "order": order}),
@@ -138,7 +139,7 @@ def _batches_to_train(settings: SAELensSettings, values: Mapping[str, Any]) -> t
     wanted = -(-values["training_tokens"] // size)
     if settings.sae.get("normalize_activations") in ESTIMATED:
         wanted += values["n_batches_for_norm_estimate"]
-    wanted += -(-settings.following_tokens // size)
+    wanted += -(-(settings.following_tokens - settings.unseen_tokens) // size)
     mixed = int(buffer * values["activations_mixing_fraction"])
     read = waiting = 0
     while wanted > 0:

@@ -96,6 +96,19 @@ def heldout_metrics(
     return [sums.metrics() for _, sums in scored]
 
 
+def tokens_after(store: ActivationSource, scored: int, tokens: int) -> list[Tensor]:
+    """Activations of so many tokens after those that `heldout_metrics` scores; fewer at the end."""
+    passed, kept = 0, list[Tensor]()
+    try:
+        while passed < scored:
+            passed += len(store.get_filtered_llm_batch(raise_on_epoch_end=True))
+        while sum(map(len, kept)) < tokens:
+            kept.append(store.get_filtered_llm_batch(raise_on_epoch_end=True))
+    except StopIteration:
+        pass
+    return kept
+
+
 @contextmanager
 def _heads_concatenated(sae: SAE[Any]) -> Iterator[None]:
     """As in training, the store gives heads already concatenated."""

@@ -26,7 +26,7 @@ from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.activation_cache import ActivationCache, harvests
 from sae_plugins.runs.cached import cached_activations
 from sae_plugins.runs.checks import check_devices, check_sources
-from sae_plugins.runs.heldout import heldout_metrics
+from sae_plugins.runs.heldout import heldout_metrics, tokens_after
 from sae_plugins.runs.language_models.loader import Loader, Looks
 from sae_plugins.runs.memory import (
     Need,
@@ -228,6 +228,14 @@ class LanguageModelSetup:
         """The batches of a store over the training text."""
         with quiet():
             return batches(self._store(heldout=False), multi_hook=False)
+
+    def unseen(self, tokens: int) -> list[Tensor]:
+        """Activations of so many held-out tokens after those that score SAEs."""
+        if self.text.heldout is None or self.cached is not None:
+            return []
+        with quiet(), isolated_random_state():
+            store = self._store(heldout=True)
+            return tokens_after(store, self.settings.heldout_tokens, tokens)
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same text."""

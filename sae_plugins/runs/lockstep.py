@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,9 @@ class LockstepRun:
 
     @property
     def following_tokens(self) -> int:
-        """Tokens that are read after the last one of its training."""
-        return max(self.plan.training.following_tokens, self.tuning_tokens)
+        """Tokens that are read after the last one of its training, unless held-out ones serve."""
+        held = self.setup.settings.unseen_tokens and not self.setup.settings.is_synthetic
+        return 0 if held else max(self.plan.training.following_tokens, self.tuning_tokens)
 
     @property
     def unfinished(self) -> Path:
@@ -109,6 +111,8 @@ def stream_key(settings: SAELensSettings) -> str:
     known = {known.name for known in fields(LanguageModelSAERunnerConfig)}
     names = ({*known, *settings.runner} - _OF_ONE_SAE) | {"normalize_activations"}
     own = {name: getattr(settings, name) for name in ("model_name", "seed", "heldout_tokens")}
+    if values.get("dataset_path"):  # of which more is held out then
+        own["unseen_tokens"] = settings.unseen_tokens
     key = {**{name: values.get(name) for name in names}, **own, "device": settings.device}
     return json.dumps(key, sort_keys=True, default=str)
 
@@ -216,10 +220,11 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
     failures: dict[str, Exception] = {}
     setup = arms[0].setup
     unseen: dict[str, list[Tensor]] = {}
+    text = _HeldOut(setup)
     running = []
     for arm in arms:
         with _ends_alone(arm, failures):
-            running.append(_Training(arm, unseen))
+            running.append(_Training(arm, text, unseen))
     seed_data(setup.settings.seed)
     stream = setup.stream()
     scaler = _scaler(running[0].trainer, stream) if running else ActivationScaler()
@@ -245,6 +250,14 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
     return failures
 
 
+class _HeldOut:
+    """A setup's text that is held out for other things than scores, read once for all arms."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Read nothing yet."""
+        self.unseen = cache(setup.unseen)
+
+
 class _Training:
     """An arm's trainer.
 
@@ -256,12 +269,13 @@ class _Training:
     trainer: Any
     """A `PluginTrainer`, built as SAELens' own."""
 
-    def __init__(self, arm: LockstepRun, unseen: dict[str, list[Tensor]]) -> None:
+    def __init__(self, arm: LockstepRun, text: _HeldOut, unseen: dict[str, list[Tensor]]) -> None:
         """Draw the SAE's weights and attach the plugins; `unseen` gets what a tuning arm needs."""
         self.arm, self.unseen = arm, unseen
         remove_run(arm.unfinished)
         own = {"output_path": str(arm.unfinished), **({} if arm.figures else {"figures": False})}
-        with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=arm.setup.settings.seed):
+        seed, self.text = arm.setup.settings.seed, text
+        with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=seed, text=text):
             self.trainer, self.save = arm.setup.trainer(arm.folder)
         if arm.untrained:
             self.trainer.cfg.total_training_samples = 0
@@ -310,7 +324,8 @@ class _Training:
         self.trainer.data_provider = iter(self.following)
         self.trainer.fit()
         if self.arm.tuning_tokens:
-            self.unseen[self.arm.name] = self.following
+            tokens = self.arm.tuning_tokens
+            self.unseen[self.arm.name] = self.following or self.text.unseen(tokens)
         self.following, self.is_saved = [], True
         untrained = not self.trainer.n_training_steps
         self.save(self.arm.unfinished, None if untrained else self.trainer.log_feature_sparsity)

@@ -55,6 +55,7 @@ class SAELensSettings:
         logger: fields of the logging config.
         activation_cache: where the language model's activations are kept, which changes nothing.
         following_tokens: tokens that are read after the last one of the training.
+        unseen_tokens: held-out tokens that set thresholds, besides those that score the SAE.
         recipe: name of the packaged recipe that the run follows, if it does.
     """
 
@@ -67,6 +68,7 @@ class SAELensSettings:
     logger: Mapping[str, Any] = field(default_factory=dict)
     activation_cache: Folder | None = None
     following_tokens: int = 0
+    unseen_tokens: int = 0
     recipe: str | None = None
 
     @property
@@ -153,6 +155,13 @@ class Setup(Protocol):
 
     def trainer(self, folder: Path) -> tuple[SAETrainer[Any, Any], Save]:
         """Draw the SAE's weights as `prepare` does, for a caller who gives it the batches."""
+        ...
+
+    def unseen(self, tokens: int) -> list[Tensor]:
+        """Activations of so many held-out tokens that do not score SAEs; empty without such text.
+
+        `settings.unseen_tokens` are held out for that; there may be more.
+        """
         ...
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HELDOUT = "heldout"
 """Of the saved SAE on held-out text; `UNCALIBRATED`, of the same one without its calibration."""
 TUNING = "tuning"
-"""Of an SAE that serves to choose a setting, on the text that follows its training."""
+"""Of an SAE that serves to choose a setting, on text that does not score others."""
 _CALIBRATION = "calibration"
 
 

@@ -156,6 +156,10 @@ class SyntheticSetup:
             config.autocast_data,
         )
 
+    def unseen(self, tokens: int) -> list[Tensor]:
+        """None: the samples that follow those of the training are as good."""
+        return []
+
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same fresh samples."""
         if not self.settings.heldout_tokens:

@@ -204,8 +204,8 @@ def our_flags() -> dict[str, Flag]:
             "calibrate_l0",
             "float | none",
             "set the thresholds of the saved SAE, a JumpReLU SAE then, such that so many features "
-            "per token are active on what follows in the buffer; the SAE as it is without them "
-            "lies in uncalibrated/",
+            "per token are active on held-out text that does not score it; the SAE as it is "
+            "without them lies in uncalibrated/",
             None,
             "training",
             architectures=CALIBRATED,
@@ -213,7 +213,7 @@ def our_flags() -> dict[str, Flag]:
         Flag(
             "calibrate_tokens",
             "int",
-            "tokens that set the thresholds; 4096 tell the L0 of others to 1 or 2%",
+            "tokens that set the thresholds; 4096 tell the L0 of others to a few per cent",
             4096,
             "training",
             architectures=CALIBRATED,

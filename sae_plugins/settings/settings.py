@@ -106,8 +106,15 @@ class Settings:
             logger=groups["logger"],
             activation_cache=self.activation_cache,
             following_tokens=self.plan.training.following_tokens,
+            unseen_tokens=self._unseen_tokens,
             recipe=self.recipe,
         )
+
+    @property
+    def _unseen_tokens(self) -> int:
+        training = self.plan.training
+        is_held = training.calibrate_l0 is not None and self.get("heldout_tokens")
+        return training.following_tokens if is_held else 0
 
     def as_recipe(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that made the run, as a recipe.

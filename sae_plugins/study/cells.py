@@ -134,7 +134,7 @@ class Cell:
 def tokens_after(settings: Settings) -> int:
     """How many tokens set thresholds, or serve to choose a setting, unless the study says it.
 
-    They tell the L0 to .3 or .4%; but no more are read than are a fifth of the training.
+    No more are read than are a fifth of the training: they cost about as much.
     """
     return max(_LEAST_AFTER, min(_MOST_AFTER, int(settings.get("training_tokens")) // 5))
 

@@ -33,14 +33,23 @@ def in_words(trained: Iterable[Trained]) -> str:
     worst = max(abs(one.l0 / found.l0 - 1) for one, found in exact if one.l0)
     text = (
         f"L0 is exactly equal: the thresholds of each SAE were set on {tokens:,} tokens that it "
-        "was not trained on, such that it has the wanted L0; on the held-out text that scores are "
-        f"computed on, it is within {worst:.2%} of that."
+        "was not trained on, such that it has the wanted L0. On the held-out text that scores are "
+        f"computed on, it is within {worst:.2%} of that, and SAEs of the same seed that want the "
+        f"same are within {_apart(exact):.2%} of each other."
     )
     wanted = {found.l0 for _, found in exact}
     others = dict.fromkeys(one.arm for one in there if one.at not in wanted)
     if not others:
         return f"{text} No score is interpolated."
     return f"{text} It is interpolated for {', '.join(others)}, which have another L0."
+
+
+def _apart(exact: Sequence[tuple[Trained, Calibration]]) -> float:
+    """How far the L0s of SAEs that share their text and the wanted L0 are apart, as a share."""
+    alike: dict[tuple[int, float], list[float]] = {}
+    for one, found in exact:
+        alike.setdefault((one.seed, found.l0), []).append(one.l0 or found.l0)
+    return max(max(l0s) / min(l0s) - 1 for l0s in alike.values())
 
 
 def _exact(trained: Iterable[Trained]) -> list[tuple[Trained, Calibration]]:
@@ -72,7 +81,8 @@ def warnings(trained: Sequence[Trained]) -> Iterator[str]:
                 f"{model}: on held-out text, {len(far)} of {len(exact)} SAEs with exact L0s miss "
                 f"them by more than {TOLERANCE:.1%} ({one.arm} has {one.l0:.4g} for {found.l0:g}). "
                 f"The {found.tokens:,} tokens that set thresholds tell the L0 of as many others to "
-                f"{found.spread:.1%}: give more calibrate_tokens, and as many heldout_tokens"
+                f"{found.spread:.1%}: give more calibrate_tokens, and as many heldout_tokens. "
+                "SAEs of the same seed share both texts, and miss it alike"
             )
 
 

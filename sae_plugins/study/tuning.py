@@ -1,7 +1,7 @@
 """The learning rate of each arm, by pilots: at equal L0, the one that explains most variance.
 
 One rate for all arms can decide which arm wins. The pilots have seeds of their own, and are scored
-on the text that follows their training: neither the seeds nor the text by which arms are compared.
+on the text that sets their thresholds: neither the seeds nor the text by which arms are compared.
 """
 
 from __future__ import annotations

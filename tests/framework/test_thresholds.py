@@ -257,6 +257,16 @@ def test_an_l0_out_of_reach_is_said(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "an L0 of 2.5 is wanted, and 2 is the nearest: many activations are equal" in caplog.text
 
 
+def test_text_whose_tokens_are_alike_tells_less(tmp_path: Path) -> None:
+    """As those of one document are; each is here as often as its batch is long."""
+    weights, config = closed("jumprelu", tmp_path)
+    drawn = of_one_length(40, 3)
+    clustered = [token.repeat(100, 1) for token in drawn]
+    found = calibrated(weights, config, clustered, 6).spread
+    once = calibrated(weights, config, [drawn], 6).spread
+    assert found == pytest.approx(once, rel=0.1), "as 40 tokens do"
+
+
 def test_how_many_tokens_would_be_enough() -> None:
     few = Calibration(8, 8, 20, 0.02, 1000, 0.1, lowers=False)
     assert few.enough_tokens == 16_000

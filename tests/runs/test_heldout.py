@@ -6,7 +6,7 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_plugins.eval_suites.evaluation.metrics import OF_THE_RUN
-from sae_plugins.runs.heldout import heldout_metrics
+from sae_plugins.runs.heldout import AtHand, heldout_metrics, tokens_after
 
 D_IN, D_SAE = 12, 30
 
@@ -120,3 +120,11 @@ def test_several_saes_are_scored_on_the_same_activations():
     assert heldout_metrics(saes, store, 300) == [score(sae, Store(x), 300) for sae in saes]
     assert store.given == 320
     assert heldout_metrics([], Store(x), 300) == []
+
+
+def test_what_sets_thresholds_comes_after_what_is_scored() -> None:
+    batches = [torch.full((10, 4), float(number)) for number in range(6)]
+    kept = tokens_after(AtHand(batches), 15, 20)
+    assert [int(batch[0, 0]) for batch in kept] == [2, 3], "two batches are scored"
+    assert [int(batch[0, 0]) for batch in tokens_after(AtHand(batches), 45, 99)] == [5]
+    assert tokens_after(AtHand(batches), 100, 1) == []

@@ -49,6 +49,7 @@ ARMS = {
     "topk": "--architecture topk --k 4",
     "batchtopk": "--architecture batchtopk --k 4",
     "gated": "--architecture gated",
+    "exact": "--architecture gated --calibrate_l0 3 --calibrate_tokens 200",
     "fast": "--architecture topk --k 3 --plugin reorder --fast_step --matmul_precision high",
 }
 """Flags by the name of an arm."""
@@ -189,7 +190,7 @@ def with_plugin(one: LockstepRun, plugin: type[Plugin]) -> LockstepRun:
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(["l1", "hybrid-order", "batchtopk", "fast"], id="some"),
+        pytest.param(["l1", "hybrid-order", "batchtopk", "fast", "exact"], id="some"),
         pytest.param([*ARMS], id="all", marks=pytest.mark.slow),
     ],
 )

@@ -29,7 +29,8 @@ def test_exact_l0s_are_told_from_interpolated_ones() -> None:
     exact = [sae(8.01), sae(7.98, arm="topk"), sae(4.004, wanted=4)]
     text = in_words(exact)
     assert text.startswith("L0 is exactly equal: the thresholds of each SAE were set on 65,536")
-    assert "it is within 0.25% of that. No score is interpolated." in text
+    assert "it is within 0.25% of that, and SAEs of the same seed that want the same" in text
+    assert "are within 0.38% of each other. No score is interpolated." in text
     assert in_words([*exact, sae(8.0, wanted=None, arm="abstopk")]).endswith("is interpolated.")
     short = sae(7.2, arm="short", reached=7.2, most=7.2)
     assert in_words([*exact, short]).endswith(
@@ -56,5 +57,6 @@ def test_text_that_is_too_short_is_said() -> None:
     assert warning == (
         "toy: on held-out text, 1 of 2 SAEs with exact L0s miss them by more than 0.5% (topk has "
         "7.9 for 8). The 4,096 tokens that set thresholds tell the L0 of as many others to 1.3%: "
-        "give more calibrate_tokens, and as many heldout_tokens"
+        "give more calibrate_tokens, and as many heldout_tokens. SAEs of the same seed share both "
+        "texts, and miss it alike"
     )

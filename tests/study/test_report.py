@@ -178,7 +178,8 @@ def test_the_first_paragraphs_say_how_l0_and_learning_rates_are_made_fair(exact,
             "0.1, untuned)"
         ) in said
         assert "L0 is exactly equal: the thresholds of each SAE were set on 65,536 tokens" in said
-        assert "it is within 0.20% of that. No score is interpolated." in said
+        assert "it is within 0.20% of that, and SAEs of the same seed that want the same" in said
+        assert "within 0.00% of each other. No score is interpolated." in said
     assert "L0 is interpolated: scores at equal L0 are read between" in made[2].text
 
 

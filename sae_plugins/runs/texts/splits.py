@@ -82,7 +82,8 @@ def text_facts(settings: SAELensSettings) -> list[Any]:
     sizes = ("store_batch_size_prompts", "context_size")
     how = ("use_chat_formatting", "disable_concat_sequences")
     of_runner = [settings.runner.get(name) for name in (*names, *sizes, *how)]
-    return [settings.seed, settings.heldout_tokens, *of_runner, *model_facts(settings)]
+    held = (settings.heldout_tokens, settings.unseen_tokens)
+    return [settings.seed, *held, *of_runner, *model_facts(settings)]
 
 
 def _with_plain_lists(rows: Any) -> Any:
@@ -97,13 +98,13 @@ def _with_plain_lists(rows: Any) -> Any:
 def _first_documents(
     rows: Documents, settings: SAELensSettings, model: Any, column: Column
 ) -> list[Any]:
-    """As many documents as `heldout_tokens` tokens and one batch of the model need."""
+    """As many documents as the held-out tokens and one batch of the model need."""
     if not settings.heldout_tokens:
         return []
     prompts = settings.runner.get("store_batch_size_prompts", 32)
     size = settings.runner.get("context_size", 128)
     alone = settings.runner.get("disable_concat_sequences", False)
-    wanted = missing = settings.heldout_tokens + prompts * size
+    wanted = missing = settings.heldout_tokens + settings.unseen_tokens + prompts * size
     held: list[Any] = []
     for row in rows:
         document = row[column.kind]
