@@ -304,7 +304,11 @@ class PluginContract:
             (one,), (other,) = (advance(trainer, [batch]) for trainer in pair)
             states = [in_order_of_identity(trainer) for trainer in pair]
             for trainer, state, losses in zip(pair, states, (one, other), strict=True):
-                state |= {f"loss {name}": torch.tensor(value) for name, value in losses.items()}
+                noise = 1e-12 * max(map(abs, losses.values()))  # of a term that adds up to 0
+                state |= {
+                    f"loss {name}": torch.tensor(value if abs(value) > noise else 0.0)
+                    for name, value in losses.items()
+                }
                 with torch.no_grad():
                     state["the SAE's output"] = trainer.sae(probe)
             found = differences(states[0], states[1], tolerance=1e-6)
