@@ -111,15 +111,18 @@ def harvests(settings: SAELensSettings, d_in: int, threads: int | None = None) -
         PluginError: nobody knows which model it is.
     """
     values = {**defaults_of(LanguageModelSAERunnerConfig), **settings.runner}
-    held = settings.heldout_tokens + settings.unseen_tokens
-    facts = _facts(settings, values, threads) | {"heldout": held}
     text = values.get("dataset_path") or "its own text"
+    held = settings.heldout_tokens
+    if values.get("dataset_path"):  # of which so much is not trained on
+        held += settings.unseen_tokens
+    facts = _facts(settings, values, threads) | {"heldout": held}
     parts: list[tuple[str, int | None]] = [
         (f"{text} in the order of seed {settings.seed}", settings.seed)
     ]
     parts += [(f"held out of {text}", None)] if settings.heldout_tokens else []
     batch, to_train = _batches_to_train(settings, values)
-    counts = (to_train, -(-held // batch))
+    held_out = (settings.heldout_tokens, settings.unseen_tokens)
+    counts = (to_train, sum(-(-tokens // batch) for tokens in held_out))
     return [
         Harvest(
             of_value({**facts, "order": order}),

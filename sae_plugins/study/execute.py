@@ -27,7 +27,7 @@ from sae_plugins.base.secrets import reason_of
 from sae_plugins.eval_suites.evaluation.sources import check_source
 from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
 from sae_plugins.study import commits, naming, scored
-from sae_plugins.study.cells import SAES, Cell, grouped
+from sae_plugins.study.cells import SAES, Cell, grouped, tokens_after
 from sae_plugins.study.makers import shared_flags
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.plan import StudyPlan, plan
@@ -36,7 +36,7 @@ from sae_plugins.study.spec import Study, as_yaml
 from sae_plugins.world import NAME as WORLD
 
 if TYPE_CHECKING:
-    from sae_plugins.runs.setup import Setup
+    from sae_plugins.runs.setup import SAELensSettings, Setup
 
 STUDY = "as_run.yaml"
 EVALUATIONS = "evaluations"
@@ -140,10 +140,19 @@ def _planned(study: Study, known: StudyPlan, folder: Path, jobs: int, cache: Fol
     missing = [cell for cell in every if cell.summary(folder) is None]
     runs = [cell.settings.for_saelens() for cell in missing]
     # the cells that follow pilots read what these read, in the orders of the study's seeds
-    pilots = [cell.settings.for_saelens() for cell in missing if cell.pilot]
-    runs += [replace(pilot, seed=seed) for pilot in pilots for seed in study.seeds]
+    after = [_following(study, cell) for cell in missing if cell.pilot]
+    runs += [replace(settings, seed=seed) for settings in after for seed in study.seeds]
     found = [one for each in expected(runs, _threads(jobs)) for one in each]
     return f"activations: {plan(found, cache)}"
+
+
+def _following(study: Study, pilot: Cell) -> SAELensSettings:
+    """What the cells that follow a pilot read, as settings of one."""
+    model, settings = study.models[pilot.model], pilot.settings.for_saelens()
+    if model.exact_l0 is False:
+        return settings
+    tokens = int(model.train.get("calibrate_tokens") or tokens_after(pilot.settings))
+    return replace(settings, following_tokens=tokens, unseen_tokens=tokens)
 
 
 def check_suites(study: Study) -> None:
