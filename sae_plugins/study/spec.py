@@ -270,7 +270,9 @@ class Study(BaseModel, extra="forbid", frozen=True):
         """How many seeds each arm with SAEs on a model has in common with the reference."""
         arms = self.all_arms()
         seeds = {name: arm.seeds_on(model, self.seeds) for name, arm in arms.items()}
-        reference = seeds.pop(self.reference)
+        reference = seeds.pop(self.reference, None)
+        if reference is None:  # which `check` says
+            return {}
         return {name: len(own & reference) for name, own in seeds.items() if own}
 
     def all_arms(self) -> dict[str, Arm]:

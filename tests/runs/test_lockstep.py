@@ -289,8 +289,8 @@ def test_an_arm_that_fails_is_reported_and_its_memory_freed(
     alive: list[tuple[str, weakref.ref[Any]]] = []
     draw = lockstep._Training.__init__
 
-    def drawn(self: Any, one: LockstepRun) -> None:
-        draw(self, one)
+    def drawn(self: Any, one: LockstepRun, *rest: Any) -> None:
+        draw(self, one, *rest)
         alive.append((one.name, weakref.ref(self.trainer.sae)))
 
     monkeypatch.setattr(lockstep._Training, "__init__", drawn)
