@@ -48,18 +48,13 @@ def cells(name: str) -> list[Cell]:
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_packaged_study_can_be_run(name: str) -> None:
+def test_a_packaged_study_can_be_run_and_its_reference_is_a_plain_l1_sae(name: str) -> None:
     study = packaged(name)
     assert study.description
     found = {(cell.model, cell.arm, cell.sparsity) for cell in cells(name)}
     for model, arm in itertools.product(study.models, study.all_arms()):
         assert sum(cell[:2] == (model, arm) for cell in found) >= 3, (model, arm)
     check_suites(study)
-
-
-@pytest.mark.parametrize("name", names())
-def test_the_reference_is_a_plain_l1_sae(name: str) -> None:
-    study = packaged(name)
     reference = [cell.settings for cell in cells(name) if cell.arm == study.reference]
     assert {settings.architecture for settings in reference} == {"standard"}
     assert {plugin for settings in reference for plugin in settings.names} <= {"unit-norm-decoder"}
