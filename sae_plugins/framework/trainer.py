@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -257,7 +257,10 @@ class PluginTrainer(SAETrainer[Any, Any]):
             return []
         held: list[Tensor] = []
         if settings.calibrate_l0 is not None:
-            held = unseen(self.text, settings.following_tokens)
+            # a model that runs ahead in a thread has hooks on it
+            paused = getattr(self.data_provider, "paused", nullcontext)
+            with paused():
+                held = unseen(self.text, settings.following_tokens)
         count = -(-settings.following_tokens // self.cfg.train_batch_size_samples)
         return held or following(self.data_provider, count, self._last_batch)
 

@@ -47,9 +47,17 @@ class TiedWeights(Plugin):
         return None
 
     @hookimpl
+    def attached(self, run: Run) -> None:
+        """Begin tied."""
+        self.tied, self.begins = True, False
+
+    @hookimpl
     def before_forward(self, run: Run) -> None:
-        """Put the decoder in the encoder's place."""
-        if self._ties(run):
+        """Put the decoder in the encoder's place; they part between two accumulation windows."""
+        if self.begins:  # a window
+            last = math.floor(self.options.until * run.total_steps + 1e-9)  # 0.29 of 100 is 29
+            self.tied, self.begins = run.step <= last, False
+        if self.tied:
             with torch.enable_grad():
                 vars(run.sae)["W_enc"] = run.sae.W_dec.T
 
@@ -62,7 +70,7 @@ class TiedWeights(Plugin):
     def before_update(self, run: Run) -> None:
         """Have both gradients be the sum; others' losses may have one for the encoder itself."""
         encoder, decoder = run.sae.W_enc, run.sae.W_dec
-        if self._ties(run) and decoder.grad is not None:
+        if self.tied and decoder.grad is not None:
             if encoder.grad is not None:
                 decoder.grad += encoder.grad.T
             encoder.grad = torch.empty_like(encoder).copy_(decoder.grad.T)
@@ -71,6 +79,7 @@ class TiedWeights(Plugin):
     def after_update(self, run: Run) -> None:
         """Copy the decoder."""
         self._copy(run)
+        self.begins = True
 
     @hookimpl
     def features_changed(self, run: Run) -> None:
@@ -78,9 +87,5 @@ class TiedWeights(Plugin):
         self._copy(run)
 
     def _copy(self, run: Run) -> None:
-        if self._ties(run):
+        if self.tied:
             run.sae.W_enc.data.copy_(run.sae.W_dec.data.T)
-
-    def _ties(self, run: Run) -> bool:
-        last = math.floor(self.options.until * run.total_steps + 1e-9)  # 0.29 of 100 is 29
-        return run.step <= max(1, last)

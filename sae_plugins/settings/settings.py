@@ -114,6 +114,8 @@ class Settings:
     def _unseen_tokens(self) -> int:
         training = self.plan.training
         is_held = training.calibrate_l0 is not None and self.get("heldout_tokens")
+        if self.get("use_cached_activations"):  # whose held-out rows all score the SAE
+            return 0
         return training.following_tokens if is_held else 0
 
     def as_recipe(self, resolved: Mapping[str, Any]) -> dict[str, Any]:

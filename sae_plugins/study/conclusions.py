@@ -176,4 +176,4 @@ def _power(facts: Facts, model: str, found: _Found) -> str:
         + (f" (the margin is {number(metric.margin)})" if metric.margin else "")
         for label, (metric, values) in detected.items()
     ]
-    return f"With 80% power, it finds differences of at least {', '.join(shown)}."
+    return f"With 80% power, for half of the arms, it finds differences of {', '.join(shown)}."

@@ -113,6 +113,13 @@ def run(
         while waiting := _waiting(known := plan_of(study, folder), folder):
             progress.expect(len(waiting))
             run_passes(work, _passes(study, folder, waiting, jobs, cache), jobs, progress)
+            if [cell.folder for cell in _waiting(plan_of(study, folder), folder)] == [
+                cell.folder for cell in waiting
+            ]:
+                raise SaePluginsError(
+                    "no pilot was trained: code or data have changed since the study began; run "
+                    "it again"
+                )
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
         run_passes(work, _passes(study, folder, known.cells, jobs, cache), jobs, progress)
 

@@ -68,6 +68,7 @@ def problems(
     for key in flags:
         yield f"{where}: {key} would do nothing to SAEs that exist; leave it out"
     taken: dict[tuple[int, float | None], str] = {}
+    of_seed: dict[str, int] = {}
     for one in saes:
         seed = one.seed_of(seeds)
         place = (seed, one.l0)
@@ -84,3 +85,8 @@ def problems(
                 "seeds or l0s that tell them apart"
             )
         taken[place] = one.sae
+        if of_seed.setdefault(one.sae, seed) != seed:
+            yield (
+                f"{where}: {one.sae} is named for the seeds {of_seed[one.sae]} and {seed}, and one "
+                "SAE tells nothing of what seeds do; name it once"
+            )

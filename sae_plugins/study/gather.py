@@ -317,7 +317,8 @@ def _contrasts(
     What failed is there as a point without a number: seeds are not to be chosen by their outcome.
     """
     points = _points(trained, scores)
-    arms = [arm for arm in study.all_arms() if arm != study.reference]
+    everyone = study.all_arms()
+    arms = [arm for arm in everyone if arm != study.reference]
     families: dict[Family, dict[tuple[str, str, str, str], Question]] = {}
     for model, found in metrics.items():
         for metric in found:
@@ -329,6 +330,8 @@ def _contrasts(
                     points.setdefault(place, []).append(Point(t.seed, math.nan, math.nan))
             reference = points.get((model, suite, name, study.reference), [])
             for arm in arms if metric.compared else ():
+                if everyone[arm].exists and not everyone[arm].saes_on(model):
+                    continue  # nobody has one of this model
                 place = (model, suite, name, arm)
                 scored = points.get(place, [])
                 members = families.setdefault(study.family(arm, f"{suite}/{name}"), {})

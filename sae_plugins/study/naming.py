@@ -1,4 +1,4 @@
-"""When a study's primary comparisons were named: before there was a result, or after."""
+"""When a study's primary comparisons and margins were named: before a result, or after."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def remember(study: Study, folder: Path, *, results: bool) -> None:
     before = _read(folder)
     if not study.primary and not before:
         return
-    if [one["primary"] for one in before[-1:]] != [study.primary]:
+    if not before or _changed(study, before[-1]):
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        named = {"primary": study.primary, "at": now, "results": results}
+        named = {**_named(study), "at": now, "results": results}
         write(folder / NAMED, json.dumps([*before, named], indent=1) + "\n")
 
 
@@ -30,13 +30,26 @@ def warnings(study: Study, folder: Path) -> Iterator[str]:
     """Whether primary comparisons were named when their outcome could be known."""
     last = next(iter(_read(folder)[-1:]), None)
     if study.primary and last is not None:
-        if last["primary"] != study.primary:
-            yield "the primary comparisons are not those that the study was run with"
+        if changed := _changed(study, last):
+            yield (
+                "the primary comparisons are not those that the study was run with: other "
+                + " and ".join(changed)
+            )
         elif last["results"]:
             yield (
                 f"the primary comparisons were named on {last['at'][:10]}, when there were results "
                 "already: take them for exploratory ones"
             )
+
+
+def _named(study: Study) -> dict[str, Any]:
+    """What decides which comparisons are primary, and what they call equivalent."""
+    return {"primary": study.primary, "compare": study.compare, "margins": study.margins}
+
+
+def _changed(study: Study, before: dict[str, Any]) -> list[str]:
+    """The keys that say other things; earlier versions have noted one of them."""
+    return [key for key, value in _named(study).items() if before.get(key, value) != value]
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:

@@ -43,13 +43,14 @@ def hybrid_order(
     average = None  # MA(||x||)
     key = torch.zeros(len(w["b_enc"]), dtype=torch.float64)
     counts: deque[Tensor] = deque(maxlen=WINDOW)  # c^(t-1) ... c^(t-10)
-    due, reordered = False, 0
+    due, reordered, is_tied = False, 0, False
     for t, x in enumerate(data, start=1):
         norm = x.norm(dim=1)
         average = norm.mean() if average is None else 0.99 * average + 0.01 * norm.mean()
         ratio = {"token": norm, "batch": norm.mean(), None: average}[adaptive_l1] / average
         lambda_t = LAMBDA_0 * ratio  # 4.2: lambda_t = lambda_0 ||x|| / MA(||x||), beta 0.99
-        is_tied = t <= tied * len(data)  # 5: "tied encoder-decoder weights": one matrix
+        if (t - 1) % accumulate == 0:  # 5: "tied encoder-decoder weights": one matrix
+            is_tied = t <= tied * len(data)
         encoder = w["W_dec"].T if is_tied else w["W_enc"]
         f = torch.relu((x - w["b_dec"]) @ encoder + w["b_enc"])  # Eq. 3
         x_hat = f @ w["W_dec"] + w["b_dec"]  # Eq. 4

@@ -37,11 +37,12 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_an_arm_is_its_saes_and_nothing_is_trained_of_it(tmp_path: Path) -> None:
     Path("sae").mkdir()
-    saes = ["sae", {"sae": "sae", "seed": 1}, {"sae": HUB, "seed": 1, "l0": 82}]
+    Path("other").mkdir()
+    saes = ["sae", {"sae": "other", "seed": 1}, {"sae": HUB, "seed": 1, "l0": 82}]
     cells = plan(study({"saes": saes}, seeds=[3, 1]), lambda _: None).cells
     own = [cell for cell in cells if cell.arm == "theirs"]
     assert [(cell.seed, cell.sparsity) for cell in own] == [(3, ""), (1, ""), (1, "L0=82")]
-    assert [cell.source for cell in own] == [str(tmp_path / "sae")] * 2 + [HUB]
+    assert [cell.source for cell in own] == [*map(str, (tmp_path / "sae", tmp_path / "other")), HUB]
     assert len({cell.folder for cell in own}) == 3
     assert {cell.source for cell in cells if cell.arm == "l1"} == {None}
 
@@ -63,6 +64,10 @@ def test_on_other_models_than_that_of_its_saes_the_arm_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("theirs", "message"),
     [
+        (
+            {"saes": [{"sae": "a", "seed": 3}, {"sae": "a", "seed": 4}]},
+            "arms.theirs.saes: a is named for the seeds 3 and 4, and one SAE tells nothing",
+        ),
         (
             {"saes": ["a", "b"]},
             "arms.theirs.saes: a and b both have seed 3 and no l0; give them seeds or l0s that",

@@ -153,3 +153,13 @@ def test_an_arm_that_gives_a_recipes_plugins_up_says_so(tmp_path: Path) -> None:
     assert arms["no-reordering"] == (
         "--lr_decay_fraction 0 --plugin hybrid-order --without reorder"
     )
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_page_counts_arms_and_saes(name: str) -> None:
+    study = packaged(name)
+    arms = len(study.all_arms())
+    l0s = (len(m.target_l0 or next(iter(m.sparsity.values()))) for m in study.models.values())
+    row = next(line for line in DOCS.read_text("utf-8").splitlines() if f"| `{name}` |" in line)
+    counts = row.split(" | ")[3:5]
+    assert counts == [str(arms), str(arms * sum(l0s) * len(study.seeds))]

@@ -10,6 +10,7 @@ from sae_lens.tokenization_and_batching import tokenize_with_chat_template
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.saelens import trained_positions
 from sae_plugins.runs.models import model_facts
 from sae_plugins.runs.setup import SAELensSettings
 from sae_plugins.runs.sources import ROWS
@@ -104,7 +105,9 @@ def _first_documents(
     prompts = settings.runner.get("store_batch_size_prompts", 32)
     size = settings.runner.get("context_size", 128)
     alone = settings.runner.get("disable_concat_sequences", False)
-    wanted = missing = settings.heldout_tokens + settings.unseen_tokens + prompts * size
+    kept = trained_positions(size, settings.runner.get("seqpos_slice") or (None,))
+    scored = settings.heldout_tokens + settings.unseen_tokens
+    wanted = missing = -(-scored * size // kept) + prompts * size
     held: list[Any] = []
     for row in rows:
         document = row[column.kind]
@@ -125,10 +128,12 @@ def _first_documents(
 
 
 def _too_small(settings: SAELensSettings, why: str) -> str:
+    more = settings.unseen_tokens
+    calibrating = f" and setting its thresholds on {more}" if more else ""
     return (
         f"--dataset_path {settings.runner['dataset_path']} is too small: scoring the SAE on "
-        f"{settings.heldout_tokens} tokens {why}; give more text, or lower --heldout_tokens; 0 "
-        "scores nothing"
+        f"{settings.heldout_tokens} tokens{calibrating} {why}; give more text, or lower "
+        f"--heldout_tokens{' and --calibrate_tokens' if more else ''}; 0 scores nothing"
     )
 
 
