@@ -324,6 +324,7 @@ def test_every_kind_of_figure_is_there(made):
     }  # fmt: skip
 
 
+@pytest.mark.ci
 def test_figures_come_in_other_formats_on_demand(judged, tmp_path):
     found, *_ = judged
     write(found, tmp_path, ("pdf", "svg"))

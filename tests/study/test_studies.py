@@ -47,7 +47,13 @@ def cells(name: str) -> list[Cell]:
     return known.cells
 
 
-@pytest.mark.parametrize("name", names())
+DEAR = {"toy", "toy-norm", "full", "adaptive-threshold", "adaptive-orthogonality", "hierarchical"}
+"""Studies that take a second or more to plan."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.ci] if n in DEAR else []) for n in names()]
+)
 def test_a_packaged_study_can_be_run_and_its_reference_is_a_plain_l1_sae(name: str) -> None:
     study = packaged(name)
     assert study.description
