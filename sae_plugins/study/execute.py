@@ -110,12 +110,13 @@ def run(
         for cell in known.pilots:  # what has failed is tried again, once
             _failed(cell, folder).unlink(missing_ok=True)
         # by the first pilots, the coefficients are known with which others try learning rates
-        while waiting := _waiting(known := plan_of(study, folder), folder):
+        waiting = _waiting(known := plan_of(study, folder), folder)
+        while waiting:
             progress.expect(len(waiting))
             run_passes(work, _passes(study, folder, waiting, jobs, cache), jobs, progress)
-            if [cell.folder for cell in _waiting(plan_of(study, folder), folder)] == [
-                cell.folder for cell in waiting
-            ]:
+            before = [cell.folder for cell in waiting]
+            waiting = _waiting(known := plan_of(study, folder), folder)
+            if [cell.folder for cell in waiting] == before:
                 raise SaePluginsError(
                     "no pilot was trained: code or data have changed since the study began; run "
                     "it again"
