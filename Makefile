@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test combinations slow faults smollm2 bos browser lint format types docs world bench speed tables lock clean
+.PHONY: help env demo test combinations slow faults smollm2 bos browser lint format types docs world bench speed tables papers lock clean
 
 help: ## this page
 	@echo 'sae-plugins: start with `make env`, then `make demo`.'
@@ -96,7 +96,13 @@ speed: env ## time the fast step beside other libraries' for docs/speed.md: ten 
 
 tables: export OMP_NUM_THREADS ?= 1
 tables: env ## run the studies of synthetic models with ten seeds for docs/studies.md: hours
-	$(BIN)/python benchmarks/study_tables.py
+	$(BIN)/python benchmarks/study_tables.py toy toy-norm
+	$(BIN)/python docs/generate.py
+
+papers: export OMP_NUM_THREADS ?= 1
+papers: env ## run the papers' studies at a reduced budget for docs/papers.md: hours
+	$(BIN)/python benchmarks/study_tables.py hybrid-order hierarchical \
+	    adaptive-threshold adaptive-orthogonality
 	$(BIN)/python docs/generate.py
 
 # Neither index nor host is written down: whoever installs uses the registry of their own settings.

@@ -1,27 +1,44 @@
-"""The tables of docs/studies.md: the studies of synthetic models, with ten seeds.
+"""The tables of packaged studies in docs/studies.md and docs/papers.md.
 
-    python benchmarks/study_tables.py      # hours; started again, it goes on where it was
+    python benchmarks/study_tables.py toy hybrid-order    # hours; started again, it goes on
 
-`docs/generate.py` puts what this writes into the page.
+Those of synthetic models have ten seeds. Those of papers are run at a reduced budget: the packaged
+steps and seeds, at fewer L0s. `docs/generate.py` puts what this writes into the pages.
 """
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sae_plugins.base.files import write
 from sae_plugins.base.text import arrow
 from sae_plugins.entrypoints.main import main as sae_plugins
 from sae_plugins.study.facts import Facts
-from sae_plugins.study.files import load
 from sae_plugins.study.findings import Findings
 from sae_plugins.study.gather import FINDINGS
-from sae_plugins.study.spec import as_yaml
 from sae_plugins.study.statistics import Comparison
+from sae_plugins.study.unmatched import table as unmatched
 from sae_plugins.study.words import MARKS, Table, grid, mean_interval, number
 
-STUDIES = ("toy", "toy-norm")
-SEEDS = list(range(10))
+_TEN: dict[str, Any] = {"seeds": list(range(10))}
+
+
+def _at(*l0s: float) -> dict[str, Any]:
+    return {"models": {"world": {"target_l0": [*l0s], "train": {"fast_step": True}}}}
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "toy": _TEN,
+    "toy-norm": _TEN,
+    "hybrid-order": _at(16),
+    "hierarchical": _at(48, 108),  # of the paper's own test
+    "adaptive-threshold": _at(16),
+    "adaptive-orthogonality": _at(16),
+}
+"""The studies, and what is otherwise in them than in the packaged ones."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -34,14 +51,28 @@ def tables(findings: Findings) -> Iterator[str]:
         known = [facts.samples.get((model, facts.reference, *place), {}) for place in places]
         middle = facts.middle.get((model, facts.reference), "")
         own = [mean_interval([*values.get(middle, {}).values()]) for values in known]
-        rows = [[f"{facts.reference}, at an L0 of {number(facts.middle_l0[model])}", *own]]
+        papers = ["the paper prints"] if any(arm.paper for arm in facts.arms.values()) else []
+        rows = [
+            [
+                f"{facts.reference}, at an L0 of {number(facts.middle_l0[model])}",
+                *("" for _ in papers),
+                *own,
+            ]
+        ]
         rows += [
-            [arm, *(cell(facts.comparisons.get((model, arm, *place))) for place in places)]
-            for arm in facts.arms
+            [
+                arm,
+                *(info.paper for _ in papers),
+                *(cell(facts.comparisons.get((model, arm, *place))) for place in places),
+            ]
+            for arm, info in facts.arms.items()
             if arm != facts.reference and (model, arm) in facts.runs
         ]
         heads = [f"{facts.label(model, metric)} {arrow(metric.better)}" for metric in metrics]
-        yield f"On `{model}`:\n\n{grid(Table('', ['arm', *heads], rows))}\n"
+        where = f"On `{model}`:\n\n" if len(facts.models) > 1 else ""
+        yield f"{where}{grid(Table('', ['arm', *papers, *heads], rows))}\n"
+        if own_test := unmatched(facts, model):
+            yield f"The paper's own test, of SAEs of other L0s:\n\n{grid(own_test)}\n"
 
 
 def cell(found: Comparison | None) -> str:
@@ -52,31 +83,29 @@ def cell(found: Comparison | None) -> str:
     return f"({shown})" if found.verdict == "underpowered" else shown
 
 
-def run(name: str, folder: Path, seeds: list[int], jobs: list[str]) -> None:
-    """Run a packaged study with other seeds, and write its tables."""
+def run(name: str, folder: Path, options: list[str]) -> None:
+    """Run a packaged study with its changes, and write its tables."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
-    write(file, as_yaml(load(name).model_copy(update={"seeds": seeds})))
+    write(file, yaml.safe_dump({"extends": name, **CHANGES[name]}, sort_keys=False))
     out = folder / name
-    sae_plugins(["study", "run", str(file), "--output_path", str(out), *jobs])
+    sae_plugins(["study", "run", str(file), "--output_path", str(out), *options])
     findings = Findings.model_validate_json((out / FINDINGS).read_text("utf-8"))
-    said = "\n".join(f"- {text}" for text in findings.warnings)
-    text = (
-        f"{len(seeds)} seeds.\n\n" + "\n".join(tables(findings)) + (f"\n{said}\n" if said else "")
-    )
+    said = "\n".join(f"- {text}" for text in [*findings.warnings, *findings.failures])
+    seeds = f"{len(findings.study.seeds)} seeds"
+    text = f"{seeds}.\n\n" + "\n".join(tables(findings)) + (f"\n{said}\n" if said else "")
     write(RESULTS / f"{name}.md", text)
 
 
 def main() -> None:
-    """Run the studies that are named, or all."""
+    """Run the studies that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("studies", nargs="*", default=list(STUDIES), help="which of them")
+    parser.add_argument("studies", nargs="+", choices=CHANGES, help="which of them")
     parser.add_argument("--folder", type=Path, default=Path("studies/tables"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--jobs", default=None, help="as for sae-plugins study run")
     given = parser.parse_args()
     for name in given.studies:
-        run(name, given.folder, given.seeds, ["--jobs", given.jobs] if given.jobs else [])
+        run(name, given.folder, ["--jobs", given.jobs] if given.jobs else [])
 
 
 if __name__ == "__main__":

@@ -377,7 +377,8 @@ def contract_tests(_: str) -> Iterator[str]:
 def study_tables(name: str) -> Iterator[str]:
     """What `benchmarks/study_tables.py` has measured of a study."""
     file = BENCHMARKS.parent / "results" / f"{name}.md"
-    yield file.read_text("utf-8") if file.is_file() else "To be measured: `make tables`."
+    command = "papers" if name in methods() else "tables"
+    yield file.read_text("utf-8") if file.is_file() else f"To be measured: `make {command}`."
 
 
 PARTS = {
@@ -400,8 +401,10 @@ PARTS = {
     "settings": settings,
     "options": options,
     "tables": tables,
-    "toy": lambda _: study_tables("toy"),
-    "toy_norm": lambda _: study_tables("toy-norm"),
+    **{
+        name.replace("-", "_"): lambda _, name=name: study_tables(name)
+        for name in ("toy", "toy-norm", *methods())
+    },
     "composition": composition,
 }
 
