@@ -28,7 +28,7 @@ COMMANDS = {
     "study": "compare methods",
     "upload": "share SAEs",
     "cache": "show or remove what is kept of language models",
-    "plugins": "list or show plugins",
+    "plugins": "list or show plugins, or begin one",
     "recipes": "list or show recipes",
     "completion": "complete commands, flags and names in bash or zsh",
 }

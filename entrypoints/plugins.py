@@ -1,4 +1,4 @@
-"""`sae-plugins plugins list` and `sae-plugins plugins show NAME`."""
+"""`sae-plugins plugins`: list them, show one, and begin one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems
+from sae_plugins.entrypoints import plugins_new
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.fields import bounds, rounded, type_name
 from sae_plugins.entrypoints.terminal import table, width
@@ -51,11 +52,19 @@ def _show(line: Line, problems: Problems) -> int:
 
 COMMAND = Command(
     "plugins",
-    "list or show plugins",
+    "list or show plugins, or begin one",
     _list,
     actions=(
         Command("plugins list", "the installed plugins and methods, one a line", _list),
         Command("plugins show", "options, requirements, and a method's tables", _show, "PLUGIN"),
+        Command(
+            "plugins new",
+            "a package with one mechanism, to start from",
+            plugins_new.new,
+            "NAME",
+            plugins_new.ABOUT,
+            flags=lambda: plugins_new.FLAGS,
+        ),
     ),
 )
 
