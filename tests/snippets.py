@@ -133,7 +133,8 @@ def all_pass(place: Path, every: bool) -> bool:
         place: their file or folder.
         every: whether contracts run on every architecture, or on two a promise as ours do.
     """
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", "/dev/null"]
+    ours = ("cacheprovider", "xdist", "anyio", "jaxtyping", "typeguard")
+    options = ["-q", *(f"-pno:{name}" for name in ours), "-c", "/dev/null"]
     options += ["--import-mode=importlib"]  # files of one name are tests of their own
     chosen = [] if every else ["-m", "not combinations"]
     folder = place if place.is_dir() else place.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -101,6 +102,7 @@ def built(plugin: type[Plugin], options: Any) -> Plugin:
         ) from error
 
 
+@cache  # plans of studies ask it thousands of times of the same classes
 def check_events(plugin: type[Plugin]) -> None:
     """Refuse a plugin whose events would not be called as it thinks.
 

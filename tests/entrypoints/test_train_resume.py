@@ -187,8 +187,10 @@ def check(kind: str, number: signal.Signals, seed: int, made: Made) -> None:
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
-        *(("language model", n) for n in SIGNALS),
-        ("synthetic", signal.SIGKILL),
+        ("language model", signal.SIGINT),
+        pytest.param("language model", signal.SIGTERM, marks=pytest.mark.ci),
+        ("language model", signal.SIGKILL),
+        pytest.param("synthetic", signal.SIGKILL, marks=pytest.mark.ci),
         pytest.param("fast", signal.SIGKILL, marks=pytest.mark.ci),
     ],
     indirect=["kind"],
@@ -418,7 +420,10 @@ def test_a_run_that_began_at_sae_lens_checkpoint_goes_on_from_its_own():
     assert one == other
 
 
-@pytest.mark.parametrize("moved", range(0, 8, 2))
+@pytest.mark.parametrize(
+    "moved",
+    [0, pytest.param(2, marks=pytest.mark.ci), 4, pytest.param(6, marks=pytest.mark.ci)],
+)
 def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
     moved: int,
     unfinished: Path,

@@ -166,6 +166,7 @@ class Observing(Plugin):
         return {"decoder": 1e-2 * run.sae.W_dec.square().sum()}
 
 
+@pytest.mark.ci
 def test_plugins_see_the_events_of_a_compiled_forward_pass() -> None:
     """SAELens compiles the SAE's forward pass after it has built the trainer."""
     torch._dynamo.reset()

@@ -51,11 +51,9 @@ SCALED = {
 """What lets mechanisms act within 32 steps."""
 QUICK = {
     "Full hybrid approach",
-    "No reordering",
     "+Feature clustering: the full method",
     "Baseline (a TopK SAE)",
     "Final model (Run 9)",
-    "The baseline with that threshold on the finished SAE",
     "Run 5: adaptive weight, top 0.5%",
     "Close pairs only",
 }

@@ -102,7 +102,7 @@ def test_probing_has_the_models_own_accuracy_dashed():
     assert names(figure) == ["a", "language model's own channels", "language model, all channels"]
 
 
-@pytest.mark.parametrize("count", [1, 12])
+@pytest.mark.parametrize("count", [1, pytest.param(12, marks=pytest.mark.ci)])
 def test_all_are_saved_whatever_the_number_of_saes(count, tmp_path):
     labels = [f"batchtopk_hybrid-order_seed{n}" for n in range(count)]
     saes = {

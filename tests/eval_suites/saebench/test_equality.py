@@ -21,6 +21,8 @@ from sae_plugins.base.patches import replaced
 
 PROBING = "sparse-probing"
 SAES = ("standard", "topk")
+QUICK = ("core", PROBING)
+"""Suites whose own numbers SAEBench finds in a second."""
 OURS = {"explained_variance_centred", "num_letters"}
 """Metrics that SAEBench does not have, beside those of padding."""
 
@@ -52,6 +54,10 @@ def everything(scores: Any) -> dict[str, Any]:
     return {**vars(scores), "raw": raw}
 
 
+def ci(value):
+    return pytest.param(value, marks=pytest.mark.ci)
+
+
 def slow(value):
     return pytest.param(value, marks=pytest.mark.slow)
 
@@ -59,12 +65,15 @@ def slow(value):
 @pytest.mark.parametrize(
     ("suite", "sae"),
     [
-        *((suite, "topk") for suite in SUITES),
+        *(
+            pytest.param(suite, "topk", marks=() if suite in QUICK else pytest.mark.ci)
+            for suite in SUITES
+        ),
         *(
             pytest.param(
                 suite,
                 "standard",
-                marks=pytest.mark.ci if suite in ("core", PROBING) else pytest.mark.slow,
+                marks=pytest.mark.ci if suite in QUICK else pytest.mark.slow,
             )
             for suite in SUITES
         ),
@@ -111,7 +120,7 @@ def test_the_second_sae_of_a_call_has_saebenchs_numbers(suite, lab):
 
 
 @pytest.mark.parametrize("sae", ["topk", slow("standard")])
-@pytest.mark.parametrize("suite", ["core", "absorption", "scr"])
+@pytest.mark.parametrize("suite", ["core", ci("absorption"), "scr"])
 def test_shortcuts_move_no_number(suite, sae, lab):
     subject = getattr(lab, sae)
     exact, fast = lab.scores(suite, subject, **SUITES[suite].exact), lab.scores(suite, subject)
@@ -131,7 +140,7 @@ def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
         assert ours.metrics[name].value == pytest.approx(theirs[name], abs=1e-6), name
 
 
-@pytest.mark.parametrize("suite", ["core", "scr", PROBING, slow("absorption")])
+@pytest.mark.parametrize("suite", ["core", "scr", ci(PROBING), slow("absorption")])
 def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
     """Not a bit, whether an SAE finds no cache, or one that is warm from another SAE."""
     first, second = (everything(lab.scores(suite, s)) for s in (lab.standard, lab.topk))

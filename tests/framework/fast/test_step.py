@@ -98,10 +98,11 @@ CASES = [*_all()]
 
 def _covering() -> Iterator[Case]:
     """Cases of which each pair of values of two of their fields is in one, so far as there are."""
-    missing = {pair for case in CASES if case.steps == 12 for pair in _pairs(case)}
+    pairs = {case: _pairs(case) for case in CASES if case.steps == 12}
+    missing = set().union(*pairs.values())
     while missing:
-        best = max(CASES, key=lambda case: len(missing & _pairs(case)) * (case.steps == 12))
-        missing -= _pairs(best)
+        best = max(pairs, key=lambda case: len(missing & pairs[case]))
+        missing -= pairs[best]
         yield best
 
 
