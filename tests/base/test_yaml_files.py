@@ -44,7 +44,7 @@ def test_aliases_and_merged_keys_may_be_used() -> None:
         (BOMB, "aliases make more than 100,000 values of it"),
         ("a: &a [*a]", "a value contains itself"),
         ("a: &a {b: *a}", "a value contains itself"),
-        ("[" * 5000, "it is nested too deeply"),
+        ("[\n" * 5000, "it is nested too deeply"),
     ],
 )
 def test_what_would_be_lost_or_hang_is_refused(text: str, said: str, tmp_path) -> None:
