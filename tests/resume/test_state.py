@@ -157,7 +157,7 @@ def written_and_read(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=100,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

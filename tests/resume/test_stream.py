@@ -240,8 +240,18 @@ STOPS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), max_size=3)
 BRIEF = {"sequences": 6, "store_batch_size_prompts": 1, "train_batch_size_tokens": 5}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(fields=STORES, stops=STOPS, n=st.integers(1, 15))
+def stops_are_no_matter(
+    folder: Any, fields: dict[str, Any], stops: list[tuple[int, int]], n: int
+) -> None:
+    expected = upstreams(sum(taken for taken, _ in stops) + n, **fields)
+    same(pulls_with_stops(stops, n, folder, **fields), expected)
+
+
+DRAWN = {"fields": STORES, "stops": STOPS, "n": st.integers(1, 15)}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(**DRAWN)
 @example(fields={}, stops=[], n=60)
 @example(fields={"activations_mixing_fraction": 0}, stops=[(3, 0), (1, 0)], n=20)
 @example(fields={"activations_mixing_fraction": 1}, stops=[(3, 0), (1, 0)], n=20)
@@ -249,8 +259,16 @@ BRIEF = {"sequences": 6, "store_batch_size_prompts": 1, "train_batch_size_tokens
 def test_a_run_with_stops_trains_on_the_batches_of_saelens(
     folder: Any, fields: dict[str, Any], stops: list[tuple[int, int]], n: int
 ) -> None:
-    expected = upstreams(sum(taken for taken, _ in stops) + n, **fields)
-    same(pulls_with_stops(stops, n, folder, **fields), expected)
+    stops_are_no_matter(folder, fields, stops, n)
+
+
+@pytest.mark.ci
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(**DRAWN)
+def test_runs_with_more_stops_train_on_the_batches_of_saelens(
+    folder: Any, fields: dict[str, Any], stops: list[tuple[int, int]], n: int
+) -> None:
+    stops_are_no_matter(folder, fields, stops, n)
 
 
 @pytest.mark.parametrize(
