@@ -279,7 +279,13 @@ def test_every_step_of_every_architecture(architecture: str, stop: int, tmp_path
     ],
     ids=str,
 )
-@pytest.mark.parametrize("settings", [None, ACCUMULATE], ids=["stock", "accumulate"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(None, id="stock"),
+        pytest.param(ACCUMULATE, id="accumulate", marks=pytest.mark.ci),
+    ],
+)
 def test_configurations_of_sae_lens(
     architecture: str, config: dict[str, Any], settings: Any, tmp_path: Path
 ) -> None:
@@ -939,8 +945,17 @@ def llm_run(language: Any, normalised: str, prefetch: Any) -> Callable[[Path], A
     return run
 
 
-@pytest.mark.parametrize("normalised", ["none", "expected_average_only_in"])
-@pytest.mark.parametrize("prefetch", [False, True, 3], ids=lambda value: f"prefetch-{value}")
+@pytest.mark.parametrize(
+    ("prefetch", "normalised"),
+    [
+        (False, "none"),
+        (True, "expected_average_only_in"),
+        (3, "none"),
+        pytest.param(False, "expected_average_only_in", marks=pytest.mark.ci),
+        pytest.param(True, "none", marks=pytest.mark.ci),
+        pytest.param(3, "expected_average_only_in", marks=pytest.mark.ci),
+    ],
+)
 def test_language_model_runner(
     prefetch: Any,
     normalised: str,

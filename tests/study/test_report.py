@@ -337,9 +337,7 @@ def test_every_kind_of_figure_is_there(made):
 
 
 @pytest.mark.ci
-def test_figures_of_every_kind_are_drawn_and_come_in_other_formats_on_demand(
-    drawn, made, tmp_path
-):
+def test_figures_of_every_kind_are_drawn_and_come_in_other_formats_on_demand(drawn, made, tmp_path):
     found, folder, _ = made
     shutil.copytree(folder / "saes", tmp_path / "saes")
     write(found, tmp_path, ("pdf", "svg"))
