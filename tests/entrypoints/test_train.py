@@ -157,7 +157,9 @@ def test_checkpoints_are_in_the_run_s_folder():
     "arguments",
     [
         "--architecture topk --k 4 --plugin reorder",
-        "--architecture matryoshka_batchtopk --k 4 --plugin reorder",
+        pytest.param(
+            "--architecture matryoshka_batchtopk --k 4 --plugin reorder", marks=pytest.mark.ci
+        ),
         "--architecture jumprelu --plugin input-norm-l1",
         "--architecture matching_pursuit --max_iterations 3 --training_tokens 300",
         "--hook_name blocks.1.attn.hook_z --heldout_tokens 0",

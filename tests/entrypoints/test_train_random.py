@@ -439,7 +439,7 @@ def test_what_was_found(line: str, message: str, capsys: pytest.CaptureFixture[s
     holds((*words, *typed))
 
 
-@settings(COMMON, max_examples=20, derandomize=True)
+@settings(COMMON, max_examples=12, derandomize=True)
 @given(command_lines())
 def test_random_command_lines(line: Line):
     holds(line)

@@ -78,7 +78,13 @@ def logged() -> tuple[set[str], dict[str, set[str]]]:
     return names, artifacts
 
 
-@pytest.mark.parametrize("on", [WORLD, SYNTHETIC], ids=["language model", "synthetic"])
+@pytest.mark.parametrize(
+    "on",
+    [
+        pytest.param(WORLD, id="language model"),
+        pytest.param(SYNTHETIC, id="synthetic", marks=pytest.mark.ci),
+    ],
+)
 def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(
     on: tuple[str, ...], request: pytest.FixtureRequest
 ) -> None:
