@@ -72,8 +72,8 @@ def test_the_command_line_knows_an_installed_package(
     assert main(["plugins", "list"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "spread" in line]
     assert "Push decoder rows apart" in line
-    short = "--training_tokens 8192 --train_batch_size_tokens 512 --n_batches_for_norm_estimate 4"
-    store = "--store_batch_size_prompts 8 --heldout_tokens 1024 --n_batches_in_buffer 64"
+    short = "--training_tokens 2048 --train_batch_size_tokens 128 --n_batches_for_norm_estimate 4"
+    store = "--store_batch_size_prompts 4 --heldout_tokens 512 --n_batches_in_buffer 16"
     chosen = [
         "--plugin",
         "spread",
