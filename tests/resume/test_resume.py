@@ -322,6 +322,7 @@ def test_every_architecture_compiled_in_bfloat16(architecture: str, tmp_path: Pa
     check(tmp_path, None, (5, 10), prepare=compiled, **given)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_a_compiled_forward_pass(autocast: bool, tmp_path: Path) -> None:
     torch._dynamo.reset()
