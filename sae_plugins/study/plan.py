@@ -208,8 +208,8 @@ class _Adding:
             near = {float(whole) for t in targets for whole in (math.floor(t), math.ceil(t))}
             return [(whole, None) for whole in sorted(near) if whole]  # scores are read between
         # thresholds had better take activations away, and of an L1 SAE they can do nothing else
-        aims = [_DENSER * t if is_set and not is_direct else t for t in targets]
-        found = self._read_off(make, aims if is_direct else values, aims, proportional=is_direct)
+        denser = _DENSER if is_set else 1.0
+        found = self._read_off(make, [*targets] if is_direct else values, targets, denser)
         if found is None:
             return None
         pairs = zip(found, targets, strict=True)
@@ -217,7 +217,7 @@ class _Adding:
         return list(dict.fromkeys(kept))
 
     def _read_off(
-        self, make: Maker, tried: Sequence[float], aims: Sequence[float], *, proportional: bool
+        self, make: Maker, tried: Sequence[float], targets: Sequence[float], denser: float
     ) -> list[float | None] | None:
         """The values that give L0s, by pilots with those that are tried; None while one is missing.
 
@@ -231,11 +231,11 @@ class _Adding:
         known = [l0 for l0 in reached if l0 is not None]
         if len(known) < len(reached):
             return None
-        found, unreachable = interpolated(tried, known, aims, proportional=proportional)
-        if unreachable:
-            at = f" at --lr {make.lr:g}" if make.lr else ""
-            sentence = f"{make.model}, {make.arm_name}{at}: {unreachable}"
-            self.known.warnings.extend({sentence} - {*self.known.warnings})
+        is_direct = make.sparsity[0] in _DIRECT
+        found, doubts = interpolated(tried, known, targets, denser=denser, proportional=is_direct)
+        at = f" at --lr {make.lr:g}" if make.lr else ""
+        sentences = [f"{make.model}, {make.arm_name}{at}: {doubt}" for doubt in doubts]
+        self.known.warnings.extend(s for s in sentences if s not in self.known.warnings)
         return found
 
     def _piloted(self, cells: list[Cell]) -> list[Cell]:

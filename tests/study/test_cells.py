@@ -421,6 +421,31 @@ def test_every_arm_is_given_exactly_the_wanted_l0() -> None:
     assert known.warnings == []
 
 
+def test_a_wanted_l0_that_pilots_reach_is_trained_where_a_fifth_more_is_out_of_reach() -> None:
+    """They reach 16 and 1.2; a fifth more than 15 is 18, and than 40 is 48."""
+    toy = EXACT | {"target_l0": [5.5, 15, 40]}
+    known = plan(study(models={"toy": toy}, seeds=[0]), reached)
+    assert [c.sparsity for c in known.cells] == [
+        "l1_coefficient=0.544 l0=5.5",  # as where the others are not wanted
+        "l1_coefficient=0.1 l0=15",
+    ]
+    far, near = known.warnings
+    assert far == (
+        "toy, l1: an L0 of 40 is not between the 1.2 and 16 that its values under sparsity give "
+        "(48 is aimed at, since thresholds take activations away); add smaller ones"
+    )
+    assert near == (
+        "toy, l1: for an L0 of 15, its values under sparsity give 16 at most, which is less than "
+        "the 18 that is aimed at, so that SAEs may turn out too sparse; add smaller ones"
+    )
+    few = plan(study(models={"toy": EXACT | {"target_l0": [0.5]}}, seeds=[0]), reached)
+    assert few.cells == []
+    (sparse,) = few.warnings
+    assert "an L0 of 0.5 is not between the 1.2 and 16" in sparse
+    assert "(0.6 is aimed at" in sparse
+    assert sparse.endswith("add larger ones")
+
+
 def test_another_wanted_l0_leaves_saes_and_pilots_alone() -> None:
     def keys(targets: list[float]) -> set[str]:
         toy = EXACT | {"target_l0": targets}
