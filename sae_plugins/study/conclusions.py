@@ -102,7 +102,7 @@ def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer
         learning_rates=tuning.in_words(
             facts.findings.learning_rates.get(model, {}), facts.tuned.get(model, {})
         ),
-        equal_l0=equal_l0.in_words(one for one in trained if one.model == model),
+        equal_l0=equal_l0.in_words((one for one in trained if one.model == model), facts.reference),
         power=_power(facts, model, everything),
         said=said,
         alike=[

@@ -18,30 +18,36 @@ _SHOWN = {"l0": "L0", "explained_variance": "explained variance"}
 _KINDS = {"heldout": "exact", UNCALIBRATED: "its own thresholds"}
 
 
-def in_words(trained: Iterable[Trained]) -> str:
+def in_words(trained: Iterable[Trained], reference: str) -> str:
     """How L0 is made equal between the SAEs of one model, in sentences; empty without any."""
     there = [one for one in trained if one.l0]
     exact = _exact(there)
-    if not exact:
+    # an arm is compared at measured L0s where one of its SAEs is, and where the reference is
+    measured = dict.fromkeys(one.arm for one in there if not one.exact_l0)
+    if not exact or reference in measured:
+        why = f", since {reference} has SAEs that miss the wanted L0" if exact else ""
         return (
-            "L0 is interpolated: scores at equal L0 are read between those of SAEs, on straight "
-            "lines over log L0."
+            f"L0 is interpolated{why}: scores at equal L0 are read between those of SAEs, on "
+            "straight lines over log L0."
             if there
             else ""
         )
     tokens = min(found.tokens for _, found in exact)
     worst = max(abs(one.l0 / found.l0 - 1) for one, found in exact if one.l0)
+    arms = ", ".join(measured)
+    but, other = (f", except for {arms}", "other ") if arms else ("", "")
     text = (
-        f"L0 is exactly equal: the thresholds of each SAE were set on {tokens:,} tokens that it "
-        "was not trained on, such that it has the wanted L0. On the held-out text that scores are "
-        f"computed on, it is within {worst:.2%} of that, and SAEs of the same seed that want the "
-        f"same are within {_apart(exact):.2%} of each other."
+        f"L0 is exactly equal{but}: the thresholds of each {other}SAE were set on {tokens:,} "
+        "tokens that it was not trained on, such that it has the wanted L0. On the held-out text "
+        f"that scores are computed on, it is within {worst:.2%} of that, and SAEs of the same seed "
+        f"that want the same are within {_apart(exact):.2%} of each other."
     )
-    wanted = {found.l0 for _, found in exact}
-    others = dict.fromkeys(one.arm for one in there if one.at not in wanted)
-    if not others:
+    if not arms:
         return f"{text} No score is interpolated."
-    return f"{text} It is interpolated for {', '.join(others)}, which have another L0."
+    return (
+        f"{text} {arms} and {reference} are compared at the L0s that were measured, between which "
+        "scores are read off straight lines over log L0; no other score is interpolated."
+    )
 
 
 def _apart(exact: Sequence[tuple[Trained, Calibration]]) -> float:

@@ -16,8 +16,9 @@ from sae_plugins.study import traces
 from sae_plugins.study.existing import ExistingSAE
 from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Score, Trained
+from sae_plugins.study.points import Points
 from sae_plugins.study.spec import Family
-from sae_plugins.study.statistics import Comparison, Point, Verdict
+from sae_plugins.study.statistics import Comparison, Verdict
 from sae_plugins.study.tuning import Tuned
 
 Values = dict[tuple[str, str, str, str], dict[str, dict[int, float]]]
@@ -102,26 +103,10 @@ class Facts:
                 found.setdefault(place, {}).setdefault(s.sparsity, {})[s.seed] = value
         return found
 
-    def points(
-        self, model: str, arm: str, suite: str, metric: str, *, shown: bool = False
-    ) -> list[Point]:
-        """An arm's SAEs on a metric, as far as they have an L0 and a score.
-
-        They are those that tests and intervals are of, or those that are shown.
-        """
-        values = self.values if shown else self.samples
-        l0 = {
-            (run.sparsity, run.seed): run.at
-            for runs in self.runs.get((model, arm), {}).values()
-            for run in runs
-            if run.at
-        }
-        return [
-            Point(seed, l0[sparsity, seed], value)
-            for sparsity, by_seed in values.get((model, arm, suite, metric), {}).items()
-            for seed, value in by_seed.items()
-            if (sparsity, seed) in l0
-        ]
+    @cached_property
+    def points(self) -> Points:
+        """Which scores arms are compared by."""
+        return Points(self.findings.trained, self.findings.scores)
 
     @cached_property
     def tuned(self) -> dict[str, dict[str, Tuned]]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from sae_plugins.framework.calibration import Calibration
 from sae_plugins.study.spec import Family, Kind, Study
 from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.tuning import Tuned
+
+
+def _finite(value: float | None) -> float | None:
+    """What is no number in a JSON file is none here either."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+Number = Annotated[float | None, AfterValidator(_finite)]
 
 
 class Trained(BaseModel, extra="forbid"):
@@ -29,12 +38,14 @@ class Trained(BaseModel, extra="forbid"):
     """Active features per held-out token."""
     calibration: Calibration | None = None
     """How its thresholds were set for the L0 that is wanted, if they were."""
+    unscored: list[str] = []
+    """Suites whose evaluation of it failed."""
 
     @property
-    def at(self) -> float | None:
-        """The L0 at which it is compared: what is wanted, if it has exactly that."""
+    def exact_l0(self) -> float | None:
+        """The L0 that is wanted, if it has exactly that."""
         found = self.calibration
-        return found.l0 if found is not None and found.is_exact else self.l0
+        return found.l0 if found is not None and found.is_exact else None
 
 
 class Score(BaseModel, extra="forbid"):
@@ -48,10 +59,10 @@ class Score(BaseModel, extra="forbid"):
     """A suite's name; "heldout", "uncalibrated" (held-out scores of the SAE with the thresholds of
     its training) and "training" for what the run itself says."""
     metric: str
-    value: float | None
+    value: Number
     n: int | None = None
     """Over how many items (letters, pairs, datasets, tokens) it is a mean."""
-    pseudo_value: float | None = None
+    pseudo_value: Number = None
     """Where seeds are compared with each other, what stands for the value in tests and intervals.
 
     It is the jackknife's, with the same mean over seeds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import platform
@@ -43,9 +44,10 @@ from sae_plugins.study.findings import (
     Score,
     Trained,
 )
-from sae_plugins.study.metrics import OF_PAPERS, least_seeds, shown
+from sae_plugins.study.metrics import OF_PAPERS, shown
+from sae_plugins.study.points import Points
 from sae_plugins.study.spec import Family, Study
-from sae_plugins.study.statistics import NEAR_L0, Better, Point, Question, compare
+from sae_plugins.study.statistics import NEAR_L0, Question, compare
 
 FINDINGS = "findings.json"
 
@@ -66,9 +68,11 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     ran: list[Result] = []
     evaluated = 0
     said: dict[str, None] = {}
-    broken: set[tuple[str, str, str, int, str]] = set()
     scores += _stability(trained, folder)
-    there = [cell for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"]
+    of_cell = {
+        cell: one for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"
+    }
+    there = [*of_cell]
     for cell, row, result in _results(study, there, folder):
         where, suite = _where(cell), row.suite
         evaluated += 1
@@ -77,7 +81,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         if result is None or result.status != "ok":
             reason = row.reason or f"{row.file} cannot be read"
             failures.append(f"{_place(cell)}, {suite}: {reason}")
-            broken.add((*where.values(), suite))
+            of_cell[cell].unscored.append(suite)
             continue
         ran.append(result)
         results.setdefault(cell.model, {}).setdefault(suite, result)
@@ -112,7 +116,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             if s.suite in (TRAINING, UNCALIBRATED) or (s.model, s.suite, s.metric) in kept
         ],
         details=details,
-        contrasts=_contrasts(study, metrics, trained, scores, broken),
+        contrasts=_contrasts(study, metrics, trained, scores),
         tuned=known.tuned,
         learning_rates=_learning_rates(known.cells),
         warnings=[
@@ -122,7 +126,11 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             *_missed(study, known.pilots, trained),
             *equal_l0.warnings(trained),
             *_warnings(study, trained, evaluated),
-            *_not_there(study, metrics, {(m, suite) for m, _, _, _, suite in broken} | measured),
+            *_not_there(
+                study,
+                metrics,
+                measured | {(one.model, suite) for one in trained for suite in one.unscored},
+            ),
             *_mixed(used),
             *said,
         ],
@@ -310,35 +318,22 @@ def _contrasts(
     metrics: Mapping[str, list[ReportedMetric]],
     trained: Sequence[Trained],
     scores: Sequence[Score],
-    broken: Collection[tuple[str, str, str, int, str]],
 ) -> list[Contrast]:
-    """Every arm against the reference, on every compared metric: one Holm family, or two.
-
-    What failed is there as a point without a number: seeds are not to be chosen by their outcome.
-    """
-    points = _points(trained, scores)
+    """Every arm against the reference, on every compared metric: one Holm family, or two."""
+    points = Points(trained, scores)
     everyone = study.all_arms()
-    arms = [arm for arm in everyone if arm != study.reference]
     families: dict[Family, dict[tuple[str, str, str, str], Question]] = {}
     for model, found in metrics.items():
-        for metric in found:
+        arms = [
+            name
+            for name, arm in everyone.items()
+            # of one that exists, nobody may have an SAE of this model
+            if name != study.reference and (arm.saes_on(model) or not arm.exists)
+        ]
+        for metric, arm in itertools.product([m for m in found if m.compared], arms):
             suite, name = metric.suite, metric.name
-            for t in trained:
-                failed = t.status == "failed" or (model, t.arm, t.sparsity, t.seed, suite) in broken
-                if t.model == model and failed:
-                    place = (model, suite, name, t.arm)
-                    points.setdefault(place, []).append(Point(t.seed, math.nan, math.nan))
-            reference = points.get((model, suite, name, study.reference), [])
-            for arm in arms if metric.compared else ():
-                if everyone[arm].exists and not everyone[arm].saes_on(model):
-                    continue  # nobody has one of this model
-                place = (model, suite, name, arm)
-                scored = points.get(place, [])
-                members = families.setdefault(study.family(arm, f"{suite}/{name}"), {})
-                better: Better = "higher" if metric.better == "higher" else "lower"
-                members[place] = Question(
-                    scored, reference, better, metric.margin, least_seeds(suite)
-                )
+            members = families.setdefault(study.family(arm, f"{suite}/{name}"), {})
+            members[model, suite, name, arm] = points.question(model, metric, arm, study.reference)
     return [
         Contrast(
             model=model, arm=arm, suite=suite, metric=metric, comparison=comparison, family=family
@@ -346,21 +341,6 @@ def _contrasts(
         for family, questions in families.items()
         for (model, suite, metric, arm), comparison in compare(questions).items()
     ]
-
-
-def _points(
-    trained: Sequence[Trained], scores: Sequence[Score]
-) -> dict[tuple[str, str, str, str], list[Point]]:
-    """By model, suite, metric and arm, the SAEs that have an L0."""
-    l0 = {(t.model, t.arm, t.sparsity, t.seed): t.at for t in trained}
-    points: dict[tuple[str, str, str, str], list[Point]] = {}
-    for s in scores:
-        at = l0.get((s.model, s.arm, s.sparsity, s.seed))
-        if at is not None:
-            value = math.nan if s.sample is None else s.sample
-            place = (s.model, s.suite, s.metric, s.arm)
-            points.setdefault(place, []).append(Point(seed=s.seed, l0=at, value=value))
-    return points
 
 
 def _versions(

@@ -106,11 +106,13 @@ def frontiers(facts: Facts, model: str) -> Section:
 
 
 def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Line | None:
-    place = (model, arm, metric.suite, metric.name)
-    points, shown = facts.points(*place), facts.points(*place, shown=True)
-    if not points:
+    points, shown = (
+        facts.points.of(model, metric.suite, metric.name, [*facts.arms], shown=shown)[arm]
+        for shown in (False, True)
+    )
+    dots = [(point.l0, point.value) for point in shown if point.usable]
+    if not dots:
         return None
-    dots = [(point.l0, point.value) for point in shown]
     found = frontier(points, 24)
     if found is None:
         return Line(arm, dots=dots)

@@ -62,6 +62,11 @@ class Point:
     l0: float
     value: float
 
+    @property
+    def usable(self) -> bool:
+        """Whether it has an L0 and a score."""
+        return self.l0 > 0 and math.isfinite(self.l0) and math.isfinite(self.value)
+
 
 class Question(NamedTuple):
     """What is compared: an arm's SAEs with the reference's, on one metric."""
@@ -73,6 +78,8 @@ class Question(NamedTuple):
     """The smallest difference that matters; without one, nothing is called equivalent."""
     least_seeds: int = 2
     """So many seeds have a spread that a verdict can be judged by."""
+    exact: bool = False
+    """SAEs have exactly these L0s, so that no score is read between two of them."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class Differences:
     """Seeds in which an SAE of one arm has none of the other near its L0."""
     slivers: tuple[int, ...] = ()
     """Seeds whose common range is less than half of either arm's."""
+    fewer: tuple[int, ...] = ()
+    """Seeds in which one arm lacks some of the exact L0s of the other."""
 
 
 @dataclass(frozen=True)
@@ -145,24 +154,32 @@ class Frontier:
     high: tuple[float, ...]
 
 
-def differences(arm: Sequence[Point], reference: Sequence[Point]) -> Differences:
+def differences(
+    arm: Sequence[Point], reference: Sequence[Point], *, exact: bool = False
+) -> Differences:
     """Compare two arms at equal L0, seed by seed.
 
     Scores are interpolated linearly in log L0, and SAEs of equal L0 are averaged. The mean over the
     common range is exact: the gap is linear between the L0 of the SAEs. An arm of one SAE per seed
-    is compared at the L0 of that SAE.
+    is compared at the L0 of that SAE. Arms with exact L0s are compared at those that both have.
     """
     arms, references = _frontiers(arm), _frontiers(reference)
     by_seed, ranges, apart = {}, [], []
-    chords, slivers = [], []
+    chords, slivers, fewer = [], [], []
     for seed in sorted(arms.keys() & references.keys()):
-        common = _common_range([arms[seed], references[seed]])
+        curves = [arms[seed], references[seed]]
+        if exact:
+            shared = np.intersect1d(curves[0][0], curves[1][0])
+            if any(len(x) > len(shared) for x, _ in curves):
+                fewer.append(seed)
+            curves = [(x[np.isin(x, shared)], y[np.isin(x, shared)]) for x, y in curves]
+        common = _common_range(curves)
         if common is None:
             apart.append(seed)
         else:
-            by_seed[seed] = _gap(arms[seed], references[seed], *common)
+            own, other = curves
+            by_seed[seed] = _gap(own, other, *common)
             ranges.append(common)
-            curves = [arms[seed], references[seed]]
             if _has_chords(curves, *common):
                 chords.append(seed)
             if 2 * (common[1] - common[0]) < min(float(x[-1] - x[0]) for x, _ in curves):
@@ -172,9 +189,10 @@ def differences(arm: Sequence[Point], reference: Sequence[Point]) -> Differences
         l0=_l0_range(ranges),
         apart=tuple(apart),
         unpaired=tuple(sorted(arms.keys() ^ references.keys())),
-        unusable=sum(not _usable(point) for point in (*arm, *reference)),
+        unusable=sum(not point.usable for point in (*arm, *reference)),
         chords=tuple(chords),
         slivers=tuple(slivers),
+        fewer=tuple(fewer),
     )
 
 
@@ -265,16 +283,12 @@ _Curve = tuple[Any, Any]
 """A frontier of one seed: ascending log L0, and the scores there."""
 
 
-def _usable(point: Point) -> bool:
-    return point.l0 > 0 and math.isfinite(point.l0) and math.isfinite(point.value)
-
-
 def _frontiers(points: Sequence[Point]) -> dict[int, _Curve]:
     """By seed; one without usable SAEs has no L0."""
     scores: dict[int, dict[float, list[float]]] = {}
     for point in points:
         of_seed = scores.setdefault(point.seed, {})
-        if _usable(point):
+        if point.usable:
             of_seed.setdefault(math.log(point.l0), []).append(point.value)
     return {
         seed: (np.array(sorted(of_seed)), np.array([fmean(of_seed[x]) for x in sorted(of_seed)]))
@@ -317,8 +331,8 @@ def _l0_range(ranges: Sequence[tuple[float, float]]) -> tuple[float, float] | No
 
 def _test(question: Question) -> Comparison:
     """The comparison before Holm's correction, which alone makes a verdict of it."""
-    arm, reference, _, margin, least = question
-    found = differences(arm, reference)
+    arm, reference, _, margin, least, exact = question
+    found = differences(arm, reference, exact=exact)
     values = list(found.by_seed.values())
     n = len(values)
     warnings = _warnings(found)
@@ -333,7 +347,7 @@ def _test(question: Question) -> Comparison:
         few = f"{_count(n, 'seed')} in common: it takes {_NUMBERS[least]} at least"
         return replace(nothing, difference=fmean(values) if values else None, reason=few)
     mean = fmean(values)
-    tolerance = ROUNDING * max(abs(p.value) for p in (*arm, *reference) if _usable(p))
+    tolerance = ROUNDING * max(abs(p.value) for p in (*arm, *reference) if p.usable)
     if max(values) - min(values) > tolerance:
         return _t_tests(values, replace(nothing, verdict="not distinguishable"))
     if abs(mean) > tolerance:
@@ -382,6 +396,11 @@ def _warnings(found: Differences) -> tuple[str, ...]:
             "are read off a straight line, which favours an arm where frontiers are curved: give "
             "both the same target_l0"
         )
+    if found.fewer:
+        warnings.append(
+            f"{_seeds(found.fewer)}: compared at those L0s at which both arms have an SAE with a "
+            "score, since one of them lacks some"
+        )
     if found.slivers:
         warnings.append(f"{_seeds(found.slivers)}: compared on less than half of either arm's L0")
     if 1 < len(found.by_seed) < ENOUGH_SEEDS and not found.apart:
@@ -393,7 +412,7 @@ def _warnings(found: Differences) -> tuple[str, ...]:
 
 def _covered(points: Sequence[Point]) -> str:
     """The L0 of an arm's SAEs, in words."""
-    l0 = [point.l0 for point in points if _usable(point)]
+    l0 = [point.l0 for point in points if point.usable]
     if not l0:
         return "unknown"
     return f"{min(l0):.4g}" if min(l0) == max(l0) else f"{min(l0):.4g} to {max(l0):.4g}"

@@ -15,9 +15,10 @@ import scipy.stats
 
 from sae_plugins.study.facts import Facts
 from sae_plugins.study.findings import ReportedMetric, Trained
+from sae_plugins.study.metrics import least_seeds
 from sae_plugins.study.power import ALPHA
 from sae_plugins.study.spec import Unmatched
-from sae_plugins.study.statistics import Better, Comparison, Question, compare
+from sae_plugins.study.statistics import Comparison, compare
 from sae_plugins.study.words import Table, difference, marked, mean_interval, number, p
 
 COLUMNS = (
@@ -27,10 +28,12 @@ COLUMNS = (
 )
 
 
-def paired_p(one: Mapping[int, float], other: Mapping[int, float]) -> float | None:
+def paired_p(
+    one: Mapping[int, float], other: Mapping[int, float], least_seeds: int = 2
+) -> float | None:
     """p of the two-sided paired t test over the seeds that both have; None without a test."""
     values = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-    if len(values) < 2 or min(values) == max(values):
+    if len(values) < least_seeds or min(values) == max(values):
         return None
     return float(scipy.stats.ttest_1samp(values, 0).pvalue)
 
@@ -73,15 +76,11 @@ def _at_equal_l0(
     facts: Facts, model: str, arm: str, test: Unmatched, metrics: Sequence[ReportedMetric]
 ) -> list[Comparison]:
     """What the arms differ by at equal L0, on each metric; one Holm family."""
-
-    def question(metric: ReportedMetric) -> Question:
-        one, other = (
-            facts.points(model, name, metric.suite, metric.name) for name in (arm, test.against)
-        )
-        better: Better = "higher" if metric.better == "higher" else "lower"
-        return Question(one, other, better, metric.margin)
-
-    return [*compare({place: question(metric) for place, metric in enumerate(metrics)}).values()]
+    questions = {
+        place: facts.points.question(model, metric, arm, test.against)
+        for place, metric in enumerate(metrics)
+    }
+    return [*compare(questions).values()]
 
 
 def _row(
@@ -95,7 +94,7 @@ def _row(
 ) -> tuple[str, ...]:
     cells, scores = [], []
     for name, runs in zip((arm, test.against), pair, strict=True):
-        values = facts.values.get((model, name, metric.suite, metric.name), {})
+        values = facts.samples.get((model, name, metric.suite, metric.name), {})
         by_seed = values.get(runs[0].sparsity, {})
         scores.append({run.seed: by_seed[run.seed] for run in runs if run.seed in by_seed})
         l0s = [run.l0 for run in runs if run.l0]
@@ -103,7 +102,7 @@ def _row(
     one, other = scores
     common = sorted(one.keys() & other.keys())
     gap = fmean(one[seed] - other[seed] for seed in common) if common else None
-    found = paired_p(one, other)
+    found = paired_p(one, other, least_seeds(metric.suite))
     return (
         f"{facts.label(model, metric)} ({metric.suite})",
         *cells,

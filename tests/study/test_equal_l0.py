@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sae_plugins.framework.calibration import Calibration
 from sae_plugins.study.equal_l0 import in_words, warnings
 from sae_plugins.study.findings import Trained
@@ -19,27 +21,40 @@ def sae(
                    status="ok", l0=l0, calibration=calibration)  # fmt: skip
 
 
-def test_exact_l0s_are_compared_at_what_is_wanted() -> None:
-    assert sae(8.01).at == 8
-    assert sae(7.2, reached=7.2, most=7.2).at == 7.2, "which it has not"
-    assert sae(8.01, wanted=None).at == 8.01
+def test_an_sae_is_exact_if_it_has_the_wanted_l0() -> None:
+    assert sae(8.01).exact_l0 == 8
+    assert sae(7.2, reached=7.2, most=7.2).exact_l0 is None, "which it has not"
+    assert sae(8.01, wanted=None).exact_l0 is None
 
 
 def test_exact_l0s_are_told_from_interpolated_ones() -> None:
     exact = [sae(8.01), sae(7.98, arm="topk"), sae(4.004, wanted=4)]
-    text = in_words(exact)
+    text = in_words(exact, "l1")
     assert text.startswith("L0 is exactly equal: the thresholds of each SAE were set on 65,536")
     assert "it is within 0.25% of that, and SAEs of the same seed that want the same" in text
     assert "are within 0.38% of each other. No score is interpolated." in text
-    assert in_words([*exact, sae(8.0, wanted=None, arm="abstopk")]).endswith("is interpolated.")
-    short = sae(7.2, arm="short", reached=7.2, most=7.2)
-    assert in_words([*exact, short]).endswith(
-        "It is interpolated for short, which have another L0."
-    )
-    assert in_words([sae(8.3, wanted=None), sae(7.9, wanted=None)]).startswith(
+    assert in_words([sae(8.3, wanted=None), sae(7.9, wanted=None)], "l1").startswith(
         "L0 is interpolated: scores at equal L0 are read between those of SAEs"
     )
-    assert in_words([]) == ""
+    assert in_words([], "l1") == ""
+
+
+@pytest.mark.parametrize(
+    "other", [{"wanted": None}, {"reached": 7.2, "most": 7.2}], ids=["abstopk", "short"]
+)
+def test_arms_with_another_l0_are_said_to_be_interpolated(other: Any) -> None:
+    exact = [sae(8.01), sae(7.98, arm="topk"), sae(4.004, wanted=4)]
+    text = in_words([*exact, sae(8.0, arm="other", **other)], "l1")
+    assert text.startswith(
+        "L0 is exactly equal, except for other: the thresholds of each other SAE were set on"
+    )
+    assert "other and l1 are compared at the L0s that were measured" in text
+    assert text.endswith("no other score is interpolated.")
+    of_reference = in_words([*exact, sae(8.0, **other)], "l1")
+    assert of_reference.startswith(
+        "L0 is interpolated, since l1 has SAEs that miss the wanted L0: scores at equal L0 are read"
+    )
+    assert "exactly" not in of_reference
 
 
 def test_what_misses_its_l0_is_said_once_for_an_arm() -> None:

@@ -469,7 +469,7 @@ def test_arms_have_exactly_the_wanted_l0_on_text_that_set_nothing(
         findings.warnings
     )
     for one in findings.trained:
-        assert one.at == 5.5
+        assert one.exact_l0 == 5.5
         assert one.l0 == pytest.approx(5.5, rel=0.005), one.arm
         sae: Any = SAE.load_from_disk(str(folder / one.folder))
         assert sae.cfg.architecture() == "jumprelu"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 
 from sae_plugins.study.facts import Facts
 from sae_plugins.study.files import load
+from sae_plugins.study.findings import Score, Trained
 from sae_plugins.study.spec import Unmatched
 from sae_plugins.study.unmatched import COLUMNS, paired_p, table
 
@@ -55,6 +57,49 @@ def test_sparse_and_dense_saes_of_equal_arms_differ_and_at_equal_l0_they_do_not(
 
 
 _TESTED = (("hybrid-order", "k=32"), ("batchtopk", "k=8"))
+
+
+def test_what_counts_as_a_value_is_as_for_verdicts(facts: Facts) -> None:
+    """Pseudo-values of stability, which takes three seeds, and no value of what failed."""
+    found = facts.findings
+    stability = found.metrics["world"][0].model_copy(
+        update={"suite": "seeds", "name": "stability", "paper": "stability", "better": "higher"}
+    )
+    rng = np.random.default_rng(0)
+    scores = [
+        Score(**_of(one), suite="seeds", metric="stability", value=0.5 + 0.01 * one.seed,
+              pseudo_value=float(rng.normal(0.5, 0.3)))
+        for one in found.trained
+    ]  # fmt: skip
+    pseudo = {(s.arm, s.sparsity, s.seed): s.pseudo_value or 0.0 for s in scores}
+    values = [[pseudo[(*place, seed)] for seed in range(3)] for place in _TESTED]
+    for seeds, p in (((0, 1, 2), f"{scipy.stats.ttest_rel(*values).pvalue:.2g}"), ((0, 1), "n/a")):
+        test = Unmatched(against="batchtopk", l0=(40, 7), seeds=list(seeds))
+        study = found.study.model_copy(update={"unmatched": {"hybrid-order": test}})
+        trained = [one for one in found.trained if one.seed in seeds]
+        changed = {"study": study, "scores": scores, "metrics": {"world": [stability]},
+                   "trained": trained}  # fmt: skip
+        shown = table(Facts(found.model_copy(update=changed), facts.folder), "world")
+        assert shown is not None
+        ((row),) = (dict(zip(COLUMNS, row, strict=True)) for row in shown.rows)
+        assert row["p of the paired t test"] == p
+        assert (row["verdict at equal L0"] == "no verdict") == (len(seeds) < 3)
+
+
+def test_a_seed_that_failed_is_not_left_out_at_equal_l0(facts: Facts) -> None:
+    found = facts.findings
+    trained = [
+        one.model_copy(update={"status": "failed", "l0": None})
+        if (one.arm, one.seed) == ("batchtopk", 3) else one
+        for one in found.trained
+    ]  # fmt: skip
+    shown = table(Facts(found.model_copy(update={"trained": trained}), facts.folder), "world")
+    assert shown is not None
+    assert {row[-1] for row in shown.rows} == {"no verdict"}
+
+
+def _of(one: Trained) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in ("model", "arm", "sparsity", "seed")}
 
 
 def test_without_a_named_test_or_its_saes_there_is_none(facts: Facts) -> None:
