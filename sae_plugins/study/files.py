@@ -13,6 +13,7 @@ from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import Problems, prefixed
 from sae_plugins.base.values import Place, sentences
 from sae_plugins.study.existing import ExistingSAE
+from sae_plugins.study.idle import idle
 from sae_plugins.study.spec import Arm, Model, Override, PaperRows, Study
 
 
@@ -57,6 +58,7 @@ def read(name_or_file: str, problems: Problems) -> Study | None:
     with own:
         if study is not None:
             study.check()
+            own.add(*idle(study))
     with problems, prefixed(f"study {name_or_file}"):
         own.stop()
     return study

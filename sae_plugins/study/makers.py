@@ -118,7 +118,13 @@ class Maker:
                 f"{self.where}: sparsity {', '.join(self.sparsities)} {what}; its architecture is "
                 f"{settings.architecture}"
             )
-        return flags[0], self.sparsities[flags[0]]
+        (flag,) = flags
+        if flag in self.train:
+            raise SaePluginsError(
+                f"{self.where}: {flag} is under train and under sparsity, whose values are those "
+                "that are trained with; leave one of the two out"
+            )
+        return flag, self.sparsities[flag]
 
     def existing(self, seeds: Sequence[int]) -> Iterator[Cell]:
         """The SAEs of the arm that are not trained."""

@@ -48,12 +48,17 @@ def check_compared(study: Study) -> None:
     problems = Problems()
     for key, name in named:
         with problems:
-            _check(key, name)
+            _check(key, name, by_default=key != "compare" and not study.compare)
+            if key == "margins" and study.compare and name not in study.compare:
+                raise SaePluginsError(
+                    f"margins: {name} is not under compare, so that its margin would do nothing; "
+                    "name it there, too, or leave the margin out"
+                )
     problems.stop()
 
 
-def _check(key: str, name: str) -> None:
-    """Refuse what is no metric that arms can be compared on, as SUITE/METRIC under a key."""
+def _check(key: str, name: str, *, by_default: bool) -> None:
+    """Refuse what is no metric that arms are compared on, as SUITE/METRIC under a key."""
     suites = [*registry.names(), *_OF_NO_SUITE]
     suite, _, metric = name.partition("/")
     if suite not in suites:
@@ -64,7 +69,7 @@ def _check(key: str, name: str) -> None:
         raise SaePluginsError(f"{key}: no metric {name!r}: {near}")
     if found.better == "neither":
         raise SaePluginsError(f"{key}: {name}: neither higher nor lower is better; leave it out")
-    if key.startswith("primary") and (suite in _OF_NO_SUITE or not found.headline):
+    if by_default and (suite in _OF_NO_SUITE or not found.headline):
         raise SaePluginsError(f"{key}: {name} is not compared by default; name it under compare")
 
 

@@ -11,6 +11,7 @@ from functools import cache
 
 from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.base.identity import listed, of_path
+from sae_plugins.study import PILOT_SEED
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.makers import Finder, Maker, shared_flags
 from sae_plugins.study.pilots import interpolated
@@ -21,8 +22,6 @@ _DIRECT = ("k", "target_l0")
 """Flags that are themselves an L0, in training."""
 _DENSER = 1.2
 """How much more features than wanted are active in an SAE before it is given thresholds."""
-_PILOT_SEED = 10_000
-"""Of the pilots, whatever the study's seeds are: another seed must not give other coefficients."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class _Adding:
         """The arm at its best learning rate; None while that is not known, or if there is none."""
         targets = sorted(self.model.target_l0)
         middle = targets[len(targets) // 2]
-        pilots = [_PILOT_SEED + place for place in range(tune.seeds)]
+        pilots = [PILOT_SEED + place for place in range(tune.seeds)]
         tried: list[Tried] = []
         is_known = True
         for lr in tune.lr:
@@ -226,7 +225,7 @@ class _Adding:
         reached = [
             self.shown(cell)
             for value in tried
-            for cell in self._piloted(make.cells(value, [_PILOT_SEED], purpose="pilot"))
+            for cell in self._piloted(make.cells(value, [PILOT_SEED], purpose="pilot"))
         ]
         known = [l0 for l0 in reached if l0 is not None]
         if len(known) < len(reached):

@@ -38,7 +38,7 @@ from pydantic import (
 from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
 from sae_plugins.framework.plugin import Method, PaperRow
-from sae_plugins.study import ENOUGH_SEEDS, existing
+from sae_plugins.study import ENOUGH_SEEDS, PILOT_SEED, existing
 from sae_plugins.study.existing import ExistingSAE
 from sae_plugins.study.tuning import Tune
 
@@ -216,6 +216,11 @@ class Study(BaseModel, extra="forbid", frozen=True):
     def _distinct(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError("seeds must be different from each other, and at least 0")
+        if max(seeds) >= PILOT_SEED:
+            raise ValueError(
+                f"seeds must be below {PILOT_SEED}, where those of pilots begin, and {max(seeds)} "
+                "is not"
+            )
         return seeds
 
     def check(self) -> None:

@@ -228,6 +228,15 @@ def test_faults_of_all_arms_are_said_at_once_and_a_shared_one_once() -> None:
     ]
 
 
+def test_a_flag_that_is_swept_is_not_an_arms_own_too() -> None:
+    """It would be trained with the values that are swept, and not with its own."""
+    with pytest.raises(SaePluginsError, match="l1 on model toy: l1_coefficient is under train and"):
+        cells(arms={"l1": {"train": {"l1_coefficient": 5}}})
+    fixed = {"l1": {"train": {"l1_coefficient": 5}}}
+    (cell,) = cells(arms=fixed, models={"toy": TOY | {"sparsity": {}}}, seeds=[0])
+    assert cell.settings.get("l1_coefficient") == 5
+
+
 def test_two_flags_that_apply_are_refused() -> None:
     arm = {
         "train": {"plugin": ["reorder"]},

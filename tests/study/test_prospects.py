@@ -152,6 +152,14 @@ def test_an_earlier_study_of_other_models_is_refused(tmp_path: Path) -> None:
         ({"primary": {"same": ["ground-truth/uniqueness"]}}, "is not compared by default; name it"),
         ({"primary": {"same": ["ground-truth/mc"]}}, "primary.same: no metric 'ground-truth/mc'"),
         ({"margins": {"cor/l0": 1}}, "margins: no suite 'cor'"),
+        (
+            {"compare": ["ground-truth/mcc"], "margins": {"ground-truth/uniqueness": 1}},
+            "margins: ground-truth/uniqueness is not under compare, so that its margin would do",
+        ),
+        (
+            {"margins": {"seeds/stability": 1}},
+            "margins: seeds/stability is not compared by default; name it under compare",
+        ),
         ({"margins": {"ground-truth/sae_l0": 1}}, "margins: ground-truth/sae_l0: neither higher"),
     ],
 )

@@ -125,6 +125,35 @@ def test_a_study_that_there_is_not(name: str, message: str) -> None:
         ({"seeds": []}, "seeds: "),
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"seeds": [-1]}, "at least 0"),
+        ({"seeds": [0, 10_000]}, "seeds must be below 10000, where those of pilots begin, and"),
+        (
+            {"arms": {"l1": {"train": {"lr": 1}, "tune": {"lr": [1, 2]}}}},
+            "arms.l1.train.lr would do nothing beside the arm's own tune",
+        ),
+        (
+            {"arms": {"l1": {"tune": {"lr": [1, 2]}, "models": {"toy": {"train": {"lr": 1}}}}}},
+            "arms.l1.models.toy.train.lr would do nothing beside the arm's own tune",
+        ),
+        (
+            {"arms": {"l1": {"train": {"lr": 1}, "models": {"toy": {"tune": {"lr": [1, 2]}}}}}},
+            "arms.l1.train.lr would do nothing beside the arm's own tune",
+        ),
+        (
+            {"arms": {"l1": {"untrained": True, "tune": {"lr": [1, 2]}}}},
+            "arms.l1.tune would do nothing to SAEs that are not trained; leave it out",
+        ),
+        (
+            {"arms": {"l1": {"untrained": True, "models": {"toy": {"train": {"lr": 1}}}}}},
+            "arms.l1.models.toy.train.lr would do nothing to SAEs that are not trained",
+        ),
+        (
+            {"arms": {"l1": {"train": {"lr": 1}}}, "models": {"toy": {"tune": {"lr": [1, 2]}}}},
+            "models.toy.tune would do nothing: each arm has an lr or a tune of its own",
+        ),
+        (
+            {"models": {"toy": {"target_l0": [4], "exact_l0": False}}},
+            "models.toy.target_l0 would do nothing: exact_l0 is false, and no arm has values under",
+        ),
         ({"seeds": ["x"]}, "seeds.0 'x': it must be a whole number"),
         (
             {"arms": {"l1": {"models": {"toi": {}}}}},
@@ -174,6 +203,21 @@ def test_what_is_wrong_is_named(contents: Any, message: str) -> None:
         load(name)
     assert message.lower() in str(error.value).lower()
     assert name in str(error.value)
+
+
+def test_what_does_something_on_some_model_is_no_idle_key() -> None:
+    models = dict.fromkeys(("a", "b"), SMALLEST["models"]["toy"] | {"tune": {"lr": [1, 2]}})
+    arms = {
+        "l1": {"train": {"lr": 5}, "models": {"b": {"tune": {"lr": [3, 4]}}}},
+        "tuned": {},
+        "no-reordering": {"tune": {"lr": [1, 2]}},  # in place of the paper's own
+    }
+    rows = {"method": "hybrid-order", "train": {"lr": 7}}
+    study = load(written({**SMALLEST, "models": models, "arms": arms, "rows": rows}))
+    on = {name: study.arms["l1"].tuned_on(name, study.models[name]) for name in models}
+    assert on["a"] is None
+    assert on["b"].lr == [3, 4]
+    assert study.all_arms()["no-reordering"].tuned_on("a", study.models["a"]).lr == [1, 2]
 
 
 def test_an_arm_with_a_rows_name_says_what_is_otherwise_in_it() -> None:
