@@ -17,13 +17,13 @@ from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
-from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, SEEDS, TRAINING
+from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.runs.summary import calibration_of
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS, equal_l0, naming, stability, traces
+from sae_plugins.study import ENOUGH_SEEDS, equal_l0, naming, seeds
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import (
     EVALUATIONS,
@@ -68,7 +68,8 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     ran: list[Result] = []
     evaluated = 0
     said: dict[str, None] = {}
-    scores += _stability(trained, folder)
+    hashes = seeds.hashes(trained, folder)
+    scores += seeds.scores(trained, folder, hashes)
     of_cell = {
         cell: one for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"
     }
@@ -123,6 +124,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             *known.warnings,
             *naming.warnings(study, folder),
             *_kept(there, folder),
+            *seeds.twins(trained, hashes),
             *_missed(study, known.pilots, trained),
             *equal_l0.warnings(trained),
             *_warnings(study, trained, evaluated),
@@ -249,23 +251,6 @@ def _of_runs(cells: Sequence[Cell], folder: Path) -> tuple[list[Trained], list[S
             if suite in (HELDOUT, UNCALIBRATED, TRAINING) and isinstance(value, (int, float)):
                 scores.append(Score(**_where(cell), suite=suite, metric=metric, value=value))
     return trained, scores
-
-
-def _stability(trained: Sequence[Trained], folder: Path) -> Iterator[Score]:
-    """How far each SAE's features are found by the SAEs of the other seeds."""
-    ok = [one for one in trained if one.status == "ok"]
-    for members in grouped(ok, lambda one: (one.model, one.arm, one.sparsity)).values():
-        decoders = [(one, traces.decoder_rows(folder / one.folder)) for one in members]
-        known = [(one, rows) for one, rows in decoders if rows is not None]
-        if len(known) < 2:
-            continue
-        shares = stability.matched_shares([rows for _, rows in known])
-        found = zip(stability.stabilities(shares), stability.pseudo_values(shares), strict=True)
-        for (one, _), (value, pseudo_value) in zip(known, found, strict=True):
-            yield Score(
-                **_where(one), suite=SEEDS, metric="stability", value=value, n=len(known) - 1,
-                pseudo_value=pseudo_value,
-            )  # fmt: skip
 
 
 def _learning_rates(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:

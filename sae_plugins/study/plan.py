@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.base.identity import listed, of_path
@@ -69,7 +70,7 @@ def plan(
     known, problems = StudyPlan([], [], []), Problems()
     wrong: dict[str, list[str]] = {}  # where, by what: arms often share a fault
     arms = study.all_arms()
-    finder = Finder(found, cache(of_path))
+    finder, piloted = Finder(found, cache(of_path)), set[Path]()
     for name, model in study.models.items():
         shared: Flags | None = None
         with problems:
@@ -85,7 +86,7 @@ def plan(
         with problems:
             is_exact = _is_exact(known, name, model, makers)
         for make in makers:
-            adding = _Adding(known, model, study.seeds, shown, is_exact)
+            adding = _Adding(known, model, study.seeds, shown, is_exact, piloted)
             with Problems() as own:
                 adding.add(make, make.arm.tuned_on(name, model))
             for sentence in own.sentences:
@@ -142,6 +143,8 @@ class _Adding:
     seeds: Sequence[int]
     shown: Callable[[Cell], float | None]
     is_exact: bool
+    piloted: set[Path]
+    """Folders of the pilots that are in the plan."""
 
     def add(self, make: Maker, tune: Tune | None) -> None:
         """Add an arm's cells."""
@@ -239,8 +242,10 @@ class _Adding:
 
     def _piloted(self, cells: list[Cell]) -> list[Cell]:
         """Pilots, which are added to the plan unless they are there for another purpose."""
-        there = {cell.folder for cell in self.known.pilots}
-        self.known.pilots.extend(cell for cell in cells if cell.folder not in there)
+        for cell in cells:
+            if (place := cell.folder) not in self.piloted:
+                self.piloted.add(place)
+                self.known.pilots.append(cell)
         return cells
 
 

@@ -35,7 +35,7 @@ def check(cells: Sequence[Cell], folder: Path) -> None:
 
     Raises:
         SaePluginsError: with a sentence for each that is not there, is damaged, or is of another
-            model, hook or size.
+            model, hook or size, or is the same for several seeds.
     """
     from sae_plugins.eval_suites.evaluation.loading import load_subject
     from sae_plugins.runs.load import load_setup
@@ -44,6 +44,7 @@ def check(cells: Sequence[Cell], folder: Path) -> None:
     for members in grouped(cells, lambda cell: cell.model).values():
         settings = members[0].settings.for_saelens()
         d_in = load_setup(settings, is_loaded=False).sae_config.d_in
+        known: dict[tuple[str, str, str], Cell] = {}
         for cell in members:
             with problems, prefixed(f"arms.{cell.arm}.saes"):
                 try:
@@ -54,6 +55,13 @@ def check(cells: Sequence[Cell], folder: Path) -> None:
                 else:
                     for misfit in _misfits(cell, subject, settings, d_in):
                         raise SaePluginsError(misfit)
+                    same = known.setdefault((cell.arm, cell.sparsity, subject.hash), cell)
+                    if same.seed != cell.seed:
+                        raise SaePluginsError(
+                            f"{same.source} and {cell.source} are the same SAE, named for the "
+                            f"seeds {same.seed} and {cell.seed}, and one SAE tells nothing of what "
+                            "seeds do; name it once"
+                        )
     problems.stop()
 
 

@@ -19,7 +19,7 @@ MATCH = 0.7
 """Cosine of two decoder rows above which they are the same feature."""
 LEAST_SEEDS = 3
 """Two seeds are one pair, which says nothing of how pairs differ."""
-_MOST = 4096
+MOST = 4096
 """Features of an SAE, evenly spread over the positions, that stand for all where it has more."""
 _BLOCK = 1024
 
@@ -65,7 +65,7 @@ def _unit(rows: Rows) -> Rows:
 
 def _share(rows: Rows, others: Rows) -> float:
     """The share of unit rows that have one of the others as a match."""
-    chosen = rows[:: math.ceil(len(rows) / _MOST)]
+    chosen = rows[:: math.ceil(len(rows) / MOST)]
     blocks = np.array_split(chosen, math.ceil(len(chosen) / _BLOCK))
     matched = [(block @ others.T).max(axis=1) > MATCH for block in blocks]
     return float(np.concatenate(matched).mean())

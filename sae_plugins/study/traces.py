@@ -78,8 +78,13 @@ def nearest_cosines(run: Path, at_most: int) -> NDArray[np.float32] | None:
 
 def decoder_rows(run: Path) -> NDArray[np.float32] | None:
     """[d_sae, d_in], what each feature adds to the reconstruction."""
-    rows = _tensor(run / WEIGHTS, "W_dec")
-    return _tensor(run / DECODER, "W_dec") if rows is None else rows
+    file = decoder_file(run)
+    return None if file is None else _tensor(file, "W_dec")
+
+
+def decoder_file(run: Path) -> Path | None:
+    """Where a run's folder has them, if it does."""
+    return next((run / name for name in (WEIGHTS, DECODER) if (run / name).is_file()), None)
 
 
 def _tensor(file: Path, name: str) -> NDArray[np.float32] | None:

@@ -586,6 +586,26 @@ def test_pilots_have_seeds_of_their_own_and_each_rate_its_own_coefficients() -> 
     assert len({c.folder for c in known.pilots}) == len(known.pilots), "each is trained once"
 
 
+def test_planning_is_linear_in_the_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, looked = Cell.folder.fget, [0]  # type: ignore[attr-defined]
+
+    def counted(cell: Cell) -> Path:
+        looked[0] += 1
+        return folder(cell)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Cell, "folder", property(counted))
+    pilots = []
+    for rates in (3, 12):
+        tune = {"lr": [0.001 * (1 + rate) for rate in range(rates)]}
+        toy = TUNED | {"tune": tune, "sparsity": {"l1_coefficient": [0.1, 1, 10]}}
+        looked[0] = 0
+        known = plan(study(models={"toy": toy}, seeds=[0]), at_best(0.002, 0.002))
+        pilots.append((len(known.pilots), looked[0]))
+    (few, _), (many, times) = pilots
+    assert many == 4 * few
+    assert times < 4 * many
+
+
 def test_more_rates_leave_pilots_alone_and_another_best_gives_other_saes() -> None:
     fewer = TUNED | {"tune": {"lr": [0.001, 0.002]}}
     asked = (study(models={"toy": toy}, arms=TWO) for toy in (fewer, TUNED))

@@ -187,6 +187,18 @@ def test_one_that_is_gone_keeps_what_was_found_out(copy: Path) -> None:
         run(copy / "other")
 
 
+def test_one_sae_under_two_names_is_not_two_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lockstep, "train", lambda *_: pytest.fail("something was trained"))
+    for name in ("a", "b"):
+        save(Path(name), 0)
+    saes = [{"sae": "a", "seed": 0}, {"sae": "b", "seed": 1}]
+    with pytest.raises(SaePluginsError, match=r"arms.theirs.saes: .*/a and .*/b are the same SAE"):
+        run(tmp_path / "out", arms={"l1": {}, "theirs": {"saes": saes}})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -50,7 +50,7 @@ def test_features_beyond_the_most_are_represented_by_some_of_them(
     rows = rng.normal(size=(1000, 8)).astype(np.float32)
     other = np.concatenate([rows[::2], -rows[1::2]])
     whole = matched_shares([rows, other])[0, 1]
-    monkeypatch.setattr(stability, "_MOST", 300)
+    monkeypatch.setattr(stability, "MOST", 300)
     monkeypatch.setattr(stability, "_BLOCK", 7)
     assert matched_shares([rows, other])[0, 1] == pytest.approx(whole, abs=0.05)
 
