@@ -40,7 +40,7 @@ def in_words(trained: Iterable[Trained], reference: str) -> str:
         f"L0 is exactly equal{but}: the thresholds of each {other}SAE were set on {tokens:,} "
         "tokens that it was not trained on, such that it has the wanted L0. On the held-out text "
         f"that scores are computed on, it is within {worst:.2%} of that, and SAEs of the same seed "
-        f"that want the same are within {_apart(exact):.2%} of each other."
+        f"that want the same are within {_apart(exact):.2%} of each other.{_error(exact)}"
     )
     if not arms:
         return f"{text} No score is interpolated."
@@ -48,6 +48,15 @@ def in_words(trained: Iterable[Trained], reference: str) -> str:
         f"{text} {arms} and {reference} are compared at the L0s that were measured, between which "
         "scores are read off straight lines over log L0; no other score is interpolated."
     )
+
+
+def _error(exact: Sequence[tuple[Trained, Calibration]]) -> str:
+    """How well the held-out text tells an L0, a sentence where that is known."""
+    errors = [one.l0_error / one.l0 for one, _ in exact if one.l0_error and one.l0]
+    if not errors:
+        return ""
+    tokens = min(one.tokens for one, _ in exact if one.tokens)
+    return f" The standard error of an L0 on these {tokens:,} tokens is up to {max(errors):.2%}."
 
 
 def _apart(exact: Sequence[tuple[Trained, Calibration]]) -> float:
@@ -85,10 +94,10 @@ def warnings(trained: Sequence[Trained]) -> Iterator[str]:
             _, one, found = max(far, key=lambda each: each[0])
             yield (
                 f"{model}: on held-out text, {len(far)} of {len(exact)} SAEs with exact L0s miss "
-                f"them by more than {TOLERANCE:.1%} ({one.arm} has {one.l0:.4g} for {found.l0:g}). "
-                f"The {found.tokens:,} tokens that set thresholds tell the L0 of as many others to "
-                f"{found.spread:.1%}: give more calibrate_tokens, and as many heldout_tokens. "
-                "SAEs of the same seed share both texts, and miss it alike"
+                f"them by more than {TOLERANCE:.1%} ({one.arm} has {one.l0:.4g} for {found.l0:g})."
+                f"{_error(exact)} The {found.tokens:,} tokens that set thresholds tell the L0 of "
+                f"as many others to {found.spread:.1%}: give more calibrate_tokens, and as many "
+                "heldout_tokens. SAEs of the same seed share both texts, and miss it alike"
             )
 
 

@@ -12,6 +12,9 @@ from sae_plugins.study.spec import Family, Kind, Study
 from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.tuning import Tuned
 
+_HALF_INTERVAL = 1.96
+"""Half a 95% interval, which a calibration notes, in standard errors."""
+
 
 def _finite(value: float | None) -> float | None:
     """What is no number in a JSON file is none here either."""
@@ -36,6 +39,8 @@ class Trained(BaseModel, extra="forbid"):
     reason: str | None = None
     l0: float | None = None
     """Active features per held-out token."""
+    tokens: int | None = None
+    """Held-out ones, over which that is a mean."""
     calibration: Calibration | None = None
     """How its thresholds were set for the L0 that is wanted, if they were."""
     unscored: list[str] = []
@@ -46,6 +51,14 @@ class Trained(BaseModel, extra="forbid"):
         """The L0 that is wanted, if it has exactly that."""
         found = self.calibration
         return found.l0 if found is not None and found.is_exact else None
+
+    @property
+    def l0_error(self) -> float | None:
+        """The standard error of its L0, as that varies over the text that set its thresholds."""
+        found = self.calibration
+        if found is None or not found.spread or not self.tokens or self.l0 is None:
+            return None
+        return self.l0 * found.spread / _HALF_INTERVAL * math.sqrt(found.tokens / self.tokens)
 
 
 class Score(BaseModel, extra="forbid"):

@@ -243,6 +243,7 @@ def _of_runs(cells: Sequence[Cell], folder: Path) -> tuple[list[Trained], list[S
                 status="ok" if summary is not None else "failed" if reason else "missing",
                 reason=reason,
                 l0=(summary or {}).get(L0),
+                tokens=(summary or {}).get(f"{HELDOUT}/tokens"),
                 calibration=calibration_of(summary or {}),
             )
         )

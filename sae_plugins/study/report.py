@@ -266,7 +266,9 @@ def _remarks(comparison: Comparison | None) -> list[str]:
 def _state(run: Trained | None) -> str:
     if run is None:
         return "none"
-    return number(run.l0) if run.status == "ok" else run.status
+    if run.status != "ok":
+        return run.status
+    return number(run.l0) + (f" ± {number(run.l0_error)}" if run.l0_error else "")
 
 
 SCORE_COLUMNS = (

@@ -66,6 +66,18 @@ def test_what_misses_its_l0_is_said_once_for_an_arm() -> None:
     )
 
 
+def test_an_l0_has_the_standard_error_of_the_text_that_it_is_measured_on() -> None:
+    """A quarter of the tokens that set thresholds tell it half as well as these."""
+    one = sae(15.7, wanted=16, spread=0.0098, tokens=262_144)
+    measured = one.model_copy(update={"tokens": 65_536})
+    assert measured.l0_error == pytest.approx(15.7 * 0.005 * 2)
+    assert one.l0_error is None, "earlier findings do not say how many tokens"
+    said = " The standard error of an L0 on these 65,536 tokens is up to 1.00%."
+    assert in_words([measured], "l1").endswith(f"of each other.{said} No score is interpolated.")
+    (warning,) = warnings([measured])
+    assert f"(l1 has 15.7 for 16).{said} The 262,144 tokens that set thresholds" in warning
+
+
 def test_text_that_is_too_short_is_said() -> None:
     assert list(warnings([sae(8.03), sae(7.97)])) == []
     (warning,) = warnings([sae(8.03), sae(7.9, spread=0.013, tokens=4096, arm="topk")])

@@ -162,7 +162,7 @@ def exact(make_findings, tmp_path_factory):
     facts = found.model_copy(update={"details": []}).model_dump()
     for one in facts["trained"]:
         wanted = float(one["sparsity"].partition("=")[2])
-        one["l0"] = wanted * 1.002
+        one["l0"], one["tokens"] = wanted * 1.002, 65_536
         one["calibration"] = {
             "l0": wanted, "reached": wanted, "most": 99, "spread": 0.003, "tokens": 65536,
             "threshold": 0.2, "lowers": False,
@@ -191,7 +191,7 @@ def test_the_first_paragraphs_say_how_l0_and_learning_rates_are_made_fair(exact,
         ) in said
         assert "L0 is exactly equal: the thresholds of each SAE were set on 65,536 tokens" in said
         assert "it is within 0.20% of that, and SAEs of the same seed that want the same" in said
-        assert "within 0.00% of each other. No score is interpolated." in said
+        assert re.search(r"within 0.00% of each other\. .* No score is interpolated\.", said)
     assert "L0 is interpolated: scores at equal L0 are read between" in made[2].text
 
 
@@ -211,6 +211,14 @@ def test_scores_without_the_calibration_stand_beside(exact):
     rows = [row for row in page.rows("plain") if row[:3] == ["l1", "8.00", "k=8"]]
     assert [[cell.strip() for cell in row[4::2]] for row in rows] == [["10.4", "0.625"]]
     assert "L0, its own thresholds" in (folder / "report.md").read_text("utf-8")
+
+
+def test_measured_l0s_stand_with_their_standard_errors(exact):
+    _, folder, page = exact
+    rows = [[cell.strip() for cell in row] for row in page.rows("plain")]
+    assert ["l1", "k=32", "32.1 ± 0.0491", "32.1 ± 0.0491"] in rows
+    text = (folder / "report.md").read_text("utf-8")
+    assert "The standard error of an L0 on these 65,536 tokens is up to 0.15%." in text
 
 
 def test_arms_are_compared_at_the_l0_that_is_wanted(exact):
