@@ -50,7 +50,7 @@ def print_plan(study: Study, known: StudyPlan, folder: Path) -> None:
     count = f"{passes} pass{'es' if passes != 1 else ''}"
     print(f"seeds {seeds}; {count} through the data, each for all of its SAEs")
     for model, spec in study.models.items():
-        print(f"{model}: {', '.join(spec.suites) or 'no suites'}")
+        print(f"{model}: evaluated by {', '.join(spec.suites) or 'no suite'}")
     for warning in known.warnings:
         print(f"warning: {warning}")
 
@@ -60,8 +60,9 @@ def print_stale(known: StudyPlan, folder: Path) -> None:
 
     if old := stale(known, folder):
         print(
-            f"{len(old)} SAEs in {folder / 'saes'} are made from other settings, data or code than "
-            f"this study's, and are not used: {old[0].name}{', ...' if len(old) > 1 else ''}"
+            f"{folder / 'saes'} has {len(old)} SAE{'s' if len(old) > 1 else ''} made from other "
+            f"settings, data or code than this study's, not used here: {old[0].name}"
+            f"{', ...' if len(old) > 1 else ''}"
         )
     for change, count in known.changes.items():
         print(f"{count} SAE{'s are' if count > 1 else ' is'} to be trained again: {change}")
@@ -75,20 +76,21 @@ def print_prospects(found: Sequence[Prospect], seeds: int) -> None:
         print(
             f"{tests}{'s' if one.comparisons > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}: "
             + (
-                f"a difference of {one.effect:.3g} SD of the seeds' noise is found with 80% power"
+                f"differences of {one.effect:.3g} SD of the seeds' noise, and larger ones, are "
+                "found with 80% power"
                 if math.isfinite(one.effect)
                 else "too few for a verdict"
             )
         )
     known = any(one.noise is not None for one in found)
     measured = ("noise", "seeds that find what matters") if known else ()
-    table = _table("", "model", "metric", "what matters", "what is found", *measured)
+    table = _table("", "model", "metric", "least that matters", "least that is found", *measured)
     for one in found:
         table.add_row(*_prospect(one)[: len(table.columns)])
     if found:
         Console().print(table)
     if found and not known:
-        print("how large the noise is, an earlier study says: --noise_from FOLDER")
+        print("the noise is not known yet; --noise_from FOLDER takes it from an earlier study")
 
 
 def _prospect(one: Prospect) -> Sequence[str]:

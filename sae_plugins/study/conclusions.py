@@ -19,7 +19,7 @@ _ALL_ALIKE: dict[Verdict, str] = {
     "not distinguishable": "Not distinguishable from {reference} on any metric",
     "underpowered": "Underpowered on every metric, so this study cannot tell whether they differ "
     "from {reference} (in brackets is what was measured)",
-    "no verdict": "No verdict",
+    "no verdict": "No verdict, for reasons that are below the table of verdicts",
 }
 """What is said of arms that have the same verdict on all metrics."""
 _ONE_SEED = "One seed, which gives no verdict (in brackets are its scores)"

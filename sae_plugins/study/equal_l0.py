@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SHOWN = {"l0": "L0", "explained_variance": "explained variance"}
 """Held-out metrics that are shown with and without a calibration."""
-_KINDS = {"heldout": "exact", UNCALIBRATED: "its own thresholds"}
+_KINDS = {"heldout": "set for it", UNCALIBRATED: "its own thresholds"}
 
 
 def in_words(trained: Iterable[Trained], reference: str) -> str:
@@ -25,7 +25,8 @@ def in_words(trained: Iterable[Trained], reference: str) -> str:
     # an arm is compared at measured L0s where one of its SAEs is, and where the reference is
     measured = dict.fromkeys(one.arm for one in there if not one.exact_l0)
     if not exact or reference in measured:
-        why = f", since {reference} has SAEs that miss the wanted L0" if exact else ""
+        is_set = any(one.calibration for one in there)
+        why = f", since {reference} has SAEs that miss the wanted L0" if is_set else ""
         return (
             f"L0 is interpolated{why}: scores at equal L0 are read between those of SAEs, on "
             "straight lines over log L0."
@@ -82,7 +83,12 @@ def warnings(trained: Sequence[Trained]) -> Iterator[str]:
             short.setdefault(place, []).append((one.seed, one.calibration.shortfall))
     for (model, arm), ((seed, reason), *others) in short.items():
         more = f" (and {len(others)} more of its SAEs)" if others else ""
-        yield f"{model}, {arm}, seed {seed}{more}: {reason}"
+        cure = (
+            "; more values under sparsity, closer to each other, tell its coefficients better"
+            if reason.endswith("train with less sparsity")
+            else ""
+        )
+        yield f"{model}, {arm}, seed {seed}{more}: {reason}{cure}"
     for model in dict.fromkeys(one.model for one in trained):
         exact = _exact(one for one in trained if one.model == model)
         far = [

@@ -393,8 +393,8 @@ def _warnings(found: Differences) -> tuple[str, ...]:
     if found.chords:
         warnings.append(
             f"{_seeds(found.chords)}: the arms have SAEs at different L0, and between them scores "
-            "are read off a straight line, which favours an arm where frontiers are curved: give "
-            "both the same target_l0"
+            "are read off a straight line, which favours an arm where frontiers are curved: the "
+            "verdict is fairer with SAEs of both at the same L0s"
         )
     if found.fewer:
         warnings.append(

@@ -37,6 +37,8 @@ def test_exact_l0s_are_told_from_interpolated_ones() -> None:
         "L0 is interpolated: scores at equal L0 are read between those of SAEs"
     )
     assert in_words([], "l1") == ""
+    none = in_words([sae(7.2, reached=7.2, most=7.2)], "l1")
+    assert none.startswith("L0 is interpolated, since l1 has SAEs that miss the wanted L0: ")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,8 @@ def test_what_misses_its_l0_is_said_once_for_an_arm() -> None:
     (warning,) = warnings([*short, sae(8.01, arm="topk")])
     assert warning == (
         "toy, l1, seed 0 (and 2 more of its SAEs): an L0 of 8 is wanted, and without any threshold "
-        "it is 7.2: train with less sparsity"
+        "it is 7.2: train with less sparsity; more values under sparsity, closer to each other, "
+        "tell its coefficients better"
     )
 
 
