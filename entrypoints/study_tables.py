@@ -76,8 +76,7 @@ def print_prospects(found: Sequence[Prospect], seeds: int) -> None:
         print(
             f"{tests}{'s' if one.comparisons > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}: "
             + (
-                f"differences of {one.effect:.3g} SD of the seeds' noise, and larger ones, are "
-                "found with 80% power"
+                f"a difference of {one.effect:.3g} SD of the seeds' noise is found with 80% power"
                 if math.isfinite(one.effect)
                 else "too few for a verdict"
             )

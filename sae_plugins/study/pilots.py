@@ -32,9 +32,10 @@ def interpolated(
         that are.
     """
     points = sorted((l0, value) for l0, value in zip(reached, values, strict=True) if l0)
-    nothing: list[float | None] = [None] * len(targets)
     if not points:
-        return nothing, ["none of the values under sparsity gives an SAE with active features"]
+        return [None for _ in targets], [
+            "none of the values under sparsity gives an SAE with active features"
+        ]
     logs = np.log(points)
     least, most = points[0][0], points[-1][0]
     # the target itself counts: an aim that is out of reach is no reason to do without it

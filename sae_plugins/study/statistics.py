@@ -169,10 +169,8 @@ def differences(
     for seed in sorted(arms.keys() & references.keys()):
         curves = [arms[seed], references[seed]]
         if exact:
-            shared = np.intersect1d(curves[0][0], curves[1][0])
-            if any(len(x) > len(shared) for x, _ in curves):
-                fewer.append(seed)
-            curves = [(x[np.isin(x, shared)], y[np.isin(x, shared)]) for x, y in curves]
+            whole, curves = curves, _at_shared_l0s(curves)
+            fewer += [seed] if any(len(x) > len(curves[0][0]) for x, _ in whole) else []
         common = _common_range(curves)
         if common is None:
             apart.append(seed)
@@ -294,6 +292,13 @@ def _frontiers(points: Sequence[Point]) -> dict[int, _Curve]:
         seed: (np.array(sorted(of_seed)), np.array([fmean(of_seed[x]) for x in sorted(of_seed)]))
         for seed, of_seed in scores.items()
     }
+
+
+def _at_shared_l0s(curves: Sequence[_Curve]) -> list[_Curve]:
+    """Two curves, without the L0s that only one of them has."""
+    (x, _), (y, _) = curves
+    shared = np.intersect1d(x, y)
+    return [(l0s[np.isin(l0s, shared)], scores[np.isin(l0s, shared)]) for l0s, scores in curves]
 
 
 def _common_range(curves: Sequence[_Curve]) -> tuple[float, float] | None:
