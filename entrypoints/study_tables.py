@@ -60,9 +60,8 @@ def print_stale(known: StudyPlan, folder: Path) -> None:
 
     if old := stale(known, folder):
         print(
-            f"{folder / 'saes'} has {len(old)} SAE{'s' if len(old) > 1 else ''} made from other "
-            f"settings, data or code than this study's, not used here: {old[0].name}"
-            f"{', ...' if len(old) > 1 else ''}"
+            f"{len(old)} SAEs in {folder / 'saes'} are made from other settings, data or code than "
+            f"this study's, and are not used: {old[0].name}{', ...' if len(old) > 1 else ''}"
         )
     for change, count in known.changes.items():
         print(f"{count} SAE{'s are' if count > 1 else ' is'} to be trained again: {change}")
