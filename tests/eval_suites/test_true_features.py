@@ -13,8 +13,8 @@ from sae_plugins.eval_suites.true_features import (
     cosines,
     edges,
     matched_latents,
-    share_recovered,
     parts_of_children,
+    share_recovered,
 )
 
 FEATURES = torch.eye(6, 8)
