@@ -428,7 +428,7 @@ def _finish(
     seconds: float,
 ) -> None:
     """Write what is known of a saved SAE, and move it to its place."""
-    write_summary(arm.unfinished, heldout, found, seconds, getattr(arm.setup.sae_config, "k", None))
+    write_summary(arm.unfinished, heldout, found, seconds)
     (arm.unfinished / TRAINING_SUMMARY).unlink(missing_ok=True)
     if arm.made_from is not None:
         write(arm.unfinished / ORIGIN, json.dumps(arm.made_from, indent=1) + "\n")
