@@ -52,9 +52,7 @@ def test_k_beside_the_heldout_l0_is_the_one_that_was_scored_with(
         setup = load_setup(settings.for_saelens())
         runs.append(LockstepRun(name, setup, tmp_path / name, plan))
     assert train(runs) == {}
-    found = {
-        run.name: json.loads((run.folder / "summary.json").read_text("utf-8")) for run in runs
-    }
+    found = {run.name: json.loads((run.folder / "summary.json").read_text("utf-8")) for run in runs}
     k = {name: summary.get("heldout/k") for name, summary in found.items()}
     assert k == {"topk": 8, "batchtopk": 8, "lagging": 8, "exact": None, "l1": None}
     assert found["topk"]["heldout/l0"] <= 8
