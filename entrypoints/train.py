@@ -292,9 +292,8 @@ def _score(setup: Setup, folder: RunFolder, seconds: float, profile: Profile | N
         heldout = setup.heldout(saes)
     found = (folder.trained or {}).get("found", {})
     with _disk_errors(folder, f"The trained SAE is in {folder.unfinished}"):
-        k = getattr(setup.sae_config, "k", None)
         measured = None if profile is None else profile.as_json()
-        write_summary(folder.unfinished, heldout, found, seconds, k, measured)
+        write_summary(folder.unfinished, heldout, found, seconds, measured)
 
 
 def _print_end(folder: RunFolder) -> None:

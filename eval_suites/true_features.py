@@ -65,21 +65,26 @@ def edges(hierarchy: Any) -> list[tuple[int, int]]:
     return [] if hierarchy is None else [*below(None, hierarchy.roots)]
 
 
-def shares_of_parents(features: Tensor, rows: Tensor, pairs: Tensor) -> Tensor:
-    """[n_pairs], how much of the parent the child's decoder row holds, for 1 of the child.
+def parts_of_children(features: Tensor, rows: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """What decoder rows hold, read as sums of a parent, its child, and a rest.
 
-    The row is read as a sum of both features, so that a child whose true direction is close to its
-    parent's holds nothing of the parent.
+    A child whose true direction is close to its parent's holds nothing of the parent by that alone.
 
     Args:
         features: [n_features, d_in].
         rows: [n_pairs, d_in], of the children's latents.
         pairs: [n_pairs, 2], parents and children among the features.
+
+    Returns:
+        [n_pairs], how much of the parent a row holds, for 1 of the child; and [n_pairs], the
+        |cosine| of the child with the row without its parent.
     """
     parent, child = torch.nn.functional.normalize(features, dim=1)[pairs].unbind(dim=1)
     alike = (parent * child).sum(dim=1)
     on_parent, on_child = ((rows * feature).sum(dim=1) for feature in (parent, child))
-    return (on_parent - alike * on_child) / (on_child - alike * on_parent)
+    of_parent, of_child = on_parent - alike * on_child, on_child - alike * on_parent
+    without = rows - (of_parent / (1 - alike.square()))[:, None] * parent
+    return of_parent / of_child, torch.cosine_similarity(without, child, dim=1).abs()
 
 
 class Counts:
@@ -97,8 +102,10 @@ class Counts:
         self.recovered = share_recovered(similar)
         self.latents = matched_latents(similar)
         self.pairs = torch.as_tensor(pairs, dtype=torch.long).reshape(-1, 2)
-        rows = decoder[self.latents[self.pairs[:, 1]]]
-        self.stands_in = shares_of_parents(features, rows, self.pairs) > STANDS_IN
+        of_children = self.latents[self.pairs[:, 1]]
+        shares, alike = parts_of_children(features, decoder[of_children], self.pairs)
+        self.has_child = (of_children >= 0) & (alike > RECOVERED)
+        self.stands_in = shares > STANDS_IN
         self.active, self.fired, self.both = torch.zeros(3, len(features), dtype=torch.float64)
         self.together, self.absorbed = torch.zeros(2, len(self.pairs), dtype=torch.float64)
 
@@ -126,9 +133,11 @@ class Counts:
         """How often a parent is absorbed by a child, mean over pairs, and their number.
 
         It is so where both are active, the parent's latent is silent, and that of the child fires
-        and stands in: its decoder row holds the parent, too.
+        and stands in: its decoder row holds the parent, too. Pairs whose child has no latent are
+        left out, as nothing there could absorb; a latent is the child's where its decoder row, but
+        for the parent in it, recovers the child.
         """
-        known = self.together > 0
+        known = (self.together > 0) & self.has_child
         found = (self.absorbed * self.stands_in)[known] / self.together[known]
         return _mean(found), len(found)
 

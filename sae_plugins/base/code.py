@@ -36,6 +36,7 @@ WORLD = ("world/*.py", "world/data/**/*")
 SYNTHETIC_MODELS = ("world/synthetic_models.py",)
 CHANGE_NOTHING = (
     *("framework/beside.py", "framework/profile.py", "framework/registry.py"),
+    "framework/unused.py",
     *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load")),
     *(f"runs/{name}.py" for name in ("downloads", "probe", "recorder", "sources", "untouched")),
     "runs/weights_and_biases.py",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.framework.resolve import Plan, Selected, resolve
+from sae_plugins.framework.unused import unused
 
 if TYPE_CHECKING:
     from sae_plugins.framework.profile import Profile
@@ -37,9 +38,9 @@ def plugins(
             resolved `Plan` stands alone, without `without`, `options` and `training`.
         without: mechanisms to leave out of what `names` expands to (an ablation).
         options: options by plugin name, `{"reorder": {"interval": 250}}`.
-        training: settings that SAELens lacks: `accumulate`, `loss_form`, `weight_decay`, `clip`,
-            `calibrate_threshold`, `calibrate_l0`, `calibrate_tokens`, `fast_step`,
-            `matmul_precision`.
+        training: settings that SAELens lacks: `accumulate`, `loss_form`, `weight_decay`,
+            `weight_decay_form`, `clip`, `calibrate_threshold`, `calibrate_l0`, `calibrate_tokens`,
+            `fast_step`, `matmul_precision`. What the others make useless is refused.
         seed: seeds python, numpy and torch on entry, and each plugin's own generator. None leaves
             the global random state alone.
         checkpoints: where the state of the training is kept, and resumed from; None for nowhere.
@@ -99,7 +100,10 @@ def plugins(
 def _plan(names: Sequence[Selected | Plan], **settings: Any) -> Plan:
     plans = [name for name in names if isinstance(name, Plan)]
     if not plans:
-        return resolve([name for name in names if not isinstance(name, Plan)], **settings)
+        plan = resolve([name for name in names if not isinstance(name, Plan)], **settings)
+        if wrong := [*unused(settings["training"] or {}, plan.training)]:
+            raise PluginError(*wrong)
+        return plan
     if len(names) > 1 or any(settings.values()):
         raise PluginError("a plan has its plugins, options and training settings: give it alone")
     return plans[0]

@@ -27,9 +27,9 @@
 
 Events run with autocast off, so statistics stay float32, and in the resolved plugin order, which
 `sae-plugins train` prints and `sae_plugins.plugins` logs; `after_update` runs in the reverse order,
-so that plugins unwind like a stack. `project` is for the one plugin that claims `decoder_norm`. An
-implementation takes the subset of the arguments that it needs. An exception in it is re-raised as a
-`PluginError` that names the plugin and the event.
+so that plugins unwind like a stack. `project` is for the plugins that claim `decoder_norm` or
+`encoder`, one each. An implementation takes the subset of the arguments that it needs. An exception
+in it is re-raised as a `PluginError` that names the plugin and the event.
 
 Shapes: B tokens in a batch, d_in the input dimension, d_sae the number of features.
 """
@@ -79,7 +79,7 @@ def extra_losses(
 
 @hookspec
 def project(run: Run, gradient: Tensor, rows: Tensor) -> None:
-    """Take out of the gradient of W_dec, before the clip, what must not move the rows; in place."""
+    """Change the gradient of W_dec in place, before the clip, which counts what is left."""
 
 
 @hookspec

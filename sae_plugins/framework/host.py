@@ -21,8 +21,8 @@ EVENTS = tuple(
     name for name, function in vars(hookspecs).items() if hasattr(function, "sae_plugins_spec")
 )
 _UNWINDING = frozenset({"after_update"})
-_OWNED = {"project": "decoder_norm"}
-"""Events for the plugin alone that claims a resource."""
+_OWNED = {"project": ("decoder_norm", "encoder")}
+"""Events for the plugins alone that claim one of these resources."""
 
 
 class Host:
@@ -122,10 +122,11 @@ def check_events(plugin: type[Plugin]) -> None:
                 f"plugin {plugin.name!r} implements {name}(), which is no event: "
                 f"{did_you_mean(name, EVENTS)}"
             )
-        if marked and name in _OWNED and _OWNED[name] not in plugin.claims:
+        owners = _OWNED.get(name, ()) if marked else ()
+        if owners and not {*owners} & {*plugin.claims}:
             raise PluginError(
-                f"plugin {plugin.name!r} implements {name}(), which is for the plugin that claims "
-                f"{_OWNED[name]!r}: add it to its claims"
+                f"plugin {plugin.name!r} implements {name}(), which is for plugins that claim "
+                f"{' or '.join(map(repr, owners))}: add it to its claims"
             )
         if marked:
             _check_arguments(plugin, name, function)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sae_plugins.framework.architectures import Architecture
 
-CLAIMS = ("activation_gate", "decoder_norm", "lr_schedule", "reconstruction_loss")
+CLAIMS = ("activation_gate", "decoder_norm", "encoder", "lr_schedule", "reconstruction_loss")
 
 
 class Stateful:

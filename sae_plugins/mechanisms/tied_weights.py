@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from sae_plugins.base.errors import PluginError
 from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
 class TiedWeights(Plugin):
     """Train one matrix: the encoder is the decoder's transpose, and has the sum of both gradients.
 
-    In the forward pass the encoder reads the decoder itself, so that the sum is there before the
-    gradients are clipped, and counts once. W_enc is a copy of it after each update, and after each
-    change of features. When the matrices part, both go on from where they are, with their moments.
+    In the forward pass the encoder reads the decoder itself; what the losses of other plugins give
+    W_enc is added before the decoder's gradient is projected, and before the clip, which counts the
+    sum once. W_enc is a copy of the decoder after each update, and after each change of features.
+    When the matrices part, both go on from where they are, with their moments.
     """
 
     name = "tied-weights"
+    claims = ("encoder",)
     before = ("unit-norm-decoder", "importance-lr")  # whose updates are then copied: they unwind
 
     class Options(Plugin.Options):
@@ -48,7 +52,18 @@ class TiedWeights(Plugin):
 
     @hookimpl
     def attached(self, run: Run) -> None:
-        """Begin tied."""
+        """Begin tied, as every SAE that is drawn.
+
+        Raises:
+            PluginError: the encoder is one of its own.
+        """
+        encoder, decoder = run.sae.W_enc, run.sae.W_dec
+        if not torch.allclose(encoder, decoder.T, rtol=1e-4, atol=1e-6):
+            raise PluginError(
+                "the SAE to begin with has an encoder that is not its decoder's transpose, and "
+                "that would be lost: leave the plugin out, or begin with an SAE that was trained "
+                "with tied weights (--from_pretrained_path)"
+            )
         self.tied, self.begins = True, False
 
     @hookimpl
@@ -67,12 +82,18 @@ class TiedWeights(Plugin):
         vars(run.sae).pop("W_enc", None)
 
     @hookimpl
+    def project(self, run: Run, gradient: Tensor) -> None:
+        """Add what the losses of others have for the encoder itself."""
+        encoder = run.sae.W_enc
+        if self.tied and encoder.grad is not None:
+            gradient += encoder.grad.T
+            encoder.grad = None
+
+    @hookimpl
     def before_update(self, run: Run) -> None:
-        """Have both gradients be the sum; others' losses may have one for the encoder itself."""
+        """Have both gradients be the sum."""
         encoder, decoder = run.sae.W_enc, run.sae.W_dec
         if self.tied and decoder.grad is not None:
-            if encoder.grad is not None:
-                decoder.grad += encoder.grad.T
             encoder.grad = torch.empty_like(encoder).copy_(decoder.grad.T)
 
     @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,8 @@ from sae_plugins.runs.special_tokens import watch_special_tokens
 from sae_plugins.runs.texts.documents import Documents
 from sae_plugins.runs.texts.reading import watch
 from sae_plugins.runs.texts.splits import TextSplits, load_text, text_facts
+
+logger = logging.getLogger(__name__)
 
 
 class LanguageModelSetup:
@@ -235,7 +238,15 @@ class LanguageModelSetup:
             return []
         with quiet(), isolated_random_state():
             store = self._store(heldout=True)
-            return tokens_after(store, self.settings.heldout_tokens, tokens)
+            found = tokens_after(store, self.settings.heldout_tokens, tokens)
+        if (there := sum(map(len, found))) < tokens:
+            logger.warning(
+                "the held-out text has %d tokens beside the %d of --heldout_tokens, and %d are "
+                "wanted to set thresholds on: %s; lower --heldout_tokens or --calibrate_tokens",
+                *(there, self.settings.heldout_tokens, tokens),
+                "these are taken" if there else "what follows in the training text is taken",
+            )
+        return found
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same text."""

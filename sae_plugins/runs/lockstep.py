@@ -26,7 +26,6 @@ from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.sae_trainer import SAETrainer
-from sae_lens.util import str_to_dtype
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
@@ -37,7 +36,7 @@ from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
 from sae_plugins.runs.folder import ORIGIN, RECIPE, TRAINING_SUMMARY, as_yaml, remove_run
 from sae_plugins.runs.heldout import AtHand, heldout_metrics
-from sae_plugins.runs.memory import memory_of, numbers_in_training
+from sae_plugins.runs.memory import beside_saes, bytes_in_training, memory_of
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet
 from sae_plugins.runs.summary import TUNING, saved_saes, write_summary
@@ -45,7 +44,7 @@ from sae_plugins.runs.summary import TUNING, saved_saes, write_summary
 logger = logging.getLogger(__name__)
 
 SHARE_OF_MEMORY = 0.5
-"""What SAEs in training may take of it, beside the language model and what it computes."""
+"""What SAEs in training may take of the memory that the language model and its buffer leave."""
 _OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {
     *("device", "n_batches_for_norm_estimate")
 } | {
@@ -55,6 +54,8 @@ _OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {
     *("resume_from_checkpoint",),
 }
 """Settings of a run on which its batches do not depend."""
+_FLAGS = {"unseen_tokens": "--calibrate_l0 or --calibrate_tokens"}
+"""What users call settings that are no flags."""
 _ALONE = (
     *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint", "prefetch_llm_batches"),
 )
@@ -121,7 +122,7 @@ def train(
     arms: Sequence[LockstepRun],
     progress: Callable[[int, int], None] = lambda done, total: None,
     finished: Callable[[LockstepRun], None] = lambda arm: None,
-    share_of_memory: float = SHARE_OF_MEMORY,
+    processes: int = 1,
 ) -> dict[str, Exception]:
     """Train arms that see the same batches, and score them on the same held-out text.
 
@@ -131,7 +132,7 @@ def train(
         arms: they have equal `stream_key`s; their lengths of training may differ.
         progress: told after each batch how many batches are done, and how many there are in all.
         finished: told of each arm whose folder is there, before the next ones that fit train.
-        share_of_memory: what the SAEs may take of it.
+        processes: how many train on the device at once, each with a language model of its own.
 
     Returns:
         What ended the arms that failed, by name. Every other arm's folder is there.
@@ -140,7 +141,7 @@ def train(
         PluginError: the arms cannot be trained in lockstep.
     """
     _check(arms)
-    passes = list(_passes(arms, share_of_memory))
+    passes = list(_passes(arms, processes))
     lengths = [max(map(_steps, together)) for together in passes]
     failures: dict[str, Exception] = {}
     done = 0
@@ -185,20 +186,22 @@ def _check(arms: Sequence[LockstepRun]) -> None:
         key = json.loads(stream_key(settings))
         differ = [name for name in sorted({*first, *key}) if first.get(name) != key.get(name)]
         if differ:
+            flags = ", ".join(_FLAGS.get(name, f"--{name}") for name in differ)
             raise PluginError(
                 f"arm {arm.name} would see other batches than arm {arms[0].name}, so they cannot "
-                f"be trained in lockstep: {', '.join(differ)} differ"
+                f"be trained in lockstep: {flags} differ; give both the same, or train them apart"
             )
 
 
-def _passes(arms: Sequence[LockstepRun], share_of_memory: float) -> Iterator[list[LockstepRun]]:
+def _passes(arms: Sequence[LockstepRun], processes: int) -> Iterator[list[LockstepRun]]:
     """The arms in groups that fit into memory, each with one arm at least."""
-    room = share_of_memory * memory_of(arms[0].setup.settings.device)
+    setup = arms[0].setup
+    own = memory_of(setup.settings.device) / processes
+    room = SHARE_OF_MEMORY * (own - beside_saes(setup.needs(), setup.settings.device))
     together: list[LockstepRun] = []
     taken = 0
     for arm in arms:
-        config = arm.setup.sae_config
-        needed = numbers_in_training(config) * str_to_dtype(config.dtype).itemsize
+        needed = bytes_in_training(arm.setup.sae_config)
         if together and taken + needed > room:
             yield together
             together, taken = [], 0
@@ -428,7 +431,7 @@ def _finish(
     seconds: float,
 ) -> None:
     """Write what is known of a saved SAE, and move it to its place."""
-    write_summary(arm.unfinished, heldout, found, seconds, getattr(arm.setup.sae_config, "k", None))
+    write_summary(arm.unfinished, heldout, found, seconds)
     (arm.unfinished / TRAINING_SUMMARY).unlink(missing_ok=True)
     if arm.made_from is not None:
         write(arm.unfinished / ORIGIN, json.dumps(arm.made_from, indent=1) + "\n")

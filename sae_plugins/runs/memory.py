@@ -32,12 +32,14 @@ class Need:
         count: of bytes.
         device: torch's name of where it is.
         is_there: it is in memory already.
+        of_sae: each SAE in training takes as much of its own.
     """
 
     what: str
     count: float
     device: str
     is_there: bool = False
+    of_sae: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,24 @@ def needs_of_sae(settings: SAELensSettings, sae: Any) -> list[Need]:
     return [
         Need(
             f"the SAE with its gradients and Adam's moments (--d_sae {sae.d_sae})",
-            numbers_in_training(sae) * each,
+            bytes_in_training(sae),
             settings.device,
+            of_sae=True,
         ),
         Need(f"a batch (--train_batch_size_tokens {batch})", through * each, settings.device),
     ]
 
 
-def numbers_in_training(sae: Any) -> int:
-    """Numbers that an SAE in training holds between steps, by its config."""
-    return int(4 * sae.d_sae * (2 * sae.d_in + 1))  # weights, gradients, Adam's two moments
+def bytes_in_training(sae: Any) -> int:
+    """What an SAE in training holds between steps, by its config."""
+    numbers = 4 * sae.d_sae * (2 * sae.d_in + 1)  # weights, gradients, Adam's two moments
+    return int(numbers * str_to_dtype(sae.dtype).itemsize)
+
+
+def beside_saes(needs: Sequence[Need], device: str) -> float:
+    """What a run needs of a device that does not grow with the number of SAEs in training."""
+    here = (need for need in needs if _name(need.device) == _name(device))
+    return sum(need.count for need in here if not need.of_sae)
 
 
 def needs_of_language_model(model: Any, config: Any, is_loaded: bool) -> list[Need]:

@@ -23,6 +23,7 @@ from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.runs import figures, weights_and_biases
 from sae_plugins.runs.folder import METRICS, TRAINING_SUMMARY
+from sae_plugins.runs.summary import LAST_K
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -223,8 +224,10 @@ class Recorder(Plugin):
 
     def write_summary(self, run: Run, seconds: float) -> None:
         """Write the closing summary: the last row's metrics and what the plugins summarise."""
+        config: Any = run.sae.cfg
         summary = {
             **{name: self.last.get(metric) for name, metric in _SUMMARY_METRICS.items()},
+            **({LAST_K: config.k} if hasattr(config, "k") else {}),
             "training/steps": run.step - 1,
             "training/tokens": run.samples,
             "training/updates": run.updates,

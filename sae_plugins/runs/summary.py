@@ -20,6 +20,8 @@ HELDOUT = "heldout"
 """Of the saved SAE on held-out text; `UNCALIBRATED`, of the same one without its calibration."""
 TUNING = "tuning"
 """Of an SAE that serves to choose a setting, on text that does not score others."""
+LAST_K = "training/k"
+"""Of the last step: plugins may multiply k as the training goes, and the SAE is saved with it."""
 _CALIBRATION = "calibration"
 
 
@@ -36,22 +38,23 @@ def write_summary(
     heldout: Sequence[Mapping[str, float]],
     found: Mapping[str, float],
     seconds: float,
-    k: float | None = None,
     profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a run's `summary.json`, with what the recorder's `training_summary.json` says.
+
+    The k that the SAE was saved with, if it has one, stands beside the held-out L0.
 
     Args:
         folder: the run's.
         heldout: the held-out metrics of `saved_saes`.
         found: what is known about the SAE besides them, by name.
         seconds: what the run took, together with those that it shared its batches with.
-        k: the L0 that was wanted, which stands beside the held-out one.
         profile: where the time went.
     """
     recorded = folder / TRAINING_SUMMARY
     training: dict[str, Any] = json.loads(recorded.read_text("utf-8")) if recorded.exists() else {}
     named: dict[str, float] = {}
+    k = training.pop(LAST_K, None)
     calibration = _calibration(folder)
     if k != calibration.get(f"{_CALIBRATION}/l0", k):
         k = None  # another L0 than that of the training is wanted

@@ -204,8 +204,9 @@ def our_flags() -> dict[str, Flag]:
             "calibrate_l0",
             "float | none",
             "set the thresholds of the saved SAE, a JumpReLU SAE then, such that so many features "
-            "per token are active on held-out text that does not score it; the SAE as it is "
-            "without them lies in uncalibrated/",
+            "per token are active on held-out text that does not score it, for which more of a "
+            "--dataset_path is held out of the training; the SAE as it is without them lies in "
+            "uncalibrated/",
             None,
             "training",
             architectures=CALIBRATED,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sae_plugins.base.errors import SaePluginsError, prefixed
 from sae_plugins.base.files import bytes_in
 from sae_plugins.base.kept import Folder
+from sae_plugins.framework.unused import Values
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.suggestions import unknown_flag
-from sae_plugins.settings.uses import Values, does_not_apply, is_synthetic
+from sae_plugins.settings.uses import does_not_apply, is_synthetic
 
 if TYPE_CHECKING:
     from sae_plugins.framework.resolve import Plan

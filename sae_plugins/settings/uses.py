@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 from sae_plugins.base.saelens import ESTIMATED, SYNTHETIC_NAMES
-from sae_plugins.framework.architectures import SHARING_A_THRESHOLD
+from sae_plugins.framework.unused import OF_TRAINING, Rule, Values
 from sae_plugins.settings.flags import Flag, all_flags
 from sae_plugins.world import NAME as WORLD
 from sae_plugins.world.synthetic_models import SYNTHETIC
-
-Values = Callable[[str], Any]
-"""A run's values by flag, the defaults included."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Some flags, the runs that use them, and what to say where another run is given one.
-
-    The reason may name the run's {model_name}.
-    """
-
-    flags: tuple[str, ...]
-    used: Callable[[Values], bool]
-    reason: str
 
 
 def is_synthetic(value: Values) -> bool:
@@ -113,7 +94,7 @@ RULES = (
         lambda value: value("jumprelu_sparsity_loss_mode") == "quadratic",
         "it is for --jumprelu_sparsity_loss_mode quadratic",
     ),
-    Rule(("weight_decay_form",), lambda value: value("weight_decay"), "it needs --weight_decay"),
+    *OF_TRAINING,
     Rule(
         ("lr_end",),
         lambda value: value("lr_scheduler_name") != "constant",
@@ -128,19 +109,6 @@ RULES = (
         ("n_batches_for_norm_estimate",),
         lambda value: value("normalize_activations") in ESTIMATED,
         f"it is for --normalize_activations {' and '.join(ESTIMATED)}",
-    ),
-    Rule(
-        ("calibrate_threshold",),
-        lambda value: value("calibrate_l0") is None,
-        "--calibrate_l0 says how many features are to be active",
-    ),
-    Rule(
-        ("calibrate_tokens",),
-        lambda value: (
-            value("calibrate_l0") is not None
-            or (value("architecture") in SHARING_A_THRESHOLD and value("calibrate_threshold"))
-        ),
-        "no threshold is set: give --calibrate_l0",
     ),
     Rule(("llm_compilation_mode",), lambda value: value("compile_llm"), "it needs --compile_llm"),
     Rule(("sae_compilation_mode",), lambda value: value("compile_sae"), "it needs --compile_sae"),

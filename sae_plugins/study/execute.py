@@ -270,7 +270,6 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
     """
     from sae_plugins.runs.load import load_setup
     from sae_plugins.runs.lockstep import (
-        SHARE_OF_MEMORY,
         LockstepRun,
         stream_key,
         train,
@@ -314,8 +313,8 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
 
         try:
             steps = _steps(len(arms), progress)
-            share = SHARE_OF_MEMORY / task.processes
-            failed = train(list(arms.values()), steps, succeeded, share) if arms else {}
+            saes = list(arms.values())
+            failed = train(saes, steps, succeeded, task.processes) if saes else {}
         except Exception as error:  # of what they share: the language model, or its text
             failed = {arm.name: error for arm in arms.values() if not arm.folder.exists()}
         progress.advance(len(failures))

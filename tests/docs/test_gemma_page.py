@@ -15,7 +15,7 @@ from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_dis
 from sae_plugins.runs import language_model
 from sae_plugins.runs.language_model import LanguageModelSetup
 from sae_plugins.runs.lockstep import SHARE_OF_MEMORY
-from sae_plugins.runs.memory import numbers_in_training
+from sae_plugins.runs.memory import beside_saes, bytes_in_training
 from sae_plugins.settings.command_line import train_flags
 from sae_plugins.settings.settings import Settings
 from sae_plugins.settings.settle import settle
@@ -99,12 +99,16 @@ def test_what_a_run_leaves_on_the_disk(build: Build) -> None:
 
 @pytest.mark.ci
 def test_what_trains_at_once(build: Build) -> None:
-    for card, flags in (("80 GB", ""), ("24 GB", IN_BFLOAT16)):
+    for card, flags in (
+        ("80 GB, in float32", ""),
+        ("24 GB, in bfloat16", IN_BFLOAT16),
+        ("24 GB, in float32", ""),
+    ):
         ((_, saes, together),) = table(card)
         _, setup = build(f"--recipe hybrid-order --d_sae 16384{flags}")
-        each = 4 * numbers_in_training(setup.sae_config)
-        count = int(SHARE_OF_MEMORY * float(card.split()[0]) * 1e9 // each)
-        rest = sum(n for what, n in needs_of(setup)["cuda"].items() if "the SAE with" not in what)
+        each = bytes_in_training(setup.sae_config)
+        rest = beside_saes(setup.needs(is_there=False), "cuda")
+        count = int(SHARE_OF_MEMORY * (float(card.split()[0]) * 1e9 - rest) // each)
         assert saes == str(count)
         assert together == size(count * each + rest)
         assert count * each + rest < float(card.split()[0]) * 1e9

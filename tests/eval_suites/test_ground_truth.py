@@ -56,6 +56,7 @@ def test_an_sae_that_knows_the_features(tmp_path, toy):
     assert (known["recovered"], random["recovered"]) == (1, 0)
     assert known["matched_f1"] > random["matched_f1"] + 0.2
     assert known["absorption"] == 0, "no decoder row holds a parent"
+    assert random["absorption"] is None, "no decoder row holds a child"
     assert known["uniqueness"] == 1
     assert known["classification/f1_score"] > random["classification/f1_score"] + 0.2
     assert known["explained_variance"] > random["explained_variance"]

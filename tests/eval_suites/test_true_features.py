@@ -13,8 +13,8 @@ from sae_plugins.eval_suites.true_features import (
     cosines,
     edges,
     matched_latents,
+    parts_of_children,
     share_recovered,
-    shares_of_parents,
 )
 
 FEATURES = torch.eye(6, 8)
@@ -48,7 +48,7 @@ def test_a_feature_without_a_latent_counts_as_missed() -> None:
     counts = counted(FEATURES[:3], ACTS[:, :3], pairs=[(0, 1), (4, 5), (0, 5), (5, 0)])
     assert counts.recovered == 0.5
     assert counts.f1() == (0.5, 6)
-    assert counts.absorption()[0] == 0, "nothing stands in for it"
+    assert counts.absorption() == (0, 2), "nothing stands in for it; two pairs' child has no latent"
 
 
 def test_f1_is_that_of_firing_and_a_feature_that_is_never_active_is_left_out() -> None:
@@ -99,10 +99,56 @@ def test_absorption_is_a_share_of_the_samples_with_both() -> None:
 
 def test_a_child_that_is_close_to_its_parent_holds_nothing_of_it_by_that_alone() -> None:
     features = torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0]])
-    rows = torch.stack([features[1], -features[1], features[1] + 0.5 * features[0]])
-    pairs = torch.tensor([[0, 1]] * 3)
-    found = shares_of_parents(features, rows, pairs)
-    assert found == pytest.approx([0, 0, 0.5], abs=1e-6)
+    parent, child, other = *features, torch.tensor([0, 0, 1.0])
+    rows = torch.stack([child, -child, child + 0.5 * parent, parent, child + 0.5 * other])
+    pairs = torch.tensor([[0, 1]] * len(rows))
+    shares, alike = parts_of_children(features, rows, pairs)
+    assert shares[:3] == pytest.approx([0, 0, 0.5], abs=1e-6)
+    assert alike == pytest.approx([1, 1, 1, 0, (1.25) ** -0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_sae_whose_latents_hold_no_child_has_no_absorption(seed: int) -> None:
+    """It did not learn what could absorb a parent, which is no merit: no number, rather than 0."""
+    draw = torch.Generator().manual_seed(seed)
+    features = torch.randn(40, 24, generator=draw)
+    pairs = [(parent, child) for parent in range(10) for child in range(10 + parent, 40, 10)]
+    acts = (torch.rand(500, 40, generator=draw) < 0.5).float()
+    counts = Counts(features, torch.randn(40, 24, generator=draw), pairs)
+    counts.add(acts, torch.randn(500, 40, generator=draw).relu())
+    assert counts.absorption() == (None, 0)
+
+
+def test_a_second_latent_of_the_parent_absorbs_nothing() -> None:
+    decoder, codes = FEATURES.clone(), ACTS.clone()
+    decoder[1] = FEATURES[0] + 0.02 * FEATURES[5]
+    codes[:, 0] *= 1 - ACTS[:, 1]
+    assert counted(decoder, codes).absorption() == (None, 0)
+
+
+@pytest.mark.parametrize("tilt", [0.7, 1, 2])
+@pytest.mark.parametrize("noise", [0, 0.3])
+def test_absorption_does_not_depend_on_how_latents_are_scaled_or_ordered(
+    tilt: float, noise: float
+) -> None:
+    """All children absorb their parents, which have latents of their own."""
+    draw = torch.Generator().manual_seed(0)
+    features = torch.linalg.qr(torch.randn(40, 40, generator=draw)).Q[:20]
+    pairs = [(0, 1), (0, 2), (3, 4), (5, 6)]
+    acts = (torch.rand(500, 20, generator=draw) < 0.5).float()
+    decoder, codes = features.clone(), acts.clone()
+    for parent, child in pairs:
+        decoder[child] += tilt * features[parent]
+        codes[:, parent] *= 1 - acts[:, child]
+    decoder += noise / 40**0.5 * torch.randn(20, 40, generator=draw)
+    order = torch.randperm(20, generator=draw)
+    scale = (1 + torch.rand(20, 1, generator=draw)) * torch.tensor([1.0, -1.0]).repeat(10)[:, None]
+    counts = Counts(features, (decoder * scale)[order], pairs)
+    counts.add(acts, codes[:, order])
+    assert counts.absorption() == (1, 4)
+    perfect = Counts(features, features[order], pairs)
+    perfect.add(acts, acts[:, order])
+    assert perfect.absorption() == (0, 4)
 
 
 def test_groups_without_a_feature_hand_their_children_to_the_parent() -> None:

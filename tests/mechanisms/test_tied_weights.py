@@ -110,25 +110,47 @@ def test_the_matrices_part_after_a_share_of_the_run(until: float, tied: int) -> 
     assert {float(step) for step in moments} == {STEPS}
 
 
-def test_a_loss_of_the_encoder_itself_is_in_the_sum() -> None:
+@pytest.mark.parametrize(
+    ("names", "training"),
+    [
+        ((), {"clip": None}),
+        ((), {}),
+        ((), {"clip": 0.02, "accumulate": 3}),
+        (("unit-norm-decoder",), {"clip": 0.02}),
+        (("unit-norm-decoder",), {"weight_decay": 0.1, "weight_decay_form": "coupled"}),
+    ],
+)
+def test_a_loss_of_the_encoder_itself_is_in_the_sum_that_is_projected_and_clipped(
+    names: tuple[str, ...], training: dict[str, Any]
+) -> None:
+    pull = torch.randn(24, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
     class Encoder(Plugin):
         name = "encoder"
 
         @hookimpl
         def extra_losses(self, run: Any) -> Any:
-            return {"term": 1e-3 * run.sae.W_enc.square().sum()}
+            return {"term": (run.sae.W_enc * pull.T).sum()}
 
     class Decoder(Plugin):
         name = "decoder"
 
         @hookimpl
         def extra_losses(self, run: Any) -> Any:
-            return {"term": 1e-3 * run.sae.W_dec.square().sum()}
+            return {"term": (run.sae.W_dec * pull).sum()}
 
-    common: Any = {"dtype": torch.float64, "training": {"clip": None}}
-    one, other = (train(TiedWeights, other, **common) for other in (Encoder, Decoder))
+    common: Any = {"dtype": torch.float64, "training": training}
+    one, other = (train(TiedWeights, *names, other, **common) for other in (Encoder, Decoder))
     # with decoder_init_norm 0.1 the matrices are one from the first step on
     assert differences(one.sae.state_dict(), other.sae.state_dict(), tolerance=1e-12) == {}
+
+
+def test_an_encoder_of_its_own_is_not_dropped() -> None:
+    sae = tiny_sae("standard")
+    with torch.no_grad():
+        sae.W_enc += 0.01
+    with plugins(TiedWeights), pytest.raises(PluginError, match="leave the plugin out, or begin"):
+        tiny_trainer(sae, tiny_batches())
 
 
 def test_an_encoder_that_is_the_decoder_cannot_be_tied() -> None:

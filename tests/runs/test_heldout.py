@@ -7,7 +7,10 @@ from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_plugins.eval_suites.evaluation.metrics import OF_THE_RUN
 from sae_plugins.runs.heldout import AtHand, heldout_metrics, tokens_after
+from sae_plugins.runs.load import load_setup
+from sae_plugins.runs.setup import SAELensSettings
 
+SIZES = {"hook_name": "blocks.1.hook_resid_post", "n_batches_in_buffer": 16}
 D_IN, D_SAE = 12, 30
 
 
@@ -120,6 +123,28 @@ def test_several_saes_are_scored_on_the_same_activations():
     assert heldout_metrics(saes, store, 300) == [score(sae, Store(x), 300) for sae in saes]
     assert store.given == 320
     assert heldout_metrics([], Store(x), 300) == []
+
+
+@pytest.mark.parametrize(
+    ("scored", "there", "said"),
+    [(256, 256, ""), (4608, 192, "these are taken"), (9999, 0, "what follows in the training")],
+)
+def test_too_little_text_to_set_thresholds_on_is_said(
+    scored: int, there: int, said: str, tiny_world: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"context_size": 16, "store_batch_size_prompts": 4, "train_batch_size_tokens": 64}
+    setup = load_setup(
+        SAELensSettings("sae-plugins-world", heldout_tokens=scored, runner=SIZES | sizes)
+    )
+    found = setup.unseen(256)
+    assert sum(map(len, found)) == there
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(said)
+    if said:
+        (message,) = messages
+        assert f"has {there} tokens beside the {scored} of --heldout_tokens, and 256" in message
+        assert f"{said}" in message
+        assert message.endswith("lower --heldout_tokens or --calibrate_tokens")
 
 
 def test_what_sets_thresholds_comes_after_what_is_scored() -> None:

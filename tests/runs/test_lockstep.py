@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faults
@@ -381,8 +382,10 @@ def test_what_does_not_fit_into_memory_trains_afterwards(monkeypatch: pytest.Mon
         )
         for one in together
     ]
-    needed = 4 * memory.numbers_in_training(together[0].setup.sae_config)
-    monkeypatch.setattr(lockstep, "memory_of", lambda device: 2.5 * needed / 0.5)
+    setup = together[0].setup
+    needed = memory.bytes_in_training(setup.sae_config)
+    room = 2.5 * needed / 0.5 + memory.beside_saes(setup.needs(), "cpu")
+    monkeypatch.setattr(lockstep, "memory_of", lambda device: room)
     told: list[tuple[int, int]] = []
     steps = lambda done, total: told.append((done, total))  # noqa: E731
     finished: list[tuple[str, int, bool]] = []
@@ -396,8 +399,40 @@ def test_what_does_not_fit_into_memory_trains_afterwards(monkeypatch: pytest.Mon
 
 def test_other_batches_are_refused() -> None:
     one, other = arms({"one": "", "other": "--context_size 8 --seed 1"})
-    with pytest.raises(PluginError, match=r"arm other .* arm one.*: context_size, seed differ"):
+    with pytest.raises(PluginError, match=r"arm other .* arm one.*: --context_size, --seed dif"):
         train([one, other])
+
+
+def stub(name: str, flags: str = "", **fields: Any) -> LockstepRun:
+    """An arm for which nothing is loaded."""
+    settings = settle(train_flags(line(flags)))
+    setup: Any = SimpleNamespace(settings=settings.for_saelens(), **fields)
+    return LockstepRun(name, setup, Path("lockstep") / name, settings.plan)
+
+
+@pytest.mark.parametrize("other", ["--calibrate_l0 3 --calibrate_tokens 99", ""])
+def test_a_calibration_that_holds_out_more_text_is_refused_by_its_flags(other: str) -> None:
+    data = "--dataset_path texts.txt"
+    arms = stub("one", f"{data} --calibrate_l0 3"), stub("other", f"{data} {other}")
+    with pytest.raises(PluginError, match="lockstep: --calibrate_l0 or --calibrate_tokens differ"):
+        train(arms)
+
+
+@pytest.mark.parametrize(("processes", "passes"), [(1, [3, 2]), (2, [1, 1, 1, 1, 1])])
+def test_saes_share_what_the_language_model_leaves(
+    processes: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(d_in=16, d_sae=32, dtype="float32")
+    each = memory.bytes_in_training(config)
+    settings = settle(train_flags(line(""))).for_saelens()
+    alone, batch = memory.needs_of_sae(settings, config)
+    needs = [
+        *(alone, batch, memory.Need("the language model", 4 * each, "cpu")),
+        memory.Need("the buffer", 99 * each, "cuda"),
+    ]
+    arms = [stub(f"{n}", sae_config=config, needs=lambda: needs) for n in range(5)]
+    monkeypatch.setattr(lockstep, "memory_of", lambda device: 10.5 * each + batch.count)
+    assert [len(group) for group in lockstep._passes(arms, processes)] == passes
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,21 @@ def test_differences_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> 
     assert not Path("again").exists()
 
 
+def test_tied_weights_begin_with_an_encoder_that_is_the_decoder(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train("free")
+    tied = ("--plugin", "tied-weights")
+    train("again", "--from_pretrained_path", "free", *tied, code=1)
+    said = capsys.readouterr().err
+    assert "has an encoder that is not its decoder's transpose, and that would be lost" in said
+    assert "leave the plugin out, or begin with an SAE that was trained with tied weights" in said
+    first = train("tied", *tied)
+    before = weights(first)
+    after = weights(train("on", "--from_pretrained_path", "tied", *tied, "--lr", "1e-12"))
+    assert all(tensor.allclose(after[name], atol=1e-5) for name, tensor in before.items())
+
+
 def test_a_damaged_sae_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     first = train("first")
     begin = ("again", "--from_pretrained_path", "first")
