@@ -224,7 +224,7 @@ def choose(names: Sequence[Selected], without: Collection[str] = ()) -> Choice:
             problems.add(f"--without {name!r}: it is not chosen; {did_you_mean(name, chosen)}")
     for plugin in left.values():
         with problems:
-            check_events(plugin)
+            check_events(plugin)  # type: ignore[arg-type]  # classes have a hash
     problems.stop(PluginError)
     return Choice(methods, left)
 
