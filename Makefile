@@ -95,8 +95,8 @@ speed: env ## time the fast step beside other libraries' for docs/speed.md: ten 
 	$(BIN)/python docs/generate.py
 
 tables: export OMP_NUM_THREADS ?= 1
-tables: env ## run the studies of synthetic models with ten seeds for docs/studies.md: hours
-	$(BIN)/python benchmarks/study_tables.py toy toy-norm
+tables: env ## run `quick`, and the studies of synthetic models with ten seeds, for docs/studies.md: hours
+	$(BIN)/python benchmarks/study_tables.py quick toy toy-norm
 	$(BIN)/python docs/generate.py
 
 papers: export OMP_NUM_THREADS ?= 1

@@ -9,6 +9,7 @@ steps and seeds, at fewer L0s. `docs/generate.py` puts what this writes into the
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import yaml
@@ -31,6 +32,7 @@ def _at(*l0s: float) -> dict[str, Any]:
 
 
 CHANGES: dict[str, dict[str, Any]] = {
+    "quick": {},
     "toy": _TEN,
     "toy-norm": _TEN,
     "hybrid-order": _at(16),
@@ -91,7 +93,10 @@ def run(name: str, folder: Path, options: list[str]) -> None:
     out = folder / name
     sae_plugins(["study", "run", str(file), "--output_path", str(out), *options])
     findings = Findings.model_validate_json((out / FINDINGS).read_text("utf-8"))
-    said = "\n".join(f"- {text}" for text in [*findings.warnings, *findings.failures])
+    said = "\n".join(
+        fill(f"- {text}", 100, subsequent_indent="  ")
+        for text in [*findings.warnings, *findings.failures]
+    )
     seeds = f"{len(findings.study.seeds)} seeds"
     text = f"{seeds}.\n\n" + "\n".join(tables(findings)) + (f"\n{said}\n" if said else "")
     write(RESULTS / f"{name}.md", text)

@@ -403,7 +403,7 @@ PARTS = {
     "tables": tables,
     **{
         name.replace("-", "_"): lambda _, name=name: study_tables(name)
-        for name in ("toy", "toy-norm", *methods())
+        for name in ("quick", "toy", "toy-norm", *methods())
     },
     "composition": composition,
 }
