@@ -98,8 +98,14 @@ def run(name: str, folder: Path, options: list[str]) -> None:
         for text in [*findings.warnings, *findings.failures]
     )
     seeds = f"{len(findings.study.seeds)} seeds"
-    text = f"{seeds}.\n\n" + "\n".join(tables(findings)) + (f"\n{said}\n" if said else "")
-    write(RESULTS / f"{name}.md", text)
+    parts = [f"{seeds}.\n", *tables(findings), *_measures(findings), *([said] if said else [])]
+    write(RESULTS / f"{name}.md", "\n".join(parts) + "\n")
+
+
+def _measures(findings: Findings) -> Iterator[str]:
+    """What the paper's numbers really measure."""
+    for what, text in findings.study.measures.items():
+        yield fill(f"- **{what}**: {' '.join(text.split())}", 100, subsequent_indent="  ")
 
 
 def main() -> None:
