@@ -1,0 +1,229 @@
+"""One pass over a text, in which everything is gathered that is shown of features' activations.
+
+What is kept per feature has a fixed size, on the device of the SAE: its count, a histogram, the
+strongest firings and a random sample of all firings. Which features fire together is counted
+afterwards, from firings that are remembered on bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.features.firings import Firings, Rows
+from sae_plugins.features.histogram import Histogram
+from sae_plugins.features.keep import Best, Entries, rank_at_random, rank_of_value
+from sae_plugins.features.text import Prompts
+
+TOP, SAMPLE = 10, 24
+"""Strongest firings that are kept of each feature, and random ones."""
+BEFORE, AFTER = 14, 9
+"""Tokens that are shown before and after one at which a feature fires."""
+_AT_ONCE = 1 << 23
+"""Numbers [tokens, d_sae] that an SAE encodes at once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All firings on some prompts that follow each other in the text.
+
+    Attributes:
+        tokens: [prompts, context_size].
+        first: number of the first prompt.
+        d_sae: how many features there are.
+        token: of each firing, the place in the batch; never falling.
+        feature: of each firing; rising at equal tokens.
+        value: of each firing, above 0.
+    """
+
+    tokens: Tensor
+    first: int
+    d_sae: int
+    token: Tensor
+    feature: Tensor
+    value: Tensor
+
+    def position(self, chosen: Tensor) -> Tensor:
+        """Where firings are among all tokens."""
+        return self.token[chosen] + self.first * self.tokens.shape[1]
+
+    def entries(self, chosen: Tensor, rank: Tensor, keys: Tensor) -> Entries:
+        """Firings with what is around them."""
+        return Entries(
+            self.feature[chosen].to(torch.int32),
+            rank,
+            keys[self.token[chosen]],
+            self.position(chosen),
+            self.value[chosen],
+            self._windows(chosen),
+        )
+
+    def _windows(self, chosen: Tensor) -> Tensor:
+        """Activations [n, width] of each firing's feature around it, as multiples of its own."""
+        size = self.tokens.shape[1]
+        offsets = torch.arange(-BEFORE, AFTER + 1, device=self.token.device)
+        place = self.token[chosen, None] + offsets
+        is_inside = place // size == self.token[chosen, None] // size
+        wanted = place * self.d_sae + self.feature[chosen, None]
+        known = self.token * self.d_sae + self.feature
+        at = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+        values = self.value[at].where(is_inside & (known[at] == wanted), 0)
+        return (values / self.value[chosen, None]).half()
+
+
+class Collector:
+    """What is gathered of the features of one SAE."""
+
+    def __init__(self, d_sae: int, device: torch.device, top: int = TOP, sample: int = SAMPLE):
+        """Nothing has been seen."""
+        self.d_sae = d_sae
+        self.count = torch.zeros(d_sae, dtype=torch.long, device=device)
+        self.largest = torch.zeros(d_sae, device=device)
+        self.histogram = Histogram(d_sae, device)
+        self.top, self.sample = Best(d_sae, top, device), Best(d_sae, sample, device)
+
+    def add(self, batch: Batch) -> None:
+        """See the next prompts."""
+        if not len(batch.token):
+            return
+        self.count += torch.bincount(batch.feature, minlength=self.d_sae)
+        self.largest.scatter_reduce_(0, batch.feature, batch.value, "amax")
+        self.histogram.add(batch.feature, batch.value)
+        keys = window_keys(batch.tokens).flatten()
+        rank = rank_of_value(batch.value)
+        chosen = self.top.wants(batch.feature, rank).nonzero().squeeze(1)
+        chosen = _best_of_each_prompt(batch, chosen)
+        self.top.add(batch.entries(chosen, rank[chosen], keys))
+        every = torch.arange(len(batch.token), device=batch.token.device)
+        rank = rank_at_random(batch.feature, batch.position(every))
+        chosen = self.sample.wants(batch.feature, rank).nonzero().squeeze(1)
+        self.sample.add(batch.entries(chosen, rank[chosen], keys))
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one pass over a text has gathered.
+
+    Attributes:
+        tokens: all prompts [n, context_size].
+        counted: how many tokens of them count.
+        saes: of each SAE.
+        firings: those that are remembered of all SAEs.
+    """
+
+    tokens: Tensor
+    counted: int
+    saes: list[Collector]
+    firings: Firings
+
+
+def collect(
+    prompts: Prompts,
+    saes: Sequence[Any],
+    tokens: int,
+    at_once: int,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Collected:
+    """Read a text once.
+
+    Args:
+        prompts: the text.
+        saes: inference SAEs of the same hook.
+        tokens: how many to read; fewer if the text ends before.
+        at_once: prompts that the language model reads at once.
+        progress: called with the number of tokens that have been read since the last call.
+
+    Raises:
+        SuiteError: the text is not even one prompt, or activations are no numbers.
+    """
+    size = prompts.context_size
+    d_saes = [int(sae.cfg.d_sae) for sae in saes]
+    collectors = [Collector(d, sae.W_dec.device) for d, sae in zip(d_saes, saes, strict=True)]
+    firings, counted, read = Firings(d_saes), 0, list[Tensor]()
+    first = 0
+    for batch in prompts.batches(-(-tokens // size), at_once):
+        keep = prompts.counting(batch)
+        acts = prompts.activations(batch)[keep.to(prompts.store.device)]
+        counted += len(acts)
+        found = []
+        for sae, d_sae, collector in zip(saes, d_saes, collectors, strict=True):
+            row, feature, value = fire(sae, acts)
+            place = keep.flatten().nonzero().squeeze(1).to(row.device)
+            known = Batch(batch.to(row.device), first, d_sae, place[row], feature, value)
+            collector.add(known)
+            found.append(_by_prompt(row, feature, value, keep.sum(dim=1)))
+        for number, rows in enumerate(zip(*found, strict=True)):
+            firings.add(first + number, list(rows))
+        read.append(batch.to("cpu", torch.int32))
+        first += len(batch)
+        progress(batch.numel())
+    if not counted:
+        raise SuiteError(
+            f"{prompts.name} is shorter than one prompt of {size} tokens, or all of its tokens are "
+            "special; give a longer text with --dataset_path"
+        )
+    return Collected(torch.cat(read), counted, collectors, firings)
+
+
+@torch.no_grad()
+def fire(sae: Any, acts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The firings on activations [n, d_in]: rows, features, and activations without their signs.
+
+    Raises:
+        SuiteError: activations are no numbers.
+    """
+    rows, features, values = list[Tensor](), list[Tensor](), list[Tensor]()
+    step = max(1, _AT_ONCE // int(sae.cfg.d_sae))
+    for first in range(0, len(acts), step):
+        part = acts[None, first : first + step].to(sae.W_dec.device, sae.W_dec.dtype)
+        codes = sae.encode(part)
+        codes = (codes.to_dense() if codes.is_sparse else codes)[0]
+        row, feature = codes.nonzero(as_tuple=True)
+        rows.append(row + first)
+        features.append(feature)
+        values.append(codes[row, feature].float().abs())
+    value = torch.cat(values) if values else acts.new_zeros(0)
+    if not value.isfinite().all():
+        raise SuiteError("the SAE's activations on this text are not all numbers (NaN or infinite)")
+    none = torch.zeros(0, dtype=torch.long, device=value.device)
+    return torch.cat([none, *rows]), torch.cat([none, *features]), value
+
+
+def window_keys(tokens: Tensor) -> Tensor:
+    """A hash [prompts, context_size] of the tokens that are shown around each token."""
+    size = tokens.shape[1]
+    padded = torch.nn.functional.pad(tokens.long() + 1, (BEFORE, AFTER))
+    generator = torch.Generator().manual_seed(1)
+    factors = torch.randint(2**62, (BEFORE + 1 + AFTER,), generator=generator) * 2 + 1
+    keys = torch.zeros_like(tokens, dtype=torch.long)
+    for offset, factor in enumerate(factors.tolist()):
+        keys += padded[:, offset : offset + size] * factor
+    return keys
+
+
+def _best_of_each_prompt(batch: Batch, chosen: Tensor) -> Tensor:
+    """Of firings of one feature in one prompt, the strongest; of equals, the first."""
+    order = torch.argsort(batch.value[chosen], descending=True, stable=True)
+    prompt = batch.token[chosen] // batch.tokens.shape[1]
+    place = (prompt * batch.d_sae + batch.feature[chosen])[order]
+    by_place = torch.argsort(place, stable=True)
+    is_first = torch.ones_like(place, dtype=torch.bool)
+    is_first[1:] = place[by_place][1:] != place[by_place][:-1]
+    return chosen[order[by_place[is_first]]].sort().values
+
+
+def _by_prompt(row: Tensor, feature: Tensor, value: Tensor, kept: Tensor) -> list[Rows]:
+    """The firings of each prompt, as `Firings` remembers them."""
+    per_token = torch.bincount(row, minlength=int(kept.sum())).to("cpu", torch.int32)
+    features, values = feature.to("cpu", torch.int32).numpy(), value.cpu().numpy()
+    found, at = list[Rows](), 0
+    for counts in per_token.split(kept.tolist()):
+        end = at + int(counts.sum())
+        found.append((counts.numpy(), features[at:end].copy(), values[at:end].copy()))
+        at = end
+    return found

@@ -1,0 +1,132 @@
+"""Which features fire where, as sparse matrices on bounded memory, and what they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+MOST = 24_000_000
+"""Firings that are remembered, of all SAEs together; each takes 8 bytes."""
+_BLOCK = 1 << 22
+"""Numbers of a block of a matrix [d_sae, d_sae]."""
+_LEAST = 2
+"""Firings that two features must share to be called partners."""
+
+Rows = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Of one context: firings per token, and each one's feature and activation."""
+
+
+class Firings:
+    """Remembers the firings of some SAEs at the tokens of every context.
+
+    When they become too many, every second context is forgotten, and of the rest of the text only
+    as many are remembered: `every` says how many contexts stand for one.
+    """
+
+    def __init__(self, d_saes: Sequence[int], most: int = MOST) -> None:
+        """Remember nothing yet."""
+        self.every = 1
+        self._d_saes = d_saes
+        self._most = most
+        self._contexts: dict[int, list[Rows]] = {}
+        self._count = 0
+
+    def add(self, context: int, rows: list[Rows]) -> None:
+        """Remember the next context, by number: for each SAE its firings."""
+        if context % self.every:
+            return
+        self._contexts[context] = rows
+        self._count += _size(rows)
+        while self._count > self._most and len(self._contexts) > 1:
+            self.every *= 2
+            for number in [n for n in self._contexts if n % self.every]:
+                self._count -= _size(self._contexts.pop(number))
+
+    def matrix(self, sae: int) -> sparse.csr_matrix:
+        """The activations [tokens, d_sae] of one of the SAEs that are remembered."""
+        rows = [each[sae] for each in self._contexts.values()]
+        counts, features, values = (np.concatenate(part) for part in zip(*rows, strict=True))
+        ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return sparse.csr_matrix((values, features, ends), shape=(len(counts), self._d_saes[sae]))
+
+
+def _size(rows: list[Rows]) -> int:
+    return sum(len(values) for _, _, values in rows)
+
+
+def partners(acts: sparse.csr_matrix, most: int) -> list[list[tuple[int, float, int]]]:
+    """The features that fire together with each feature.
+
+    Args:
+        acts: activations [tokens, d_sae].
+        most: how many of them.
+
+    Returns:
+        For each feature: others, by the share of the tokens at which either fires that both fire
+        at, with that share and how many tokens these are; at least two.
+    """
+    fired = acts.copy()
+    fired.data = np.ones(len(fired.data), np.float32)
+    counts = np.asarray(fired.sum(axis=0), np.float32).ravel()
+    found: list[list[tuple[int, float, int]]] = []
+    for first, joint in _products(fired, fired):
+        rows = np.arange(len(joint))
+        joint[rows, first + rows] = 0
+        share = joint / np.maximum(counts[first + rows, None] + counts - joint, 1)
+        share[joint < _LEAST] = 0
+        best = _largest(share, most)
+        found += [
+            [(int(i), float(s), int(n)) for i, s, n in zip(*each, strict=True) if s > 0]
+            for each in zip(
+                best,
+                np.take_along_axis(share, best, 1),
+                np.take_along_axis(joint, best, 1),
+                strict=True,
+            )
+        ]
+    return found
+
+
+def activation_twins(
+    own: sparse.csr_matrix, other: sparse.csr_matrix
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """For each feature, the one of another SAE whose activations have the largest cosine.
+
+    Args:
+        own: activations [tokens, d_sae].
+        other: activations of the other SAE at the same tokens.
+
+    Returns:
+        Its index, -1 where a feature never fires, and the cosine.
+    """
+    norms = [np.sqrt(np.asarray(each.multiply(each).sum(axis=0)).ravel()) for each in (own, other)]
+    index, cosine = np.full(own.shape[1], -1), np.zeros(own.shape[1])
+    for first, products in _products(own, other):
+        rows = slice(first, first + len(products))
+        cosines = products / np.maximum(norms[0][rows, None] * norms[1], 1e-30)
+        best = cosines.argmax(axis=1)
+        cosine[rows] = cosines[np.arange(len(best)), best]
+        index[rows] = np.where(cosine[rows] > 0, best, -1)
+    return index, cosine
+
+
+def _products(
+    left: sparse.csr_matrix, right: sparse.csr_matrix
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Rows of left.T @ right, some at a time, and the number of the first."""
+    transposed = left.T.tocsr()
+    step = max(1, _BLOCK // right.shape[1])
+    for first in range(0, transposed.shape[0], step):
+        yield first, (transposed[first : first + step] @ right).toarray()
+
+
+def _largest(values: NDArray[Any], most: int) -> NDArray[Any]:
+    """The columns of the largest values of each row, in falling order; of equals, the first."""
+    most = min(most, values.shape[1])
+    found = np.sort(np.argpartition(-values, most - 1, axis=1)[:, :most], axis=1)
+    order = np.argsort(-np.take_along_axis(values, found, 1), axis=1, kind="stable")
+    return np.take_along_axis(found, order, 1)

@@ -1,0 +1,172 @@
+"""The text that features are looked at on: prompts as those that the SAE was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import ActivationsStore
+from sae_lens.util import get_special_token_ids
+from torch import Tensor
+
+from sae_plugins import world
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.secrets import without_secrets
+from sae_plugins.eval_suites.inputs.data import OPEN_TEXT
+from sae_plugins.eval_suites.inputs.models import LanguageModel
+from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.inputs.world_data import WorldData
+from sae_plugins.runs.setup import SAELensSettings, quiet
+from sae_plugins.runs.sources import ROWS
+from sae_plugins.runs.texts.columns import TOKENS, choose_column
+from sae_plugins.runs.texts.documents import Documents, numbered
+from sae_plugins.runs.texts.loading import load_rows
+from sae_plugins.runs.texts.tokenized import check_tokenized
+
+CONTEXT = 128
+"""Tokens of a prompt where an SAE's config does not say it."""
+FLAGS = ("dataset_path", "dataset_revision", *ROWS)
+"""The flags that name a text."""
+_SEED = 0
+"""Of the embedded world's text."""
+
+
+def where_of(subject: Subject) -> Any:
+    """What an SAE's config says of its model, its hook and its text, as attributes."""
+    cfg = subject.sae.cfg
+    return getattr(cfg, "metadata", cfg)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of a text, and the language model's activations on them.
+
+    Attributes:
+        store: SAELens' store, which reads and tokenizes.
+        name: the text, in words.
+        left_out: tokens [n] that do not count.
+        positions: which of a prompt's tokens count.
+    """
+
+    store: ActivationsStore
+    name: str
+    left_out: Tensor
+    positions: slice
+
+    @property
+    def context_size(self) -> int:
+        """Tokens of a prompt."""
+        return int(self.store.context_size)
+
+    def batches(self, prompts: int, at_once: int) -> Iterator[Tensor]:
+        """So many prompts [n, context_size]; fewer if the text ends before."""
+        batch: list[Tensor] = []
+        with quiet():
+            for number in range(1, prompts + 1):
+                try:
+                    batch.append(self.store.get_batch_tokens(1, raise_at_epoch_end=True))
+                except StopIteration:
+                    break
+                if len(batch) == at_once or number == prompts:
+                    yield torch.cat(batch)
+                    batch = []
+        if batch:
+            yield torch.cat(batch)
+
+    def activations(self, tokens: Tensor) -> Tensor:
+        """The activations [n, context_size, d_in] of prompts."""
+        acts: Tensor = self.store.get_activations(tokens)
+        return acts
+
+    def counting(self, tokens: Tensor) -> Tensor:
+        """Where tokens [n, context_size] count: at no special ones, and where the SAE was trained.
+
+        An activation there is hundreds of times as large as elsewhere in many language models.
+        """
+        counts = ~torch.isin(tokens, self.left_out.to(tokens.device))
+        trained = torch.zeros_like(counts)
+        trained[:, self.positions] = True
+        return counts & trained
+
+
+def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any]) -> Prompts:
+    """The prompts for an SAE.
+
+    Args:
+        subject: its config says how long prompts are, how they begin, and what text it was
+            trained on.
+        model: the language model.
+        flags: `FLAGS` that name another text.
+
+    Raises:
+        SuiteError: nobody says which text, or the model has no tokenizer.
+        PluginError: the dataset cannot be loaded.
+    """
+    where, hooked = where_of(subject), model.hooked
+    tokenizer = hooked.tokenizer
+    if tokenizer is None:
+        raise SuiteError(
+            f"{model.name} has no tokenizer, without which no feature can be shown: save it there "
+            "with its save_pretrained"
+        )
+    size = where.context_size or min(CONTEXT, getattr(hooked.cfg, "n_ctx", None) or CONTEXT)
+    rows, name = _rows(subject, model, size, flags)
+    separator = getattr(where, "sequence_separator_token", None) or "bos"
+    if isinstance(separator, str) and getattr(tokenizer, f"{separator}_token_id", None) is None:
+        separator = None
+    left_out = {*get_special_token_ids(tokenizer)}
+    if isinstance(more := getattr(where, "exclude_special_tokens", None), list):
+        left_out |= {*more}
+    with quiet():
+        store = ActivationsStore(
+            model=hooked,
+            dataset=rows,
+            streaming=True,
+            hook_name=subject.hook_name,
+            hook_head_index=subject.hook_head_index,
+            context_size=size,
+            d_in=subject.d_in,
+            n_batches_in_buffer=1,
+            total_training_tokens=1,
+            store_batch_size_prompts=1,
+            train_batch_size_tokens=1,
+            prepend_bos=where.prepend_bos is not False and tokenizer.bos_token_id is not None,
+            normalize_activations="none",  # what an SAE scales, it scales itself
+            device=torch.device(model.device),
+            dtype="float32",
+            sequence_separator_token=separator,
+            disable_concat_sequences=bool(getattr(where, "disable_concat_sequences", False)),
+        )
+    positions = slice(*(getattr(where, "seqpos_slice", None) or (None,)))
+    return Prompts(store, name, torch.tensor(sorted(left_out), dtype=torch.long), positions)
+
+
+def _rows(
+    subject: Subject, model: LanguageModel, size: int, flags: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """The rows of a text, and the text in words."""
+    where = where_of(subject)
+    given = {name: flags[name] for name in FLAGS if flags.get(name) is not None}
+    path = given.get("dataset_path") or subject.dataset
+    if path is None:
+        if model.name == world.NAME:
+            text = WorldData().text(OPEN_TEXT, 0, _SEED)
+            return text, "held-out text of the embedded world"
+        raise SuiteError(
+            f"{subject.source}: its config does not say which text it was trained on; name one "
+            "with --dataset_path"
+        )
+    if "dataset_path" not in given:  # what belongs to the SAE's own text goes with it
+        own = {name: getattr(where, name, None) for name in FLAGS}
+        given = {**{name: value for name, value in own.items() if value}, **given}
+    settings = SAELensSettings(
+        model.name, runner={**given, "dataset_path": str(path), "context_size": size}
+    )
+    place = f"--dataset_path {path}"
+    rows = load_rows(settings)
+    column = choose_column(rows, settings, place)
+    if column.kind == TOKENS:
+        check_tokenized(rows, column, settings, model.hooked, model.hooked.cfg.d_vocab)
+    return Documents(numbered(rows, column), column, place), without_secrets(str(path))
