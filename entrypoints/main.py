@@ -24,6 +24,7 @@ from sae_plugins.settings.suggestions import unknown_flag
 
 COMMANDS = {
     "train": "train an SAE",
+    "features": "look at the features of an SAE",
     "evaluate": "evaluate SAEs",
     "study": "compare methods",
     "upload": "share SAEs",
@@ -45,6 +46,7 @@ _NO_HOME = "Could not determine home directory."
 _EXAMPLES = """\
   sae-plugins train --recipe hybrid-order-demo      train offline, on the embedded world
   sae-plugins train --help                          all flags, SAELens' own included
+  sae-plugins features runs/demo                    a page that shows what each feature fires on
   sae-plugins evaluate runs/demo --preset quick     SAEBench's evaluations, tables and figures
   sae-plugins evaluate --help                       suites, presets, seeds, and where data come from
   sae-plugins study run quick                       does it help? verdicts with intervals, a report

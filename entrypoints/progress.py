@@ -114,6 +114,24 @@ class StudyProgress(_StagesBar):
         return f"{100 * self._done / max(1, self._total):3.0f}% {self._stage}"
 
 
+class FeaturesProgress(_StagesBar):
+    """The tokens that feature pages read: their share in a bar, or a line per stage."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total, "{percentage:3.0f}% |{bar:20}| {elapsed}<{remaining} {desc}")
+
+    def read(self, tokens: int) -> None:
+        """Count tokens that have been read; a last prompt may go beyond those asked for."""
+        tokens = min(tokens, round(self._total - self._done))
+        self._done += tokens
+        self._bar.update(tokens)
+        if self._is_time():
+            self._say(self._line())
+
+    def _line(self) -> str:
+        return f"{100 * self._done / max(1, self._total):3.0f}% {self._stage}"
+
+
 _SHOWN = {
     "EV": "metrics/explained_variance",
     "L0": "metrics/l0",

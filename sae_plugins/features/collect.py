@@ -79,13 +79,13 @@ class Batch:
 class Collector:
     """What is gathered of the features of one SAE."""
 
-    def __init__(self, d_sae: int, device: torch.device, top: int = TOP, sample: int = SAMPLE):
+    def __init__(self, d_sae: int, device: torch.device) -> None:
         """Nothing has been seen."""
         self.d_sae = d_sae
         self.count = torch.zeros(d_sae, dtype=torch.long, device=device)
         self.largest = torch.zeros(d_sae, device=device)
         self.histogram = Histogram(d_sae, device)
-        self.top, self.sample = Best(d_sae, top, device), Best(d_sae, sample, device)
+        self.top, self.sample = Best(d_sae, TOP, device), Best(d_sae, SAMPLE, device)
 
     def add(self, batch: Batch) -> None:
         """See the next prompts."""

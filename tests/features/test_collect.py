@@ -38,11 +38,8 @@ def collected(
 def dense(given_prompts: Any, encoders: list[Any]) -> list[np.ndarray]:
     """All activations [prompts, context, d_sae], 0 where tokens do not count."""
     with torch.no_grad():
-        return [
-            (sae.encode(given_prompts.acts) * given_prompts.counting(given_prompts.tokens)[..., None])
-            .numpy()
-            for sae in encoders
-        ]  # fmt: skip
+        counts = given_prompts.counting(given_prompts.tokens)[..., None]
+        return [(sae.encode(given_prompts.acts) * counts).numpy() for sae in encoders]
 
 
 def window(tokens: Any, prompt: int, place: int) -> tuple[int, ...]:

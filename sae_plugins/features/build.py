@@ -1,0 +1,213 @@
+"""From an SAE, or two, to a folder of feature pages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.files import versions
+from sae_plugins.eval_suites.evaluation.loading import load_subject
+from sae_plugins.eval_suites.inputs.models import expected
+from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.saebench.facts import default_batch_size, default_dtype
+from sae_plugins.features.collect import Collected, collect
+from sae_plugins.features.folder import check_place, new_folder
+from sae_plugins.features.history import history
+from sae_plugins.features.logits import readout
+from sae_plugins.features.neighbours import directions
+from sae_plugins.features.order import order_of
+from sae_plugins.features.pages import Pages, Shown
+from sae_plugins.features.result import FeaturePages
+from sae_plugins.features.shards import DATA, FEATURES, INDEX, script, shard_name
+from sae_plugins.features.text import prompts_of, where_of
+from sae_plugins.features.twins import twins_of
+from sae_plugins.features.vocabulary import Vocabulary
+from sae_plugins.world.synthetic_models import SYNTHETIC
+
+PAGE = {"page.html": "index.html", "page.css": "page.css", "page.js": "page.js"}
+"""The files of the page, and what they are called in its folder."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to show.
+
+    Attributes:
+        sources: one SAE or two, as `load_subject` takes them.
+        output_path: the folder to make; None for one in `features/` by the SAEs' names.
+        tokens: how many to read.
+        text: flags that name a text; see `text.FLAGS`.
+        overwrite: whether feature pages in that folder are replaced.
+        device: of torch.
+        model_class: how the language model is loaded; None for what suits it.
+    """
+
+    sources: Sequence[str]
+    output_path: Path | None = None
+    tokens: int = 100_000
+    text: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    device: str = "cpu"
+    model_class: str | None = None
+
+
+class Progress(Protocol):
+    """What hears of the work while it is done."""
+
+    def stage(self, text: str) -> None:
+        """This is being done now."""
+
+    def read(self, tokens: int) -> None:
+        """So many more tokens have been read."""
+
+
+class _Silence:
+    def stage(self, text: str) -> None: ...
+
+    def read(self, tokens: int) -> None: ...
+
+
+def build(request: Request, progress: Progress | None = None) -> FeaturePages:
+    """Make feature pages.
+
+    Raises:
+        SaePluginsError: an SAE, its model or the text cannot be loaded, the SAEs do not belong
+            together, or the folder is taken or cannot be written to; nothing is left then.
+    """
+    progress = progress or _Silence()
+    progress.stage("loading the SAEs")
+    subjects = [load_subject(source) for source in request.sources]
+    check_together(subjects)
+    output = request.output_path or Path("features") / "-vs-".join(s.name for s in subjects)
+    check_place(output, request.overwrite)
+    name = subjects[0].model_name
+    config = expected(name, default_dtype(name), request.model_class)
+    for subject in subjects:
+        config.check(subject, "", None)
+    with new_folder(output, request.overwrite) as folder:
+        progress.stage(f"loading {name}")
+        model = config.load(request.device)
+        prompts = prompts_of(subjects[0], model, request.text)
+        saes = [subject.copy(request.device, model.dtype) for subject in subjects]
+        progress.stage(f"reading {prompts.name}")
+        at_once = default_batch_size(name)
+        found = collect(prompts, saes, request.tokens, at_once, progress.read)
+        progress.stage("comparing features")
+        vocabulary = Vocabulary(model.hooked.tokenizer)
+        shown = _shown(subjects, saes, found, model.hooked, len(vocabulary))
+        pages = [Pages(i, each, found, vocabulary) for i, each in enumerate(shown)]
+        progress.stage("writing the pages")
+        _write(folder, pages, _about(request, found, prompts.name))
+    return FeaturePages(output)
+
+
+def check_together(subjects: Sequence[Subject]) -> None:
+    """Refuse SAEs that cannot be shown, or cannot be compared.
+
+    Raises:
+        SuiteError: it says what does not fit.
+    """
+    first = subjects[0]
+    for subject in subjects:
+        if subject.model_name.startswith(SYNTHETIC):
+            raise SuiteError(
+                f"{subject.source} was trained on {subject.model_name}, which has no text: features"
+                " are shown of SAEs of language models"
+            )
+    for other in subjects[1:]:
+        for what, attribute in (
+            ("language model", "model_name"),
+            ("hook", "hook_name"),
+            ("head", "hook_head_index"),
+            ("d_in", "d_in"),
+        ):
+            values = [getattr(each, attribute) for each in (first, other)]
+            if values[0] != values[1]:
+                raise SuiteError(
+                    f"{other.source} has the {what} {values[1]}, and {first.source} has "
+                    f"{values[0]}: features can be compared only where SAEs encode the same "
+                    "activations"
+                )
+        if other.hash == first.hash:
+            raise SuiteError(f"{other.source} is the same SAE as {first.source}; leave it out")
+
+
+def _shown(
+    subjects: Sequence[Subject], saes: Sequence[Any], found: Collected, hooked: Any, words: int
+) -> list[Shown]:
+    rows = [directions(sae.W_dec) for sae in saes]
+    made = []
+    for number, (subject, sae) in enumerate(zip(subjects, saes, strict=True)):
+        folder = Path(subject.source)
+        provenance = getattr(where_of(subject), "sae_plugins", None)
+        past = history(folder if folder.is_dir() else None, provenance, subject.d_sae)
+        density = found.saes[number].count.double().cpu().numpy() / found.counted
+        made.append(
+            Shown(
+                subject.name,
+                _facts(subject),
+                [f"{text[0].upper()}{text[1:]}." for text in subject.warnings],
+                sae.W_dec,
+                rows[number],
+                readout(hooked, subject.hook_name, subject.d_in, words),
+                past,
+                order_of(density, rows[number]) if past.is_ordered else None,
+                twins_of(found.firings, rows, number) if len(subjects) > 1 else None,
+            )
+        )
+    return made
+
+
+def _facts(subject: Subject) -> list[tuple[str, str]]:
+    facts = {
+        "language model": subject.model_name,
+        "hook": subject.hook_name,
+        "head": subject.hook_head_index,
+        "architecture": subject.architecture,
+        "d_in": f"{subject.d_in:,}",
+        "d_sae": f"{subject.d_sae:,}",
+        "trained on": subject.training_tokens and f"{subject.training_tokens:,} tokens",
+        "held-out L0": subject.l0 and f"{subject.l0:.1f}",
+    }
+    return [(label, str(value)) for label, value in facts.items() if value is not None]
+
+
+def _about(request: Request, found: Collected, text: str) -> dict[str, Any]:
+    """What is said of the text, for all SAEs."""
+    read, notes = found.tokens.numel(), []
+    if read < request.tokens:
+        notes.append(
+            f"The text ended after {read:,} tokens in whole prompts, before the {request.tokens:,} "
+            "asked for."
+        )
+    if found.firings.every > 1:
+        notes.append(
+            f"Features that fire together, and twins, are counted on every {found.firings.every}th "
+            "prompt, which bounds the memory."
+        )
+    return {
+        "text": text,
+        "read": read,
+        "counted": found.counted,
+        "context": found.tokens.shape[1],
+        "notes": notes,
+        "version": versions(["sae-plugins"]).get("sae-plugins", ""),
+        "shard": FEATURES,
+    }
+
+
+def _write(folder: Path, pages: Sequence[Pages], about: dict[str, Any]) -> None:
+    """Write all files; the index last."""
+    (folder / DATA).mkdir()
+    for sae, each in enumerate(pages):
+        for number, shard in enumerate(each.shards()):
+            text = script("shard", sae, number, shard)
+            (folder / shard_name(sae, number)).write_text(text, "ascii")
+    for source, target in PAGE.items():
+        shutil.copyfile(Path(__file__).with_name(source), folder / target)
+    index = {**about, "saes": [each.index() for each in pages]}
+    (folder / INDEX).write_text(script("index", index), "ascii")

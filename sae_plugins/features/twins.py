@@ -1,0 +1,63 @@
+"""Each feature's twin in another SAE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_plugins.features.firings import Firings, activation_twins
+from sae_plugins.features.neighbours import decoder_twins
+
+ALIKE = 0.5
+"""The cosine of activations from which two features are twins."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Of each feature of one SAE, what is nearest to it in another.
+
+    Attributes:
+        index: the feature with the nearest activations; -1 where this one never fires.
+        activation_cosine: of the activations of the two.
+        decoder_cosine: of the decoder rows of the two.
+        by_decoder: the feature with the nearest decoder row.
+        by_decoder_cosine: of these decoder rows.
+    """
+
+    index: NDArray[np.int64]
+    activation_cosine: NDArray[np.float64]
+    decoder_cosine: NDArray[np.float64]
+    by_decoder: NDArray[np.int64]
+    by_decoder_cosine: NDArray[np.float64]
+
+    @property
+    def share(self) -> float:
+        """How many of the features that fire have a twin, from 0 to 1."""
+        fires = self.index >= 0
+        return float((self.activation_cosine[fires] >= ALIKE).mean()) if fires.any() else 0.0
+
+
+def twins_of(firings: Firings, rows: list[Tensor], sae: int) -> Twins:
+    """The twins of one of two SAEs' features.
+
+    Args:
+        firings: of both, on the same tokens.
+        rows: `directions` of both.
+        sae: 0 or 1.
+    """
+    other = 1 - sae
+    acts: list[Any] = [firings.matrix(sae), firings.matrix(other)]
+    index, cosine = activation_twins(*acts)
+    cosines = (rows[sae] * rows[other][np.maximum(index, 0)]).sum(dim=1).cpu().double().numpy()
+    best, best_cosine = decoder_twins(rows[sae], rows[other])
+    return Twins(
+        index,
+        cosine,
+        np.where(index >= 0, cosines, 0),
+        best.cpu().numpy(),
+        best_cosine.cpu().double().numpy(),
+    )
