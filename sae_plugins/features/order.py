@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def order_of(density: NDArray[np.float64], directions: Tensor) -> Order:
     """
     d_sae = len(density)
     edges = np.unique(np.linspace(0, d_sae, min(WINDOWS, d_sae) + 1).round().astype(int))
-    parts = [slice(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    parts = [slice(first, last) for first, last in pairwise(edges)]
     cosines = (directions * directions.roll(-1, 0)).sum(dim=1)
     cosines[-1] = cosines[max(0, d_sae - 2)]  # the last one has no next
     generator = torch.Generator().manual_seed(0)

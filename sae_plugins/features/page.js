@@ -71,8 +71,9 @@ const SAE_FEATURES = (() => {
     const by = SORTS[$("sort").value].by(s);
     order = by ? matching.sort(by) : matching;
     const all = s.count.length.toLocaleString("en");
-    $("found").textContent = order.length === s.count.length ? `${all} features`
-      : `${order.length.toLocaleString("en")} of ${all} features`;
+    $("found").replaceChildren(
+      order.length === s.count.length ? `${all} features` : `${order.length.toLocaleString("en")} of ${all} features`,
+      make("a", {href: address("about")}, "about this SAE"));
     $("list").scrollTop = 0;
     draw();
   }
@@ -125,10 +126,10 @@ const SAE_FEATURES = (() => {
     return {words: found.words, ...found.features[number % data.shard]};
   }
 
-  function text([peak, tokens, fires], words, largest, withValue) {
+  function text([peak, tokens, fires], words, largest) {
     const values = new Map();
     for (let i = 0; i < fires.length; i += 2) values.set(fires[i], fires[i + 1]);
-    const line = make("p", {class: "text", "data-value": withValue ? short(values.get(peak)) : null});
+    const line = make("span", {class: "words"});
     tokens.forEach((word, i) => {
       const value = values.get(i), shown = visible(words[word]);
       const alpha = value ? Math.min(1, 0.1 + 0.75 * value / largest).toFixed(3) : 0;
@@ -138,7 +139,7 @@ const SAE_FEATURES = (() => {
         title: value ? `${JSON.stringify(words[word])} ${short(value)}` : null,
       }, shown));
     });
-    return line;
+    return make("p", {class: "text"}, make("span", {class: "value"}, short(values.get(peak))), line);
   }
 
   function histogram(bars, width) {
@@ -182,7 +183,7 @@ const SAE_FEATURES = (() => {
         ` ${byRowsCosine.toFixed(2)}`));
     const found = await feature(number, other);
     const largest = about(other).largest[number] || 1;
-    box.append(...found.top.slice(0, 3).map((each) => text(each, found.words, largest, true)));
+    box.append(...found.top.slice(0, 3).map((each) => text(each, found.words, largest)));
     return box;
   }
 
@@ -208,11 +209,11 @@ const SAE_FEATURES = (() => {
     const left = make("div", {});
     if (found.top.length) {
       left.append(make("h2", {}, "Strongest activations ", make("small", {}, "one of each prompt")));
-      left.append(...found.top.map((each) => text(each, found.words, largest, true)));
+      left.append(...found.top.map((each) => text(each, found.words, largest)));
     }
     found.sample.forEach((some, i) => {
       if (some.length) left.append(make("h2", {}, `Sample of ${bands[i]} `, make("small", {}, "of its activations")),
-        ...some.map((each) => text(each, found.words, largest, true)));
+        ...some.map((each) => text(each, found.words, largest)));
     });
     const right = make("div", {});
     if (found.bars.length) right.append(make("h2", {}, "Activations"), histogram(found.bars, found.bar));
@@ -293,12 +294,13 @@ const SAE_FEATURES = (() => {
     let high = log(floor);
     for (const share of shares) high = Math.max(high, log(share));
     high = Math.ceil(high);
+    const exact = (power) => power < -1 ? `${(10 ** (power + 2)).toFixed(-power - 2)}%` : `${10 ** (power + 2)}%`;
     const low = Math.floor(log(floor)), x = (i) => (i + 0.5) / n * width;
-    const y = (share) => 8 + 222 * (high - log(share)) / (high - low);
+    const y = (share) => 16 + 214 * (high - log(share)) / (high - low);
     pen.strokeStyle = colour("--line"); pen.fillStyle = colour("--soft");
     for (let power = high; power > low; power--) {
       pen.beginPath(); pen.moveTo(0, y(10 ** power)); pen.lineTo(width, y(10 ** power)); pen.stroke();
-      pen.fillText(percent(10 ** power), 2, y(10 ** power) - 3);
+      pen.fillText(exact(power), 2, y(10 ** power) - 3);
     }
     const middle = s.order.edges.slice(0, -1).map((edge, k) => x((edge + s.order.edges[k + 1] - 1) / 2));
     pen.fillStyle = `rgb(${colour("--heat")} / 0.14)`;
@@ -325,14 +327,15 @@ const SAE_FEATURES = (() => {
   // -- where one is -----------------------------------------------------------------------------
 
   function go() {
-    const place = /^#(?:(\d+):)?(\d*)$/.exec(location.hash) || [];
+    const place = /^#(?:(\d+):)?(\d+|about)?$/.exec(location.hash) || [];
     const which = place[1] ? Math.min(data.saes.length, Math.max(1, +place[1])) - 1 : 0;
     const moved = which !== sae;
     sae = which;
-    const number = place[2] ? +place[2] : null;
+    const isAbout = place[2] === "about", number = place[2] && !isAbout ? +place[2] : null;
     const known = number !== null && number < about().count.length;
     chosen = known ? number : null;
     document.body.classList.toggle("feature", number !== null);
+    document.body.classList.toggle("about", isAbout);
     if (moved) { header(); arrange(); }
     if (known) { reveal(); draw(); showFeature(number); }
     else if (number !== null) {
@@ -351,6 +354,7 @@ const SAE_FEATURES = (() => {
   function header() {
     const several = data.saes.length > 1;
     $("home").textContent = several ? "Features" : `Features of ${about().name}`;
+    $("home").classList.toggle("short", several);
     $("home").href = sae ? `#${sae + 1}:` : "#";
     $("switch").replaceChildren(...(several ? data.saes.map((s, i) => make("a",
       {href: i ? `#${i + 1}:` : "#", "aria-current": i === sae ? "true" : null}, s.name)) : []));

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig
 from torch import Tensor
+
+from sae_plugins.entrypoints.main import main
+from sae_plugins.features.build import Request, build
+from sae_plugins.features.result import FeaturePages
 
 D_IN, D_SAE, CONTEXT, VOCABULARY = 8, 24, 16, 12
 SPECIAL = 0
@@ -64,8 +70,6 @@ def encoders() -> list[Any]:
     with torch.random.fork_rng(devices=[]):
         for seed, d_sae in enumerate((D_SAE, D_SAE + 8)):
             torch.manual_seed(seed)
-            from sae_lens import StandardSAE, StandardSAEConfig
-
             sae = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=d_sae))
             with torch.no_grad():
                 sae.W_enc.copy_(torch.randn(D_IN, d_sae))
@@ -74,3 +78,30 @@ def encoders() -> list[Any]:
         with torch.no_grad():
             made[0].b_enc[3] = -1e6
     return made
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two small runs on the embedded world: one reordered, the other merged and resampled."""
+    folder = tmp_path_factory.mktemp("runs")
+    given = "--d_sae 96 --training_tokens 12288 --train_batch_size_tokens 512 --heldout_tokens 0"
+    given += " --n_batches_in_buffer 8 --l1_coefficient 0.5 --lr 0.004 --device cpu"
+    plugins = {
+        "ordered": "--plugin reorder --reorder.start 8 --reorder.interval 8",
+        "merged": "--plugin merge resample --merge.threshold 0.2 --merge.every 6 --firing-window.window 4",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        import sketches
+
+        patch.setattr(sketches.Figure, "savefig", sketches.write)
+        for name, flags in plugins.items():
+            line = f"train {given} {flags} --output_path {folder / name}"
+            assert main(line.split()) == 0
+    return [folder / name for name in plugins]
+
+
+@pytest.fixture(scope="session")
+def pages(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> FeaturePages:
+    """Pages of both runs on 4,096 tokens."""
+    out = tmp_path_factory.mktemp("pages") / "both"
+    return build(Request([*map(str, runs)], out, tokens=4096))
