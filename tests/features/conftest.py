@@ -9,10 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sketches
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from torch import Tensor
 
+from sae_plugins import world
 from sae_plugins.entrypoints.main import main
 from sae_plugins.features.build import Request, build
 from sae_plugins.features.result import FeaturePages
@@ -88,12 +90,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     given += " --n_batches_in_buffer 8 --l1_coefficient 0.5 --lr 0.004 --device cpu"
     plugins = {
         "ordered": "--plugin reorder --reorder.start 8 --reorder.interval 8",
-        "merged": "--plugin merge resample --merge.threshold 0.2 --merge.every 6 --firing-window.window 4",
+        "merged": "--plugin merge resample --merge.threshold 0.2 --merge.every 6 "
+        "--merge.other silence --firing-window.window 4",
     }
     with pytest.MonkeyPatch.context() as patch:
-        import sketches
-
         patch.setattr(sketches.Figure, "savefig", sketches.write)
+        load = world.load_text  # all of it takes seconds to write
+        patch.setattr(world, "load_text", lambda split, *_: load(split, 400))
         for name, flags in plugins.items():
             line = f"train {given} {flags} --output_path {folder / name}"
             assert main(line.split()) == 0

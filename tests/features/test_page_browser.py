@@ -1,0 +1,195 @@
+"""The page in headless Chromium: it complains of nothing, and is readable on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser
+import pytest
+from browser import DESKTOP, PHONE
+
+from sae_plugins.features.build import Request, build
+from sae_plugins.features.result import FeaturePages
+from sae_plugins.features.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.browser
+
+NASTY = "</script><img src=x onerror=\"document.title='broken'\">\u2028"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    yield from browser.start(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="module")
+def one(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> FeaturePages:
+    """Of the reordered SAE alone, in a language in which every short token would break a page."""
+    own = Vocabulary.text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Vocabulary, "text",
+            lambda self, token: NASTY if len(own(self, token)) == 2 else own(self, token),
+        )  # fmt: skip
+        out = tmp_path_factory.mktemp("pages") / "one"
+        return build(Request([str(runs[0])], out, tokens=20_000))
+
+
+def show(driver: Any, pages: FeaturePages, where: str, width: int, dark: bool = False) -> None:
+    """Open an address, and wait for what it shows."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    driver.get("about:blank")  # an address of the same page would not load it
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    driver.get_log("browser")
+    driver.get(pages.page.as_uri() + where)
+    WebDriverWait(driver, 30).until(lambda _: text(driver, "#shown"))
+
+
+def text(driver: Any, selector: str) -> str:
+    script = "return document.querySelector(arguments[0])?.textContent ?? ''"
+    return str(driver.execute_script(script, selector))
+
+
+def numbers(driver: Any) -> list[int]:
+    script = "return [...document.querySelectorAll('#rows .id')].map(e => +e.textContent.slice(1))"
+    return [int(number) for number in driver.execute_script(script)]
+
+
+def choose(driver: Any, sort: str, search: str = "") -> list[int]:
+    driver.execute_script(
+        "for (const [id, value, event] of [['sort', arguments[0], 'change'],"
+        "['search', arguments[1], 'input']]) { const e = document.getElementById(id);"
+        "e.value = value; e.dispatchEvent(new Event(event)); }",
+        sort,
+        search,
+    )
+    return numbers(driver)
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+@pytest.mark.parametrize("where", ["", "#17", "#about", "#2:17", "#2:about", "#95", "#4711"])
+def test_pages_complain_of_nothing_and_need_no_network(
+    driver: Any, pages: FeaturePages, one: FeaturePages, where: str, width: int
+) -> None:
+    for each in (pages, one):
+        if each is one and ":" in where:
+            continue
+        show(driver, each, where, width)
+        assert driver.get_log("browser") == []
+        assert browser.loaded_from_elsewhere(driver) == []
+        assert browser.too_small(driver) == []
+        assert not browser.is_wider_than_its_window(driver)
+        beyond = (
+            "return [...document.querySelectorAll('#shown p, #shown h1, #shown table, #rows a')]"
+            ".filter(e => e.offsetParent && e.getBoundingClientRect().right > innerWidth)"
+            ".map(e => e.textContent)"
+        )
+        assert driver.execute_script(beyond) == []
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_an_address_leads_to_its_feature(driver: Any, pages: FeaturePages, width: int) -> None:
+    show(driver, pages, "#17", width)
+    assert text(driver, "#shown h1") == "Feature 17"
+    assert driver.execute_script("return document.querySelector('#shown h1').offsetParent !== null")
+    shown = driver.execute_script(
+        "return [...document.querySelectorAll('.columns .text')].map(e => "
+        "[...e.querySelectorAll('.words span')].map(s => s.textContent).join(''))"
+    )
+    expected = ["".join(word for word, _ in each) for each in pages.feature(17).examples()]
+    assert expected
+    assert shown[: len(expected)] == [e.replace("\n", "↵").replace("\t", "→") for e in expected]
+    loaded = [
+        file
+        for file in driver.execute_script(
+            "return performance.getEntriesByType('resource').map(e => e.name)"
+        )
+        if "/data/" in file
+    ]
+    assert len(loaded) <= 3, "only the shards that are looked at are loaded"
+
+
+def test_a_feature_of_the_second_sae_and_its_twin(driver: Any, pages: FeaturePages) -> None:
+    show(driver, pages, "#2:17", DESKTOP)
+    assert text(driver, "#switch [aria-current]") == "merged"
+    twin = pages.feature(17, sae=1).data["twin"][0]
+    if twin >= 0:
+        assert f"#{twin}" in text(driver, ".twin")
+        driver.find_element("css selector", ".twin a").click()
+        assert driver.execute_script("return location.hash") == f"#{twin}"
+        assert text(driver, "#switch [aria-current]") == "ordered"
+
+
+def test_sorting(driver: Any, pages: FeaturePages) -> None:
+    about = pages.index["saes"][0]
+    show(driver, pages, "", DESKTOP)
+    shown = choose(driver, "position")
+    assert shown == [*range(len(shown))]
+    assert len(shown) > 20
+    for sort, key in (("density", "count"), ("near", "near"), ("twin", "twin")):
+        expected = sorted(range(96), key=lambda i: -about[key][i])
+        assert choose(driver, sort) == expected[: len(shown)], sort
+    found = choose(driver, "token")
+    firsts = [about["words"][about["tops"][i][0]].strip().lower() for i in found]
+    assert firsts == sorted(firsts, key=lambda word: word.encode("utf-16-be"))
+
+
+def test_searching(driver: Any, pages: FeaturePages) -> None:
+    about = pages.index["saes"][0]
+    show(driver, pages, "", DESKTOP)
+    assert choose(driver, "position", "17")[0] == 17
+    assert choose(driver, "position", "#17") == [17]
+    word = next(w.strip() for w in about["words"] if len(w.strip()) > 2)
+    expected = [i for i, tops in enumerate(about["tops"])
+                if any(word.lower() in about["words"][t].lower() for t in tops)]  # fmt: skip
+    assert choose(driver, "position", word)[: len(expected)] == expected
+    assert choose(driver, "position", "no such token") == []
+    assert text(driver, "#found").startswith("0 of 96 features")
+
+
+def test_text_is_never_taken_for_markup(driver: Any, one: FeaturePages) -> None:
+    number = next(
+        i for i, tops in enumerate(one.index["saes"][0]["tops"])
+        if any(one.index["saes"][0]["words"][t] == NASTY for t in tops)
+    )  # fmt: skip
+    for width in (DESKTOP, PHONE):
+        show(driver, one, f"#{number}", width)
+        assert "onerror" in text(driver, "#shown")
+        assert driver.execute_script("return document.querySelectorAll('img').length") == 0
+        assert driver.execute_script("return document.title") != "broken"
+        assert not browser.is_wider_than_its_window(driver)
+
+
+def test_the_order_can_be_walked(driver: Any, one: FeaturePages) -> None:
+    show(driver, one, "#about", DESKTOP)
+    assert "The order of the features" in text(driver, "#shown")
+    assert "reordered 3 times" in text(driver, "#shown")
+    drawn = (
+        "const c = document.querySelector('canvas'); const d = c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data; return d.some(x => x)"
+    )
+    assert driver.execute_script(drawn)
+    driver.find_element("css selector", "canvas").click()  # in its middle
+    assert driver.execute_script("return location.hash") == "#48"
+    driver.find_element("id", "next").click()
+    assert driver.execute_script("return location.hash") == "#49"
+
+
+def test_a_feature_that_never_fires_says_so(driver: Any, pages: FeaturePages, one: Any) -> None:
+    for each in (pages, one):
+        counts = each.index["saes"][0]["count"]
+        if 0 in counts:
+            show(driver, each, f"#{counts.index(0)}", DESKTOP)
+            assert "never fires on these" in text(driver, "#shown")
+
+
+def test_dark_pages_are_dark(driver: Any, pages: FeaturePages) -> None:
+    show(driver, pages, "#17", DESKTOP, dark=True)
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    assert driver.execute_script(colour) == "rgb(20, 23, 26)"
