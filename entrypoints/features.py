@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.devices import check_device
-from sae_plugins.base.errors import Problems, begun
+from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import FeaturesProgress
+from sae_plugins.eval_suites.evaluation.sources import check_source
+from sae_plugins.features.folder import check_place
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import Flag
 
@@ -59,21 +61,24 @@ def _run(line: Line, problems: Problems) -> int:
     if given["device"] is not None and not problems:  # asking torch takes seconds
         with problems:
             check_device("device", given["device"])
+    output = None if given["output_path"] is None else Path(given["output_path"]).expanduser()
+    if output is not None:
+        with problems:
+            check_place(output, given["overwrite"])
     problems.stop()
     from sae_plugins.features.build import Request, build
     from sae_plugins.features.text import FLAGS
 
-    output = given["output_path"]
     request = Request(
         line.operands,
-        None if output is None else Path(output).expanduser(),
+        output,
         given["tokens"],
         {name: given[name] for name in FLAGS},
         given["overwrite"],
         given["device"] or _device(),
         given["model_class_name"],
     )
-    with closing(FeaturesProgress(given["tokens"])) as progress, begun():
+    with closing(FeaturesProgress(given["tokens"])) as progress:
         pages = build(request, progress)
     for note in pages.index["notes"]:
         print(f"note: {note}")
@@ -98,9 +103,6 @@ COMMAND = Command(
 
 
 def _wrong_sources(line: Line) -> Iterator[str]:
-    from sae_plugins.base.errors import SaePluginsError
-    from sae_plugins.eval_suites.evaluation.sources import check_source
-
     if line.unclear:
         return
     if not 1 <= len(line.operands) <= 2:

@@ -64,9 +64,11 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
             os.rename(partial, path)
             shutil.rmtree(before, ignore_errors=True)
         except OSError as error:
-            raise SaePluginsError(
+            failure = SaePluginsError(
                 f"the pages could not be written to {path}: {reason(error)}; nothing is left of "
                 "them"
-            ) from error
+            )
+            failure.exit_code = 1
+            raise failure from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)

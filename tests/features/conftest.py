@@ -87,7 +87,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two small runs on the embedded world: one reordered, the other merged and resampled."""
     folder = tmp_path_factory.mktemp("runs")
     given = "--d_sae 96 --training_tokens 6144 --train_batch_size_tokens 256 --heldout_tokens 0"
-    given += " --store_batch_size_prompts 4 --n_batches_in_buffer 8 --l1_coefficient 0.5 --lr 0.004 --device cpu"
+    given += " --store_batch_size_prompts 4 --n_batches_in_buffer 8 --l1_coefficient 0.5"
+    given += " --lr 0.004 --device cpu"
     plugins = {
         "ordered": "--plugin reorder --reorder.start 8 --reorder.interval 8",
         "merged": "--plugin merge resample --merge.threshold 0.2 --merge.every 6 "
