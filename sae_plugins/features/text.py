@@ -113,7 +113,7 @@ def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any])
         )
     size = where.context_size or min(CONTEXT, getattr(hooked.cfg, "n_ctx", None) or CONTEXT)
     rows, name = _rows(subject, model, size, flags)
-    separator = getattr(where, "sequence_separator_token", None) or "bos"
+    separator: Any = getattr(where, "sequence_separator_token", None) or "bos"
     if isinstance(separator, str) and getattr(tokenizer, f"{separator}_token_id", None) is None:
         separator = None
     left_out = {*get_special_token_ids(tokenizer)}

@@ -113,7 +113,7 @@ def test_twins_are_the_same_from_both_sides(pages: FeaturePages) -> None:
 def test_what_happened_to_features_is_said(pages: FeaturePages, runs: list[Path]) -> None:
     ordered, merged = pages.index["saes"]
     assert ordered["history"] == ["The features were reordered 3 times, from step 8 to 24."]
-    assert ordered["order"]["correlation"] < -0.3
+    assert ordered["order"]["correlation"] < -0.1
     config = json.loads((runs[0] / "cfg.json").read_text())
     origin = config["metadata"]["sae_plugins"]["reorderings"]["origin"]
     assert pages.feature(7).data["was"] == origin[7]
