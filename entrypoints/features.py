@@ -40,6 +40,9 @@ _FLAGS = {
         Flag("output_path", "none | str", "folder of the pages (default: in features/, called as "
              "the SAE)"),
         Flag("overwrite", "bool", "replace the feature pages in that folder", False),
+        Flag("format", "choice", "page: to look at in a browser; neuronpedia: the JSON files that "
+             "SAEDashboard writes and its users upload, of one SAE", "page",
+             choices=("page", "neuronpedia")),
         Flag("dataset_path", "none | str", "another text: a file, a folder, or a name on the Hub"),
         Flag("dataset_revision", "none | str", "branch, tag or commit of it on the Hub"),
         Flag("dataset_config", "none | str", "config of a --dataset_path that has several"),
@@ -66,7 +69,7 @@ def _run(line: Line, problems: Problems) -> int:
         with problems:
             check_place(output, given["overwrite"])
     problems.stop()
-    from sae_plugins.features.build import Request, build
+    from sae_plugins.features.build import Request, build, export
     from sae_plugins.features.text import FLAGS
 
     request = Request(
@@ -79,6 +82,9 @@ def _run(line: Line, problems: Problems) -> int:
         given["model_class_name"],
     )
     with closing(FeaturesProgress(given["tokens"])) as progress:
+        if given["format"] == "neuronpedia":
+            print(f"{export(request, progress)}: batch-0.json and so on, to upload to Neuronpedia")
+            return 0
         pages = build(request, progress)
     for note in pages.index["notes"]:
         print(f"note: {note}")
@@ -111,6 +117,8 @@ def _wrong_sources(line: Line) -> Iterator[str]:
             "RELEASE:SAE_ID, before the flags; see --help"
         )
         return
+    if len(line.operands) == 2 and line.given.get("format") == "neuronpedia":
+        yield "--format neuronpedia writes one SAE: name one"
     for source in line.operands:
         try:
             check_source(source)

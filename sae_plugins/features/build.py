@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from sae_plugins.features.folder import check_place, new_folder
 from sae_plugins.features.history import history
 from sae_plugins.features.logits import readout
 from sae_plugins.features.neighbours import directions
+from sae_plugins.features.neuronpedia import BATCH, batches
 from sae_plugins.features.order import order_of
 from sae_plugins.features.pages import Pages, Shown
 from sae_plugins.features.result import FeaturePages
@@ -78,7 +79,23 @@ def build(request: Request, progress: Progress | None = None) -> FeaturePages:
         SaePluginsError: an SAE, its model or the text cannot be loaded, the SAEs do not belong
             together, or the folder is taken or cannot be written to; nothing is left then.
     """
-    progress = progress or _Silence()
+    return FeaturePages(_make(request, progress or _Silence(), _write))
+
+
+def export(request: Request, progress: Progress | None = None) -> Path:
+    """Write what Neuronpedia takes of one SAE, and give its folder.
+
+    Raises:
+        SaePluginsError: as `build`.
+    """
+    return _make(request, progress or _Silence(), _write_batches)
+
+
+Writer = Callable[[Path, Sequence[Pages], dict[str, Any], Subject], None]
+"""Writes into a new folder the pages, what is said of the text, and of the first SAE."""
+
+
+def _make(request: Request, progress: Progress, write: Writer) -> Path:
     progress.stage("loading the SAEs")
     subjects = [load_subject(source) for source in request.sources]
     check_together(subjects)
@@ -100,9 +117,9 @@ def build(request: Request, progress: Progress | None = None) -> FeaturePages:
         vocabulary = Vocabulary(model.hooked.tokenizer)
         shown = _shown(subjects, saes, found, model.hooked, len(vocabulary))
         pages = [Pages(i, each, found, vocabulary) for i, each in enumerate(shown)]
-        progress.stage("writing the pages")
-        _write(folder, pages, _about(request, found, prompts.name))
-    return FeaturePages(output)
+        progress.stage("writing")
+        write(folder, pages, _about(request, found, prompts.name), subjects[0])
+    return output
 
 
 def check_together(subjects: Sequence[Subject]) -> None:
@@ -200,8 +217,8 @@ def _about(request: Request, found: Collected, text: str) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, pages: Sequence[Pages], about: dict[str, Any]) -> None:
-    """Write all files; the index last."""
+def _write(folder: Path, pages: Sequence[Pages], about: dict[str, Any], subject: Subject) -> None:
+    """Write all files of the pages; the index last."""
     (folder / DATA).mkdir()
     for sae, each in enumerate(pages):
         for number, shard in enumerate(each.shards()):
@@ -211,3 +228,11 @@ def _write(folder: Path, pages: Sequence[Pages], about: dict[str, Any]) -> None:
         shutil.copyfile(Path(__file__).with_name(source), folder / target)
     index = {**about, "saes": [each.index() for each in pages]}
     (folder / INDEX).write_text(script("index", index), "ascii")
+
+
+def _write_batches(
+    folder: Path, pages: Sequence[Pages], about: dict[str, Any], subject: Subject
+) -> None:
+    model = subject.model_name
+    for number, batch in enumerate(batches(pages[0], about, subject.hook_layer, model)):
+        (folder / BATCH.format(number)).write_text(batch, "ascii")

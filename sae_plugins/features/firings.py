@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -78,16 +79,10 @@ def partners(acts: sparse.csr_matrix, most: int) -> list[list[tuple[int, float, 
         joint[rows, first + rows] = 0
         share = joint / np.maximum(counts[first + rows, None] + counts - joint, 1)
         share[joint < _LEAST] = 0
-        best = _largest(share, most)
-        found += [
-            [(int(i), float(s), int(n)) for i, s, n in zip(*each, strict=True) if s > 0]
-            for each in zip(
-                best,
-                np.take_along_axis(share, best, 1),
-                np.take_along_axis(joint, best, 1),
-                strict=True,
-            )
-        ]
+        best = torch.from_numpy(share).topk(min(most, share.shape[1])).indices.numpy()
+        for row, columns in zip(rows, best, strict=True):
+            shared = [(int(i), float(share[row, i]), int(joint[row, i])) for i in columns]
+            found.append([each for each in shared if each[1] > 0])
     return found
 
 
@@ -122,11 +117,3 @@ def _products(
     step = max(1, _BLOCK // right.shape[1])
     for first in range(0, transposed.shape[0], step):
         yield first, (transposed[first : first + step] @ right).toarray()
-
-
-def _largest(values: NDArray[Any], most: int) -> NDArray[Any]:
-    """The columns of the largest values of each row, in falling order; of equals, the first."""
-    most = min(most, values.shape[1])
-    found = np.sort(np.argpartition(-values, most - 1, axis=1)[:, :most], axis=1)
-    order = np.argsort(-np.take_along_axis(values, found, 1), axis=1, kind="stable")
-    return np.take_along_axis(found, order, 1)

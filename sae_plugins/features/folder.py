@@ -12,6 +12,9 @@ from sae_plugins.base.errors import SaePluginsError, reason
 from sae_plugins.base.files import durable, lock
 from sae_plugins.features.shards import INDEX
 
+FIRST_BATCH = "batch-0.json"
+"""By which a folder for Neuronpedia is known."""
+
 
 def check_place(path: Path, overwrite: bool) -> None:
     """Refuse a place for pages that is taken.
@@ -23,7 +26,7 @@ def check_place(path: Path, overwrite: bool) -> None:
         raise SaePluginsError(f"--output_path {path} is a file; name a folder")
     if not path.is_dir() or not any(path.iterdir()):
         return
-    if not (path / INDEX).is_file():
+    if not any((path / name).is_file() for name in (INDEX, FIRST_BATCH)):
         raise SaePluginsError(
             f"--output_path {path} holds something else than feature pages; name a new folder"
         )

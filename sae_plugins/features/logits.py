@@ -117,3 +117,13 @@ def promoted(readout: Readout, W_dec: Tensor, most: int) -> tuple[Tensor, Tensor
         torch.cat(each).cpu() for each in zip(*parts, strict=True)
     )
     return up_tokens, up_logits, down_tokens, down_logits
+
+
+@torch.no_grad()
+def histogram(readout: Readout, row: Tensor, bars: int = 50) -> tuple[list[float], list[float]]:
+    """How many tokens get which logit from one decoder row [d_in]: counts, and where bars are."""
+    logits = readout.logits(row[None].to(readout.W_U.device))[0].cpu()
+    low, high = float(logits.min()), float(logits.max())
+    width = (high - low) / bars
+    counts: list[float] = torch.histc(logits, bars, low, high).tolist()
+    return counts, [low + (i + 0.5) * width for i in range(bars)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,7 +53,8 @@ def twins_of(firings: Firings, rows: list[Tensor], sae: int) -> Twins:
     other = 1 - sae
     acts: list[Any] = [firings.matrix(sae), firings.matrix(other)]
     index, cosine = activation_twins(*acts)
-    cosines = (rows[sae] * rows[other][np.maximum(index, 0)]).sum(dim=1).cpu().double().numpy()
+    chosen = torch.from_numpy(np.maximum(index, 0)).to(rows[other].device)
+    cosines = (rows[sae] * rows[other][chosen]).sum(dim=1).cpu().double().numpy()
     best, best_cosine = decoder_twins(rows[sae], rows[other])
     return Twins(
         index,

@@ -136,15 +136,17 @@ def test_partners_are_those_of_a_naive_loop(collected: Any, dense: list[np.ndarr
     fired = dense[0].reshape(-1, dense[0].shape[-1]) > 0
     found = partners(collected.firings.matrix(0), 5)
     for feature, others in enumerate(found):
-        shares = []
+        shares = {}
         for other in range(fired.shape[1]):
             both = int((fired[:, feature] & fired[:, other]).sum())
             either = int((fired[:, feature] | fired[:, other]).sum())
             if other != feature and both >= 2:
-                shares.append((other, both / either, both))
-        shares.sort(key=lambda each: (-each[1], each[0]))
-        assert [(i, n) for i, _, n in others] == [(i, n) for i, _, n in shares[:5]]
-        assert [s for _, s, _ in others] == pytest.approx([s for _, s, _ in shares[:5]])
+                shares[other] = (both / either, both)
+        assert [s for _, s, _ in others] == pytest.approx(
+            sorted((share for share, _ in shares.values()), reverse=True)[:5]
+        )
+        for other, share, both in others:
+            assert (pytest.approx(share), both) == shares[other]
 
 
 def test_activation_twins_are_those_of_a_naive_loop(
