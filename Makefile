@@ -60,7 +60,7 @@ bos: env ## train the four methods on that model, with BOS and without, for docs
 	$(BIN)/python benchmarks/smollm2_methods.py build/smollm2
 	$(BIN)/python docs/generate.py
 
-browser: env ## look at a study's report and the documentation in headless Chromium
+browser: env ## look at reports, feature pages and the documentation in headless Chromium
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 lint: env ## check style, formatting, and that no file imports upwards
