@@ -8,9 +8,9 @@ const SAE_FEATURES = (() => {
   // -- elements --------------------------------------------------------------------------------
 
   function make(tag, attributes = {}, ...children) {
-    const svg = ["svg", "rect", "line", "text"].includes(tag) && attributes.svg !== false;
-    const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-                        : document.createElement(tag);
+    const isDrawn = ["svg", "rect", "line", "title"].includes(tag);
+    const element = isDrawn ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+                            : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes))
       if (value !== null && value !== undefined) element.setAttribute(name, value);
     element.append(...children.filter((child) => child !== null));
@@ -149,7 +149,7 @@ const SAE_FEATURES = (() => {
                    "aria-label": "how often each strength of activation occurs"},
         ...bars.map((count, i) => make("rect", {class: "bar", x: i * bar, width: bar * 0.86,
           y: 73 - 72 * count / tallest, height: count ? Math.max(0.7, 72 * count / tallest) : 0},
-          make("title", {svg: false}, `${short(i * width)} to ${short((i + 1) * width)}: ${count}`))),
+          make("title", {}, `${short(i * width)} to ${short((i + 1) * width)}: ${count}`))),
         make("line", {class: "axis", x1: 0, x2: 240, y1: 73.5, y2: 73.5})),
       make("div", {class: "ends"}, make("span", {}, "0"), make("span", {}, short(bars.length * width))));
   }
@@ -162,8 +162,8 @@ const SAE_FEATURES = (() => {
       make("td", {}, value.toFixed(2))))));
   }
 
-  function others(title, rows, note) {
-    const head = make("h2", {}, title, note ? make("small", {}, ` ${note}`) : "");
+  function others(title, rows) {
+    const head = make("h2", {}, title);
     if (!rows.length) return make("section", {}, head, make("p", {class: "soft"}, "none"));
     return make("section", {}, head, make("table", {}, ...rows.map(([number, value, hint]) =>
       make("tr", {}, make("td", {class: "id"}, link(number)),
@@ -187,6 +187,35 @@ const SAE_FEATURES = (() => {
     return box;
   }
 
+  const BANDS = ["the strongest quarter", "the second quarter", "the third quarter", "the weakest quarter"];
+
+  function examples(found, largest) {
+    const column = make("div");
+    if (found.top.length)
+      column.append(make("h2", {}, "Strongest activations ", make("small", {}, "one of each prompt")),
+        ...found.top.map((each) => text(each, found.words, largest)));
+    found.sample.forEach((some, i) => {
+      if (some.length)
+        column.append(make("h2", {}, `Sample of ${BANDS[i]} `, make("small", {}, "of its activations")),
+          ...some.map((each) => text(each, found.words, largest)));
+    });
+    return column;
+  }
+
+  function besides(found, s) {
+    const column = make("div");
+    if (found.bars.length) column.append(make("h2", {}, "Activations"), histogram(found.bars, found.bar));
+    if (found.up)
+      column.append(
+        make("div", {class: "pair"}, words("Promotes", found.up, found.words, false),
+          words("Suppresses", found.down, found.words, true)),
+        make("p", {class: "soft"}, make("small", {}, `logits along ${s.readout}`)));
+    column.append(make("div", {class: "pair"},
+      others("Nearest rows", found.near.map(([i, cosine]) => [i, cosine.toFixed(2), "cosine of decoder rows"])),
+      others("Fires with", found.with.map(([i, part, n]) => [i, percent(part), `both at ${n} tokens`]))));
+    return column;
+  }
+
   async function showFeature(number) {
     const which = sae, s = about();
     document.title = `#${number} ${tops(number).slice(0, 1).map((t) => visible(t).trim())} · ${s.name}`;
@@ -201,33 +230,12 @@ const SAE_FEATURES = (() => {
     if (chosen !== number || sae !== which) return;  // another one has been chosen meanwhile
     const largest = s.largest[number] || 1, share = s.count[number] / data.counted;
     const head = make("div", {class: "head"}, make("h1", {}, `Feature ${number}`), ...tops(number).map(token));
-    const bands = ["the strongest quarter", "the second quarter", "the third quarter", "the weakest quarter"];
     const lead = s.count[number]
       ? `fires on ${percent(share)} of tokens (${s.count[number].toLocaleString("en")}), at most ${short(largest)}`
       : `never fires on these ${data.counted.toLocaleString("en")} tokens`;
     const was = found.was === undefined ? "" : `; it was at position ${found.was} before the first reordering`;
-    const left = make("div", {});
-    if (found.top.length) {
-      left.append(make("h2", {}, "Strongest activations ", make("small", {}, "one of each prompt")));
-      left.append(...found.top.map((each) => text(each, found.words, largest)));
-    }
-    found.sample.forEach((some, i) => {
-      if (some.length) left.append(make("h2", {}, `Sample of ${bands[i]} `, make("small", {}, "of its activations")),
-        ...some.map((each) => text(each, found.words, largest)));
-    });
-    const right = make("div", {});
-    if (found.bars.length) right.append(make("h2", {}, "Activations"), histogram(found.bars, found.bar));
-    if (found.up) {
-      right.append(make("div", {class: "pair"}, words("Promotes", found.up, found.words, false),
-        words("Suppresses", found.down, found.words, true)));
-      right.append(make("p", {class: "soft"}, make("small", {}, `logits along ${s.readout}`)));
-    }
-    right.append(make("div", {class: "pair"},
-      others("Nearest rows", found.near.map(([i, cosine]) => [i, cosine.toFixed(2), "cosine of decoder rows"])),
-      others("Fires with", found.with.map(([i, part, n]) =>
-        [i, percent(part), `both at ${n} tokens`]))));
     $("shown").replaceChildren(head, make("p", {class: "soft"}, lead + was), found.twinBox || "",
-      make("div", {class: "columns"}, left, right));
+      make("div", {class: "columns"}, examples(found, largest), besides(found, s)));
     $("shown").scrollTop = 0;
   }
 
@@ -251,7 +259,8 @@ const SAE_FEATURES = (() => {
   function densities(s) {
     const logs = s.count.filter(Boolean).map((count) => Math.log10(count / data.counted));
     if (!logs.length) return [];
-    const low = Math.floor(Math.min(...logs)), high = Math.min(0, Math.ceil(Math.max(...logs)));
+    const low = Math.floor(logs.reduce((a, b) => Math.min(a, b)));
+    const high = Math.min(0, Math.ceil(logs.reduce((a, b) => Math.max(a, b))));
     const span = Math.max(1, high - low), bars = new Array(40).fill(0);
     for (const log of logs) bars[Math.min(39, Math.floor(40 * (log - low) / span))]++;
     const drawn = histogram(bars, 1);
