@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 23
+_BLOCK = 1 << 22
 """Logits that are computed at once."""
 _RESIDUAL = r"hook_resid_(pre|mid|post)|hook_(attn|mlp)_out|hook_(in|out)"
 
@@ -43,7 +43,8 @@ class Readout:
         if self.is_centred:
             directions = directions - directions.mean(dim=1, keepdim=True)
         found = (directions * self.scale) @ self.W_U
-        return found - found.mean(dim=1, keepdim=True)
+        found -= found.mean(dim=1, keepdim=True)
+        return found
 
 
 @torch.no_grad()
@@ -106,17 +107,20 @@ def promoted(readout: Readout, W_dec: Tensor, most: int) -> tuple[Tensor, Tensor
     Returns:
         Tokens and logits [d_sae, most] of the promoted ones, then those of the suppressed ones.
     """
+    rows = W_dec.detach().float().to(readout.W_U.device)
+    most = min(most, readout.W_U.shape[1])
+    # made beforehand: small results between large ones would leave holes in memory, too small
+    # for the next large one
+    tokens = torch.empty((2, len(rows), most), dtype=torch.long)
+    values = torch.empty((2, len(rows), most))
     step = max(1, _BLOCK // readout.W_U.shape[1])
-    parts = []
-    for rows in W_dec.detach().float().to(readout.W_U.device).split(step):
-        logits = readout.logits(rows)
-        most = min(most, logits.shape[1])
-        up, down = logits.topk(most, dim=1), (-logits).topk(most, dim=1)
-        parts.append((up.indices, up.values, down.indices, -down.values))
-    up_tokens, up_logits, down_tokens, down_logits = (
-        torch.cat(each).cpu() for each in zip(*parts, strict=True)
-    )
-    return up_tokens, up_logits, down_tokens, down_logits
+    for first in range(0, len(rows), step):
+        logits = readout.logits(rows[first : first + step])
+        for side in (0, 1):
+            found = logits.topk(most, dim=1, largest=side == 0)
+            tokens[side, first : first + step] = found.indices.cpu()
+            values[side, first : first + step] = found.values.cpu()
+    return tokens[0], values[0], tokens[1], values[1]
 
 
 @torch.no_grad()

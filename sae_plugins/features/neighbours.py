@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 23
+_BLOCK = 1 << 22
 """Cosines that are computed at once."""
 
 
@@ -35,12 +35,15 @@ def nearest(rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
         Their indices and cosines [d_sae, most], the largest ones first.
     """
     most = min(most, len(rows) - 1)
-    found = []
+    index = torch.empty((len(rows), most), dtype=torch.long, device=rows.device)
+    values = torch.empty((len(rows), most), device=rows.device)
     for first, cosines in _cosines(rows, rows):
         own = torch.arange(len(cosines), device=rows.device)
         cosines[own, first + own] = -2
-        found.append(cosines.topk(most, dim=1))
-    return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
+        found = cosines.topk(most, dim=1)
+        index[first : first + len(own)] = found.indices
+        values[first : first + len(own)] = found.values
+    return index, values
 
 
 @torch.no_grad()
@@ -51,5 +54,10 @@ def decoder_twins(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         own: `directions` [d_sae, d_in].
         other: those of the other SAE.
     """
-    best = [cosines.max(dim=1) for _, cosines in _cosines(own, other)]
-    return torch.cat([each.indices for each in best]), torch.cat([each.values for each in best])
+    index = torch.empty(len(own), dtype=torch.long, device=own.device)
+    values = torch.empty(len(own), device=own.device)
+    for first, cosines in _cosines(own, other):
+        best = cosines.max(dim=1)
+        index[first : first + len(cosines)] = best.indices
+        values[first : first + len(cosines)] = best.values
+    return index, values

@@ -113,9 +113,6 @@ def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any])
         )
     size = where.context_size or min(CONTEXT, getattr(hooked.cfg, "n_ctx", None) or CONTEXT)
     rows, name = _rows(subject, model, size, flags)
-    separator: Any = getattr(where, "sequence_separator_token", None) or "bos"
-    if isinstance(separator, str) and getattr(tokenizer, f"{separator}_token_id", None) is None:
-        separator = None
     left_out = {*get_special_token_ids(tokenizer)}
     if isinstance(more := getattr(where, "exclude_special_tokens", None), list):
         left_out |= {*more}
@@ -136,11 +133,18 @@ def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any])
             normalize_activations="none",  # what an SAE scales, it scales itself
             device=torch.device(model.device),
             dtype="float32",
-            sequence_separator_token=separator,
+            sequence_separator_token=_separator(where, tokenizer),
             disable_concat_sequences=bool(getattr(where, "disable_concat_sequences", False)),
         )
     positions = slice(*(getattr(where, "seqpos_slice", None) or (None,)))
     return Prompts(store, name, torch.tensor(sorted(left_out), dtype=torch.long), positions)
+
+
+def _separator(where: Any, tokenizer: Any) -> Any:
+    """What stands between documents; None where the tokenizer has no such token."""
+    named = getattr(where, "sequence_separator_token", None) or "bos"
+    is_there = isinstance(named, int) or getattr(tokenizer, f"{named}_token_id", None) is not None
+    return named if is_there else None
 
 
 def _rows(
