@@ -173,7 +173,7 @@ def _shown(
                 readout(hooked, subject.hook_name, subject.d_in, words),
                 past,
                 order_of(density, rows[number]) if past.is_ordered else None,
-                twins_of(found.firings, rows, number) if len(subjects) > 1 else None,
+                twins_of(found.acts, rows, number) if len(subjects) > 1 else None,
             )
         )
     return made
@@ -201,9 +201,9 @@ def _about(request: Request, found: Collected, text: str) -> dict[str, Any]:
             f"The text ended after {read:,} tokens in whole prompts, before the {request.tokens:,} "
             "asked for."
         )
-    if found.firings.every > 1:
+    if found.every > 1:
         notes.append(
-            f"Features that fire together, and twins, are counted on every {found.firings.every}th "
+            f"Features that fire together, and twins, are counted on every {found.every}th "
             "prompt, which bounds the memory."
         )
     return {

@@ -20,7 +20,7 @@ from sae_plugins.features.histogram import Histogram
 from sae_plugins.features.keep import Best, Entries, rank_at_random, rank_of_value
 from sae_plugins.features.text import Prompts
 
-TOP, SAMPLE = 10, 24
+TOP, SAMPLE = 10, 20
 """Strongest firings that are kept of each feature, and random ones."""
 BEFORE, AFTER = 14, 9
 """Tokens that are shown before and after one at which a feature fires."""
@@ -113,13 +113,15 @@ class Collected:
         tokens: all prompts [n, context_size].
         counted: how many tokens of them count.
         saes: of each SAE.
-        firings: those that are remembered of all SAEs.
+        acts: of each SAE, the activations [tokens, d_sae] that are remembered.
+        every: of how many prompts one is remembered.
     """
 
     tokens: Tensor
     counted: int
     saes: list[Collector]
-    firings: Firings
+    acts: list[Any]
+    every: int
 
 
 def collect(
@@ -167,7 +169,7 @@ def collect(
             f"{prompts.name} is shorter than one prompt of {size} tokens, or all of its tokens are "
             "special; give a longer text with --dataset_path"
         )
-    return Collected(torch.cat(read), counted, collectors, firings)
+    return Collected(torch.cat(read), counted, collectors, firings.matrices(), firings.every)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-MOST = 24_000_000
+MOST = 16_000_000
 """Firings that are remembered, of all SAEs together; each takes 8 bytes."""
 _BLOCK = 1 << 22
 """Numbers of a block of a matrix [d_sae, d_sae]."""
@@ -47,12 +47,16 @@ class Firings:
             for number in [n for n in self._contexts if n % self.every]:
                 self._count -= _size(self._contexts.pop(number))
 
-    def matrix(self, sae: int) -> sparse.csr_matrix:
-        """The activations [tokens, d_sae] of one of the SAEs that are remembered."""
-        rows = [each[sae] for each in self._contexts.values()]
-        counts, features, values = (np.concatenate(part) for part in zip(*rows, strict=True))
-        ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        return sparse.csr_matrix((values, features, ends), shape=(len(counts), self._d_saes[sae]))
+    def matrices(self) -> list[sparse.csr_matrix]:
+        """The activations [tokens, d_sae] of each SAE that are remembered; they are forgotten."""
+        contexts, self._contexts = [*self._contexts.values()], {}
+        made = []
+        for sae, d_sae in enumerate(self._d_saes):
+            rows = [each[sae] for each in contexts]
+            counts, features, values = (np.concatenate(part) for part in zip(*rows, strict=True))
+            ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+            made.append(sparse.csr_matrix((values, features, ends), shape=(len(counts), d_sae)))
+        return made
 
 
 def _size(rows: list[Rows]) -> int:
@@ -70,8 +74,8 @@ def partners(acts: sparse.csr_matrix, most: int) -> list[list[tuple[int, float, 
         For each feature: others, by the share of the tokens at which either fires that both fire
         at, with that share and how many tokens these are; at least two.
     """
-    fired = acts.copy()
-    fired.data = np.ones(len(fired.data), np.float32)
+    ones = np.ones(len(acts.data), np.float32)
+    fired = sparse.csr_matrix((ones, acts.indices, acts.indptr), shape=acts.shape)
     counts = np.asarray(fired.sum(axis=0), np.float32).ravel()
     found: list[list[tuple[int, float, int]]] = []
     for first, joint in _products(fired, fired):

@@ -69,7 +69,7 @@ class Pages:
         self._vocabulary = vocabulary
         self._sae: Collector = collected.saes[number]
         self._near = [each.cpu().numpy() for each in nearest(shown.directions, _OTHERS)]
-        self._partners = partners(collected.firings.matrix(number), _OTHERS)
+        self._partners = partners(collected.acts[number], _OTHERS)
         self._logits = None
         if shown.readout is not None:
             found = promoted(shown.readout, shown.W_dec, _TOKENS)
@@ -165,8 +165,7 @@ class _Examples:
     def __init__(self, entries: Entries, tokens: Tensor) -> None:
         self._tokens, self._size = tokens.numpy().ravel(), tokens.shape[1]
         self._position = entries.position.cpu().numpy()
-        values = entries.value[:, None] * entries.window.float()
-        self._values: NDArray[np.float32] = values.cpu().numpy()
+        self._value, self._window = entries.value.cpu().numpy(), entries.window.cpu().numpy()
         feature = entries.feature.cpu().numpy()
         self._starts = np.searchsorted(feature, np.arange(feature.max(initial=-1) + 2))
 
@@ -191,7 +190,8 @@ class _Examples:
         first, last = max(start, position - BEFORE), min(start + self._size, position + AFTER + 1)
         tokens = [words.number(token) for token in self._tokens[first:last].tolist()]
         offset = first - (position - BEFORE)
-        values = self._values[entry, offset : offset + len(tokens)]
+        window = self._window[entry, offset : offset + len(tokens)]
+        values = self._value[entry] * window.astype(np.float32)
         where = values.nonzero()[0]
         fires = [x for i in where.tolist() for x in (i, _short(values[i]))]
         return [position - first, tokens, fires]

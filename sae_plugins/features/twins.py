@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_plugins.features.firings import Firings, activation_twins
+from sae_plugins.features.firings import activation_twins
 from sae_plugins.features.neighbours import decoder_twins
 
 ALIKE = 0.5
@@ -42,17 +43,16 @@ class Twins:
         return float((self.activation_cosine[fires] >= ALIKE).mean()) if fires.any() else 0.0
 
 
-def twins_of(firings: Firings, rows: list[Tensor], sae: int) -> Twins:
+def twins_of(acts: Sequence[Any], rows: Sequence[Tensor], sae: int) -> Twins:
     """The twins of one of two SAEs' features.
 
     Args:
-        firings: of both, on the same tokens.
+        acts: activations [tokens, d_sae] of both, at the same tokens.
         rows: `directions` of both.
         sae: 0 or 1.
     """
     other = 1 - sae
-    acts: list[Any] = [firings.matrix(sae), firings.matrix(other)]
-    index, cosine = activation_twins(*acts)
+    index, cosine = activation_twins(acts[sae], acts[other])
     chosen = torch.from_numpy(np.maximum(index, 0)).to(rows[other].device)
     cosines = (rows[sae] * rows[other][chosen]).sum(dim=1).cpu().double().numpy()
     best, best_cosine = decoder_twins(rows[sae], rows[other])

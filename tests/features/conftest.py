@@ -106,6 +106,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def pages(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> FeaturePages:
-    """Pages of both runs on 4,096 tokens."""
+    """Pages of both runs on 2,048 tokens."""
     out = tmp_path_factory.mktemp("pages") / "both"
-    return build(Request([*map(str, runs)], out, tokens=4096))
+    return build(Request([*map(str, runs)], out, tokens=2048))

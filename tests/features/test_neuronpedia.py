@@ -40,7 +40,7 @@ OF_ACTIVATION = {"bin_min": float, "bin_max": float, "bin_contains": float, "tok
 @pytest.fixture(scope="module")
 def files(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     out = tmp_path_factory.mktemp("neuronpedia") / "out"
-    line = ["features", str(runs[0]), "--format", "neuronpedia", "--tokens", "4096"]
+    line = ["features", str(runs[0]), "--format", "neuronpedia", "--tokens", "2048"]
     assert main([*line, "--output_path", str(out), "--device", "cpu"]) == 0
     return sorted(out.iterdir())
 
