@@ -88,9 +88,7 @@ class Collector:
         self.top, self.sample = Best(d_sae, TOP, device), Best(d_sae, SAMPLE, device)
 
     def add(self, batch: Batch) -> None:
-        """See the next prompts."""
-        if not len(batch.token):
-            return
+        """See the next prompts, in which nothing may fire."""
         self.count += torch.bincount(batch.feature, minlength=self.d_sae)
         self.largest.scatter_reduce_(0, batch.feature, batch.value, "amax")
         self.histogram.add(batch.feature, batch.value)

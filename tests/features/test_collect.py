@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from language_models import tokenizer as on_bytes
+from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.features import collect as module
 from sae_plugins.features.collect import AFTER, BEFORE, collect, fire
 from sae_plugins.features.firings import Firings, activation_twins, partners
 from sae_plugins.features.histogram import BINS
+from sae_plugins.features.history import History
 from sae_plugins.features.keep import Best, Entries, rank_at_random
+from sae_plugins.features.neighbours import directions
+from sae_plugins.features.order import order_of
+from sae_plugins.features.pages import Pages, Shown
+from sae_plugins.features.shards import script
+from sae_plugins.features.twins import twins_of
+from sae_plugins.features.vocabulary import Vocabulary
 
 TOP = module.TOP
 
@@ -200,6 +209,24 @@ def test_of_equal_ranks_the_earlier_one_stays() -> None:
         best.add(Entries(one * 0, (one * 0).int(), one, one, one.float(), torch.zeros(1, 3).half()))
         best.kept()
     assert best.kept().position.tolist() == [0, 1]
+
+
+def test_an_sae_that_never_fires_has_pages(given_prompts: Any) -> None:
+    silent: Any = StandardSAE(StandardSAEConfig(d_in=8, d_sae=5))
+    with torch.no_grad():
+        silent.b_enc.fill_(-1e9)
+    found = collect(given_prompts, [silent], 200, 4)
+    rows = directions(silent.W_dec)
+    order = order_of(np.zeros(5), rows)
+    twins = twins_of([found.acts[0], found.acts[0]], [rows, rows], 0)
+    shown = Shown("silent", [], [], silent.W_dec, rows, None, History(), order, twins)
+    pages = Pages(0, shown, found, Vocabulary(on_bytes()))
+    assert pages.index()["count"] == [0] * 5
+    (shard,) = pages.shards()
+    for each in shard["features"]:
+        assert each["top"] == each["with"] == each["bars"] == []
+        assert not any(each["sample"])
+    assert script("shard", 0, 0, shard)
 
 
 def test_activations_that_are_no_numbers_are_refused(encoders: list[Any]) -> None:
