@@ -150,13 +150,10 @@ def collect(
         keep = prompts.counting(batch)
         acts = prompts.activations(batch)[keep.to(prompts.store.device)]
         counted += len(acts)
-        found = []
-        for sae, d_sae, collector in zip(saes, d_saes, collectors, strict=True):
-            row, feature, value = fire(sae, acts)
-            place = keep.flatten().nonzero().squeeze(1).to(row.device)
-            known = Batch(batch.to(row.device), first, d_sae, place[row], feature, value)
-            collector.add(known)
-            found.append(_by_prompt(row, feature, value, keep.sum(dim=1)))
+        found = [
+            _see(sae, collector, batch, first, keep, acts)
+            for sae, collector in zip(saes, collectors, strict=True)
+        ]
         for number, rows in enumerate(zip(*found, strict=True)):
             firings.add(first + number, list(rows))
         read.append(batch.to("cpu", torch.int32))
@@ -168,6 +165,26 @@ def collect(
             "special; give a longer text with --dataset_path"
         )
     return Collected(torch.cat(read), counted, collectors, firings.matrices(), firings.every)
+
+
+def _see(
+    sae: Any, collector: Collector, batch: Tensor, first: int, keep: Tensor, acts: Tensor
+) -> list[Rows]:
+    """Have a collector see prompts, and give their firings.
+
+    Args:
+        sae: the collector's.
+        collector: sees them.
+        batch: tokens [prompts, context_size].
+        first: number of the first prompt.
+        keep: which tokens count.
+        acts: activations [n, d_in] at those.
+    """
+    row, feature, value = fire(sae, acts)
+    place = keep.flatten().nonzero().squeeze(1).to(row.device)
+    tokens = batch.to(row.device)
+    collector.add(Batch(tokens, first, collector.d_sae, place[row], feature, value))
+    return _by_prompt(row, feature, value, keep.sum(dim=1))
 
 
 @torch.no_grad()

@@ -111,11 +111,10 @@ def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any])
             f"{model.name} has no tokenizer, without which no feature can be shown: save it there "
             "with its save_pretrained"
         )
-    size = where.context_size or min(CONTEXT, getattr(hooked.cfg, "n_ctx", None) or CONTEXT)
+    longest = getattr(hooked.cfg, "n_ctx", None) or CONTEXT
+    size = getattr(where, "context_size", None) or min(CONTEXT, longest)
     rows, name = _rows(subject, model, size, flags)
-    left_out = {*get_special_token_ids(tokenizer)}
-    if isinstance(more := getattr(where, "exclude_special_tokens", None), list):
-        left_out |= {*more}
+    has_bos = tokenizer.bos_token_id is not None
     with quiet():
         store = ActivationsStore(
             model=hooked,
@@ -129,7 +128,7 @@ def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any])
             total_training_tokens=1,
             store_batch_size_prompts=1,
             train_batch_size_tokens=1,
-            prepend_bos=where.prepend_bos is not False and tokenizer.bos_token_id is not None,
+            prepend_bos=has_bos and getattr(where, "prepend_bos", None) is not False,
             normalize_activations="none",  # what an SAE scales, it scales itself
             device=torch.device(model.device),
             dtype="float32",
@@ -137,7 +136,14 @@ def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any])
             disable_concat_sequences=bool(getattr(where, "disable_concat_sequences", False)),
         )
     positions = slice(*(getattr(where, "seqpos_slice", None) or (None,)))
-    return Prompts(store, name, torch.tensor(sorted(left_out), dtype=torch.long), positions)
+    return Prompts(store, name, _left_out(where, tokenizer), positions)
+
+
+def _left_out(where: Any, tokenizer: Any) -> Tensor:
+    """Special tokens, and what else was left out in training."""
+    more = getattr(where, "exclude_special_tokens", None)
+    found = {*get_special_token_ids(tokenizer), *(more if isinstance(more, list) else [])}
+    return torch.tensor(sorted(found), dtype=torch.long)
 
 
 def _separator(where: Any, tokenizer: Any) -> Any:
