@@ -160,11 +160,15 @@ def collect(
         first += len(batch)
         progress(batch.numel())
     if not counted:
-        raise SuiteError(
-            f"{prompts.name} is shorter than one prompt of {size} tokens, or all of its tokens are "
-            "special; give a longer text with --dataset_path"
-        )
+        raise _nothing(prompts)
     return Collected(torch.cat(read), counted, collectors, firings.matrices(), firings.every)
+
+
+def _nothing(prompts: Prompts) -> SuiteError:
+    return SuiteError(
+        f"{prompts.name} is shorter than one prompt of {prompts.context_size} tokens, or all of "
+        "its tokens are special; give a longer text with --dataset_path"
+    )
 
 
 def _see(

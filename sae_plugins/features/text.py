@@ -114,10 +114,18 @@ def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any])
     longest = getattr(hooked.cfg, "n_ctx", None) or CONTEXT
     size = getattr(where, "context_size", None) or min(CONTEXT, longest)
     rows, name = _rows(subject, model, size, flags)
+    store = _store(subject, model, rows, size)
+    positions = slice(*(getattr(where, "seqpos_slice", None) or (None,)))
+    return Prompts(store, name, _left_out(where, tokenizer), positions)
+
+
+def _store(subject: Subject, model: LanguageModel, rows: Any, size: int) -> ActivationsStore:
+    """SAELens' store over the rows of a text."""
+    where, tokenizer = where_of(subject), model.hooked.tokenizer
     has_bos = tokenizer.bos_token_id is not None
     with quiet():
-        store = ActivationsStore(
-            model=hooked,
+        return ActivationsStore(
+            model=model.hooked,
             dataset=rows,
             streaming=True,
             hook_name=subject.hook_name,
@@ -135,8 +143,6 @@ def prompts_of(subject: Subject, model: LanguageModel, flags: Mapping[str, Any])
             sequence_separator_token=_separator(where, tokenizer),
             disable_concat_sequences=bool(getattr(where, "disable_concat_sequences", False)),
         )
-    positions = slice(*(getattr(where, "seqpos_slice", None) or (None,)))
-    return Prompts(store, name, _left_out(where, tokenizer), positions)
 
 
 def _left_out(where: Any, tokenizer: Any) -> Tensor:
