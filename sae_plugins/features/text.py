@@ -153,10 +153,13 @@ def _left_out(where: Any, tokenizer: Any) -> Tensor:
 
 
 def _separator(where: Any, tokenizer: Any) -> Any:
-    """What stands between documents; None where the tokenizer has no such token."""
-    named = getattr(where, "sequence_separator_token", None) or "bos"
-    is_there = isinstance(named, int) or getattr(tokenizer, f"{named}_token_id", None) is not None
-    return named if is_there else None
+    """What stands between documents; None where nothing does, or the tokenizer has no such token.
+
+    Metadata of SAELens answer None for whatever is not in them, which means its default.
+    """
+    named = vars(where).get("sequence_separator_token", "bos")
+    is_lacking = isinstance(named, str) and getattr(tokenizer, f"{named}_token_id", None) is None
+    return None if is_lacking else named
 
 
 def _rows(
