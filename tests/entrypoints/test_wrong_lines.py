@@ -176,7 +176,7 @@ LINES = {
     "version": ["no command 'version': did you mean `sae-plugins --version`?"],
     "recipes run quick": ["did you mean `sae-plugins train --recipe RECIPE`?"],
     "study quick": ["no command 'study quick': did you mean `sae-plugins study run quick`?"],
-    "plugins hybrid-order": ["no command 'plugins hybrid-order': known: list, show"],
+    "plugins hybrid-order": ["no command 'plugins hybrid-order': known: list, new, show"],
     # what is given more than once, which is no mistake but is said
     "train --seed 1 --seed 2 --plugin reorder --reorder.start 5 --reorder.start=6 --lr fast": [
         "note: --seed is given more than once; the last one counts",
