@@ -112,9 +112,9 @@ def _prospect(one: Prospect) -> Sequence[str]:
 
 def print_verdicts(findings: Findings) -> None:
     """How many verdicts of each kind every arm has got, and the effects that count."""
-    from sae_plugins.study.facts import DECIDED, Facts
+    from sae_plugins.study.facts import Facts
     from sae_plugins.study.statistics import Verdict
-    from sae_plugins.study.words import difference, marked, number
+    from sae_plugins.study.words import DECIDED, difference, marked, number
 
     given = {contrast.comparison.verdict for contrast in findings.contrasts}
     words = [word for word in get_args(Verdict) if word in given]

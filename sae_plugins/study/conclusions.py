@@ -8,11 +8,11 @@ from statistics import median
 from typing import get_args
 
 from sae_plugins.study import equal_l0, tuning
-from sae_plugins.study.facts import DECIDED, Facts
+from sae_plugins.study.facts import Facts, Place
 from sae_plugins.study.findings import ArmInfo, ReportedMetric
-from sae_plugins.study.spec import Family, Kind
+from sae_plugins.study.spec import Family
 from sae_plugins.study.statistics import Comparison, Verdict
-from sae_plugins.study.words import number
+from sae_plugins.study.words import DECIDED, number
 
 _ALL_ALIKE: dict[Verdict, str] = {
     "equivalent": "Equivalent to {reference} on every metric",
@@ -36,14 +36,16 @@ class Answer:
     seeds: int
     """How many; likewise the metrics that are compared."""
     metrics: int
+    l0s: str
+    """Which ones most comparisons are over; empty where there is none."""
     learning_rates: str
     """Which ones the arms have, as the end of a sentence; empty where that is not known."""
     equal_l0: str
     """How L0 is made equal, in sentences; empty where there is no SAE."""
     power: str
     """What differences are found, a sentence; empty where nothing was tested."""
-    said: Sequence[tuple[ArmInfo, str]]
-    """Arms, and what each "is"."""
+    said: Sequence[tuple[ArmInfo, str, str]]
+    """Arms, at which L0s each was compared where others were not, and what each "is"."""
     alike: Sequence[str]
     """Sentences about arms that have the same verdict on all metrics."""
     judged: bool
@@ -69,24 +71,26 @@ def summary(facts: Facts, model: str, arm: str) -> str:
         return "no verdict"
     if verdicts == {"not distinguishable"}:
         return "not distinguishable on any metric"
-    return _parts(facts, model, found)
+    return _parts(facts, model, arm, found)
 
 
 def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer:
     said, alike, alone = [], dict[Verdict, list[str]](), list[str]()
     everything: _Found = []
-    for arm in sorted(facts.arms.values(), key=lambda arm: get_args(Kind).index(arm.kind)):
+    for arm in facts.arms.values():
         found = _found(facts, model, arm.name, family)
         everything += found
         verdicts = {comparison.verdict for _, comparison in found}
         if verdicts == {"no verdict"} and (scores := _alone(facts, model, arm.name)):
             alone.append(f"{arm.name} ({scores})")
-        elif len(verdicts) == 1 and not verdicts & {*DECIDED}:
+        elif len(verdicts) == 1 and not verdicts & {*DECIDED} and not _has_more(facts, model, arm):
             (verdict,) = verdicts
-            measured = _measured(facts, model, *found[0]) if verdict == "underpowered" else ""
+            shown = verdict == "underpowered"
+            measured = _measured(facts, model, found[0][0], arm.name) if shown else ""
             alike.setdefault(verdict, []).append(arm.name + (f" ({measured})" if measured else ""))
         elif verdicts:
-            said.append((arm, _parts(facts, model, found)))
+            l0s = _elsewhere(facts, model, arm.name)
+            said.append((arm, l0s, _parts(facts, model, arm.name, found)))
         elif (
             family == "all"
             and arm.name != facts.reference
@@ -99,10 +103,13 @@ def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer
         title=", ".join(filter(None, (model, name[family]))) if titled else "",
         seeds=len({one.seed for one in trained if one.model == model and one.status == "ok"}),
         metrics=len(dict.fromkeys(metric.suite + metric.name for metric, _ in everything)),
+        l0s=facts.over[model].usual,
         learning_rates=tuning.in_words(
             facts.findings.learning_rates.get(model, {}), facts.tuned.get(model, {})
         ),
-        equal_l0=equal_l0.in_words((one for one in trained if one.model == model), facts.reference),
+        equal_l0=equal_l0.in_words(
+            (one for one in trained if one.model == model), facts.reference, facts.unit(model)
+        ),
         power=_power(facts, model, everything),
         said=said,
         alike=[
@@ -125,11 +132,11 @@ def _found(facts: Facts, model: str, arm: str, family: Family | None) -> _Found:
     ]
 
 
-def _parts(facts: Facts, model: str, found: _Found) -> str:
+def _parts(facts: Facts, model: str, arm: str, found: _Found) -> str:
     """On which metrics an arm has which verdict, with what was measured."""
     parts = []
     for verdict in get_args(Verdict):
-        labels = [_measured(facts, model, m, c) for m, c in found if c.verdict == verdict]
+        labels = [_measured(facts, model, m, arm) for m, c in found if c.verdict == verdict]
         if labels:
             on = f"{len(labels)} of" if len(labels) < len(found) else "all"
             parts.append(f"{verdict} on {on} {len(found)} ({', '.join(labels)})")
@@ -154,12 +161,39 @@ def _alone(facts: Facts, model: str, arm: str) -> str:
     return f"at an L0 of {number(run.l0)}: {', '.join(scores)}"
 
 
-def _measured(facts: Facts, model: str, metric: ReportedMetric, found: Comparison) -> str:
+def _measured(facts: Facts, model: str, metric: ReportedMetric, arm: str) -> str:
+    """What was found on a metric, and what a reader of its verdict must know."""
+    place = (model, arm, metric.suite, metric.name)
+    found = facts.comparisons[place]
     label = facts.label(model, metric) + (" †" if metric.unreliable else "")
     if found.difference is None:
         return label
-    small = ", less than matters" if found.verdict in DECIDED and found.negligible else ""
-    return f"{label} {number(found.difference, '+')}{small}"
+    parts = [f"{label} {number(found.difference, '+')}"]
+    if found.verdict in DECIDED and found.is_small:
+        shown = "shown to be less than" if found.negligible else "by less than"
+        parts.append(f"{shown} the margin of {found.margin:g}")
+    if facts.exceptions[place]:
+        parts.append(facts.exceptions[place])
+    others = facts.over[model].others
+    if place in others and not _elsewhere(facts, model, arm):
+        parts.append(f"at L0s of {others[place]} only")
+    return " ".join(parts)
+
+
+def _elsewhere(facts: Facts, model: str, arm: str) -> str:
+    """At which L0s an arm is compared on all metrics, where those of other arms are others."""
+    found = {facts.over[model].others.get(place, "") for place in _places(facts, model, arm)}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _has_more(facts: Facts, model: str, arm: ArmInfo) -> bool:
+    """Whether there is more to say of an arm than its verdict."""
+    others, places = facts.over[model].others, _places(facts, model, arm.name)
+    return any(place in others or facts.exceptions[place] for place in places)
+
+
+def _places(facts: Facts, model: str, arm: str) -> list[Place]:
+    return [place for place in facts.exceptions if place[:2] == (model, arm)]
 
 
 def _power(facts: Facts, model: str, found: _Found) -> str:
@@ -173,7 +207,10 @@ def _power(facts: Facts, model: str, found: _Found) -> str:
         return ""
     shown = [
         f"{number(median(values))} in {label}"
-        + (f" (the margin is {number(metric.margin)})" if metric.margin else "")
+        + (f" (margin {metric.margin:g})" if metric.margin else "")
         for label, (metric, values) in detected.items()
     ]
-    return f"With 80% power, for half of the arms, it finds differences of {', '.join(shown)}."
+    return (
+        "After Holm's correction, and for the median arm, the study finds a true difference with "
+        f"80% power if it is at least {', '.join(shown)}."
+    )

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from sae_plugins.eval_suites.evaluation.metrics import HELDOUT
 from sae_plugins.framework.calibration import TOLERANCE, Calibration
 from sae_plugins.framework.resolve import UNCALIBRATED
-from sae_plugins.study.words import Table, mean_interval, number
+from sae_plugins.study.words import Table, difference, mean_interval, number
 
 if TYPE_CHECKING:
     from sae_plugins.study.facts import Facts
     from sae_plugins.study.findings import Trained
 
-_SHOWN = {"l0": "L0", "explained_variance": "explained variance"}
+_SHOWN = {"l0": "L0", "explained_variance": f"explained variance ({HELDOUT})"}
 """Held-out metrics that are shown with and without a calibration."""
-_KINDS = {"heldout": "set for it", UNCALIBRATED: "its own thresholds"}
+_KINDS = {HELDOUT: "set for it", UNCALIBRATED: "its own thresholds"}
 
 
-def in_words(trained: Iterable[Trained], reference: str) -> str:
+def in_words(trained: Iterable[Trained], reference: str, unit: str = "tokens") -> str:
     """How L0 is made equal between the SAEs of one model, in sentences; empty without any."""
     there = [one for one in trained if one.l0]
     exact = _exact(there)
@@ -33,31 +34,26 @@ def in_words(trained: Iterable[Trained], reference: str) -> str:
             if there
             else ""
         )
-    tokens = min(found.tokens for _, found in exact)
-    worst = max(abs(one.l0 / found.l0 - 1) for one, found in exact if one.l0)
     arms = ", ".join(measured)
-    but, other = (f", except for {arms}", "other ") if arms else ("", "")
+    set_on = min(found.tokens for _, found in exact)
+    known = [one.tokens for one, _ in exact if one.tokens]
+    other = f"{min(known):,} other" if known else "other"
+    worst = max(abs(one.l0 / found.l0 - 1) for one, found in exact if one.l0)
+    errors = [one.l0_error / one.l0 for one, _ in exact if one.l0_error and one.l0]
+    error = f" (the standard error is up to {max(errors):.2%})" if errors else ""
     text = (
-        f"L0 is exactly equal{but}: the thresholds of each {other}SAE were set on {tokens:,} "
-        "tokens that it was not trained on, such that it has the wanted L0. On the held-out text "
-        f"that scores are computed on, it is within {worst:.2%} of that, and SAEs of the same seed "
-        f"that want the same are within {_apart(exact):.2%} of each other.{_error(exact)}"
+        f"{f'Except for {arms}, each' if arms else 'Each'} SAE has exactly the wanted L0 on the "
+        f"{set_on:,} {unit} that its thresholds were set on, which it was not trained on. On the "
+        f"{other} held-out {unit} that measure L0, it is within {worst:.2%} of that{error}, and "
+        f"SAEs of the same seed that want the same L0 are within {_apart(exact):.2%} of each other."
+        " "
     )
     if not arms:
-        return f"{text} No score is interpolated."
+        return f"{text}Arms are compared at the wanted L0s, and no score is interpolated."
     return (
-        f"{text} {arms} and {reference} are compared at the L0s that were measured, between which "
-        "scores are read off straight lines over log L0; no other score is interpolated."
+        f"{text}{arms} and {reference} are compared at the L0s that were measured, between which "
+        "scores are read off straight lines over log L0; other arms are compared at the wanted L0s."
     )
-
-
-def _error(exact: Sequence[tuple[Trained, Calibration]]) -> str:
-    """How well the held-out text tells an L0, a sentence where that is known."""
-    errors = [one.l0_error / one.l0 for one, _ in exact if one.l0_error and one.l0]
-    if not errors:
-        return ""
-    tokens = min(one.tokens for one, _ in exact if one.tokens)
-    return f" The standard error of an L0 on these {tokens:,} tokens is up to {max(errors):.2%}."
 
 
 def _apart(exact: Sequence[tuple[Trained, Calibration]]) -> float:
@@ -74,8 +70,13 @@ def _exact(trained: Iterable[Trained]) -> list[tuple[Trained, Calibration]]:
     return [(one, how) for one, how in found if how is not None and how.is_exact]
 
 
-def warnings(trained: Sequence[Trained]) -> Iterator[str]:
-    """SAEs that have not the wanted L0, and text that is too short to tell."""
+def warnings(trained: Sequence[Trained], samples: Collection[str] = ()) -> Iterator[str]:
+    """SAEs that have not the wanted L0, and text that is too short to tell.
+
+    Args:
+        trained: of all models.
+        samples: models that give samples, and no text.
+    """
     short: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for one in trained:
         if one.calibration is not None and one.calibration.shortfall:
@@ -98,13 +99,27 @@ def warnings(trained: Sequence[Trained]) -> Iterator[str]:
         ]
         if far:
             _, one, found = max(far, key=lambda each: each[0])
+            unit = "samples" if model in samples else "tokens"
             yield (
-                f"{model}: on held-out text, {len(far)} of {len(exact)} SAEs with exact L0s miss "
-                f"them by more than {TOLERANCE:.1%} ({one.arm} has {one.l0:.4g} for {found.l0:g})."
-                f"{_error(exact)} The {found.tokens:,} tokens that set thresholds tell the L0 of "
-                f"as many others to {found.spread:.1%}: give more calibrate_tokens, and as many "
-                "heldout_tokens. SAEs of the same seed share both texts, and miss it alike"
+                f"{model}: on the held-out {unit} that measure L0, {len(far)} of {len(exact)} SAEs "
+                f"miss the wanted one by more than {TOLERANCE:.1%} ({one.arm} has {one.l0:.4g} for "
+                f"{found.l0:g}). The {found.tokens:,} {unit} that set thresholds tell the L0 of as "
+                f"many others to {found.spread:.1%}: give more calibrate_tokens, and as many "
+                "heldout_tokens. SAEs of the same seed share them, and miss it alike"
             )
+
+
+def differences(facts: Facts, model: str) -> Table | None:
+    """What arms differ by from the reference at single L0s, a metric a column."""
+    metrics = facts.compared(model)
+    rows = []
+    for arm in facts.arms:
+        found = [facts.by_l0.get((model, arm, m.suite, m.name), []) for m in metrics]
+        cells = [{f"{at.l0:.3g}": difference(at) for at in one} for one in found]
+        l0s = sorted({l0 for one in cells for l0 in one}, key=float)
+        rows += [(arm, l0, *(one.get(l0, "") for one in cells)) for l0 in l0s]
+    labels = (facts.label(model, metric) for metric in metrics)
+    return Table(model, ("arm", "L0", *labels), rows) if rows else None
 
 
 def table(facts: Facts, model: str) -> Table | None:

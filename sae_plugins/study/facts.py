@@ -9,20 +9,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+from typing import get_args
 
 from sae_plugins.base.files import read_rows
 from sae_plugins.runs.folder import METRICS
 from sae_plugins.study import traces
+from sae_plugins.study.by_l0 import AtL0, by_l0, exception
 from sae_plugins.study.existing import ExistingSAE
 from sae_plugins.study.figures import Look, looks
 from sae_plugins.study.findings import ArmInfo, Findings, ReportedMetric, Score, Trained
 from sae_plugins.study.points import Points
-from sae_plugins.study.spec import Family
-from sae_plugins.study.statistics import Comparison, Verdict
+from sae_plugins.study.ranges import Ranges, ranges
+from sae_plugins.study.spec import Family, Kind
+from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.tuning import Tuned
+from sae_plugins.study.words import DECIDED
 
-Values = dict[tuple[str, str, str, str], dict[str, dict[int, float]]]
-DECIDED: tuple[Verdict, ...] = ("better", "worse")
+Place = tuple[str, str, str, str]
+"""Model, arm, suite and metric."""
+Values = dict[Place, dict[str, dict[int, float]]]
 _MOST_SHOWN = 10
 """More arms than these are drawn only when the reader asks for them: lines hide each other."""
 
@@ -40,8 +45,12 @@ class Facts:
 
     @cached_property
     def arms(self) -> dict[str, ArmInfo]:
-        """By name."""
-        return {arm.name: arm for arm in self.findings.arms}
+        """By name, in the order of all tables and figures: the reference first, then by kind."""
+        kinds = get_args(Kind)
+        order = sorted(
+            self.findings.arms, key=lambda arm: (arm.name != self.reference, kinds.index(arm.kind))
+        )
+        return {arm.name: arm for arm in order}
 
     @property
     def reference(self) -> str:
@@ -65,14 +74,60 @@ class Facts:
         }
 
     @cached_property
-    def comparisons(self) -> dict[tuple[str, str, str, str], Comparison]:
+    def comparisons(self) -> dict[Place, Comparison]:
         """By model, arm, suite and metric."""
         return {(c.model, c.arm, c.suite, c.metric): c.comparison for c in self.findings.contrasts}
 
     @cached_property
-    def families(self) -> dict[tuple[str, str, str, str], Family]:
+    def families(self) -> dict[Place, Family]:
         """What each of these comparisons is corrected with."""
         return {(c.model, c.arm, c.suite, c.metric): c.family for c in self.findings.contrasts}
+
+    @cached_property
+    def by_l0(self) -> dict[Place, list[AtL0]]:
+        """What each of these comparisons finds at single L0s."""
+        return {
+            place: by_l0(self.points.question(place[0], metric, place[1], self.reference))
+            for place, metric in self._metrics.items()
+        }
+
+    @cached_property
+    def exceptions(self) -> dict[Place, str]:
+        """At which L0s an arm is worse though it is better on average, or better though worse."""
+        return {
+            place: exception(
+                self.comparisons[place], "lower" if metric.better == "lower" else "higher",
+                self.by_l0[place],
+            )
+            for place, metric in self._metrics.items()
+        }  # fmt: skip
+
+    @cached_property
+    def over(self) -> dict[str, Ranges[Place]]:
+        """By model, the L0s that comparisons are over."""
+        found = {}
+        for model in self.models:
+            exact, measured = {}, {}
+            for place in self._metrics:
+                l0s, ends = self.by_l0[place], self.comparisons[place].l0
+                if place[0] == model and l0s and ends:
+                    if self.points.are_exact(model, (place[1], self.reference)):
+                        exact[place] = tuple(at.l0 for at in l0s)
+                    else:
+                        measured[place] = ends
+            found[model] = ranges(exact, measured)
+        return found
+
+    @cached_property
+    def _metrics(self) -> dict[Place, ReportedMetric]:
+        """Of all comparisons."""
+        places = {
+            (model, arm, metric.suite, metric.name): metric
+            for model in self.models
+            for arm in self.arms
+            for metric in self.compared(model)
+        }
+        return {place: metric for place, metric in places.items() if place in self.comparisons}
 
     @cached_property
     def runs(self) -> dict[tuple[str, str], dict[str, list[Trained]]]:
@@ -81,7 +136,7 @@ class Facts:
         for one in self.findings.trained:
             found.setdefault((one.model, one.arm), {}).setdefault(one.sparsity, []).append(one)
         return {
-            place: dict(sorted(by_sparsity.items(), key=lambda each: mean_l0(each[1]) or math.inf))
+            place: dict(sorted(by_sparsity.items(), key=lambda each: l0_of(each[1]) or math.inf))
             for place, by_sparsity in found.items()
         }
 
@@ -121,21 +176,21 @@ class Facts:
         """By model, the L0 at which SAEs are shown: that of the reference's middle sparsity."""
         found = {}
         for model in self.models:
-            means = [mean_l0(runs) for runs in self.runs.get((model, self.reference), {}).values()]
+            means = [l0_of(runs) for runs in self.runs.get((model, self.reference), {}).values()]
             known = [mean for mean in means if mean is not None]
             found[model] = known[len(known) // 2] if known else None
         return found
 
     @cached_property
     def middle(self) -> dict[tuple[str, str], str]:
-        """By model and arm, the sparsity whose mean L0 is nearest to the model's middle one."""
+        """By model and arm, the sparsity whose L0 is nearest to the model's middle one."""
         found = {}
         for (model, arm), by_sparsity in self.runs.items():
             target = self.middle_l0[model]
             distances = {
                 sparsity: abs(math.log(mean / target))
                 for sparsity, runs in by_sparsity.items()
-                if target and (mean := mean_l0(runs))
+                if target and (mean := l0_of(runs))
             }
             if distances:
                 found[model, arm] = min(distances, key=distances.__getitem__)
@@ -154,8 +209,12 @@ class Facts:
     @cached_property
     def looks(self) -> dict[str, Look]:
         """How each arm is drawn; the reference first."""
-        others = [arm for arm in self.arms if arm != self.reference]
-        return looks([self.reference, *others])
+        return looks(self.arms)
+
+    def unit(self, model: str) -> str:
+        """What a model's activations are of."""
+        found = self.findings.models.get(model)
+        return "samples" if found and found.is_synthetic else "tokens"
 
     def compared(self, model: str) -> list[ReportedMetric]:
         """The metrics of a model that get verdicts."""
@@ -188,7 +247,10 @@ class Facts:
         return self.rows[run.folder]
 
 
-def mean_l0(runs: Iterable[Trained]) -> float | None:
-    """Over the SAEs that have one."""
-    known = [run.l0 for run in runs if run.l0 is not None]
-    return fmean(known) if known else None
+def l0_of(runs: Iterable[Trained]) -> float | None:
+    """Of the SAEs of one sparsity: what is wanted, where all have exactly that, else their mean."""
+    known = [run for run in runs if run.l0 is not None]
+    wanted = {run.exact_l0 for run in known}
+    if len(wanted) == 1 and (exact := wanted.pop()):
+        return exact
+    return fmean(run.l0 for run in known if run.l0 is not None) if known else None

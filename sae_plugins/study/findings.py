@@ -123,6 +123,24 @@ class Contrast(BaseModel, extra="forbid"):
     family: Family = "all"
 
 
+class ModelInfo(BaseModel, extra="forbid"):
+    """What the report says of a model and of the SAEs that are trained on it."""
+
+    name: str
+    """As for `sae-plugins train`."""
+    what: str = ""
+    """In words, where the model comes with the package."""
+    is_synthetic: bool = False
+    hook_name: str = ""
+    d_in: int | None = None
+    d_sae: list[int] = []
+    """Of its SAEs, in ascending order."""
+    training_tokens: list[int] = []
+    """Likewise."""
+    true_l0: float | None = None
+    """Active true features per sample, where they are known."""
+
+
 class ArmInfo(BaseModel, extra="forbid"):
     """What the report says of an arm."""
 
@@ -143,6 +161,8 @@ class Findings(BaseModel, extra="forbid"):
     study: Study
     arms: list[ArmInfo]
     """The reference first."""
+    models: dict[str, ModelInfo] = {}
+    """By the study's name of the model."""
     metrics: dict[str, list[ReportedMetric]]
     """By the study's name of the model, in the order in which to show them."""
     trained: list[Trained]

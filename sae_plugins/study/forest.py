@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sae_plugins.base.plots import BLUE, COLOURS, GREY, INK, style
 from sae_plugins.study.statistics import Comparison, Verdict
+from sae_plugins.study.words import MARKS, number
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,23 @@ _MARKS: dict[Verdict, _Mark] = {
 _MARGIN, _MARGIN_OPACITY = COLOURS[2], 0.12
 _ROW = 26
 """Pixels of an arm."""
+_FAR, _APART = 5.0, 2.0
+"""An arm that reaches so many times as far as the median one, and so many times as far as the
+next one, is off the axis: the others could not be told apart beside it."""
+_PAD = 0.08
+"""Of the axis, at both ends, where it is cut."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An arm that is off the axis, or whose interval is: an arrow at the end."""
+
+    arm: str
+    x: float
+    side: Literal["left", "right"]
+    text: str
+    """The arrow, with the difference where that is off the axis, too."""
+    colour: str
 
 
 @dataclass(frozen=True)
@@ -49,18 +70,61 @@ class Forest:
     """The smallest difference that matters; a band shows it."""
     rows: Sequence[tuple[str, Comparison]]
     """Arms that were compared."""
+    axis: tuple[float, float] | None = None
+    """Where the axis ends, if some arm is beyond."""
 
     @property
     def arms(self) -> list[str]:
         """In their order, from the top."""
         return [arm for arm, _ in self.rows]
 
+    @property
+    def edges(self) -> list[Edge]:
+        """What stands at the ends of the axis."""
+        return [edge for arm, found in self.rows for edge in self._edges(arm, found)]
+
+    def _edges(self, arm: str, found: Comparison) -> Iterator[Edge]:
+        mark, middle = _MARKS.get(found.verdict), found.difference
+        if self.axis is None or mark is None or middle is None:
+            return
+        words = f"{MARKS.get(found.verdict, '')} {number(middle, '+')}".strip()
+        (low, high), (least, most) = self.axis, _span(found)
+        if least < low:
+            yield Edge(arm, low, "left", f"◀ {words}" if middle < low else "◀", mark.colour)
+        if most > high:
+            yield Edge(arm, high, "right", f"{words} ▶" if middle > high else "▶", mark.colour)
+
 
 def forest(title: str, rows: Sequence[tuple[str, Comparison]]) -> Forest:
     """A forest of those comparisons that found a difference."""
     known = [(arm, found) for arm, found in rows if found.difference is not None]
     margins = {found.margin for _, found in known}
-    return Forest(title, margins.pop() if len(margins) == 1 else None, known)
+    margin = margins.pop() if len(margins) == 1 else None
+    return Forest(title, margin, known, _axis([found for _, found in known], margin or 0.0))
+
+
+def _axis(found: Sequence[Comparison], margin: float) -> tuple[float, float] | None:
+    """Where an axis ends that shows all but what is far off; None if it shows all."""
+    spans = [(_span(one), max(map(abs, _span(one)))) for one in found]
+    reaches = sorted(reach for _, reach in spans)
+    far = (
+        nearer
+        for nearer, reach in itertools.pairwise(reaches)
+        if reach > _FAR * median(reaches) and reach > _APART * nearer
+    )
+    most = next(far, None)
+    if most is None:
+        return None
+    ends = [end for span, reach in spans if reach <= most for end in span]
+    low, high = min(-margin, *ends), max(margin, *ends)
+    pad = _PAD * (high - low)
+    return (low - pad, high + pad)
+
+
+def _span(found: Comparison) -> tuple[float, float]:
+    """From where to where the interval reaches, or the difference where there is none."""
+    middle = found.difference or 0.0
+    return found.interval or (middle, middle)
 
 
 def plotly(shown: Forest) -> tuple[list[dict[str, object]], dict[str, object]]:
@@ -87,12 +151,18 @@ def plotly(shown: Forest) -> tuple[list[dict[str, object]], dict[str, object]]:
             **line, "type": "rect", "x0": -shown.margin, "x1": shown.margin, "layer": "below",
             "fillcolor": _MARGIN, "opacity": _MARGIN_OPACITY, "line": {"width": 0},
         })  # fmt: skip
+    x_axis = {"range": list(shown.axis)} if shown.axis else {}
     return data, {
         "xaxis": {"zeroline": False, "nticks": 5, "automargin": True,
-                  "gridcolor": "rgba(128,128,128,0.25)"},
+                  "gridcolor": "rgba(128,128,128,0.25)", **x_axis},
         "yaxis": {"type": "category", "categoryorder": "array",
                   "categoryarray": list(map(html.escape, shown.arms)), "autorange": "reversed",
                   "automargin": True, "showgrid": False},
+        "annotations": [
+            {"x": edge.x, "y": html.escape(edge.arm), "text": edge.text, "showarrow": False,
+             "xanchor": edge.side, "font": {"color": edge.colour}}
+            for edge in shown.edges
+        ],
         "shapes": shapes, "height": 70 + _ROW * max(2, len(shown.rows)),
         "margin": {"l": 20, "r": 12, "t": 8, "b": 30},
     }  # fmt: skip
@@ -137,6 +207,13 @@ def _draw(axis: Axes, shown: Forest, arms: Sequence[str]) -> None:
             color=mark.colour, marker=mark.marker, markerfacecolor=_face(mark), markersize=6,
             linewidth=1.4,
         )  # fmt: skip
+    for edge in shown.edges:
+        axis.text(
+            edge.x, arms.index(edge.arm), f" {edge.text} ", color=edge.colour, fontsize=8,
+            ha=edge.side, va="center",
+        )  # fmt: skip
+    if shown.axis:
+        axis.set_xlim(shown.axis)
     axis.set_yticks(range(len(arms)), [arm.replace("$", r"\$") for arm in arms])
     axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.xaxis.set_major_locator(MaxNLocator(4))

@@ -23,7 +23,7 @@ from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.runs.summary import calibration_of
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS, equal_l0, naming, seeds
+from sae_plugins.study import ENOUGH_SEEDS, described, equal_l0, naming, seeds
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import (
     EVALUATIONS,
@@ -66,6 +66,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     details: list[Detail] = []
     results: dict[str, dict[str, Result]] = {}
     ran: list[Result] = []
+    widths: dict[str, set[int]] = {}
     evaluated = 0
     said: dict[str, None] = {}
     hashes = seeds.hashes(trained, folder)
@@ -85,6 +86,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             of_cell[cell].unscored.append(suite)
             continue
         ran.append(result)
+        widths.setdefault(cell.model, set()).add(result.sae.d_sae)
         results.setdefault(cell.model, {}).setdefault(suite, result)
         if cell.source:
             said |= dict.fromkeys(f"{cell.arm}, {cell.source}: {x}" for x in result.warnings)
@@ -104,11 +106,13 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     measured = {(model, suite) for model, found in results.items() for suite in found}
     kept = {(m, x.suite, x.name) for m, found in metrics.items() for x in found}
     kept |= {(m, *of_papers) for m in study.models for of_papers in OF_PAPERS}
+    models = described.models(known.cells, results, widths)
     used = _versions(there, ran, folder)
     return Findings(
         name=name,
         study=study,
         arms=_arms(study),
+        models=models,
         metrics=metrics,
         trained=trained,
         scores=[
@@ -126,7 +130,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             *_kept(there, folder),
             *seeds.twins(trained, hashes),
             *_missed(study, known.pilots, trained),
-            *equal_l0.warnings(trained),
+            *equal_l0.warnings(trained, [m for m, one in models.items() if one.is_synthetic]),
             *_warnings(study, trained, evaluated),
             *_not_there(
                 study,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sae_plugins.study.facts import Facts
-from sae_plugins.study.statistics import Comparison, Verdict
+from sae_plugins.study.facts import Facts, Place
+from sae_plugins.study.statistics import Verdict
 from sae_plugins.study.words import difference
 
 _SHOWN: dict[Verdict, str] = {
@@ -15,8 +15,9 @@ _SHOWN: dict[Verdict, str] = {
     "underpowered": "(%s)",
 }
 _CAPTION = (
-    "Difference from {reference} at equal L0 on {model}, with the 95\\% interval over seeds. Bold: "
-    "better; underlined: worse; italic: equivalent within the margin; in brackets: underpowered; "
+    "Difference from {reference} at equal L0 on {model}, with the 95\\% interval over seeds of "
+    "this comparison alone; verdicts are corrected for all of the study. Bold: better; underlined: "
+    "worse; italic: equivalent within the margin; in brackets: underpowered; "
     "else: not distinguishable. Higher is better where nothing else is said."
 )
 _ESCAPED = str.maketrans(
@@ -39,7 +40,7 @@ def _table(facts: Facts, model: str) -> str:
     rows = [
         (
             _escaped(arm),
-            *(_cell(facts.comparisons.get((model, arm, m.suite, m.name))) for m in metrics),
+            *(_cell(facts, (model, arm, m.suite, m.name)) for m in metrics),
         )
         for arm in facts.arms
         if arm != facts.reference
@@ -65,10 +66,12 @@ def _row(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _cell(found: Comparison | None) -> str:
+def _cell(facts: Facts, place: Place) -> str:
+    found = facts.comparisons.get(place)
     if found is None or found.verdict == "no verdict":
         return "n/a"
-    return _SHOWN.get(found.verdict, "%s") % difference(found)
+    but = f" ({facts.exceptions[place]})" if facts.exceptions[place] else ""
+    return _SHOWN.get(found.verdict, "%s") % difference(found) + but
 
 
 def _escaped(text: str) -> str:

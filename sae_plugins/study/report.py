@@ -19,14 +19,15 @@ from sae_plugins.base import yaml_files
 from sae_plugins.base.files import write as write_file
 from sae_plugins.base.text import as_csv
 from sae_plugins.runs.folder import FIGURES
-from sae_plugins.study import equal_l0, latex, sections, unmatched
+from sae_plugins.study import equal_l0, latex, reading, sections, unmatched
 from sae_plugins.study.conclusions import answers, summary
-from sae_plugins.study.facts import DECIDED, Facts
+from sae_plugins.study.facts import Facts
 from sae_plugins.study.findings import ArmInfo, Contrast, Findings, ReportedMetric, Trained
 from sae_plugins.study.metrics import OF_PAPERS
 from sae_plugins.study.spec import Family, Kind
 from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.words import (
+    DECIDED,
     MARKS,
     Table,
     difference,
@@ -76,7 +77,7 @@ def write(findings: Findings, folder: Path, formats: tuple[str, ...] = ()) -> Pa
     return folder / HTML
 
 
-_Found = tuple[Comparison | None, Family | None]
+_Found = tuple[Comparison | None, Family | None, str]
 
 
 @dataclass(frozen=True)
@@ -88,26 +89,34 @@ class Verdicts:
     reference: Sequence[str]
     """The reference's scores at its middle sparsity."""
     groups: Sequence[tuple[str, Sequence[tuple[ArmInfo, Sequence[_Found]]]]]
-    """Arms by kind, with a comparison for each metric and its family; None where there is none."""
+    """Arms by kind; for each metric a comparison, its family, and at which L0s it is not so.
+
+    None where there is none.
+    """
     notes: Sequence[tuple[str, str]]
     """Reasons of no verdict and warnings, after what they are about."""
 
 
 def _view(facts: Facts) -> dict[str, Any]:
-    findings, models, families = facts.findings, facts.models, _families(facts.findings)
+    findings, models = facts.findings, facts.models
     study = findings.study.model_dump(mode="json", exclude_defaults=True)
     return {
         "findings": findings,
         "study": findings.study,
         "reference": facts.reference,
-        "arms": findings.arms,
+        "arms": list(facts.arms.values()),
+        "described": _described(facts),
+        "models": _models(facts),
+        "metrics": _metrics(facts),
         "looks": facts.looks,
         "shown": facts.shown,
-        "families": families,
-        "corrected": _corrected(families),
+        "lead": reading.lead(facts),
+        "reading": list(reading.lines(facts)),
+        "where": reading.where(facts),
         "marks": MARKS,
         "answers": answers(facts),
         "verdicts": [_verdicts(facts, model) for model in models],
+        "by_l0": [table for model in models if (table := equal_l0.differences(facts, model))],
         "numbers": [_numbers(facts, model) for model in models],
         "forests": [s for model in models if (s := sections.forests(facts, model)).pictures],
         "frontiers": [sections.frontiers(facts, model) for model in models],
@@ -132,17 +141,43 @@ def _view(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _families(findings: Findings) -> dict[Family, int]:
-    """How many tests are corrected together."""
-    tested = [c.family for c in findings.contrasts if c.comparison.p is not None]
-    return {family: tested.count(family) for family in get_args(Family) if family in tested}
+def _models(facts: Facts) -> Table | None:
+    """What the models are, and the SAEs that are trained on them."""
+    rows = []
+    for name, one in facts.findings.models.items():
+        true = f"; true L0 {number(one.true_l0)}" if one.true_l0 else ""
+        widths, lengths = (
+            " or ".join(f"{n:,}" for n in found) or "n/a"
+            for found in (one.d_sae, one.training_tokens)
+        )
+        what = one.name + (f", {one.what}" if one.what else "") + true
+        d_in = "n/a" if one.d_in is None else f"{one.d_in:,}"
+        rows.append((name, what, one.hook_name or "none", d_in, widths, lengths))
+    columns = ("model", "what it is", "hook", "d_in", "d_sae", "training tokens or samples")
+    return Table("", columns, rows) if rows else None
 
 
-def _corrected(families: Mapping[Family, int]) -> str:
-    """What Holm's correction is over, in words."""
-    if "all" in families or not families:
-        return f"all {families.get('all', 0)} tests of this study"
-    return " and, apart, over ".join(f"its {n} {family} tests" for family, n in families.items())
+def _described(facts: Facts) -> Table:
+    """What the arms are."""
+    rows = [
+        (name, arm.kind + (", the reference" if name == facts.reference else ""), arm.description)
+        for name, arm in facts.arms.items()
+    ]
+    return Table("", ("arm", "kind", "description"), rows)
+
+
+def _metrics(facts: Facts) -> Table | None:
+    """What the compared metrics mean, and where their margins are from."""
+    stated = facts.findings.study.margins
+    rows: dict[str, tuple[str, ...]] = {}
+    for model in facts.models:
+        for metric in facts.compared(model):
+            name = f"{metric.suite}/{metric.name}"
+            origin = "the study's" if name in stated else "the default"
+            margin = "none" if metric.margin is None else f"{metric.margin:g}, {origin}"
+            rows[name] = (metric.paper, name, metric.better, metric.meaning, margin)
+    columns = ("metric", "suite/name", "better", "meaning", "margin")
+    return Table("", columns, list(rows.values())) if rows else None
 
 
 def _verdicts(facts: Facts, model: str) -> Verdicts:
@@ -155,9 +190,12 @@ def _verdicts(facts: Facts, model: str) -> Verdicts:
             if arm.kind != kind or name == facts.reference:
                 continue
             places = [(model, name, m.suite, m.name) for m in metrics]
-            found = [(facts.comparisons.get(p), facts.families.get(p)) for p in places]
+            found = [
+                (facts.comparisons.get(p), facts.families.get(p), facts.exceptions.get(p, ""))
+                for p in places
+            ]
             rows.append((arm, found))
-            for comparison, _ in found:
+            for comparison, *_ in found:
                 for text in _remarks(comparison):
                     about.setdefault(text, {})[name] = None
         if rows:

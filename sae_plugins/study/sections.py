@@ -17,7 +17,7 @@ from sae_plugins.base.plots import save
 from sae_plugins.base.text import arrow, natural
 from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import figures, traces
-from sae_plugins.study.facts import Facts, mean_l0
+from sae_plugins.study.facts import Facts, l0_of
 from sae_plugins.study.figures import Heatmap, Line, Panel
 from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.forest import Forest, draw, forest, plotly
@@ -64,20 +64,19 @@ class Section:
 
 def forests(facts: Facts, model: str) -> Section:
     """Each arm's difference from the reference, a metric a picture."""
-    found: list[tuple[ReportedMetric, Forest]] = []
+    found: list[Forest] = []
     for metric in facts.compared(model):
         places = {arm: (model, arm, metric.suite, metric.name) for arm in facts.arms}
         rows = [(a, facts.comparisons[p]) for a, p in places.items() if p in facts.comparisons]
         shown = forest(f"{facts.label(model, metric)} {arrow(metric.better)}".strip(), rows)
         if shown.rows:
-            found.append((metric, shown))
+            found.append(shown)
     if not found:
         return Section(model)
     pictures = [
-        Picture(shown.title, metric.meaning, Markup(figures.page_json(*plotly(shown))), 0)
-        for metric, shown in found
+        Picture(shown.title, "", Markup(figures.page_json(*plotly(shown))), 0) for shown in found
     ]
-    image = _save(facts, f"verdicts_{model}", draw([shown for _, shown in found]))
+    image = _save(facts, f"verdicts_{model}", draw(found))
     return Section(model, pictures, image=image)
 
 
@@ -155,7 +154,7 @@ def _heatmaps(
             [fmean(cells[arm, item].values()) if (arm, item) in cells else None for item in items]
             for arm in arms
         ]
-        at = [f"{arm} (L0 {number(mean_l0(facts.at_middle(model, arm)))})" for arm in arms]
+        at = [f"{arm} (L0 {number(l0_of(facts.at_middle(model, arm)))})" for arm in arms]
         heatmap = Heatmap(f"{suite}: {metric}", at, items, values)
         images.append(heatmap)
         pictures.append(_picture(facts, metric, heatmap))

@@ -102,6 +102,8 @@ class Differences:
     """Seeds whose common range is less than half of either arm's."""
     fewer: tuple[int, ...] = ()
     """Seeds in which one arm lacks some of the exact L0s of the other."""
+    lacking: tuple[float, ...] = ()
+    """These L0s."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,13 @@ class Comparison:
     """Corrected for all tests of equivalence that were made together."""
 
     @property
+    def is_small(self) -> bool:
+        """Whether the difference that was measured is smaller than the margin."""
+        if self.difference is None or self.margin is None:
+            return False
+        return abs(self.difference) < self.margin
+
+    @property
     def negligible(self) -> bool:
         """Whether the difference is shown to be smaller than the margin."""
         return self.p_equivalence_holm is not None and self.p_equivalence_holm <= ALPHA
@@ -163,24 +172,26 @@ def differences(
     common range is exact: the gap is linear between the L0 of the SAEs. An arm of one SAE per seed
     is compared at the L0 of that SAE. Arms with exact L0s are compared at those that both have.
     """
-    arms, references = _frontiers(arm), _frontiers(reference)
+    arms, references = curves(arm), curves(reference)
     by_seed, ranges, apart = {}, [], []
-    chords, slivers, fewer = [], [], []
+    chords, slivers, fewer, lacking = [], [], [], set[float]()
     for seed in sorted(arms.keys() & references.keys()):
-        curves = [arms[seed], references[seed]]
+        pair = [arms[seed], references[seed]]
         if exact:
-            whole, curves = curves, _at_shared_l0s(curves)
-            fewer += [seed] if any(len(x) > len(curves[0][0]) for x, _ in whole) else []
-        common = _common_range(curves)
+            whole, pair = pair, at_shared_l0s(pair)
+            lost = {*whole[0][0], *whole[1][0]} - {*pair[0][0]}
+            lacking |= lost
+            fewer += [seed] if lost else []
+        common = common_range(pair)
         if common is None:
             apart.append(seed)
         else:
-            own, other = curves
+            own, other = pair
             by_seed[seed] = _gap(own, other, *common)
             ranges.append(common)
-            if _has_chords(curves, *common):
+            if _has_chords(pair, *common):
                 chords.append(seed)
-            if 2 * (common[1] - common[0]) < min(float(x[-1] - x[0]) for x, _ in curves):
+            if 2 * (common[1] - common[0]) < min(float(x[-1] - x[0]) for x, _ in pair):
                 slivers.append(seed)
     return Differences(
         by_seed=by_seed,
@@ -191,6 +202,7 @@ def differences(
         chords=tuple(chords),
         slivers=tuple(slivers),
         fewer=tuple(fewer),
+        lacking=tuple(math.exp(x) for x in sorted(lacking)),
     )
 
 
@@ -262,8 +274,8 @@ def frontier(points: Sequence[Point], size: int = 50) -> Frontier | None:
 
     None if there is no such L0.
     """
-    frontiers = [one for one in _frontiers(points).values() if len(one[0])]
-    common = _common_range(frontiers)
+    frontiers = [one for one in curves(points).values() if len(one[0])]
+    common = common_range(frontiers)
     if common is None:
         return None
     low, high = common
@@ -277,12 +289,12 @@ def frontier(points: Sequence[Point], size: int = 50) -> Frontier | None:
     return Frontier(*(tuple(map(float, y)) for y in (np.exp(grid), mean, mean - half, mean + half)))
 
 
-_Curve = tuple[Any, Any]
+Curve = tuple[Any, Any]
 """A frontier of one seed: ascending log L0, and the scores there."""
 
 
-def _frontiers(points: Sequence[Point]) -> dict[int, _Curve]:
-    """By seed; one without usable SAEs has no L0."""
+def curves(points: Sequence[Point]) -> dict[int, Curve]:
+    """Frontiers by seed; one without usable SAEs has no L0."""
     scores: dict[int, dict[float, list[float]]] = {}
     for point in points:
         of_seed = scores.setdefault(point.seed, {})
@@ -294,24 +306,24 @@ def _frontiers(points: Sequence[Point]) -> dict[int, _Curve]:
     }
 
 
-def _at_shared_l0s(curves: Sequence[_Curve]) -> list[_Curve]:
+def at_shared_l0s(pair: Sequence[Curve]) -> list[Curve]:
     """Two curves, without the L0s that only one of them has."""
-    (x, _), (y, _) = curves
+    (x, _), (y, _) = pair
     shared = np.intersect1d(x, y)
-    return [(l0s[np.isin(l0s, shared)], scores[np.isin(l0s, shared)]) for l0s, scores in curves]
+    return [(l0s[np.isin(l0s, shared)], scores[np.isin(l0s, shared)]) for l0s, scores in pair]
 
 
-def _common_range(curves: Sequence[_Curve]) -> tuple[float, float] | None:
-    """Of log L0."""
-    if not curves or not all(len(x) for x, _ in curves):
+def common_range(found: Sequence[Curve]) -> tuple[float, float] | None:
+    """The log L0 that all frontiers cover."""
+    if not found or not all(len(x) for x, _ in found):
         return None
-    low, high = max(float(x[0]) for x, _ in curves), min(float(x[-1]) for x, _ in curves)
+    low, high = max(float(x[0]) for x, _ in found), min(float(x[-1]) for x, _ in found)
     if 0 < low - high <= SAME_L0:
         low = high = (low + high) / 2
     return (low, high) if low <= high else None
 
 
-def _has_chords(curves: Sequence[_Curve], low: float, high: float) -> bool:
+def _has_chords(curves: Sequence[Curve], low: float, high: float) -> bool:
     """Whether some SAE within a range of log L0 has none of the other arm near."""
     (x, _), (y, _) = curves
     inside = [[v for v in one if low <= v <= high] for one in (x, y)]
@@ -319,7 +331,7 @@ def _has_chords(curves: Sequence[_Curve], low: float, high: float) -> bool:
     return any(np.abs(other - v).min() > NEAR_L0 for own, other in pairs for v in own)
 
 
-def _gap(arm: _Curve, reference: _Curve, low: float, high: float) -> float:
+def _gap(arm: Curve, reference: Curve, low: float, high: float) -> float:
     """The mean of arm minus reference over a range of log L0."""
     knots = np.union1d(arm[0], reference[0])
     knots = np.array([low, *knots[(knots > low) & (knots < high)], high])
@@ -403,8 +415,9 @@ def _warnings(found: Differences) -> tuple[str, ...]:
         )
     if found.fewer:
         warnings.append(
-            f"{_seeds(found.fewer)}: compared at those L0s at which both arms have an SAE with a "
-            "score, since one of them lacks some"
+            f"{_seeds(found.fewer)}: not compared at an L0 of "
+            f"{', '.join(f'{l0:.3g}' for l0 in found.lacking)}, where one of the two arms has no "
+            "score"
         )
     if found.slivers:
         warnings.append(f"{_seeds(found.slivers)}: compared on less than half of either arm's L0")

@@ -11,8 +11,10 @@ import scipy.stats
 from markupsafe import Markup
 
 from sae_plugins.base.text import as_markdown
+from sae_plugins.study.by_l0 import AtL0
 from sae_plugins.study.statistics import CONFIDENCE, Comparison, Verdict
 
+DECIDED: tuple[Verdict, ...] = ("better", "worse")
 MARKS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "equivalent": "≈"}
 """What tells verdicts apart where there is no colour."""
 
@@ -46,23 +48,24 @@ def marked(comparison: Comparison) -> str:
 
 
 def limits(comparison: Comparison) -> str:
-    """What a verdict that is neither "better" nor "worse" leaves open; empty for others."""
+    """How a verdict stands to the margin, and what it leaves open; empty where nothing is."""
     margin, detects = comparison.margin, comparison.smallest_detectable
     if comparison.verdict == "equivalent":
-        return f"within ±{number(margin)}"
+        return f"within ±{margin:g}"
+    if comparison.verdict in DECIDED:
+        return f"< margin {margin:g}" if comparison.is_small else ""
     if comparison.verdict not in ("not distinguishable", "underpowered") or detects is None:
         return ""
-    matters = "" if margin is None else f", {number(margin)} matters"
-    return f"detects ≥ {number(detects)}{matters}"
+    return f"detects ≥ {number(detects)}" + ("" if margin is None else f", margin {margin:g}")
 
 
-def difference(comparison: Comparison) -> str:
+def difference(found: Comparison | AtL0) -> str:
     """The difference and its interval, with signs and alike in decimals."""
-    if comparison.difference is None:
+    if found.difference is None:
         return ""
-    if comparison.interval is None:
-        return number(comparison.difference, "+")
-    shown = [comparison.difference, *comparison.interval]
+    if found.interval is None:
+        return number(found.difference, "+")
+    shown = [found.difference, *found.interval]
     scale = max(map(abs, shown))
     if scale and not 1e-4 <= scale < 1e9:
         middle, low, high = (number(value, "+") for value in shown)

@@ -30,9 +30,17 @@ def test_an_sae_is_exact_if_it_has_the_wanted_l0() -> None:
 def test_exact_l0s_are_told_from_interpolated_ones() -> None:
     exact = [sae(8.01), sae(7.98, arm="topk"), sae(4.004, wanted=4)]
     text = in_words(exact, "l1")
-    assert text.startswith("L0 is exactly equal: the thresholds of each SAE were set on 65,536")
-    assert "it is within 0.25% of that, and SAEs of the same seed that want the same" in text
-    assert "are within 0.38% of each other. No score is interpolated." in text
+    assert text == (
+        "Each SAE has exactly the wanted L0 on the 65,536 tokens that its thresholds were set on, "
+        "which it was not trained on. On the other held-out tokens that measure L0, it is within "
+        "0.25% of that, and SAEs of the same seed that want the same L0 are within 0.38% of each "
+        "other. Arms are compared at the wanted L0s, and no score is interpolated."
+    )
+    samples = in_words(exact, "l1", "samples")
+    assert "65,536 samples" in samples
+    assert "held-out samples" in samples
+    assert "text" not in samples
+    assert "tokens" not in samples
     assert in_words([sae(8.3, wanted=None), sae(7.9, wanted=None)], "l1").startswith(
         "L0 is interpolated: scores at equal L0 are read between those of SAEs"
     )
@@ -47,11 +55,9 @@ def test_exact_l0s_are_told_from_interpolated_ones() -> None:
 def test_arms_with_another_l0_are_said_to_be_interpolated(other: Any) -> None:
     exact = [sae(8.01), sae(7.98, arm="topk"), sae(4.004, wanted=4)]
     text = in_words([*exact, sae(8.0, arm="other", **other)], "l1")
-    assert text.startswith(
-        "L0 is exactly equal, except for other: the thresholds of each other SAE were set on"
-    )
+    assert text.startswith("Except for other, each SAE has exactly the wanted L0 on the 65,536")
     assert "other and l1 are compared at the L0s that were measured" in text
-    assert text.endswith("no other score is interpolated.")
+    assert text.endswith("other arms are compared at the wanted L0s.")
     of_reference = in_words([*exact, sae(8.0, **other)], "l1")
     assert of_reference.startswith(
         "L0 is interpolated, since l1 has SAEs that miss the wanted L0: scores at equal L0 are read"
@@ -75,18 +81,18 @@ def test_an_l0_has_the_standard_error_of_the_text_that_it_is_measured_on() -> No
     measured = one.model_copy(update={"tokens": 65_536})
     assert measured.l0_error == pytest.approx(15.7 * 0.005 * 2)
     assert one.l0_error is None, "earlier findings do not say how many tokens"
-    said = " The standard error of an L0 on these 65,536 tokens is up to 1.00%."
-    assert in_words([measured], "l1").endswith(f"of each other.{said} No score is interpolated.")
-    (warning,) = warnings([measured])
-    assert f"(l1 has 15.7 for 16).{said} The 262,144 tokens that set thresholds" in warning
+    said = "On the 65,536 other held-out tokens that measure L0, it is within 1.88% of that (the "
+    assert f"{said}standard error is up to 1.00%), and SAEs" in in_words([measured], "l1")
 
 
 def test_text_that_is_too_short_is_said() -> None:
     assert list(warnings([sae(8.03), sae(7.97)])) == []
     (warning,) = warnings([sae(8.03), sae(7.9, spread=0.013, tokens=4096, arm="topk")])
     assert warning == (
-        "toy: on held-out text, 1 of 2 SAEs with exact L0s miss them by more than 0.5% (topk has "
-        "7.9 for 8). The 4,096 tokens that set thresholds tell the L0 of as many others to 1.3%: "
-        "give more calibrate_tokens, and as many heldout_tokens. SAEs of the same seed share both "
-        "texts, and miss it alike"
+        "toy: on the held-out tokens that measure L0, 1 of 2 SAEs miss the wanted one by more than "
+        "0.5% (topk has 7.9 for 8). The 4,096 tokens that set thresholds tell the L0 of as many "
+        "others to 1.3%: give more calibrate_tokens, and as many heldout_tokens. SAEs of the same "
+        "seed share them, and miss it alike"
     )
+    (of_samples,) = warnings([sae(8.03), sae(7.9, arm="topk")], ["toy"])
+    assert "65,536 samples that set thresholds" in of_samples

@@ -36,3 +36,38 @@ def test_metrics_share_their_arms_and_what_was_not_compared_is_left_out():
     assert len(second.containers) == 2
     assert {round(line.get_ydata()[0]) for line in second.get_lines()[1:]} == {1, 2}
     assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["better", "worse"]
+
+
+FAR = Comparison("worse", 5, -1.0, (-1.1, -0.9), margin=0.01)
+WIDE = Comparison("underpowered", 5, 0.01, (-0.5, 0.7), margin=0.01)
+
+
+def test_an_arm_far_off_is_an_arrow_at_the_edge_with_its_number():
+    near = ROWS[:4]
+    assert forest("EV ↑", [*near, ROWS[4]]).axis is None, "nothing is far off"
+    shown = forest("EV ↑", [*near, ("untrained", FAR)])
+    low, high = shown.axis
+    assert -0.1 < low < -0.06
+    assert 0.07 < high < 0.1
+    (edge,) = shown.edges
+    assert (edge.arm, edge.x, edge.side, edge.text) == ("untrained", low, "left", "◀ ▼ -1.00")
+    _, layout = plotly(shown)
+    assert layout["xaxis"]["range"] == [low, high]
+    assert [note["text"] for note in layout["annotations"]] == ["◀ ▼ -1.00"]
+    (axis,) = draw([shown]).axes
+    assert axis.get_xlim() == (low, high)
+    assert [text.get_text().strip() for text in axis.texts] == ["◀ ▼ -1.00"]
+
+
+def test_an_interval_that_ends_off_the_axis_has_arrows_without_a_number():
+    shown = forest("EV ↑", [*ROWS[:4], ("noisy", WIDE)])
+    assert [(edge.side, edge.text) for edge in shown.edges] == [("left", "◀"), ("right", "▶")]
+
+
+def test_arms_that_grow_further_by_and_by_are_all_on_the_axis():
+    rows = [
+        (str(reach), Comparison("worse", 5, -reach, (-1.1 * reach, -0.9 * reach)))
+        for reach in (0.01, 0.01, 0.018, 0.033, 0.06, 0.11)
+    ]
+    assert forest("EV ↑", rows).axis is None
+    assert forest("EV ↑", []).axis is None
