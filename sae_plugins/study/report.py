@@ -105,7 +105,6 @@ def _view(facts: Facts) -> dict[str, Any]:
         "study": findings.study,
         "reference": facts.reference,
         "arms": list(facts.arms.values()),
-        "described": _described(facts),
         "models": _models(facts),
         "metrics": _metrics(facts),
         "looks": facts.looks,
@@ -141,29 +140,23 @@ def _view(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _models(facts: Facts) -> Table | None:
-    """What the models are, and the SAEs that are trained on them."""
-    rows = []
+def _models(facts: Facts) -> list[tuple[str, str]]:
+    """What each model is, and the SAEs that are trained on it."""
+    found = []
     for name, one in facts.findings.models.items():
-        true = f"; true L0 {number(one.true_l0)}" if one.true_l0 else ""
         widths, lengths = (
-            " or ".join(f"{n:,}" for n in found) or "n/a"
-            for found in (one.d_sae, one.training_tokens)
+            " or ".join(f"{n:,}" for n in each) for each in (one.d_sae, one.training_tokens)
         )
-        what = one.name + (f", {one.what}" if one.what else "") + true
-        d_in = "n/a" if one.d_in is None else f"{one.d_in:,}"
-        rows.append((name, what, one.hook_name or "none", d_in, widths, lengths))
-    columns = ("model", "what it is", "hook", "d_in", "d_sae", "training tokens or samples")
-    return Table("", columns, rows) if rows else None
-
-
-def _described(facts: Facts) -> Table:
-    """What the arms are."""
-    rows = [
-        (name, arm.kind + (", the reference" if name == facts.reference else ""), arm.description)
-        for name, arm in facts.arms.items()
-    ]
-    return Table("", ("arm", "kind", "description"), rows)
+        parts = (
+            one.name + (f", {one.what}" if one.what else ""),
+            one.true_l0 and f"true L0 {number(one.true_l0)}",
+            one.hook_name and f"hook {one.hook_name}",
+            one.d_in and f"d_in {one.d_in:,}",
+            widths and f"d_sae {widths}",
+            lengths and f"SAEs trained on {lengths} {facts.unit(name)}",
+        )
+        found.append((name, "; ".join(part for part in parts if part)))
+    return found
 
 
 def _metrics(facts: Facts) -> Table | None:

@@ -101,8 +101,10 @@ def test_the_report_says_what_the_bullets_say_in_its_tables(report):
         assert text.count("at L0s of 8, 16 and 32") == 1
         assert "at L0s of 8 and 16 only" in text
         assert "What crosses does" in text
-        assert "synthetic:toy, 96 features in 48 dimensions; true L0 5.53" in text
-        assert "96 or 128" in text
+        assert "synthetic:toy, 96 features in 48 dimensions; true L0 5.53; d_in 48" in text.replace(
+            "\\", ""
+        )
+        assert "96 or 128; SAEs trained on 307,200 samples." in text
         assert "0.02, the default" in text
         assert "L0 is the wanted one; " in text
         assert "explained variance (heldout), set for it" in text
