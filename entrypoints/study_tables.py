@@ -138,7 +138,9 @@ def print_verdicts(findings: Findings) -> None:
             model = f"{contrast.model}: " if models > 1 else ""
             metric = model + labels[contrast.model, contrast.suite, contrast.metric]
             effect = number(found.effect_size, "+")
-            effects.add_row(contrast.arm, metric, marked(found), difference(found), effect)
+            but = facts.exceptions[contrast.model, contrast.arm, contrast.suite, contrast.metric]
+            verdict = f"{marked(found)} {but}".strip()
+            effects.add_row(contrast.arm, metric, verdict, difference(found), effect)
     for shown in (table, effects):
         if shown.row_count:
             Console().print(shown)
