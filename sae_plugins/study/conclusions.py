@@ -211,6 +211,6 @@ def _power(facts: Facts, model: str, found: _Found) -> str:
         for label, (metric, values) in detected.items()
     ]
     return (
-        "After Holm's correction, and for the median arm, the study finds a true difference with "
-        f"80% power if it is at least {', '.join(shown)}."
+        "The true difference that is found with 80% power, after Holm's correction and as the "
+        f"median over arms, is {', '.join(shown)}."
     )

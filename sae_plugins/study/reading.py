@@ -9,7 +9,7 @@ from sae_plugins.study.facts import Facts
 from sae_plugins.study.findings import Findings
 from sae_plugins.study.spec import Family
 
-_CHANCE = "with a 5% chance of any wrong one in the study"
+_CHANCE = "with a 5% chance of any wrong one among these tests"
 
 
 def families(findings: Findings) -> dict[Family, int]:
@@ -23,9 +23,10 @@ def lead(facts: Facts) -> str:
     return (
         "An interval is of one comparison, uncorrected. A verdict, and the difference that the "
         f"study detects, are after Holm's correction over {_corrected(families(facts.findings))}. "
-        "So an interval may exclude zero without a verdict, and what is detected is several times "
-        f"half an interval. The row of {facts.reference} has its scores at one L0, the middle one; "
-        "all other rows have differences from it, averaged over all L0s that both arms have."
+        "So an interval may exclude zero without a verdict, and a difference must be several times "
+        f"as large as half an interval to be detected. The row of {facts.reference} has its scores "
+        "at one L0, the middle one; all other rows have differences from it, averaged over all L0s "
+        "that both arms have."
     )
 
 
@@ -106,4 +107,4 @@ def where(facts: Facts) -> str:
     which = "wanted" if exact else "measured"
     if 0 < len(exact) < len(facts.models):
         which = f"wanted one on {', '.join(exact)}, elsewhere the measured"
-    return f"L0 is the {which} one; what each SAE has on held-out text stands under SAEs."
+    return f"L0 is the {which} one; what was measured of each SAE stands under SAEs."

@@ -150,8 +150,8 @@ def test_answer_counts_better_and_worse_at_equal_l0(made):
     assert f"hierarchical is worse on all 2 (loss recovered {loss}, SCR † {scr})." in text
     assert "Not distinguishable from l1 on any metric: hybrid-order." in text
     assert re.search(
-        r"After Holm's correction, and for the median arm, the study finds a true difference with "
-        r"80% power if it is at least [0-9.]+ in loss recovered, [0-9.]+ in SCR\.", text
+        r"The true difference that is found with 80% power, after Holm's correction and as the "
+        r"median over arms, is [0-9.]+ in loss recovered, [0-9.]+ in SCR\.", text
     )  # fmt: skip
 
 
