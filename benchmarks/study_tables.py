@@ -17,10 +17,9 @@ import yaml
 from sae_plugins.base.files import write
 from sae_plugins.base.text import arrow
 from sae_plugins.entrypoints.main import main as sae_plugins
-from sae_plugins.study.facts import Facts
+from sae_plugins.study.facts import Facts, Place
 from sae_plugins.study.findings import Findings
 from sae_plugins.study.gather import FINDINGS
-from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.unmatched import table as unmatched
 from sae_plugins.study.words import MARKS, Table, grid, mean_interval, number
 
@@ -65,7 +64,7 @@ def tables(findings: Findings) -> Iterator[str]:
             [
                 arm,
                 *(info.paper for _ in papers),
-                *(cell(facts.comparisons.get((model, arm, *place))) for place in places),
+                *(cell(facts, (model, arm, *place)) for place in places),
             ]
             for arm, info in facts.arms.items()
             if arm != facts.reference and (model, arm) in facts.runs
@@ -77,12 +76,14 @@ def tables(findings: Findings) -> Iterator[str]:
             yield f"The paper's own test, of SAEs of other L0s:\n\n{grid(own_test)}\n"
 
 
-def cell(found: Comparison | None) -> str:
-    """A difference and its verdict's mark; in brackets where nothing can be concluded."""
+def cell(facts: Facts, place: Place) -> str:
+    """A difference, its verdict's mark, and where it is not so; in brackets if underpowered."""
+    found = facts.comparisons.get(place)
     if found is None or found.difference is None or found.verdict == "no verdict":
         return "none"
     shown = f"{MARKS.get(found.verdict, '')} {found.difference:+.3f}".strip()
-    return f"({shown})" if found.verdict == "underpowered" else shown
+    shown = f"({shown})" if found.verdict == "underpowered" else shown
+    return f"{shown} {facts.exceptions[place]}".strip()
 
 
 def run(name: str, folder: Path, options: list[str]) -> None:
