@@ -75,11 +75,35 @@ def summary(facts: Facts, model: str, arm: str) -> str:
 
 
 def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer:
+    everything = [found for arm in facts.arms for found in _found(facts, model, arm, family)]
+    said, alike = _said(facts, model, family)
+    name = {"all": "", "primary": "primary comparisons", "exploratory": "exploratory comparisons"}
+    trained = facts.findings.trained
+    return Answer(
+        title=", ".join(filter(None, (model, name[family]))) if titled else "",
+        seeds=len({one.seed for one in trained if one.model == model and one.status == "ok"}),
+        metrics=len(dict.fromkeys(metric.suite + metric.name for metric, _ in everything)),
+        l0s=facts.over[model].usual,
+        learning_rates=tuning.in_words(
+            facts.findings.learning_rates.get(model, {}), facts.tuned.get(model, {})
+        ),
+        equal_l0=equal_l0.in_words(
+            (one for one in trained if one.model == model), facts.reference, facts.unit(model)
+        ),
+        power=_power(facts, model, everything),
+        said=said,
+        alike=alike,
+        judged=any(comparison.verdict != "no verdict" for _, comparison in everything),
+    )
+
+
+def _said(
+    facts: Facts, model: str, family: Family
+) -> tuple[list[tuple[ArmInfo, str, str]], list[str]]:
+    """What is said of each arm, and of all those that have one verdict."""
     said, alike, alone = [], dict[Verdict, list[str]](), list[str]()
-    everything: _Found = []
     for arm in facts.arms.values():
         found = _found(facts, model, arm.name, family)
-        everything += found
         verdicts = {comparison.verdict for _, comparison in found}
         if verdicts == {"no verdict"} and (scores := _alone(facts, model, arm.name)):
             alone.append(f"{arm.name} ({scores})")
@@ -97,29 +121,12 @@ def _answer(facts: Facts, model: str, family: Family, *, titled: bool) -> Answer
             and facts.existing.get((model, arm.name), True)
         ):
             alike.setdefault("no verdict", []).append(arm.name)
-    name = {"all": "", "primary": "primary comparisons", "exploratory": "exploratory comparisons"}
-    trained = facts.findings.trained
-    return Answer(
-        title=", ".join(filter(None, (model, name[family]))) if titled else "",
-        seeds=len({one.seed for one in trained if one.model == model and one.status == "ok"}),
-        metrics=len(dict.fromkeys(metric.suite + metric.name for metric, _ in everything)),
-        l0s=facts.over[model].usual,
-        learning_rates=tuning.in_words(
-            facts.findings.learning_rates.get(model, {}), facts.tuned.get(model, {})
-        ),
-        equal_l0=equal_l0.in_words(
-            (one for one in trained if one.model == model), facts.reference, facts.unit(model)
-        ),
-        power=_power(facts, model, everything),
-        said=said,
-        alike=[
-            f"{text.format(reference=facts.reference)}: {', '.join(alike[verdict])}."
-            for verdict, text in _ALL_ALIKE.items()
-            if verdict in alike
-        ]
-        + ([f"{_ONE_SEED}: {', '.join(alone)}."] if alone else []),
-        judged=any(comparison.verdict != "no verdict" for _, comparison in everything),
-    )
+    sentences = [
+        f"{text.format(reference=facts.reference)}: {', '.join(alike[verdict])}."
+        for verdict, text in _ALL_ALIKE.items()
+        if verdict in alike
+    ]
+    return said, sentences + ([f"{_ONE_SEED}: {', '.join(alone)}."] if alone else [])
 
 
 def _found(facts: Facts, model: str, arm: str, family: Family | None) -> _Found:
@@ -176,7 +183,7 @@ def _measured(facts: Facts, model: str, metric: ReportedMetric, arm: str) -> str
         parts.append(facts.exceptions[place])
     others = facts.over[model].others
     if place in others and not _elsewhere(facts, model, arm):
-        parts.append(f"at L0s of {others[place]} only")
+        parts.append(f"at {others[place]} only")
     return " ".join(parts)
 
 

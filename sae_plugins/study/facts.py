@@ -104,17 +104,17 @@ class Facts:
 
     @cached_property
     def over(self) -> dict[str, Ranges[Place]]:
-        """By model, the L0s that comparisons are over."""
+        """By model, the L0s that comparisons with a verdict are over."""
         found = {}
         for model in self.models:
             exact, measured = {}, {}
             for place in self._metrics:
-                l0s, ends = self.by_l0[place], self.comparisons[place].l0
-                if place[0] == model and l0s and ends:
+                l0s, one = self.by_l0[place], self.comparisons[place]
+                if place[0] == model and l0s and one.l0 and one.verdict != "no verdict":
                     if self.points.are_exact(model, (place[1], self.reference)):
                         exact[place] = tuple(at.l0 for at in l0s)
                     else:
-                        measured[place] = ends
+                        measured[place] = one.l0
             found[model] = ranges(exact, measured)
         return found
 

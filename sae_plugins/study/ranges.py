@@ -35,16 +35,20 @@ def ranges(exact: Mapping[K, Exact], measured: Mapping[K, Range]) -> Ranges[K]:
     The ends of measured L0s differ a little from arm to arm; another range than those of most has
     an end that is not near the median one.
     """
-    words = {key: listed(l0s) for key, l0s in exact.items()}
+    words = {key: _said(listed(l0s)) for key, l0s in exact.items()}
     usual = mode(words.values()) if words else ""
     others = {key: text for key, text in words.items() if text != usual}
     if measured:
         lows, highs = zip(*measured.values(), strict=True)
         ends = (median(lows), median(highs))
-        usual = usual or span(ends)
+        usual = usual or _said(span(ends))
         others |= {
-            key: span(one)
+            key: _said(span(one))
             for key, one in measured.items()
             if any(abs(math.log(x / y)) > NEAR_L0 for x, y in zip(one, ends, strict=True))
         }
     return Ranges(usual, others)
+
+
+def _said(l0s: str) -> str:
+    return f"L0s of {l0s}" if " " in l0s else f"an L0 of {l0s}"

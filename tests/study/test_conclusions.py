@@ -1,5 +1,7 @@
 """What a study concludes, in words that do not say more than was found."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sketches
@@ -78,12 +80,25 @@ def test_less_than_the_margin_is_said_with_the_verdict(crossing, tmp_path):
 
 def test_the_l0s_of_an_arm_stand_out_where_they_are_fewer(crossing, tmp_path):
     (answer,) = answers(Facts(crossing, tmp_path))
-    assert answer.l0s == "8, 16 and 32"
-    assert {arm.name: l0s for arm, l0s, _ in answer.said}["fewer"] == "8 and 16"
+    assert answer.l0s == "L0s of 8, 16 and 32"
+    assert {arm.name: l0s for arm, l0s, _ in answer.said}["fewer"] == "L0s of 8 and 16"
     (fewer,) = (c.comparison for c in crossing.contrasts if c.arm == "fewer")
     assert "not compared at an L0 of 32, where one of the two arms has no score" in str(
         fewer.warnings
     )
+
+
+def test_an_arm_without_a_verdict_is_over_no_l0(crossing, tmp_path):
+    contrasts = [
+        one.model_copy(update={"comparison": replace(one.comparison, verdict="no verdict")})
+        if one.arm == "fewer"
+        else one
+        for one in crossing.contrasts
+    ]
+    found = crossing.model_copy(update={"contrasts": contrasts})
+    (answer,) = answers(Facts(found, tmp_path))
+    assert "fewer" not in {arm.name for arm, *_ in answer.said}
+    assert answer.alike == ["No verdict, for reasons that are below the table of verdicts: fewer."]
 
 
 def test_samples_are_not_called_text(crossing, tmp_path):
