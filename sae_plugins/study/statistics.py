@@ -346,6 +346,15 @@ def _l0_range(ranges: Sequence[tuple[float, float]]) -> tuple[float, float] | No
     return (math.exp(min(low for low, _ in ranges)), math.exp(max(high for _, high in ranges)))
 
 
+def _undefined(seeds: Sequence[int], *arms: Sequence[Point]) -> list[int]:
+    """Of these seeds, those in which SAEs of an arm have an L0, and none has a score."""
+    bare = [
+        {p.seed for p in arm if math.isfinite(p.l0)} - {p.seed for p in arm if p.usable}
+        for arm in arms
+    ]
+    return sorted(set().union(*bare).intersection(seeds))
+
+
 def _test(question: Question) -> Comparison:
     """The comparison before Holm's correction, which alone makes a verdict of it."""
     arm, reference, _, margin, least, exact = question
@@ -354,6 +363,8 @@ def _test(question: Question) -> Comparison:
     n = len(values)
     warnings = _warnings(found)
     nothing = Comparison("no verdict", n, l0=found.l0, warnings=warnings, margin=margin)
+    if undefined := _undefined(found.apart, arm, reference):
+        return replace(nothing, reason=f"it is undefined for the SAEs of {_seeds(undefined)}")
     if found.apart:
         return replace(
             nothing,
@@ -361,7 +372,7 @@ def _test(question: Question) -> Comparison:
             f"reference's {_covered(reference)}; add sparsities between them",
         )
     if n < least:
-        few = f"{_count(n, 'seed')} in common: it takes {_NUMBERS[least]} at least"
+        few = f"{n} seed{'s' * (n != 1)} in common: it takes {_NUMBERS[least]} at least"
         return replace(nothing, difference=fmean(values) if values else None, reason=few)
     mean = fmean(values)
     tolerance = ROUNDING * max(abs(p.value) for p in (*arm, *reference) if p.usable)
@@ -406,7 +417,7 @@ def _warnings(found: Differences) -> tuple[str, ...]:
     if found.unpaired:
         warnings.append(f"{_seeds(found.unpaired)} left out: SAEs of one of the two arms only")
     if found.unusable:
-        warnings.append(f"{_count(found.unusable, 'SAE')} left out: L0 of 0, or a score missing")
+        warnings.append(f"SAEs left out: {found.unusable}, with an L0 of 0 or no score")
     if found.chords:
         warnings.append(
             f"{_seeds(found.chords)}: the arms have SAEs at different L0, and between them scores "
@@ -430,14 +441,8 @@ def _warnings(found: Differences) -> tuple[str, ...]:
 
 def _covered(points: Sequence[Point]) -> str:
     """The L0 of an arm's SAEs, in words."""
-    l0 = [point.l0 for point in points if point.usable]
-    if not l0:
-        return "unknown"
-    return f"{min(l0):.4g}" if min(l0) == max(l0) else f"{min(l0):.4g} to {max(l0):.4g}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    l0 = sorted(point.l0 for point in points if point.usable)
+    return " to ".join(dict.fromkeys(f"{end:.4g}" for end in (l0[:1] + l0[-1:]))) or "unknown"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

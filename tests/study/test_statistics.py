@@ -126,7 +126,7 @@ def test_saes_without_l0_or_score_are_left_out_and_named(broken: Point) -> None:
     one = [replace(point, value=point.value + 0.5 + 0.001 * point.seed) for point in reference]
     found = only([*one, broken], reference)
     assert replace(found, warnings=()) == only(one, reference)
-    assert found.warnings == ("1 SAE left out: L0 of 0, or a score missing",)
+    assert found.warnings == ("SAEs left out: 1, with an L0 of 0 or no score",)
     # where a seed has no other SAE, it may not be dropped silently: its arm failed there
     alone = only([broken if p.seed == 1 else p for p in one], reference)
     assert alone.verdict == "no verdict"
@@ -273,6 +273,16 @@ def test_no_verdict_without_common_l0_in_every_seed() -> None:
         "no common L0 in seed 2: the arm's is 10 to 50, the reference's 10; add sparsities "
         "between them"
     )
+
+
+def test_a_metric_that_is_undefined_somewhere_says_so() -> None:
+    reference = arm(0.1, 0.2, 0.3)
+    one = [replace(point, value=point.value + 1) for point in reference]
+    one[1] = replace(one[1], value=math.nan)
+    for pair in ((one, reference), (reference, one)):
+        found = only(*pair)
+        assert found.verdict == "no verdict"
+        assert found.reason == "it is undefined for the SAEs of seed 1"
 
 
 def test_a_metric_may_take_more_seeds_for_a_verdict() -> None:
