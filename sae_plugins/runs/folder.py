@@ -20,14 +20,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import PluginError, reason
 from sae_plugins.base.files import lock, size, write
+from sae_plugins.framework import plugin_files
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import partial_files
 from sae_plugins.resume.signals import deferred
 from sae_plugins.runs import journal
+from sae_plugins.runs.recipe_file import as_yaml, write_recipe
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -58,6 +59,7 @@ _PATTERNS = (
     *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, "eval_stats.json"),
     "metrics*.jsonl",
     "training_summary*.json",
+    f"{plugin_files.FOLDER}/**/*.py",
     f"{FIGURES}/loss_and_l0*.png",
     f"{FIGURES}/firing_by_position*.png",
     "synthetic_model/*.json",
@@ -239,8 +241,8 @@ class RunFolder:
                 "and --checkpoint_every 0 need less, and say in --help what that costs"
             )
 
-    def start(self, recipe: Mapping[str, Any]) -> Path:
-        """Make an empty `unfinished/` with `run.yaml` in it, and return it.
+    def start(self, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
+        """Make an empty `unfinished/` with `run.yaml` and such files in it, and return it.
 
         An earlier one, which failed or `--overwrite` gave up, keeps its records and loses its
         checkpoints. One that was killed before its first is repeated by the same run, and goes.
@@ -255,12 +257,12 @@ class RunFolder:
             self.unfinished.rename(next(name for name in names if not name.exists()))
         self.unfinished.mkdir()
         self._started = True
-        write(self.unfinished / RECIPE, text)
+        write_recipe(self.unfinished / RECIPE, recipe, files)
         return self.unfinished
 
-    def describe(self, recipe: Mapping[str, Any]) -> None:
-        """Write `run.yaml` in place of the one that the run began with."""
-        write(self.unfinished / RECIPE, as_yaml(recipe))
+    def describe(self, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Write `run.yaml` and such files in place of those that the run began with."""
+        write_recipe(self.unfinished / RECIPE, recipe, files)
 
     def _recipe(self) -> str | None:
         try:
@@ -399,12 +401,6 @@ def _is_saved(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return (folder / WEIGHTS).is_file()
-
-
-def as_yaml(recipe: Mapping[str, Any]) -> str:
-    """A recipe as the text of `run.yaml`."""
-    heading = "# Reproduces this run: sae-plugins train --recipe THIS_FILE --output_path ANOTHER\n"
-    return heading + yaml_files.dump(recipe)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
