@@ -91,7 +91,8 @@ def lazily():
     assert module.lazily() == 3
     found = {"idea.py", "helper.py", "inner/deep.py", "sibling.py", "late.py"}
     assert copies([idea]).keys() == found
-    assert {*code((), [idea])} == found
+    own = {name for name in code((), [idea]) if not name.startswith("framework/")}
+    assert own == found
     assert str(folder) not in sys.path
     assert not {"helper", "sibling", "late", "inner", "unasked"} & sys.modules.keys()
 
@@ -165,7 +166,7 @@ def test_the_sae_says_which_file_it_was_trained_with() -> None:
         ),
         ("idea.py:Idea", IDEA.replace('"idea"', '"recorder"'), "as is an installed plugin"),
         ("idea.py:Idea", IDEA.replace('"idea"', '"My Idea"'), "must be lower-case words"),
-        ("idea.py:Idea", IDEA + "def f(:\n", r"idea\.py, line 19: invalid syntax"),
+        ("idea.py:Idea", IDEA + "def f(:\n", r"idea\.py, line 17: invalid syntax"),
         (
             "idea.py:Idea",
             "import does_not_exist\n" + IDEA.replace("from __future__ import annotations", ""),
@@ -192,19 +193,19 @@ def test_a_file_beside_it_must_not_be_called_as_an_installed_module(folder: Path
         load("idea.py:Idea")
 
 
-@pytest.mark.parametrize("name", ["idea.py:Idea", "idea.py", "./idea.py:Idea", "/a b/c.py:D"])
-def test_names_alone_run_nothing(name: str) -> None:
+@pytest.mark.parametrize("given", ["idea.py:Idea", "idea.py", "./idea.py:Idea", "/a b/c.py:D"])
+def test_names_alone_run_nothing(given: str) -> None:
     written("raise RuntimeError('was run')")
-    assert names_file(name)
+    assert names_file(given)
 
     class Needy(Plugin):
         name = "needy"
-        requires = (name,)
+        requires = (given,)
 
-    for ask in (lambda: resolve([name]), lambda: resolve([Needy])):
+    for ask in (lambda: resolve([given]), lambda: resolve([Needy])):
         with pytest.raises(PluginError, match=r"in Python, import the class and give that"):
             ask()
-    with pytest.raises(PluginError, match="import the class"), plugins(name):
+    with pytest.raises(PluginError, match="import the class"), plugins(given):
         pass
 
 
