@@ -131,6 +131,10 @@ def load(name: str) -> type[Plugin] | type[Method]:
             f"{name!r} names a file, whose code runs only where a command line or a study file "
             "names it with --plugin, or `plugin`; in Python, import the class and give that"
         )
+    if re.search(r"[:/]", name):
+        raise PluginError(
+            f"no plugin {name!r} is installed: a class of your own is named as FILE.py:CLASS"
+        )
     entry = find(name, GROUP, "plugin", "sae-plugins plugins list")
     return import_class(entry, "plugin", (Plugin, Method))
 

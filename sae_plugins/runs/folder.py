@@ -28,7 +28,7 @@ from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import partial_files
 from sae_plugins.resume.signals import deferred
 from sae_plugins.runs import journal
-from sae_plugins.runs.recipe_file import as_yaml, write_recipe
+from sae_plugins.runs.recipe_file import as_yaml, named_again, write_recipe
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -134,10 +134,11 @@ class RunFolder:
                 state = "is finished" if _is_saved(self.path) else "holds no unfinished run"
                 raise PluginError(f"--resume {self.path} {state}: there is nothing to go on with")
             if not self._can_go_on():
+                again = f"{self.unfinished / RECIPE}{named_again(self.unfinished / RECIPE)}"
                 raise PluginError(
                     f"--resume {self.path}: the run ended before its first checkpoint; start it "
-                    f"anew: sae-plugins train --recipe {self.unfinished / RECIPE} "
-                    f"--output_path {self.path}{' --overwrite' if self._taken() else ''}"
+                    f"anew: sae-plugins train --recipe {again} --output_path {self.path}"
+                    f"{' --overwrite' if self._taken() else ''}"
                 )
         except BaseException:
             self.release()
@@ -183,8 +184,8 @@ class RunFolder:
             ) from error
         if taken and self._can_go_on() and not overwrite:
             raise PluginError(
-                f"--output_path {self.path} holds an unfinished run: go on with it (sae-plugins "
-                f"train --resume {self.path}), choose another folder, or --overwrite to start anew"
+                f"--output_path {self.path} holds an unfinished run: go on with it "
+                f"({self._go_on}), choose another folder, or --overwrite to start anew"
             )
         if taken and not overwrite:
             raise PluginError(
@@ -247,8 +248,8 @@ class RunFolder:
         An earlier one, which failed or `--overwrite` gave up, keeps its records and loses its
         checkpoints. One that was killed before its first is repeated by the same run, and goes.
         """
-        text = as_yaml(recipe)
-        if not self._can_go_on() and (self._recipe() == text or not self._has_records()):
+        same = self._recipe() == as_yaml(recipe)
+        if not self._can_go_on() and (same or not self._has_records()):
             remove_run(self.unfinished)
         _remove_checkpoints(self.unfinished)
         _remove_empty_folders(self.unfinished)
@@ -264,11 +265,14 @@ class RunFolder:
         """Write `run.yaml` and such files in place of those that the run began with."""
         write_recipe(self.unfinished / RECIPE, recipe, files)
 
+    @property
+    def _go_on(self) -> str:
+        return f"sae-plugins train --resume {self.path}{named_again(self.unfinished / RECIPE)}"
+
     def _recipe(self) -> str | None:
-        try:
+        with suppress(OSError, ValueError):
             return (self.unfinished / RECIPE).read_text("utf-8")
-        except (OSError, ValueError):
-            return None
+        return None
 
     def _has_records(self) -> bool:
         """Whether `unfinished/` has an SAE, rows of metrics, or SAELens' checkpoints."""
@@ -361,7 +365,7 @@ class RunFolder:
             return None
         if self._ended:
             return f"the trained SAE is in {self.path}"
-        go_on = f"go on with it: sae-plugins train --resume {self.path}"
+        go_on = f"go on with it: {self._go_on}"
         if (self.path / journal.JOURNAL).exists():
             return f"the trained SAE is being moved to {self.path}; {go_on}"
         if self.trained is not None:

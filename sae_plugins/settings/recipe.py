@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,15 +64,15 @@ def _refuse_files(recipe: str, names: list[str], problems: Problems) -> None:
         SaePluginsError: it names a file, and all else that is wrong.
     """
     from sae_plugins.framework.registry import names_file
+    from sae_plugins.runs.recipe_file import named_again
 
     files = [name for name in names if names_file(name)]
     if not files:
         return
-    folder = Path(recipe).parent
-    again = [str(folder / name) if name in files else name for name in names]
+    again = named_again(Path(recipe), names).strip()
     problems.add(
         f"recipe {recipe} names {' and '.join(files)}, and a recipe cannot have the code of a file "
-        f"run: look at it, and name it yourself: --plugin {shlex.join(again)}"
+        f"run: look at it, and name it yourself: {again}"
     )
     problems.stop()
 

@@ -169,6 +169,7 @@ def facts_of(
         files=sorted(
             file.relative_to(folder).as_posix()
             for file in folder.glob(f"{plugin_files.FOLDER}/**/*.py")
+            if re.fullmatch(r"[\w./-]+", file.relative_to(folder).as_posix(), re.ASCII)
         ),
         versions=recipe.get("versions") or {"sae-lens": place.get("sae_lens_version") or "unknown"},
         heldout={k: v for k, v in summary.items() if k.startswith(("heldout/", "truth/"))},
@@ -192,7 +193,8 @@ def _mechanism(plugin: Mapping[str, Any]) -> Mechanism:
 def _recipe_plugins(sae_id: str, recipe: Mapping[str, Any]) -> list[str]:
     """The plugins of a recipe as a command names them, if some of them are files."""
     names = [str(name) for name in recipe.get("plugin") or []]
-    if not any(map(registry.names_file, names)):
+    known = all(re.fullmatch(r"[\w./-]+(:\w+)?", name, re.ASCII) for name in names)
+    if not known or not any(map(registry.names_file, names)):
         return []
     return [f"{sae_id}/{name}" if registry.names_file(name) else name for name in names]
 
