@@ -17,7 +17,7 @@ from sae_plugins.base.values import validated
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan, Selected
 from sae_plugins.runs import journal
-from sae_plugins.runs.folder import FIGURES, METRICS, SUMMARY, TRAINING_SUMMARY, UNFINISHED
+from sae_plugins.runs.folder import FIGURES, METRICS, RECIPE, SUMMARY, TRAINING_SUMMARY, UNFINISHED
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.summary import write_summary
 
@@ -118,7 +118,7 @@ def recorded(
     scratch = place / UNFINISHED
     own = {"output_path": str(scratch), "every": every, "figures": figures}
     plan = plan.observed_by(Recorder, **dict(validated(Recorder.Options, own, "")))
-    known = {each.name: getattr(plan, each.name) for each in fields(plan)}
+    known = {each.name: getattr(plan, each.name) for each in fields(Plan)}
     try:
         place.mkdir(parents=True, exist_ok=True)
         unlock = lock(place, PluginError(f"recorded: {place} is being recorded into already"))
@@ -144,6 +144,11 @@ def recorded(
 
 
 def _check(folder: Path, overwrite: bool) -> None:
+    if any((each / RECIPE).exists() for each in (folder, folder / UNFINISHED)):
+        raise PluginError(
+            f"recorded: {folder} holds a run of sae-plugins train, whose {RECIPE} would say "
+            "nothing of this one: choose another folder"
+        )
     held = [file.name for pattern in _RECORDS for file in folder.glob(pattern)]
     if held and not overwrite:
         raise PluginError(
@@ -165,11 +170,11 @@ def _finish(folder: Path) -> None:
     (scratch / TRAINING_SUMMARY).unlink(missing_ok=True)  # `summary.json` has it
     files = [file for pattern in _RECORDS for file in scratch.glob(pattern)]
     names = [file.relative_to(scratch).as_posix() for file in files]
+    journal.begin(scratch, folder, names)
     for pattern in _RECORDS:
         for file in folder.glob(pattern):
             if file.relative_to(folder).as_posix() not in names:
                 file.unlink()
-    journal.begin(scratch, folder, names)
     _move_rest(folder)
 
 

@@ -114,6 +114,26 @@ def test_a_training_that_goes_on_has_every_row_once(
     assert not (tmp_path / "x" / "unfinished").exists()
 
 
+@pytest.mark.parametrize("place", [".", "unfinished"])
+def test_a_run_of_the_command_line_is_left_alone(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "run.yaml").touch()
+    with (
+        pytest.raises(PluginError, match="holds a run of sae-plugins train"),
+        sae_plugins.recorded(tmp_path, overwrite=True),
+    ):
+        raise AssertionError
+    assert files(tmp_path) == {str(Path(place, "run.yaml"))}
+
+
+def test_a_plan_that_was_recorded_can_be_recorded_again(tmp_path: Path) -> None:
+    with sae_plugins.recorded(tmp_path / "x", "nan-guard", figures=False) as plan:
+        fit(2)
+    with sae_plugins.recorded(tmp_path / "y", plan, every=1) as again:
+        fit(2)
+    assert (len(plan.record.metrics), len(again.record.metrics)) == (1, 2)
+
+
 def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder, settings, said in (
