@@ -119,6 +119,7 @@ def test_a_run_has_the_code_and_is_made_again_by_whoever_names_it(
     assert not Path("run", "plugin_files").exists()
 
 
+@pytest.mark.ci
 def test_a_run_goes_on_with_the_code_that_it_began_with_and_only_if_that_is_named(
     ideas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
