@@ -36,15 +36,18 @@ def _list(_: Line, problems: Problems) -> int:
 def _show(line: Line, problems: Problems) -> int:
     """Print everything about one plugin or method."""
     problems.stop()
-    from sae_plugins.framework import registry
+    from sae_plugins.framework import plugin_files, registry
     from sae_plugins.framework.plugin import Plugin
 
     (name,) = line.operands
-    loaded = registry.load(name)
-    entry = registry.installed()[name][0]
+    if registry.names_file(name):
+        loaded, whose = plugin_files.load(name), plugin_files.place(name)
+    else:
+        loaded, entry = registry.load(name), registry.installed()[name][0]
+        whose = f"{entry.distribution} {entry.version}"
     lines = list(_plugin(loaded) if issubclass(loaded, Plugin) else _method(loaded))
     kind = "mechanism" if issubclass(loaded, Plugin) else "method"
-    print(f"{name}: a {kind} of {entry.distribution} {entry.version}\n")
+    print(f"{loaded.name}: a {kind} of {whose}\n")
     print(_documentation(loaded))
     print("\n".join(lines))
     return 0

@@ -165,7 +165,7 @@ def _fit(
     recipe = recipe_of(settings, setup)
     with _disk_errors(folder):
         if checkpoints is None:
-            folder.start(recipe)
+            folder.start(recipe, settings.plan.files)
     checkpoints = checkpoints or checkpoints_of(settings, folder)
     checkpoints.origin.facts.update(setup.made_from())
     print_plan(settings, setup, folder, checkpoints.step, each, cached)
@@ -176,7 +176,8 @@ def _fit(
             found = run()
             # here, where signals wait
             if checkpoints.accepted:
-                folder.describe(recipe | {ACCEPTED: checkpoints.accepted})
+                told = recipe | {ACCEPTED: checkpoints.accepted}
+                folder.describe(told, settings.plan.files)
             known = {"found": found, "made_from": checkpoints.origin.facts}
             folder.note_trained(known | {"seconds": time.perf_counter() - started})
 

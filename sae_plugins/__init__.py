@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from sae_plugins.framework.plugin import Method as Method
     from sae_plugins.framework.plugin import Plugin as Plugin
     from sae_plugins.resume.checkpoints import Checkpoints as Checkpoints
+    from sae_plugins.runs.recorded import recorded as recorded
 
-__all__ = ["Checkpoints", "Method", "Plugin", "PluginError", "hookimpl", "plugins", "testing"]
+__all__ = [
+    *("Checkpoints", "Method", "Plugin", "PluginError"),
+    *("hookimpl", "plugins", "recorded", "testing"),
+]
 
 _HOME = {
     "Checkpoints": "sae_plugins.resume.checkpoints",
@@ -32,6 +36,7 @@ _HOME = {
     "PluginError": "sae_plugins.base.errors",
     "hookimpl": "sae_plugins.framework.hookspecs",
     "plugins": "sae_plugins.framework.attach",
+    "recorded": "sae_plugins.runs.recorded",
 }
 
 

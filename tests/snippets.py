@@ -18,7 +18,7 @@ from sae_plugins import recipes
 from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.entrypoints import evaluate_suites, upload
 from sae_plugins.entrypoints.main import found, main
-from sae_plugins.framework import registry
+from sae_plugins.framework import plugin_files, registry
 from sae_plugins.settings.command_line import parse
 from sae_plugins.settings.settle import settle
 from sae_plugins.study import files as studies
@@ -91,7 +91,8 @@ def check_line(words: list[str]) -> None:
     elif command.name == "upload" and rest:
         upload._names(line.operands, problems)
     elif command.name == "plugins show" and line.operands != ["NAME"]:
-        registry.load(*line.operands)
+        name = line.operands[0]
+        plugin_files.load(name) if registry.names_file(name) else registry.load(name)
     elif command.name == "recipes show" and line.operands != ["NAME"]:
         recipes.load(*line.operands)
     elif command.operand == "STUDY" and not line.operands[0].endswith((".yaml", "STUDY", "NAME")):

@@ -13,6 +13,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ WORLD = ("world/*.py", "world/data/**/*")
 SYNTHETIC_MODELS = ("world/synthetic_models.py",)
 CHANGE_NOTHING = (
     *("framework/beside.py", "framework/profile.py", "framework/registry.py"),
-    "framework/unused.py",
+    *("framework/plugin_files.py", "framework/unused.py"),
     *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load")),
-    *(f"runs/{name}.py" for name in ("downloads", "probe", "recorder", "sources", "untouched")),
-    "runs/weights_and_biases.py",
+    *(f"runs/{name}.py" for name in ("downloads", "probe", "recipe_file", "recorder", "sources")),
+    *("runs/untouched.py", "runs/weights_and_biases.py"),
     "eval_suites/registry.py",
 )
 """Files of these rooms that only find, check, keep or show."""
@@ -107,8 +108,31 @@ def _of_text(each: type) -> str | None:
 # -- what a module imports of its own --------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class OwnModule:
+    """A module that counts as a plugin's own.
+
+    Attributes:
+        name: of the module, below the folder in which all of them lie.
+        path: of its file in that folder.
+        file: the file.
+        meaning: a hash of what it means.
+        imports: the names of modules that its import statements may mean.
+    """
+
+    name: str
+    path: str
+    file: Path
+    meaning: str
+    imports: frozenset[str]
+
+
 def _closure(name: str, file: Path) -> dict[str, str | None]:
-    """A module and all of its own that it imports, and that these import."""
+    return {own.path: own.meaning for own in own_modules(name, file)}
+
+
+def own_modules(name: str, file: Path) -> Iterator[OwnModule]:
+    """A module and all of its own that it imports, and that these import; nothing is run."""
     place = file.parent if file.name == "__init__.py" else file.with_suffix("")
     parts = name.split(".")
     if place.parts[-len(parts) :] != tuple(parts):  # it was loaded by its path
@@ -116,7 +140,6 @@ def _closure(name: str, file: Path) -> dict[str, str | None]:
     name, root = ".".join(parts), place.parents[len(parts) - 1]
     is_own = _ownership(name, root)
     seen: set[str] = set()
-    found: dict[str, str | None] = {}
     waiting = [name]
     shown = _ROOT if name.startswith(f"{_OURS}.") else root
     with Remembered(_KIND, shown, _understood) as known:
@@ -127,10 +150,11 @@ def _closure(name: str, file: Path) -> dict[str, str | None]:
             if source is None:
                 continue
             understood = known.of(source)
-            found[source.relative_to(shown).as_posix()] = understood["meaning"]
             package = module if source.name == "__init__.py" else module.rpartition(".")[0]
-            waiting += _imported(understood["imports"], package)
-    return found
+            imports = [*_imported(understood["imports"], package)]
+            path = source.relative_to(shown).as_posix()
+            yield OwnModule(module, path, source, understood["meaning"], frozenset(imports))
+            waiting += imports
 
 
 def _ownership(name: str, root: Path) -> Callable[[str], bool]:

@@ -60,7 +60,7 @@ def plugins(
     """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise PluginError(f"seed={seed!r}: give a whole number, or None")
-    plan = _plan(names, without=without, options=options, training=training)
+    plan = plan_of(names, without=without, options=options, training=training)
     from sae_plugins.base.saelens import data_loader, trainer_class
     from sae_plugins.base.seeds import seed_everything  # after resolve: errors need no torch
     from sae_plugins.framework.trainer import PluginTrainer
@@ -97,7 +97,8 @@ def plugins(
         )
 
 
-def _plan(names: Sequence[Selected | Plan], **settings: Any) -> Plan:
+def plan_of(names: Sequence[Selected | Plan], **settings: Any) -> Plan:
+    """The plan that names come down to, or the one that is given; see `plugins`."""
     plans = [name for name in names if isinstance(name, Plan)]
     if not plans:
         plan = resolve([name for name in names if not isinstance(name, Plan)], **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -122,6 +123,15 @@ class Method:
     """SAELens flags that belong to it; `lr_warm_up_fraction` stands for `lr_warm_up_steps`."""
     rows: ClassVar[tuple[PaperRow, ...]] = ()
     """The rows of the paper's tables."""
+
+
+def check_name(selected: type[Any]) -> None:
+    """Refuse a plugin or a method whose name no flag can have."""
+    called = getattr(selected, "name", None)
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", str(called)) or called is None:
+        raise PluginError(
+            f"the name {called!r} of {selected.__name__} must be lower-case words-with-hyphens"
+        )
 
 
 class PaperRow(BaseModel):

@@ -7,6 +7,7 @@ third-party package harms nobody who did not name it.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ def _installed(group: str, path: tuple[str, ...]) -> dict[str, list[Installed]]:
         if entry not in found.setdefault(point.name, []):  # sys.path may list a folder twice
             found[point.name].append(entry)
     return dict(sorted(found.items()))
+
+
+def names_file(name: str) -> bool:
+    """Whether what a user gives in place of a plugin's name is FILE.py:CLASS, or FILE.py."""
+    return re.search(r"\.py(:\w*)?$", name) is not None
 
 
 def find(name: str, group: str, what: str, where: str) -> Installed:
@@ -120,6 +126,15 @@ def load(name: str) -> type[Plugin] | type[Method]:
     """
     from sae_plugins.framework.plugin import Method, Plugin  # which import pydantic
 
+    if names_file(name):
+        raise PluginError(
+            f"{name!r} names a file, whose code runs only where a command line or a study file "
+            "names it with --plugin, or `plugin`; in Python, import the class and give that"
+        )
+    if re.search(r"[:/]", name):
+        raise PluginError(
+            f"no plugin {name!r} is installed: a class of your own is named as FILE.py:CLASS"
+        )
     entry = find(name, GROUP, "plugin", "sae-plugins plugins list")
     return import_class(entry, "plugin", (Plugin, Method))
 

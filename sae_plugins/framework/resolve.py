@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import graphlib
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sae_plugins.base.errors import PluginError, Problems, did_you_mean
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.values import validated
-from sae_plugins.framework import registry
+from sae_plugins.framework import plugin_files, registry
 from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.host import check_events
-from sae_plugins.framework.plugin import CLAIMS, Method, Plugin
+from sae_plugins.framework.plugin import CLAIMS, Method, Plugin, check_name
 
-Selected = str | type[Plugin]
+Selected = str | type[Plugin] | type[Method]
 LossForm = Literal["sum_of_squares", "l2_norm", "mean"]
 """Names of `losses.LOSS_FORMS`, here so that nothing needs torch to check one."""
 WeightDecayForm = Literal["decoupled", "coupled"]
@@ -86,6 +85,10 @@ class Plan:
     methods: tuple[str, ...] = ()
     sae_lens: Mapping[str, Any] = field(default_factory=dict)
     """SAELens' flags that belong to the methods, at the user's values where there are any."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Of plugins that are tried from files, and what these import; by path in a run's copies."""
+    named: Mapping[str, str] = field(default_factory=dict)
+    """What a run's recipe calls these plugins, by name."""
 
     def provenance(self) -> dict[str, Any]:
         """What `cfg.json` and `run.yaml` say about how the SAE was made; plain JSON values."""
@@ -97,13 +100,18 @@ class Plan:
                     "name": plugin.name,
                     "package": next((e.distribution for e in entries.get(plugin.name, [])), None),
                     "version": next((e.version for e in entries.get(plugin.name, [])), None),
+                    **self._file_of(plugin.name),
                     "options": redacted(options.model_dump(mode="json")),
                 }
                 for plugin, options in self.plugins
                 if not plugin.observes_only
             ],
             "training": self.training.model_dump(mode="json"),
+            **({"files": plugin_files.hashes(self.files)} if self.files else {}),
         }
+
+    def _file_of(self, plugin: str) -> dict[str, str]:
+        return {"file": self.named[plugin]} if plugin in self.named else {}
 
     def observed_by(self, plugin: type[Plugin], **options: Any) -> Plan:
         """The plan with a plugin that only observes: at its place if it is there, else at the end.
@@ -190,12 +198,22 @@ class Choice:
             with problems:
                 plugins.append((plugin, validated(plugin.Options, merged, stem)))
         flags = _merge("--", methods, lambda m: m.sae_lens, sae_lens, problems)
+        selected: list[type[Plugin] | type[Method]] = [*methods, *ordered]
+        files: Mapping[str, bytes] = {}
+        with problems:
+            files = plugin_files.copies(selected)
         problems.stop(PluginError)
         return Plan(
             plugins=tuple(plugins),
             training=plan_training,
             methods=tuple(method.name for method in methods),
             sae_lens={k: v for k, v in flags.items() if any(k in m.sae_lens for m in methods)},
+            files=files,
+            named={
+                each.name: copy
+                for each in selected
+                if (copy := plugin_files.copy_of(each)) is not None
+            },
         )
 
 
@@ -241,11 +259,7 @@ def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Pl
             raise PluginError(
                 f"{selected!r} is no plugin: give its name, or its class and not an instance"
             )
-        called = getattr(selected, "name", None)
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", str(called)) or called is None:
-            raise PluginError(
-                f"the name {called!r} of {selected.__name__} must be lower-case words-with-hyphens"
-            )
+        check_name(selected)
     methods = [selected for selected in loaded if issubclass(selected, Method)]
     if len(set(methods)) < len(methods):
         raise PluginError(f"a method is chosen twice: {', '.join(m.name for m in methods)}")
@@ -253,7 +267,10 @@ def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Pl
     for selected in loaded:
         if issubclass(selected, Method):
             wanted_by = f"method {selected.name!r}"
-            bundle = [_load_plugin(name, wanted_by) for name in selected.mechanisms]
+            given = {each.name: each for each in loaded if issubclass(each, Plugin)}
+            bundle = [
+                given.get(name) or _load_plugin(name, wanted_by) for name in selected.mechanisms
+            ]
             mechanisms += [plugin for plugin in bundle if plugin not in mechanisms]
         elif selected not in mechanisms or loaded.count(selected) > 1:
             mechanisms.append(selected)  # unless a method has brought it

@@ -20,14 +20,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import PluginError, reason
 from sae_plugins.base.files import lock, size, write
+from sae_plugins.framework import plugin_files
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import partial_files
 from sae_plugins.resume.signals import deferred
 from sae_plugins.runs import journal
+from sae_plugins.runs.recipe_file import as_yaml, named_again, write_recipe
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -58,6 +59,7 @@ _PATTERNS = (
     *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, "eval_stats.json"),
     "metrics*.jsonl",
     "training_summary*.json",
+    f"{plugin_files.FOLDER}/**/*.py",
     f"{FIGURES}/loss_and_l0*.png",
     f"{FIGURES}/firing_by_position*.png",
     "synthetic_model/*.json",
@@ -132,10 +134,11 @@ class RunFolder:
                 state = "is finished" if _is_saved(self.path) else "holds no unfinished run"
                 raise PluginError(f"--resume {self.path} {state}: there is nothing to go on with")
             if not self._can_go_on():
+                again = f"{self.unfinished / RECIPE}{named_again(self.unfinished / RECIPE)}"
                 raise PluginError(
                     f"--resume {self.path}: the run ended before its first checkpoint; start it "
-                    f"anew: sae-plugins train --recipe {self.unfinished / RECIPE} "
-                    f"--output_path {self.path}{' --overwrite' if self._taken() else ''}"
+                    f"anew: sae-plugins train --recipe {again} --output_path {self.path}"
+                    f"{' --overwrite' if self._taken() else ''}"
                 )
         except BaseException:
             self.release()
@@ -181,8 +184,8 @@ class RunFolder:
             ) from error
         if taken and self._can_go_on() and not overwrite:
             raise PluginError(
-                f"--output_path {self.path} holds an unfinished run: go on with it (sae-plugins "
-                f"train --resume {self.path}), choose another folder, or --overwrite to start anew"
+                f"--output_path {self.path} holds an unfinished run: go on with it "
+                f"({self._go_on}), choose another folder, or --overwrite to start anew"
             )
         if taken and not overwrite:
             raise PluginError(
@@ -239,14 +242,14 @@ class RunFolder:
                 "and --checkpoint_every 0 need less, and say in --help what that costs"
             )
 
-    def start(self, recipe: Mapping[str, Any]) -> Path:
-        """Make an empty `unfinished/` with `run.yaml` in it, and return it.
+    def start(self, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
+        """Make an empty `unfinished/` with `run.yaml` and such files in it, and return it.
 
         An earlier one, which failed or `--overwrite` gave up, keeps its records and loses its
         checkpoints. One that was killed before its first is repeated by the same run, and goes.
         """
-        text = as_yaml(recipe)
-        if not self._can_go_on() and (self._recipe() == text or not self._has_records()):
+        same = self._recipe() == as_yaml(recipe)
+        if not self._can_go_on() and (same or not self._has_records()):
             remove_run(self.unfinished)
         _remove_checkpoints(self.unfinished)
         _remove_empty_folders(self.unfinished)
@@ -255,18 +258,21 @@ class RunFolder:
             self.unfinished.rename(next(name for name in names if not name.exists()))
         self.unfinished.mkdir()
         self._started = True
-        write(self.unfinished / RECIPE, text)
+        write_recipe(self.unfinished / RECIPE, recipe, files)
         return self.unfinished
 
-    def describe(self, recipe: Mapping[str, Any]) -> None:
-        """Write `run.yaml` in place of the one that the run began with."""
-        write(self.unfinished / RECIPE, as_yaml(recipe))
+    def describe(self, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Write `run.yaml` and such files in place of those that the run began with."""
+        write_recipe(self.unfinished / RECIPE, recipe, files)
+
+    @property
+    def _go_on(self) -> str:
+        return f"sae-plugins train --resume {self.path}{named_again(self.unfinished / RECIPE)}"
 
     def _recipe(self) -> str | None:
-        try:
+        with suppress(OSError, ValueError):
             return (self.unfinished / RECIPE).read_text("utf-8")
-        except (OSError, ValueError):
-            return None
+        return None
 
     def _has_records(self) -> bool:
         """Whether `unfinished/` has an SAE, rows of metrics, or SAELens' checkpoints."""
@@ -359,7 +365,7 @@ class RunFolder:
             return None
         if self._ended:
             return f"the trained SAE is in {self.path}"
-        go_on = f"go on with it: sae-plugins train --resume {self.path}"
+        go_on = f"go on with it: {self._go_on}"
         if (self.path / journal.JOURNAL).exists():
             return f"the trained SAE is being moved to {self.path}; {go_on}"
         if self.trained is not None:
@@ -399,12 +405,6 @@ def _is_saved(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return (folder / WEIGHTS).is_file()
-
-
-def as_yaml(recipe: Mapping[str, Any]) -> str:
-    """A recipe as the text of `run.yaml`."""
-    heading = "# Reproduces this run: sae-plugins train --recipe THIS_FILE --output_path ANOTHER\n"
-    return heading + yaml_files.dump(recipe)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:

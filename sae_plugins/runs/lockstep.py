@@ -34,9 +34,10 @@ from sae_plugins.base.saelens import interruption, no_bars
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan
-from sae_plugins.runs.folder import ORIGIN, RECIPE, TRAINING_SUMMARY, as_yaml, remove_run
+from sae_plugins.runs.folder import ORIGIN, RECIPE, TRAINING_SUMMARY, remove_run
 from sae_plugins.runs.heldout import AtHand, heldout_metrics
 from sae_plugins.runs.memory import beside_saes, bytes_in_training, memory_of
+from sae_plugins.runs.recipe_file import write_recipe
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet
 from sae_plugins.runs.summary import TUNING, saved_saes, write_summary
@@ -436,7 +437,7 @@ def _finish(
     if arm.made_from is not None:
         write(arm.unfinished / ORIGIN, json.dumps(arm.made_from, indent=1) + "\n")
     if arm.recipe is not None:
-        write(arm.unfinished / RECIPE, as_yaml(arm.recipe))
+        write_recipe(arm.unfinished / RECIPE, arm.recipe, arm.plan.files)
     durable(arm.unfinished)
     os.replace(arm.unfinished, arm.folder)
     durable(arm.folder, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import Problems, SaePluginsError, nearest
+from sae_plugins.base.errors import Problems, SaePluginsError, nearest, prefixed
 from sae_plugins.settings.command_line import Bare, needs_value
 from sae_plugins.settings.suggestions import Owners, unknown_option
 
@@ -14,6 +14,21 @@ if TYPE_CHECKING:
 
     from sae_plugins.framework.plugin import Plugin
     from sae_plugins.framework.resolve import Choice, Selected
+
+
+def from_files(names: Iterable[str], problems: Problems) -> dict[str, Any]:
+    """The classes that names such as FILE.py:CLASS mean, None of one that cannot be had.
+
+    The names must be those of a command line, or of the study file that one names: this runs them.
+    """
+    from sae_plugins.framework import plugin_files, registry
+
+    found: dict[str, Any] = {}
+    for name in filter(registry.names_file, names):
+        found[name] = None
+        with problems, prefixed(f"--plugin {name}"):
+            found[name] = plugin_files.load(name)
+    return found
 
 
 def corrected(names: list[str], problems: Problems) -> dict[str, str | None]:
@@ -42,7 +57,7 @@ def renamed(values: Mapping[str, Any], meant: Mapping[str, str | None]) -> dict[
 
 
 def choose(
-    names: list[str], without: list[str], flags: Iterable[str], problems: Problems
+    names: Sequence[Selected], without: list[str], flags: Iterable[str], problems: Problems
 ) -> Choice:
     """The chosen plugins, the guard, and the recorder if flags name an option of it.
 

@@ -89,7 +89,7 @@ def our_flags() -> dict[str, Flag]:
         Flag(
             "plugin",
             "list[str]",
-            "plugins or methods; repeatable; they replace a recipe's",
+            "plugins or methods, or FILE.py:CLASS; repeatable; they replace a recipe's",
             (),
             "run",
             adds=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, nearest, prefixed
@@ -51,7 +52,29 @@ def read_recipe(flags: Mapping[str, Any], problems: Problems) -> tuple[dict[str,
         notes += _change_notes(name, contents.get(ACCEPTED))
     with problems, prefixed(f"recipe {name}"):
         own.stop()
+    if "plugin" not in flags:
+        _refuse_files(name, found.get("plugin", []), problems)
     return found, notes
+
+
+def _refuse_files(recipe: str, names: list[str], problems: Problems) -> None:
+    """Refuse to run code that only a recipe names; nothing else of the recipe can be checked then.
+
+    Raises:
+        SaePluginsError: it names a file, and all else that is wrong.
+    """
+    from sae_plugins.framework.registry import names_file
+    from sae_plugins.runs.recipe_file import named_again
+
+    files = [name for name in names if names_file(name)]
+    if not files:
+        return
+    again = named_again(Path(recipe), names).strip()
+    problems.add(
+        f"recipe {recipe} names {' and '.join(files)}, and a recipe cannot have the code of a file "
+        f"run: look at it, and name it yourself: {again}"
+    )
+    problems.stop()
 
 
 def _change_notes(recipe: str, accepted: Any) -> list[str]:
@@ -76,7 +99,8 @@ def _version_notes(recipe: str, versions: Any, values: Mapping[str, Any]) -> lis
     if not isinstance(versions, dict) or not all(isinstance(name, str) for name in versions):
         raise SaePluginsError("'versions' must be a mapping of names to versions")
     now = installed(versions)
-    unknown = [name for name in values.get("plugin", []) if name not in registry.installed()]
+    named = [name for name in values.get("plugin", []) if not registry.names_file(name)]
+    unknown = [name for name in named if name not in registry.installed()]
     absent = [f"{n} {v}" for n, v in versions.items() if n not in now]
     if unknown and absent:
         raise SaePluginsError(

@@ -52,6 +52,7 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         SaePluginsError: lists what differs.
     """
+    from sae_plugins.framework.registry import names_file
     from sae_plugins.recipes import load
     from sae_plugins.runs.folder import RECIPE, UNFINISHED
 
@@ -59,6 +60,9 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     began = load(str(recipe))
     free = {name: flags[name] for name in (*RESUMING, *NOT_IN_RUN_YAML) if name in flags}
     began, told = placed(began), redacted(placed(flags))  # as run.yaml has them
+    if any(map(names_file, told.get("plugin", []))):
+        free["plugin"] = flags["plugin"]
+        told["plugin"] = [_copied(name, began.get("plugin", [])) for name in told["plugin"]]
     free |= {name: flags[name] for name, shown in told.items() if holds_hidden(shown)}
     changed = [
         f"--{name} {as_text(value)}, it began with {as_text(began.get(name)) or 'none'}"
@@ -76,6 +80,20 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if began.get("resume_from_checkpoint"):  # where it began is behind it
         free["resume_from_checkpoint"] = None
     return run | free
+
+
+def _copied(name: str, known: Sequence[str]) -> str:
+    """What `run.yaml` calls a plugin that a user names, if that is one of a file."""
+    from sae_plugins.framework import plugin_files, registry
+
+    if not registry.names_file(name):
+        return name
+    file = Path(plugin_files.place(name)).name
+    wanted = name.partition(".py:")[2]
+    stem = f"{plugin_files.FOLDER}/{file}:"
+    if wanted:
+        return f"{stem}{wanted}"
+    return next((each for each in known if each.startswith(stem)), stem)
 
 
 def _same(one: Any, other: Any) -> bool:

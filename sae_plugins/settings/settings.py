@@ -137,7 +137,8 @@ class Settings:
         }
         training = self.plan.training.model_dump(mode="json")
         training = {name: value for name, value in training.items() if self.applies(name)}
-        lists = {"plugin": self.names, "without": self.without}
+        names = [self.plan.named.get(name, name) for name in self.names]
+        lists = {"plugin": names, "without": self.without}
         return {**lists, "architecture": self.architecture, **training, **options, **values}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
+from sae_plugins.framework import plugin_files
 from sae_plugins.framework.plugin import Method
 from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.recipes import names as recipe_names
@@ -68,14 +69,17 @@ def settle(
     recipe = _without_revisions(recipe, flags)
     names = list(flags.get("plugin", recipe.get("plugin", [])))
     without = list(flags.get("without", recipe.get("without", [])))
-    if dropped := [name for name in recipe.get("plugin", []) if name not in names]:
+    files = choice.from_files(flags.get("plugin", ()), problems)
+    copies = [plugin_files.copy_of(each) for each in files.values() if each is not None]
+    if dropped := [name for name in recipe.get("plugin", []) if name not in (*names, *copies)]:
         notes.append(f"--plugin replaces the recipe's {', '.join(dropped)}")
     if "recorder" in without:
         problems.add("--without recorder: it writes what every run leaves; it cannot be left out")
         without.remove("recorder")
-    meant = choice.corrected(names, problems)
+    meant = choice.corrected([name for name in names if name not in files], problems)
     recipe, flags = choice.renamed(recipe, meant), choice.renamed(flags, meant)
-    existing = [right for name in names if (right := meant.get(name, name))]
+    existing = [right for name in names if (right := {**meant, **files}.get(name, name))]
+    names = [name if (own := files.get(name)) is None else own.name for name in names]
     chosen = choice.choose(existing, without, {*recipe, *flags}, problems)
     replaced = [] if "plugin" in flags else recipe.get("plugin", [])
     owners = choice.owners(chosen.plugins, without, replaced)

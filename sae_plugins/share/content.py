@@ -12,6 +12,7 @@ from sae_plugins.base.hub import CARD, local
 from sae_plugins.base.secrets import redacted_text, without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
+from sae_plugins.framework import plugin_files
 from sae_plugins.runs.folder import (
     CONFIG,
     FIGURES,
@@ -31,9 +32,10 @@ _FILES = (
     *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS),
     f"{Path(TRAINING_SUMMARY).stem}*.json",
     f"{FIGURES}/*.png",
+    f"{plugin_files.FOLDER}/**/*.py",
 )
 """All that is uploaded of a run. SAELens' `runner_cfg.json` names folders of this machine."""
-_TEXTS = (".json", ".jsonl", ".yaml")
+_TEXTS = (".json", ".jsonl", ".yaml", ".py")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sae_plugins.eval_suites.evaluation.metrics import described
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, Result
 from sae_plugins.eval_suites.evaluation.tables import headline_names, known
 from sae_plugins.eval_suites.suite import Metric
-from sae_plugins.framework import registry
+from sae_plugins.framework import plugin_files, registry
 from sae_plugins.runs import folder as runs
 from sae_plugins.runs.config import read_config
 from sae_plugins.runs.sources import ROWS
@@ -45,6 +45,8 @@ class Mechanism:
     options: Mapping[str, Any]
     package: str | None = None
     """The distribution that brings it."""
+    file: str | None = None
+    """Where its class is among the run's copies, if it was tried from a file."""
 
     @property
     def about(self) -> str:
@@ -100,6 +102,10 @@ class SAEFacts:
     tokens: int | None
     seed: int | None
     has_recipe: bool
+    recipe_plugins: Sequence[str]
+    """The plugins of its recipe, where some of them are files of its folder."""
+    files: Sequence[str]
+    """The code in its folder, of plugins that were tried from files."""
     versions: Mapping[str, str]
     heldout: Mapping[str, Any]
     """Numbers of `summary.json`."""
@@ -159,6 +165,12 @@ def facts_of(
         tokens=_first(*map({**summary, **run}.get, _TOKENS)),
         seed=recipe.get("seed"),
         has_recipe=bool(recipe),
+        recipe_plugins=_recipe_plugins(sae_id, recipe),
+        files=sorted(
+            file.relative_to(folder).as_posix()
+            for file in folder.glob(f"{plugin_files.FOLDER}/**/*.py")
+            if re.fullmatch(r"[\w./-]+", file.relative_to(folder).as_posix(), re.ASCII)
+        ),
         versions=recipe.get("versions") or {"sae-lens": place.get("sae_lens_version") or "unknown"},
         heldout={k: v for k, v in summary.items() if k.startswith(("heldout/", "truth/"))},
         figures=sorted(path.name for path in (folder / runs.FIGURES).glob("*.png")),
@@ -174,7 +186,17 @@ def _mechanism(plugin: Mapping[str, Any]) -> Mechanism:
         version=plugin.get("version"),
         options=plugin.get("options") or {},
         package=plugin.get("package"),
+        file=plugin.get("file"),
     )
+
+
+def _recipe_plugins(sae_id: str, recipe: Mapping[str, Any]) -> list[str]:
+    """The plugins of a recipe as a command names them, if some of them are files."""
+    names = [str(name) for name in recipe.get("plugin") or []]
+    known = all(re.fullmatch(r"[\w./-]+(:\w+)?", name, re.ASCII) for name in names)
+    if not known or not any(map(registry.names_file, names)):
+        return []
+    return [f"{sae_id}/{name}" if registry.names_file(name) else name for name in names]
 
 
 def _mapping(file: Path) -> dict[str, Any]:

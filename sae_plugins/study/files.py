@@ -12,6 +12,7 @@ from sae_plugins import studies
 from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import Problems, prefixed
 from sae_plugins.base.values import Place, sentences
+from sae_plugins.study import plugin_files
 from sae_plugins.study.existing import ExistingSAE
 from sae_plugins.study.idle import idle
 from sae_plugins.study.spec import Arm, Model, Override, PaperRows, Study
@@ -67,6 +68,7 @@ def read(name_or_file: str, problems: Problems) -> Study | None:
 def _contents(name_or_file: str) -> dict[str, Any]:
     """What the file of a study says, and those that it extends."""
     layers = yaml_files.layers("study", name_or_file, studies.FOLDER)
+    plugin_files.settle(layers, name_or_file)
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged = _merged(merged, layer)

@@ -37,7 +37,8 @@ _ALIKE_FOR_ALL = (
 def shared_flags(name: str, model: Model) -> Flags:
     """The flags that all arms share on a model, its recipe's included."""
     train = dict(model.train)
-    named = {"recipe": train.pop("recipe")} if "recipe" in train else {}
+    named: Flags = {flag: train[flag] for flag in ("recipe", "plugin") if flag in train}
+    train.pop("recipe", None)
     problems = Problems()
     contents, _ = read_recipe(named, problems)
     with prefixed(f"models.{name}.train"):

@@ -245,6 +245,9 @@ def reader(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """The folder of one who has installed that plugin."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(taught))
+    (tmp_path / "ideas").mkdir()
+    idea = block("python", "class Jitter(Plugin)", DOCS / "plugin.md")
+    (tmp_path / "ideas" / "jitter.py").write_text(idea)
     return tmp_path
 
 

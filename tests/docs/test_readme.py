@@ -110,7 +110,10 @@ def test_the_python_example_runs(
     example = block("python", "LanguageModelSAERunnerConfig(", README)
     assert "training_tokens=100_000" in example
     exec(example.replace("100_000", tokens), {})  # the README's own lines; by default, fewer tokens
-    config = json.loads((tmp_path / "runs" / "python" / "cfg.json").read_text())
+    run = tmp_path / "runs" / "python"
+    records = {"metrics.jsonl", "summary.json", "figures", "sae_weights.safetensors"}
+    assert records <= {path.name for path in run.iterdir()}
+    config = json.loads((run / "cfg.json").read_text())
     provenance = config["metadata"]["sae_plugins"]
     assert provenance["methods"] == ["hybrid-order"]
     steps = {"30_000": [52], "100_000": [52, 100, 152]}  # 50 and 150 are inside an accumulation

@@ -441,7 +441,7 @@ def test_a_folder_belongs_to_one_run_at_a_time(capsys: pytest.CaptureFixture[str
 
     first = RunFolder(Path("run"))
     first.check(overwrite=False)
-    first.start({})
+    first.start({}, {})
     train("run", "--overwrite", code=2)
     assert "run: another run is writing into it" in capsys.readouterr().err
     assert Path("run/unfinished/run.yaml").is_file()

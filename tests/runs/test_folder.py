@@ -38,7 +38,7 @@ def trained(overwrite: bool = False) -> RunFolder:
     """A run whose SAE is saved and scored."""
     folder = RunFolder(Path("run"))
     folder.check(overwrite)
-    fill(folder.start(RECIPE), *OF_A_RUN, f"resume/{STEP}", f"resume/{STEP}.partial")
+    fill(folder.start(RECIPE, {}), *OF_A_RUN, f"resume/{STEP}", f"resume/{STEP}.partial")
     fill(folder.unfinished, "training_summary.json", "export.partial/cfg.json")
     folder.note_trained({"found": {}, "seconds": 1.0})
     return folder
@@ -195,7 +195,7 @@ def test_a_run_that_is_given_up_leaves_them() -> None:
     fill(folder.unfinished, "resume/notes.txt")
     folder.release()
     RunFolder(Path("run")).check(overwrite=True)
-    RunFolder(Path("run")).start({"seed": 2})
+    RunFolder(Path("run")).start({"seed": 2}, {})
     assert "unfinished-1/resume/notes.txt" in found()
     assert f"unfinished-1/resume/{STEP}" not in found()
     assert "unfinished-1/cfg.json" in found()
@@ -218,14 +218,14 @@ def killed(*records: str) -> None:
     """After it had begun, and had no checkpoint."""
     folder = RunFolder(Path("run"))
     folder.check(overwrite=False)
-    fill(folder.start(RECIPE), "metrics.jsonl", *records)
+    fill(folder.start(RECIPE, {}), "metrics.jsonl", *records)
     folder.release()
 
 
 def again(recipe: dict[str, int]) -> set[str]:
     folder = RunFolder(Path("run"))
     folder.check(overwrite=False)
-    folder.start(recipe)
+    folder.start(recipe, {})
     folder.release()
     return found()
 
@@ -244,7 +244,7 @@ def test_another_run_keeps_its_records() -> None:
 def test_what_a_run_recorded_that_failed_stays() -> None:
     folder = RunFolder(Path("run"))
     folder.check(overwrite=False)
-    fill(folder.start(RECIPE), "metrics.jsonl")
+    fill(folder.start(RECIPE, {}), "metrics.jsonl")
     assert folder.abandon() == "what the run recorded until then is in run/unfinished"
     folder.release()
     kept = {"unfinished-1/run.yaml", "unfinished-1/metrics.jsonl"}

@@ -101,6 +101,21 @@ def test_a_run_on_a_real_model(tmp_path: Path):
         assert words in text
 
 
+@pytest.mark.parametrize("name", ["plugin_files/a.py:B\n```\n<b>", "../`x`/a.py:B"])
+def test_the_code_of_a_recipe_is_named_only_if_its_name_is_one(name: str, tmp_path: Path):
+    recipe = {"seed": 7, "plugin": ["reorder", "plugin_files/idea.py:Idea"]}
+    found = folder(tmp_path, recipe=recipe)
+    (found / "plugin_files").mkdir()
+    (found / "plugin_files" / "idea.py").touch()
+    text = card(facts_of("sae", found, []), None, "jane/saes")
+    again = "sae/run.yaml --plugin reorder sae/plugin_files/idea.py:Idea --output_path again"
+    assert f"sae-plugins train --recipe {again}\n" in text
+    (found / "run.yaml").write_text(yaml.safe_dump({**recipe, "plugin": ["reorder", name]}))
+    text = card(facts_of("sae", found, []), None, "jane/saes")
+    assert "--plugin" not in text
+    assert "a.py:B" not in text
+
+
 def test_the_hub_reads_the_results(tmp_path: Path):
     odd = 'a "b": {c} | # \u00e9 %'
     scores = [*results(), result("somebody's", **{odd: 0.5})]

@@ -1,0 +1,281 @@
+"""`FILE.py:CLASS`: a plugin that is tried without being packaged.
+
+Only a command line and the study file that it names can name such a file: recipes, methods and
+Python cannot, so that nobody runs code without having named it. The file is run together with the
+modules beside it that it imports, and nothing else of its folder is: `sys.path` stays as it is, and
+the modules are called so that no other code imports them.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sae_plugins.base.code import OwnModule, own_modules
+from sae_plugins.base.errors import PluginError, did_you_mean, nearest, reason
+from sae_plugins.framework import registry
+from sae_plugins.framework.plugin import Method, Plugin, check_name
+
+FOLDER = "plugin_files"
+"""Of a run: where the copies of such files are."""
+_RESERVED = ("recorder",)
+"""Names of plugins that the framework adds, and that are no entry points."""
+
+
+def load(given: str, folder: Path | None = None) -> type[Plugin] | type[Method]:
+    """Run a file, and give the plugin or method in it that is named.
+
+    Args:
+        given: FILE.py:CLASS, or FILE.py where it defines one class of these.
+        folder: where a relative path begins; the working folder by default.
+
+    Raises:
+        PluginError: says what is wrong with the file or the class.
+    """
+    wanted = given.partition(".py:")[2]
+    file = Path(os.path.abspath((folder or Path()) / Path(place(given)).expanduser()))
+    _check_file(file)
+    try:
+        modules = _modules(file)
+    except OSError as error:
+        raise PluginError(f"the plugin file {file} cannot be read: {reason(error)}") from error
+    module = modules.run(file.stem, file)
+    classes = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, (Plugin, Method))
+        if value.__module__.startswith(f"{module.__package__}.")
+    }
+    chosen = _chosen(file, wanted, vars(module), classes)
+    check_name(chosen)
+    _check_free(file, chosen)
+    return chosen
+
+
+def place(given: str) -> str:
+    """The path in FILE.py:CLASS."""
+    return re.sub(r"\.py:.*", ".py", given)
+
+
+def copy_of(selected: type) -> str | None:
+    """What a run's recipe calls a class that was loaded from a file; None for all others."""
+    modules = _loaded_with(selected)
+    if modules is None:
+        return None
+    path = modules.own[selected.__module__.partition(".")[2]].path
+    return f"{FOLDER}/{path}:{selected.__name__}"
+
+
+def copies(selected: Iterable[type]) -> dict[str, bytes]:
+    """The files to copy for these classes, by their paths in `FOLDER`.
+
+    Raises:
+        PluginError: two files of different folders would have the same path there.
+    """
+    found: dict[str, tuple[Path, bytes]] = {}
+    for modules in filter(None, map(_loaded_with, selected)):
+        for own in modules.own.values():
+            text = modules.texts[own.name]
+            file, other = found.setdefault(own.path, (own.file, text))
+            if other != text:
+                raise PluginError(
+                    f"{file} and {own.file} differ and would be copied to the same place in the "
+                    "run's folder: rename one of them"
+                )
+    return {path: text for path, (_, text) in found.items()}
+
+
+def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The SHA-256 of each file."""
+    return {path: hashlib.sha256(text).hexdigest() for path, text in sorted(files.items())}
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        there = "is a folder" if file.is_dir() else "does not exist"
+        known = [path.name for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        near = f": {did_you_mean(file.name, known)}" if nearest(file.name, known) else ""
+        raise PluginError(f"the plugin file {file} {there}{near}")
+    if file.name == "__init__.py" or "." in file.stem:
+        raise PluginError(
+            f"{file} is no plugin file: name a single file, without a further dot in its name"
+        )
+
+
+def _chosen(
+    file: Path, wanted: str, names: Mapping[str, Any], classes: Mapping[str, type[Any]]
+) -> type[Any]:
+    if wanted in classes:
+        return classes[wanted]
+    if not wanted and len(classes) == 1:
+        return next(iter(classes.values()))
+    own = ", ".join(classes)
+    if not classes and wanted not in names:
+        raise PluginError(f"{file} defines no subclass of sae_plugins.Plugin or of Method")
+    if not wanted:
+        first = next(iter(classes))
+        raise PluginError(
+            f"{file} defines several plugins, {own}: name one, such as {file.name}:{first}"
+        )
+    if wanted in names:
+        raise PluginError(
+            f"{wanted} in {file} is {names[wanted]!r:.80}: it must be a class of that file that "
+            "extends sae_plugins.Plugin or sae_plugins.Method" + (f", as {own} does" if own else "")
+        )
+    raise PluginError(f"{file} has no class {wanted!r}: {did_you_mean(wanted, classes)}")
+
+
+def _check_free(file: Path, chosen: type[Any]) -> None:
+    known = registry.installed().get(chosen.name)
+    if not known and chosen.name not in _RESERVED:
+        return
+    whose = known[0].distribution if known else "sae-plugins"
+    cure = f", or choose that one: --plugin {chosen.name}" if known else ""
+    raise PluginError(
+        f"{chosen.__name__} in {file} is called {chosen.name!r}, as is an installed plugin of "
+        f"{whose}: change its `name`{cure}"
+    )
+
+
+# -- running a file --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Modules:
+    """A file and its own modules, as Python's finder and loader of them.
+
+    Their names begin with `package`, which tells files of different folders and versions apart.
+    """
+
+    package: str
+    own: Mapping[str, OwnModule]
+    texts: Mapping[str, bytes]
+
+    def run(self, name: str, file: Path) -> ModuleType:
+        """Import one of the modules.
+
+        Raises:
+            PluginError: the file has an error, or fails.
+        """
+        if self not in sys.meta_path:
+            sys.meta_path.append(self)
+        try:
+            return importlib.import_module(f"{self.package}.{name}")
+        except SyntaxError as error:
+            where = Path(error.filename or file)
+            raise PluginError(f"{where}, line {error.lineno}: {error.msg}") from error
+        except (Exception, SystemExit) as error:
+            line = _line_of(error, {str(own.file) for own in self.own.values()})
+            raise PluginError(
+                f"{file} cannot be imported: {type(error).__name__}: {error}{line}"
+            ) from error
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As Python asks for it; folders without an `__init__.py` are packages, too."""
+        package, _, inside = name.partition(".")
+        own = self.own.get(inside)
+        below = not inside or any(each.startswith(f"{inside}.") for each in self.own)
+        if package != self.package or not (own or below):
+            return None
+        is_package = below or (own is not None and own.file.name == "__init__.py")
+        origin = None if own is None else str(own.file)
+        loader: Any = self
+        return ModuleSpec(name, loader, origin=origin, is_package=is_package)
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """As Python makes one."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run a module, whose imports of its own modules are found here."""
+        own = self.own.get(module.__name__.partition(".")[2])
+        if own is None:
+            return
+        module.__file__ = str(own.file)
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
+        # compiled here, so that no __pycache__ is left, and none that is there is used
+        exec(compile(self.texts[own.name], str(own.file), "exec", dont_inherit=True), vars(module))
+
+    def _import(
+        self,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> Any:
+        top = name.partition(".")[0]
+        if level or top not in {each.partition(".")[0] for each in self.own}:
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        found = builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist or (), 0)
+        return found if fromlist else getattr(found, top)
+
+
+def _modules(file: Path) -> _Modules:
+    """A file and what it imports of its own, read now.
+
+    Raises:
+        PluginError: a module beside the file has the name of one that is installed.
+    """
+    found = {own.name: own for own in own_modules(file.stem, file) if own.file.suffix == ".py"}
+    texts = {name: own.file.read_bytes() for name, own in found.items()}
+    imported = {name.partition(".")[0] for own in found.values() for name in own.imports}
+    for top in sorted(imported & {name.partition(".")[0] for name in found}):
+        if elsewhere := _elsewhere(top, file.parent):
+            raise PluginError(
+                f"{file} imports {top!r}, which is in its folder and is installed, too "
+                f"({elsewhere}): rename the one in the folder, or put the plugin into a folder of "
+                "its own"
+            )
+    digest = hashlib.sha256(str(file.parent).encode())
+    for name, text in sorted(texts.items()):
+        digest.update(f"{name} {len(text)} ".encode() + text)
+    package = f"_sae_plugins_file_{digest.hexdigest()[:16]}"
+    known = getattr(sys.modules.get(package), "__loader__", None)
+    return known if isinstance(known, _Modules) else _Modules(package, found, texts)
+
+
+def _elsewhere(top: str, folder: Path) -> str | None:
+    """Where a module of this name is outside the folder, if it is anywhere."""
+    spec = None
+    with suppress(ImportError, ValueError):  # the latter of a module without a spec
+        spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    inside = os.path.realpath(folder)
+    places = spec.submodule_search_locations or [spec.origin or "built-in"]
+    outside = (p for p in places if not os.path.realpath(p).startswith(f"{inside}{os.sep}"))
+    return next(outside, None)
+
+
+def _loaded_with(selected: type) -> _Modules | None:
+    loader = getattr(sys.modules.get(selected.__module__), "__loader__", None)
+    return loader if isinstance(loader, _Modules) else None
+
+
+def _line_of(error: BaseException, files: Iterable[str]) -> str:
+    """The innermost line of these files in an error's traceback."""
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename in files:
+            lines.append(
+                f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+            )
+        trace = trace.tb_next
+    return lines[-1] if lines else ""

@@ -1,0 +1,198 @@
+"""`sae_plugins.recorded(...)`: trainings in Python leave the records that commands leave."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.base.errors import PluginError, reason
+from sae_plugins.base.files import lock
+from sae_plugins.base.values import validated
+from sae_plugins.framework import attach
+from sae_plugins.framework.resolve import Plan, Selected
+from sae_plugins.runs import journal
+from sae_plugins.runs.folder import FIGURES, METRICS, RECIPE, SUMMARY, TRAINING_SUMMARY, UNFINISHED
+from sae_plugins.runs.recorder import Recorder
+from sae_plugins.runs.summary import write_summary
+
+if TYPE_CHECKING:
+    from sae_plugins.framework.profile import Profile
+    from sae_plugins.framework.thresholds import HeldOut
+    from sae_plugins.resume.checkpoints import Checkpoints
+
+_RECORDS = ("metrics*.jsonl", SUMMARY, "training_summary*.json", f"{FIGURES}/*.png")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a training has left so far, or in all; it is read whenever it is asked for."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`, a mapping each: `pandas.DataFrame` makes a table of them."""
+        path = self._current(METRICS)
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` says; empty until the training has ended."""
+        path = self.folder / SUMMARY
+        ended = not self._unfinished.exists() and path.exists()
+        return dict(json.loads(path.read_text("utf-8"))) if ended else {}
+
+    @property
+    def figures(self) -> list[Path]:
+        """The figures, which are drawn when the training ends."""
+        return sorted(self._current(FIGURES).glob("*.png"))
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.folder / UNFINISHED
+
+    def _current(self, name: str) -> Path:
+        """Where a file of this training is: an earlier one's are in place until it has ended."""
+        return (self._unfinished if self._unfinished.exists() else self.folder) / name
+
+
+@dataclass(frozen=True)
+class RecordedPlan(Plan):
+    """A plan, and what its training leaves."""
+
+    record: Record = field(kw_only=True)
+
+
+@contextmanager
+def recorded(
+    folder: str | Path,
+    *names: Selected | Plan,
+    without: Collection[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    profile: Profile | None = None,
+    text: HeldOut | None = None,
+    every: int = 10,
+    figures: bool = True,
+    overwrite: bool = False,
+) -> Iterator[RecordedPlan]:
+    """As `sae_plugins.plugins`, and a folder gets what a run of `sae-plugins train` records.
+
+    These are `metrics.jsonl`, `figures/` and `summary.json`. Until the training has ended they are
+    in `unfinished/` inside the folder, where those of one that fails stay. The SAE itself lies
+    where SAELens' runner is told to save it, which may be the same folder. There is no `run.yaml`:
+    a runner may be given a model and data that no recipe can name.
+
+    Args:
+        folder: for the records.
+        names: plugins, methods and classes, or a plan; this and what follows is as for `plugins`.
+        without: mechanisms to leave out.
+        options: options by plugin name.
+        training: settings that SAELens lacks.
+        seed: seeds python, numpy and torch on entry, and each plugin's own generator.
+        checkpoints: where the state is kept, and resumed from, the records with it.
+        profile: measures where the time goes, which the summary then says.
+        text: what has held-out text.
+        every: steps between rows of `metrics.jsonl`.
+        figures: whether figures are drawn when the training ends.
+        overwrite: replace the records that are in the folder.
+
+    Yields:
+        The resolved plan, whose `record` reads what is recorded.
+
+    Raises:
+        PluginError: the folder holds records, cannot be written to, or is in use; and whatever
+            `plugins` refuses.
+    """
+    plan = attach.plan_of(names, without=without, options=options, training=training)
+    place = Path(folder).expanduser().absolute()
+    scratch = place / UNFINISHED
+    own = {"output_path": str(scratch), "every": every, "figures": figures}
+    plan = plan.observed_by(Recorder, **dict(validated(Recorder.Options, own, "")))
+    known = {each.name: getattr(plan, each.name) for each in fields(Plan)}
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        unlock = lock(place, PluginError(f"recorded: {place} is being recorded into already"))
+    except OSError as error:
+        raise PluginError(f"recorded: {place} cannot be written to: {reason(error)}") from error
+    with unlock:
+        _move_rest(place)
+        _check(place, overwrite)
+        if checkpoints is None or checkpoints.step is None:
+            _put_aside(scratch)
+        started = time.perf_counter()
+        try:
+            with attach.plugins(
+                plan, seed=seed, checkpoints=checkpoints, profile=profile, text=text
+            ):
+                yield RecordedPlan(**known, record=Record(place))
+            if scratch.exists():
+                measured = None if profile is None else profile.as_json()
+                write_summary(scratch, [], {}, time.perf_counter() - started, measured)
+                _finish(place)
+        finally:
+            _remove_if_empty(place)
+
+
+def _check(folder: Path, overwrite: bool) -> None:
+    if any((each / RECIPE).exists() for each in (folder, folder / UNFINISHED)):
+        raise PluginError(
+            f"recorded: {folder} holds a run of sae-plugins train, whose {RECIPE} would say "
+            "nothing of this one: choose another folder"
+        )
+    held = [file.name for pattern in _RECORDS for file in folder.glob(pattern)]
+    if held and not overwrite:
+        raise PluginError(
+            f"recorded: {folder} holds the records of a training ({', '.join(held[:3])}): choose "
+            "another folder, or overwrite=True to replace them"
+        )
+
+
+def _put_aside(scratch: Path) -> None:
+    """Keep what a training that failed had recorded under another name."""
+    if any(file.stat().st_size for file in scratch.glob("metrics*.jsonl")):
+        names = (scratch.with_name(f"{UNFINISHED}-{number}") for number in itertools.count(1))
+        scratch.rename(next(name for name in names if not name.exists()))
+
+
+def _finish(folder: Path) -> None:
+    """Move the records to their places, in place of earlier ones."""
+    scratch = folder / UNFINISHED
+    (scratch / TRAINING_SUMMARY).unlink(missing_ok=True)  # `summary.json` has it
+    files = [file for pattern in _RECORDS for file in scratch.glob(pattern)]
+    names = [file.relative_to(scratch).as_posix() for file in files]
+    journal.begin(scratch, folder, names)
+    for pattern in _RECORDS:
+        for file in folder.glob(pattern):
+            if file.relative_to(folder).as_posix() not in names:
+                file.unlink()
+    _move_rest(folder)
+
+
+def _move_rest(folder: Path) -> None:
+    """Move what the journal lists, if there is one."""
+    names = journal.pending(folder)
+    if names is not None:
+        journal.carry_out(folder / UNFINISHED, folder, names)
+        _remove_if_empty(folder)
+        journal.end(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folders that a training has not filled."""
+    scratch = folder / UNFINISHED
+    for file in scratch.glob("metrics*.jsonl"):
+        if not file.stat().st_size:
+            file.unlink()
+    for each in (scratch / FIGURES, scratch, folder):
+        if each.is_dir() and not any(each.iterdir()):
+            each.rmdir()

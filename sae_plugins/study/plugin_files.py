@@ -1,0 +1,56 @@
+"""Plugins that the arms of a study try from files: where these are, and who may name them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.framework.registry import names_file
+
+_FLAG = "plugin"
+
+
+def settle(layers: Sequence[dict[str, Any]], name_or_file: str) -> None:
+    """Make the paths whole that a study file names, from its folder on.
+
+    Args:
+        layers: what the file says, then what those say that it extends.
+        name_or_file: the study, as the user named it.
+
+    Raises:
+        SaePluginsError: a study that it extends names one.
+    """
+    for flags in (found for under in layers[1:] for found in _flags(under)):
+        if named := [name for name in _names(flags) if names_file(name)]:
+            raise SaePluginsError(
+                f"study {name_or_file} extends one that names {' and '.join(named)}, and the code "
+                "of a file runs only where the study file that you name says so: name it there, "
+                "under the same keys"
+            )
+    folder = Path(name_or_file).expanduser().parent
+    for flags in _flags(layers[0]):
+        flags[_FLAG] = [
+            _whole(name, folder) if names_file(name) else name for name in _names(flags)
+        ]
+
+
+def _whole(name: str, folder: Path) -> str:
+    return os.path.abspath(folder / Path(name).expanduser())
+
+
+def _flags(tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The mappings in a study that name plugins."""
+    for value in tree.values():
+        if isinstance(value, dict):
+            if isinstance(value.get(_FLAG), (str, list)):
+                yield value
+            yield from _flags(value)
+
+
+def _names(flags: Mapping[str, Any]) -> list[Any]:
+    named = flags[_FLAG]
+    names = named if isinstance(named, list) else [named]
+    return [str(name) for name in names]

@@ -1,0 +1,214 @@
+"""`FILE.py:CLASS`: which code runs, which does not, and what is said where it cannot be had."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from sae_plugins import Plugin, plugins
+from sae_plugins.base.code import code
+from sae_plugins.base.errors import PluginError
+from sae_plugins.framework import plugin_files
+from sae_plugins.framework.plugin_files import copies, copy_of, load
+from sae_plugins.framework.registry import names_file
+from sae_plugins.framework.resolve import resolve
+from sae_plugins.testing import train
+
+IDEA = """
+from __future__ import annotations
+
+from pydantic import Field
+from sae_plugins import Plugin, hookimpl
+
+
+class Idea(Plugin):
+    name = "idea"
+
+    class Options(Plugin.Options):
+        weight: float = Field(0.1, ge=0)
+
+    @hookimpl
+    def extra_losses(self, run):
+        return {"size": self.options.weight * run.sae.W_dec.square().mean()}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder whose path nobody searches for modules."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    return tmp_path
+
+
+def written(text: str = IDEA, name: str = "idea.py") -> Path:
+    file = Path(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_a_class_of_a_file_trains_and_leaves_no_trace_in_its_folder(folder: Path) -> None:
+    written()
+    idea = load("idea.py:Idea")
+    assert load("idea.py:Idea") is idea  # once in a process, as long as it says the same
+    assert load(f"{folder}/idea.py") is idea  # the only one need not be named
+    assert copy_of(idea) == "plugin_files/idea.py:Idea"
+    assert copies([idea]) == {"idea.py": IDEA.encode()}
+    assert train(idea, steps=2, options={"idea": {"weight": 0.5}}).n_training_steps == 2
+    assert [path.name for path in folder.iterdir()] == ["idea.py"]
+    written(IDEA.replace("0.1", "0.2"))
+    assert load("idea.py:Idea").Options().weight == 0.2
+    assert idea.Options().weight == 0.1
+
+
+def test_only_what_the_file_imports_of_its_folder_is_run(folder: Path) -> None:
+    helpers = """
+import helper
+from inner.deep import DEEP
+import inner.deep as again
+from . import sibling
+
+def lazily():
+    import late
+    return late.LATE
+"""
+    written(IDEA + helpers)
+    written("import sibling\nHELP = sibling.SIDE", "helper.py")
+    written("DEEP = 1", "inner/deep.py")
+    written("SIDE = 2", "sibling.py")
+    written("LATE = 3", "late.py")
+    never = "raise RuntimeError('was imported')"
+    for name in ("pickle.py", "tomllib.py", "unasked.py", "inner/unasked.py", "conftest.py"):
+        written(never, name)
+    idea = load("idea.py:Idea")
+    module = sys.modules[idea.__module__]
+    assert (module.helper.HELP, module.DEEP, module.again.DEEP) == (2, 1, 1)
+    assert module.sibling is module.helper.sibling
+    assert module.lazily() == 3
+    found = {"idea.py", "helper.py", "inner/deep.py", "sibling.py", "late.py"}
+    assert copies([idea]).keys() == found
+    own = {name for name in code((), [idea]) if not name.startswith("framework/")}
+    assert own == found
+    assert str(folder) not in sys.path
+    assert not {"helper", "sibling", "late", "inner", "unasked"} & sys.modules.keys()
+
+
+def test_a_helper_that_changes_is_another_plugin() -> None:
+    written(IDEA + "import helper\n")
+    written("A = 1", "helper.py")
+    first = load("idea.py:Idea")
+    before = code((), [first])
+    written("A = 2", "helper.py")
+    second = load("idea.py:Idea")
+    after = code((), [second])
+    assert first is not second
+    assert before["idea.py"] == after["idea.py"]
+    assert before["helper.py"] != after["helper.py"]
+
+
+def test_files_of_two_folders_with_helpers_of_one_name_keep_apart() -> None:
+    for name, number in (("a", 1), ("b", 2)):
+        text = IDEA.replace('"idea"', f'"idea-{name}"') + "from helper import NUMBER\n"
+        written(text, f"{name}/{name}.py")
+        written(f"NUMBER = {number}", f"{name}/helper.py")
+    found = [load("a/a.py:Idea"), load("b/b.py:Idea")]
+    assert [sys.modules[each.__module__].NUMBER for each in found] == [1, 2]
+    with pytest.raises(PluginError, match=r"helper\.py and .*helper\.py differ .*: rename one"):
+        resolve(found)
+
+
+def test_the_mechanisms_of_a_method_may_be_in_the_file_too() -> None:
+    written(
+        IDEA + "from sae_plugins import Method\n"
+        "class Both(Method):\n    name = 'both'\n    mechanisms = ('idea', 'nan-guard')\n"
+        "    options = {'idea': {'weight': 3}}\n"
+    )
+    both, idea = load("idea.py:Both"), load("idea.py:Idea")
+    plan = resolve([both, idea])
+    assert [plugin.name for plugin, _ in plan.plugins] == ["idea", "nan-guard"]
+    assert plan.plugins[0][1].weight == 3
+    assert plan.named == {n: f"plugin_files/idea.py:{n.title()}" for n in ("both", "idea")}
+
+
+def test_the_sae_says_which_file_it_was_trained_with() -> None:
+    written()
+    plan = resolve([load("idea.py:Idea")])
+    known = plan.provenance()
+    assert known["plugins"][0]["file"] == "plugin_files/idea.py:Idea"
+    assert known["plugins"][0]["package"] is None
+    assert known["files"].keys() == {"idea.py"}
+    assert known["files"] == plugin_files.hashes(plan.files)
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "said"),
+    [
+        ("idae.py:Idea", IDEA, r"the plugin file .*/idae\.py does not exist: .*'idea\.py'\?"),
+        ("no/idea.py:Idea", IDEA, r"the plugin file .*/no/idea\.py does not exist"),
+        ("idea.py:Idae", IDEA, r"idea\.py has no class 'Idae': did you mean 'Idea'\?"),
+        ("idea.py:Field", IDEA, r"Field in .* must be a class of that file .* as Idea does"),
+        ("idea.py:Plugin", IDEA, r"Plugin in .* must be a class of that file"),
+        ("idea.py", "x = 1", r"idea\.py defines no subclass of sae_plugins\.Plugin or of Method"),
+        (
+            "idea.py",
+            IDEA + "class Other(Idea):\n    name = 'other'\n",
+            r"defines several plugins, Idea, Other: name one, such as idea\.py:Idea",
+        ),
+        (
+            "idea.py:Idea",
+            IDEA.replace('"idea"', '"reorder"'),
+            r"called 'reorder', as is an installed plugin of sae-plugins: change its `name`, or "
+            r"choose that one: --plugin reorder",
+        ),
+        ("idea.py:Idea", IDEA.replace('"idea"', '"recorder"'), "as is an installed plugin"),
+        ("idea.py:Idea", IDEA.replace('"idea"', '"My Idea"'), "must be lower-case words"),
+        ("idea.py:Idea", IDEA + "def f(:\n", r"idea\.py, line 17: invalid syntax"),
+        (
+            "idea.py:Idea",
+            "import does_not_exist\n" + IDEA.replace("from __future__ import annotations", ""),
+            r"cannot be imported: ModuleNotFoundError: .*does_not_exist.* \(idea\.py, line 1\)",
+        ),
+        ("idea.py:Idea", IDEA + "raise SystemExit(3)\n", r"imported: SystemExit: 3 \(idea\.py, "),
+        ("my.idea.py:Idea", IDEA, "without a further dot in its name"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(given: str, text: str, said: str) -> None:
+    written(text)
+    written(text, "my.idea.py")
+    with pytest.raises(PluginError) as caught:
+        load(given)
+    assert re.search(said, str(caught.value), re.S), caught.value
+
+
+def test_a_file_beside_it_must_not_be_called_as_an_installed_module(folder: Path) -> None:
+    written("X = 1", "yaml.py")
+    written()
+    assert load("idea.py:Idea").name == "idea"  # which does not import it
+    written("import yaml\n" + IDEA.replace("from __future__ import annotations", ""))
+    with pytest.raises(PluginError, match=r"imports 'yaml', which is in its folder and is insta"):
+        load("idea.py:Idea")
+
+
+@pytest.mark.parametrize("given", ["idea.py:Idea", "idea.py", "./idea.py:Idea", "/a b/c.py:D"])
+def test_names_alone_run_nothing(given: str) -> None:
+    written("raise RuntimeError('was run')")
+    assert names_file(given)
+
+    class Needy(Plugin):
+        name = "needy"
+        requires = (given,)
+
+    for ask in (lambda: resolve([given]), lambda: resolve([Needy])):
+        with pytest.raises(PluginError, match=r"in Python, import the class and give that"):
+            ask()
+    with pytest.raises(PluginError, match="import the class"), plugins(given):
+        pass
+
+
+@pytest.mark.parametrize("name", ["reorder", "idea", "idea.python", "package.module:Idea"])
+def test_other_names_are_no_files(name: str) -> None:
+    assert not names_file(name)
