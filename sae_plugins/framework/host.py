@@ -126,7 +126,7 @@ def check_events(plugin: type[Plugin]) -> None:
         if owners and not {*owners} & {*plugin.claims}:
             raise PluginError(
                 f"plugin {plugin.name!r} implements {name}(), which is for plugins that claim "
-                f"{' or '.join(map(repr, owners))}: add it to its claims"
+                f"{' or '.join(map(repr, owners))}: add what it is about to its claims"
             )
         if marked:
             _check_arguments(plugin, name, function)
