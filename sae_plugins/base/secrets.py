@@ -80,6 +80,16 @@ def without_secrets(text: str, shapes: re.Pattern[str] = _IN_PROSE) -> str:
     return text
 
 
+def line_with_secret(code: str) -> int | None:
+    """The first line of a program with a token in it, or with a text under a secret name."""
+    for number, line in enumerate(code.splitlines(), 1):
+        quoted = (pair for pair in _PAIR.finditer(line) if pair["value"][0] in "\"'")
+        named = any(is_secret(pair["name"]) and len(pair["value"]) > 2 for pair in quoted)
+        if named or any(pattern.search(line) for pattern in (_IN_PROSE, _BEARER, _USER)):
+            return number
+    return None
+
+
 def reason_of(error: Exception) -> str:
     """What an error says, in one line: all that ours say, and how those of others begin."""
     text = without_secrets(str(error)).strip()

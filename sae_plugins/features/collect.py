@@ -73,7 +73,8 @@ class Batch:
         known = self.token * self.d_sae + self.feature
         at = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
         values = self.value[at].where(is_inside & (known[at] == wanted), 0)
-        return (values / self.value[chosen, None]).half()
+        ratios = values / self.value[chosen, None]
+        return ratios.clamp(max=torch.finfo(torch.float16).max).half()  # beside a tiny firing
 
 
 class Collector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from sae_plugins.features.shards import INDEX
 
 FIRST_BATCH = "batch-0.json"
 """By which a folder for Neuronpedia is known."""
+_OURS = re.compile(r"index\.html|page\.css|page\.js|data|batch-\d+\.json")
 
 
 def check_place(path: Path, overwrite: bool) -> None:
@@ -29,6 +31,11 @@ def check_place(path: Path, overwrite: bool) -> None:
     if not any((path / name).is_file() for name in (INDEX, FIRST_BATCH)):
         raise SaePluginsError(
             f"--output_path {path} holds something else than feature pages; name a new folder"
+        )
+    if others := sorted(p.name for p in path.iterdir() if not _OURS.fullmatch(p.name)):
+        raise SaePluginsError(
+            f"--output_path {path} holds {', '.join(others[:3])} besides feature pages; move that, "
+            "or name another folder"
         )
     if not overwrite:
         raise SaePluginsError(
@@ -47,9 +54,11 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         SaePluginsError: the place is taken, or another process writes there, or the disk is full.
     """
+    path = Path(os.path.abspath(path))
     partial, before = (path.with_name(f"{path.name}.{kind}") for kind in ("partial", "before"))
     if before.is_dir() and not path.exists():  # a process was killed between the last two steps
         os.rename(before, path)
+    shutil.rmtree(before, ignore_errors=True)  # or one step later
     check_place(path, overwrite)
     try:
         partial.mkdir(parents=True, exist_ok=True)

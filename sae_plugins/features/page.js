@@ -173,7 +173,7 @@ const SAE_FEATURES = (() => {
 
   async function twin([number, acts, rows, byRows, byRowsCosine]) {
     const other = 1 - sae, box = make("section", {class: "twin"});
-    if (number < 0) return make("p", {class: "soft"}, `No twin in ${about(other).name}: it never fires.`);
+    if (number < 0) return make("p", {class: "soft"}, `No twin in ${about(other).name}: nothing there fires where it does.`);
     box.append(make("div", {class: "head"}, make("strong", {}, acts >= 0.5 ? "Twin" : "No twin"),
       make("span", {class: "soft"}, acts >= 0.5 ? `in ${about(other).name}:` : `in ${about(other).name}; nearest is`),
       link(number, other), ...tops(number, other).slice(0, 2).map(token),

@@ -137,7 +137,7 @@ class RunFolder:
                 again = f"{self.unfinished / RECIPE}{named_again(self.unfinished / RECIPE)}"
                 raise PluginError(
                     f"--resume {self.path}: the run ended before its first checkpoint; start it "
-                    f"anew: sae-plugins train --recipe {again} --output_path {self.path}"
+                    f"again: sae-plugins train --recipe {again} --output_path {self.path}"
                     f"{' --overwrite' if self._taken() else ''}"
                 )
         except BaseException:
@@ -185,7 +185,7 @@ class RunFolder:
         if taken and self._can_go_on() and not overwrite:
             raise PluginError(
                 f"--output_path {self.path} holds an unfinished run: go on with it "
-                f"({self._go_on}), choose another folder, or --overwrite to start anew"
+                f"({self._go_on}), choose another folder, or --overwrite to start again"
             )
         if taken and not overwrite:
             raise PluginError(

@@ -71,8 +71,8 @@ def _refuse_files(recipe: str, names: list[str], problems: Problems) -> None:
         return
     again = named_again(Path(recipe), names).strip()
     problems.add(
-        f"recipe {recipe} names {' and '.join(files)}, and a recipe cannot have the code of a file "
-        f"run: look at it, and name it yourself: {again}"
+        f"recipe {recipe} names {' and '.join(files)}, and no recipe makes the code of a file run: "
+        f"look at it, and name it yourself: {again}"
     )
     problems.stop()
 

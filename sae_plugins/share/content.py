@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sae_plugins.base.errors import HubError
 from sae_plugins.base.hub import CARD, local
-from sae_plugins.base.secrets import redacted_text, without_secrets
+from sae_plugins.base.secrets import line_with_secret, redacted_text, without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.framework import plugin_files
@@ -154,6 +154,10 @@ def _public(file: Path) -> Content:
         text = file.read_text("utf-8")
     except ValueError as error:
         raise HubError(f"{file} is damaged: it is no text in UTF-8") from error
+    if file.suffix == ".py":  # of which each letter counts
+        if line := line_with_secret(text):
+            raise HubError(f"{file}, line {line}, seems to hold a secret; take it out")
+        return file
     shown = _without_home(redacted_text(text, file.suffix))
     return file if shown == text else shown.encode()
 

@@ -19,6 +19,7 @@ from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
+from sae_plugins.framework.registry import names_file
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.runs.summary import calibration_of
@@ -214,11 +215,19 @@ def _mixed(versions: Mapping[str, list[str]]) -> Iterator[str]:
         yield f"SAEs or results are of different versions: {', '.join(mixed)}"
 
 
+def _shown(plugin: str) -> str:
+    return plugin.rpartition("/")[2] if names_file(plugin) else plugin
+
+
 def _arms(study: Study) -> list[ArmInfo]:
     model = next(iter(study.models))
     infos = []
     for name, arm in study.all_arms().items():
         train, _ = arm.on_model(model, study.models[model])
+        if isinstance(
+            train.get("plugin"), list
+        ):  # a file of code, without the folders that it lies in
+            train = {**train, "plugin": [_shown(name) for name in train["plugin"]]}
         texts = {flag: as_text(value) for flag, value in redacted(train).items()}
         flags = " ".join(f"--{f} {text}" if text else f"no --{f}" for f, text in texts.items())
         if arm.exists:

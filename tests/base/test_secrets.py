@@ -12,6 +12,7 @@ from sae_plugins.base.secrets import (
     HIDDEN,
     holds_hidden,
     is_secret,
+    line_with_secret,
     redacted,
     redacted_words,
     without_secrets,
@@ -103,6 +104,23 @@ def test_command_lines() -> None:
         "--x.pwd",
     ]
     assert redacted_words(words) == shown
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (
+            "import os\n\ndef f(tok):\n    return g(token=tok, api_key=os.environ['API_KEY'])\n",
+            None,
+        ),
+        ("token_ids = 'a b'\npad_token: str = ''\n", None),
+        ("import os\nTOKEN = 'hf_" + "a" * 20 + "'\n", 2),
+        ("f(password='hunter2')\n", 1),
+        ("\n\nurl = 'https://me:word@host/x'\n", 3),
+    ],
+)
+def test_code_is_looked_at_and_not_rewritten(code: str, line: int | None) -> None:
+    assert line_with_secret(code) == line
 
 
 def test_files_are_written_without_secrets(tmp_path: Path) -> None:

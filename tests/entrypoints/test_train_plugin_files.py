@@ -96,7 +96,7 @@ def test_a_run_has_the_code_and_is_made_again_by_whoever_names_it(
     again = ("train", "--recipe", "run/run.yaml", "--output_path", "again")
     text = said(capsys, *again)
     cure = "--plugin run/plugin_files/idea.py:Idea reorder"
-    assert "names plugin_files/idea.py:Idea, and a recipe cannot have the code of" in text
+    assert "names plugin_files/idea.py:Idea, and no recipe makes the code of" in text
     assert text.strip().endswith(cure), text
     assert not Path("again").exists()
     assert main([*again, *cure.split()]) == 0

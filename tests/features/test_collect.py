@@ -239,3 +239,10 @@ def test_text_without_a_prompt_is_refused(given_prompts: Any, encoders: list[Any
     nothing.batches = lambda prompts, at_once: iter(())
     with pytest.raises(SuiteError, match="shorter than one prompt of 16 tokens"):
         collect(nothing, encoders, 100, 4)
+
+
+def test_what_is_beside_a_tiny_firing_is_finite() -> None:
+    place, value = torch.tensor([0, 1]), torch.tensor([1e-6, 9.0])
+    tokens = torch.arange(4).reshape(1, 4)
+    batch = module.Batch(tokens, 0, 1, place, torch.zeros(2, dtype=torch.long), value)
+    assert torch.isfinite(batch._windows(torch.tensor([0]))).all()

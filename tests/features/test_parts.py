@@ -54,6 +54,19 @@ def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
     check_place(tmp_path / "old", True)
     (tmp_path / "empty").mkdir()
     check_place(tmp_path / "empty", False)
+    (tmp_path / "old" / "notes.md").touch()
+    with pytest.raises(SaePluginsError, match=r"holds notes\.md besides feature pages"):
+        check_place(tmp_path / "old", True)
+
+
+def test_the_working_folder_may_be_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with new_folder(Path(), False) as folder:
+        pages_in(folder, "new")
+    assert (tmp_path / "here" / INDEX).read_text() == "new"
 
 
 def test_a_folder_is_replaced_at_the_end_alone(tmp_path: Path) -> None:
@@ -80,6 +93,7 @@ def test_what_killed_processes_left_is_put_right(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "pages" / INDEX).read_text() == "old"
+    pages_in(tmp_path / "pages.before", "older")  # killed after the second move
     with new_folder(tmp_path / "pages", True) as folder:
         assert not [*folder.iterdir()]
         pages_in(folder, "new")
