@@ -180,7 +180,7 @@ def test_a_recipe_of_a_study_cannot_name_a_file_and_neither_can_a_study_that_it_
     ideas: Path,
 ) -> None:
     (ideas / "recipe.yaml").write_text("plugin: [idea.py:Idea]\n")
-    with pytest.raises(SaePluginsError, match=r"recipe .* names idea\.py:Idea, and no recipe makes"):
+    with pytest.raises(SaePluginsError, match=r"recipe .* names idea\.py:Idea, and no recipe"):
         settle({"recipe": str(ideas / "recipe.yaml")})
     mine, under = ideas / "mine.yaml", ideas / "under.yaml"
     study = {
