@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FORK = multiprocessing.get_context("fork")
 LOG = "log.txt"
 """In the working directory: what the last process printed."""
@@ -29,6 +31,33 @@ _CHANGES = (
     *("os.rename", "os.remove", "os.mkdir", "os.rmdir"),
     *("os.truncate", "os.link", "os.symlink"),
 )
+
+
+def flush_then(row: int, then: Callable[[], Any]) -> Callable[[Any], None]:
+    """A recorder's `flush` that does something when a run has written so many rows."""
+    from sae_plugins.runs.recorder import Recorder
+
+    flush = Recorder.flush
+
+    def flushing(self: Any) -> None:
+        flush(self)
+        if self.lines.count(b"\n") == row:
+            then()
+
+    return flushing
+
+
+@contextmanager
+def interrupted(row: int) -> Iterator[None]:
+    """Runs in this process are interrupted, as by Ctrl-C, when they have written so many rows."""
+    from sae_plugins.runs.recorder import Recorder
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Recorder, "flush", flush_then(row, interrupt))
+        yield
 
 
 class Faults:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from faults import interrupted
 
 from sae_plugins import world
 from sae_plugins.base import identity
@@ -20,7 +21,6 @@ from sae_plugins.entrypoints import train
 from sae_plugins.entrypoints.main import main
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.state import read_state, write_state
-from sae_plugins.runs.recorder import Recorder
 from sae_plugins.settings.settle import settle
 
 RUN = [
@@ -41,21 +41,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def unfinished(
-    tiny_world: Any, sketched: None, made: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def unfinished(tiny_world: Any, sketched: None, made: Path) -> Path:
     """A run on text in a folder that was interrupted after six steps."""
-    flush = Recorder.flush
-
-    def flushing(self: Recorder) -> None:
-        flush(self)
-        if self.lines.count(b"\n") == 6:
-            raise KeyboardInterrupt
-
     if not made.exists():
         tiny_world.text("train").save_to_disk("text")
-        with monkeypatch.context() as patched:
-            patched.setattr(Recorder, "flush", flushing)
+        with interrupted(6):
             assert main(["train", *RUN]) == 130
         shutil.copytree(".", made)
     shutil.copytree(made, ".", dirs_exist_ok=True)

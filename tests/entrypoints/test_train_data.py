@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
+from faults import interrupted
 
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs.recorder import Recorder
 
 RUN = [
     *("--training_tokens", "640", "--train_batch_size_tokens", "64", "--context_size", "16"),
@@ -43,7 +43,6 @@ def weights(folder: str) -> bytes:
 def test_a_run_with_relative_paths_goes_on_from_another_folder(
     tiny_world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    flush = Recorder.flush
     for name in ("here", "there"):
         Path(name).mkdir()
     monkeypatch.chdir("here")
@@ -52,13 +51,7 @@ def test_a_run_with_relative_paths_goes_on_from_another_folder(
     run = [*RUN, "--dataset_path", "text.jsonl", "--checkpoint_every", "2", "--n_checkpoints", "2"]
     train(*run, "--output_path", "whole", "--checkpoint_path", "whole-own")
 
-    def flushing(self: Recorder) -> None:
-        flush(self)
-        if self.lines.count(b"\n") == 6:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "flush", flushing)
+    with interrupted(6):
         train(*run, "--output_path", "run", "--checkpoint_path", "own", code=130)
     monkeypatch.chdir("../there")
     train("--resume", "../here/run", "--dataset_path", "../here/text.jsonl")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from faults import interrupted
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs.recorder import Recorder
 from sae_plugins.settings.settle import settle
 from sae_plugins.share.card import card
 from sae_plugins.share.content import prepare
@@ -121,19 +121,11 @@ def test_a_run_has_the_code_and_is_made_again_by_whoever_names_it(
 
 @pytest.mark.ci
 def test_a_run_goes_on_with_the_code_that_it_began_with_and_only_if_that_is_named(
-    ideas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ideas: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flush = Recorder.flush
-
-    def flushing(self: Recorder) -> None:
-        flush(self)
-        if self.lines.count(b"\n") == 6:
-            raise KeyboardInterrupt
-
     line = (*RUN, *PLUGIN, "--checkpoint_every", "2")
     train(*line, "--output_path", "whole")
-    with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "flush", flushing)
+    with interrupted(6):
         train(*line, "--output_path", "run", code=130)
     resume = ("train", "--resume", "run")
     copy = "run/unfinished/plugin_files/idea.py:Idea"

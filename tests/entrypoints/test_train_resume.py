@@ -92,14 +92,8 @@ def _child(arguments: list[str], number: signal.Signals | None = None, row: int 
 
 def _send_at(number: signal.Signals, row: int) -> None:
     """This process gets a signal when its run has written so many rows."""
-    flush = Recorder.flush
-
-    def flushing(self: Recorder) -> None:
-        flush(self)
-        if self.lines.count(b"\n") == row:
-            os.kill(os.getpid(), number)
-
-    Recorder.flush = flushing  # type: ignore[method-assign]
+    stop = faults.flush_then(row, lambda: os.kill(os.getpid(), number))
+    Recorder.flush = stop  # type: ignore[method-assign]
 
 
 def stopped(number: signal.Signals, row: int, *arguments: str) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import interrupted
 
 import sae_plugins
 from sae_plugins.base.errors import PluginError, SaePluginsError
 from sae_plugins.framework.profile import Profile
-from sae_plugins.runs.recorder import Recorder
 from sae_plugins.testing import TOKENS, tiny_batches, tiny_sae, tiny_trainer
 
 pytestmark = pytest.mark.usefixtures("sketched")
@@ -87,15 +87,8 @@ def test_records_are_replaced_only_on_demand_and_a_failed_training_replaces_none
 
 
 def test_a_training_that_goes_on_has_every_row_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    flush = Recorder.flush
-
-    def flushing(self: Recorder) -> None:
-        flush(self)
-        if self.lines.count(b"\n") == 6:
-            raise KeyboardInterrupt
-
     def train(name: str, resume: bool) -> list[dict[str, float]]:
         state = sae_plugins.Checkpoints(tmp_path / name / "resume", every="2", resume=resume)
         with sae_plugins.recorded(
@@ -105,10 +98,8 @@ def test_a_training_that_goes_on_has_every_row_once(
         return [{**row, "seconds": 0} for row in plan.record.metrics]
 
     whole = train("whole", False)
-    with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "flush", flushing)
-        with pytest.raises(KeyboardInterrupt):
-            train("x", False)
+    with interrupted(6), pytest.raises(KeyboardInterrupt):
+        train("x", False)
     assert files(tmp_path / "x") >= {"unfinished/metrics.jsonl"}
     assert train("x", True) == whole
     assert not (tmp_path / "x" / "unfinished").exists()
