@@ -65,8 +65,15 @@ class _StagesBar(_Bar):
         self._bar.set_description_str(text)
         self._say(self._line())
 
+    def advance(self, share: float) -> None:
+        """Count what was done."""
+        self._done += share
+        self._bar.update(share)
+        if self._is_time():
+            self._say(self._line())
+
     def _line(self) -> str:
-        raise NotImplementedError
+        return f"{100 * self._done / max(1, self._total):3.0f}% {self._stage}"
 
 
 class RowsProgress(_StagesBar):
@@ -103,16 +110,6 @@ class StudyProgress(_StagesBar):
         """Print a line above the bar."""
         self._bar.write(text, file=sys.stdout)
 
-    def advance(self, share: float) -> None:
-        """Count what was done."""
-        self._done += share
-        self._bar.update(share)
-        if self._is_time():
-            self._say(self._line())
-
-    def _line(self) -> str:
-        return f"{100 * self._done / max(1, self._total):3.0f}% {self._stage}"
-
 
 class FeaturesProgress(_StagesBar):
     """The tokens that feature pages read: their share in a bar, or a line per stage."""
@@ -122,14 +119,7 @@ class FeaturesProgress(_StagesBar):
 
     def read(self, tokens: int) -> None:
         """Count tokens that have been read; a last prompt may go beyond those asked for."""
-        tokens = min(tokens, round(self._total - self._done))
-        self._done += tokens
-        self._bar.update(tokens)
-        if self._is_time():
-            self._say(self._line())
-
-    def _line(self) -> str:
-        return f"{100 * self._done / max(1, self._total):3.0f}% {self._stage}"
+        self.advance(min(tokens, round(self._total - self._done)))
 
 
 _SHOWN = {

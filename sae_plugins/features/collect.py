@@ -84,14 +84,12 @@ class Collector:
         """Nothing has been seen."""
         self.d_sae = d_sae
         self.count = torch.zeros(d_sae, dtype=torch.long, device=device)
-        self.largest = torch.zeros(d_sae, device=device)
         self.histogram = Histogram(d_sae, device)
         self.top, self.sample = Best(d_sae, TOP, device), Best(d_sae, SAMPLE, device)
 
     def add(self, batch: Batch) -> None:
         """See the next prompts, in which nothing may fire."""
         self.count += torch.bincount(batch.feature, minlength=self.d_sae)
-        self.largest.scatter_reduce_(0, batch.feature, batch.value, "amax")
         self.histogram.add(batch.feature, batch.value)
         keys = window_keys(batch.tokens).flatten()
         rank = rank_of_value(batch.value)

@@ -16,21 +16,21 @@ class Histogram:
     When a stronger one comes, the range doubles and each two bins become one, which is exact.
 
     Attributes:
+        largest: [d_sae], the strongest activation of each feature.
         counts: [d_sae, BINS].
         exponent: [d_sae]; the range ends at 2 to the power of it.
     """
 
     def __init__(self, d_sae: int, device: torch.device) -> None:
         """Count nothing yet."""
+        self.largest = torch.zeros(d_sae, device=device)
         self.counts = torch.zeros((d_sae, BINS), dtype=torch.int32, device=device)
         self.exponent = torch.full((d_sae,), _SMALLEST, dtype=torch.int32, device=device)
 
     def add(self, feature: Tensor, value: Tensor) -> None:
         """Count activations [n], all above 0, of features [n]."""
-        largest = torch.zeros(len(self.exponent), device=value.device)
-        largest.scatter_reduce_(0, feature, value, "amax")
-        exponent = torch.frexp(largest).exponent.where(largest > 0, self.exponent)
-        self._widen(torch.maximum(exponent, self.exponent))
+        self.largest.scatter_reduce_(0, feature, value, "amax")
+        self._widen(torch.frexp(self.largest).exponent.where(self.largest > 0, self.exponent))
         at = bins(value, self.exponent[feature])
         ones = torch.ones_like(at, dtype=torch.int32)
         self.counts.view(-1).index_add_(0, feature * BINS + at, ones)

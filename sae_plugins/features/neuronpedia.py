@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_plugins.features.logits import Readout, histogram
 from sae_plugins.features.pages import BANDS, Pages
+from sae_plugins.features.shards import activations
 
 BATCH = "batch-{}.json"
 """The files, by number."""
@@ -86,7 +87,7 @@ def _feature(
 
 def _activations(data: Mapping[str, Any], words: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The strongest ones, then those of each band, as SAEDashboard marks them."""
-    largest = max((_values(each)[each[0]] for each in data["top"]), default=0.0)
+    largest = max((activations(each)[each[0]] for each in data["top"]), default=0.0)
     for each in data["top"]:
         yield _activation(each, words, -1.0, largest, -1.0)
     edges = _edges(data["bars"], data["bar"])
@@ -114,16 +115,9 @@ def _activation(
         "bin_max": high,
         "bin_contains": share,
         "tokens": [words[token] for token in example[1]],
-        "values": _values(example),
+        "values": activations(example),
         "qualifying_token_index": example[0],
     }
-
-
-def _values(example: list[Any]) -> list[float]:
-    """The activation at each token of an example."""
-    _, tokens, fires = example
-    found = dict(zip(fires[::2], fires[1::2], strict=True))
-    return [float(found.get(i, 0.0)) for i in range(len(tokens))]
 
 
 def _rounded(values: Tensor) -> list[float]:

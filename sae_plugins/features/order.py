@@ -60,8 +60,8 @@ def order_of(density: NDArray[np.float64], directions: Tensor) -> Order:
 
 def _rank_correlation(density: NDArray[np.float64]) -> float | None:
     """Spearman's, between position and density."""
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
     if len({*density.tolist()}) < 2:
         return None
-    return float(np.corrcoef(np.arange(len(density)), rankdata(density))[0, 1])
+    return float(spearmanr(np.arange(len(density)), density).statistic)

@@ -101,7 +101,7 @@ class Pages:
             "words": [*map(self._vocabulary.text, words.tokens())],
             "tops": tops,
             "count": self._sae.count.tolist(),
-            "largest": [_short(value) for value in self._sae.largest.tolist()],
+            "largest": [_short(value) for value in self._sae.histogram.largest.tolist()],
             "near": _percent(self._near[1][:, 0] if self._near[1].size else np.zeros(self.d_sae)),
             "order": None if order is None else asdict(order),
             "twin": None if twins is None else _percent(twins.activation_cosine),

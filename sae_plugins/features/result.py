@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.features.shards import INDEX, read, shard_name
+from sae_plugins.features.shards import INDEX, activations, read, shard_name
 
 _SHOWN = 8
 """Features that a notebook shows."""
@@ -88,11 +88,10 @@ class Feature:
 
     def examples(self) -> list[list[tuple[str, float]]]:
         """Its strongest firings: tokens, each with the activation there."""
-        found = []
-        for _, tokens, fires in self.data["top"]:
-            values = dict(zip(fires[::2], fires[1::2], strict=True))
-            found.append([(self.words[t], values.get(i, 0.0)) for i, t in enumerate(tokens)])
-        return found
+        return [
+            [*zip((self.words[token] for token in each[1]), activations(each), strict=True)]
+            for each in self.data["top"]
+        ]
 
     def row(self, examples: int = 1) -> str:
         """A row of a table, in HTML."""

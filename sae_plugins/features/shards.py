@@ -46,6 +46,13 @@ def read(file: Path) -> Any:
         raise SaePluginsError(f"{file} holds no feature pages, or is damaged") from error
 
 
+def activations(example: list[Any]) -> list[float]:
+    """The activation at each token of an example, which names only those where it fires."""
+    _, tokens, fires = example
+    found = dict(zip(fires[::2], fires[1::2], strict=True))
+    return [float(found.get(place, 0.0)) for place in range(len(tokens))]
+
+
 class Words:
     """The tokens of a shard: each text once, and everywhere else its number."""
 

@@ -104,7 +104,7 @@ def test_counts_largest_and_histogram_are_those_of_a_naive_loop(
     for acts, sae in zip(dense, collected.saes, strict=True):
         flat = acts.reshape(-1, sae.d_sae)
         assert sae.count.tolist() == (flat > 0).sum(axis=0).tolist()
-        assert sae.largest.numpy() == pytest.approx(flat.max(axis=0))
+        assert sae.histogram.largest.numpy() == pytest.approx(flat.max(axis=0))
         for feature in range(sae.d_sae):
             fired = flat[flat[:, feature] > 0, feature]
             if not len(fired):
@@ -125,7 +125,7 @@ def test_special_tokens_do_not_count(collected: Any, given_prompts: Any) -> None
 
 def test_a_feature_that_never_fires_has_nothing(collected: Any) -> None:
     sae = collected.saes[0]
-    assert sae.count[3] == sae.largest[3] == sae.histogram.counts[3].sum() == 0
+    assert sae.count[3] == sae.histogram.largest[3] == sae.histogram.counts[3].sum() == 0
     assert not (sae.top.kept().feature == 3).any()
 
 
