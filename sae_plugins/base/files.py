@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -130,6 +131,12 @@ def write(path: Path, text: str) -> None:
         text = redacted_json(text)
     with whole(path) as partial:
         partial.write_text(text, "utf-8")
+
+
+def next_free(path: Path) -> Path:
+    """The first of NAME-1, NAME-2, ... beside a path that is not there."""
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def read_json(path: Path) -> Any:

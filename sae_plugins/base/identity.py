@@ -22,6 +22,7 @@ import xxhash
 
 from sae_plugins.base.code import code
 from sae_plugins.base.fingerprints import fingerprint, of_files
+from sae_plugins.base.text import in_words
 
 Fact = dict[str, Any]
 Identity = Mapping[str, "Fact | None"]
@@ -173,4 +174,4 @@ def listed(names: list[str]) -> str:
     shown = names if len(names) <= _MOST_NAMED + 1 else names[:_MOST_NAMED]
     if len(shown) < len(names):
         return f"{', '.join(shown)} and {len(names) - len(shown)} more"
-    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+    return in_words(shown)

@@ -57,6 +57,12 @@ def as_markdown(value: Any) -> Any:
     return " ".join(escaped.split())
 
 
+def in_words(names: Sequence[str]) -> str:
+    """Names as people list them: a, b and c."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def natural(text: str) -> list[Any]:
     """A sort key that puts top_5 before top_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

@@ -10,7 +10,6 @@ runs write.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import PluginError, reason
-from sae_plugins.base.files import lock, size, write
+from sae_plugins.base.files import lock, next_free, size, write
 from sae_plugins.framework import plugin_files
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
@@ -254,8 +253,7 @@ class RunFolder:
         _remove_checkpoints(self.unfinished)
         _remove_empty_folders(self.unfinished)
         if self.unfinished.exists():
-            names = (self.path / f"{UNFINISHED}-{number}" for number in itertools.count(1))
-            self.unfinished.rename(next(name for name in names if not name.exists()))
+            self.unfinished.rename(next_free(self.unfinished))
         self.unfinished.mkdir()
         self._started = True
         write_recipe(self.unfinished / RECIPE, recipe, files)

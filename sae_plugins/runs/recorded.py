@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, reason
-from sae_plugins.base.files import lock
+from sae_plugins.base.files import lock, next_free, read_json, read_rows
 from sae_plugins.base.values import validated
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan, Selected
@@ -39,15 +37,14 @@ class Record:
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, a mapping each: `pandas.DataFrame` makes a table of them."""
         path = self._current(METRICS)
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return read_rows(path) if path.exists() else []
 
     @property
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says; empty until the training has ended."""
         path = self.folder / SUMMARY
         ended = not self._unfinished.exists() and path.exists()
-        return dict(json.loads(path.read_text("utf-8"))) if ended else {}
+        return dict(read_json(path)) if ended else {}
 
     @property
     def figures(self) -> list[Path]:
@@ -160,8 +157,7 @@ def _check(folder: Path, overwrite: bool) -> None:
 def _put_aside(scratch: Path) -> None:
     """Keep what a training that failed had recorded under another name."""
     if any(file.stat().st_size for file in scratch.glob("metrics*.jsonl")):
-        names = (scratch.with_name(f"{UNFINISHED}-{number}") for number in itertools.count(1))
-        scratch.rename(next(name for name in names if not name.exists()))
+        scratch.rename(next_free(scratch))
 
 
 def _finish(folder: Path) -> None:

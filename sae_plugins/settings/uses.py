@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sae_plugins.base.saelens import ESTIMATED, SYNTHETIC_NAMES
+from sae_plugins.base.text import in_words
 from sae_plugins.framework.unused import OF_TRAINING, Rule, Values
 from sae_plugins.settings.flags import Flag, all_flags
 from sae_plugins.world import NAME as WORLD
@@ -172,8 +173,7 @@ def does_not_apply(flag: Flag, value: Values) -> str | None:
     """Why a run with these values does not use a flag; None if it does."""
     architecture = value("architecture")
     if flag.architectures and architecture not in flag.architectures:
-        *others, last = flag.architectures
-        owners = f"{', '.join(others)} and {last}" if others else last
+        owners = in_words(flag.architectures)
         return f"{architecture} SAEs do not have it; {owners} SAEs (--architecture) do"
     for rule in RULES:
         if flag.name in rule.flags and not rule.used(value):

@@ -14,6 +14,7 @@ from statistics import fmean
 import numpy as np
 import scipy.stats
 
+from sae_plugins.base.text import in_words
 from sae_plugins.study.statistics import (
     CONFIDENCE,
     SAME_L0,
@@ -90,5 +91,4 @@ def exception(mean: Comparison, better: Better, found: Sequence[AtL0]) -> str:
 
 def listed(l0s: Sequence[float]) -> str:
     """L0s in words."""
-    *most, last = (f"{l0:.3g}" for l0 in l0s)
-    return f"{', '.join(most)} and {last}" if most else last
+    return in_words([f"{l0:.3g}" for l0 in l0s])

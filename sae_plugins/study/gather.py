@@ -19,12 +19,11 @@ from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
-from sae_plugins.framework.registry import names_file
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.runs.summary import calibration_of
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS, described, equal_l0, naming, seeds
+from sae_plugins.study import ENOUGH_SEEDS, described, equal_l0, naming, plugin_files, seeds
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.execute import (
     EVALUATIONS,
@@ -215,19 +214,13 @@ def _mixed(versions: Mapping[str, list[str]]) -> Iterator[str]:
         yield f"SAEs or results are of different versions: {', '.join(mixed)}"
 
 
-def _shown(plugin: str) -> str:
-    return plugin.rpartition("/")[2] if names_file(plugin) else plugin
-
-
 def _arms(study: Study) -> list[ArmInfo]:
     model = next(iter(study.models))
     infos = []
     for name, arm in study.all_arms().items():
         train, _ = arm.on_model(model, study.models[model])
-        if isinstance(
-            train.get("plugin"), list
-        ):  # a file of code, without the folders that it lies in
-            train = {**train, "plugin": [_shown(name) for name in train["plugin"]]}
+        if isinstance(train.get("plugin"), list):
+            train = {**train, "plugin": [*map(plugin_files.without_folder, train["plugin"])]}
         texts = {flag: as_text(value) for flag, value in redacted(train).items()}
         flags = " ".join(f"--{f} {text}" if text else f"no --{f}" for f, text in texts.items())
         if arm.exists:

@@ -37,6 +37,11 @@ def settle(layers: Sequence[dict[str, Any]], name_or_file: str) -> None:
         ]
 
 
+def without_folder(name: str) -> str:
+    """A plugin as a report names it: a file without the folders of this machine."""
+    return name.rpartition("/")[2] if names_file(name) else name
+
+
 def _whole(name: str, folder: Path) -> str:
     return os.path.abspath(folder / Path(name).expanduser())
 
