@@ -335,6 +335,11 @@ def mechanism_pages(_: str) -> Iterator[str]:
         yield ""
         yield from option_table(plugin, {})
         yield ""
+        if plugin.meanings:
+            yield f"What it logs and summarises, as `{name}/...`:"
+            yield ""
+            yield from table(["name", "is"], [[code(n), m] for n, m in plugin.meanings.items()])
+            yield ""
 
 
 def recipe_list(_: str) -> Iterator[str]:

@@ -17,7 +17,13 @@ from sae_plugins.entrypoints.train_checkpoints import check_checkpoints, checkpo
 from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk, most_checkpoints
 from sae_plugins.entrypoints.train_dry_run import dry_run
 from sae_plugins.entrypoints.train_help import ABOUT, EXAMPLES, GROUPS, NOTES
-from sae_plugins.entrypoints.train_output import print_plan, print_profile, print_summary
+from sae_plugins.entrypoints.train_output import (
+    meanings,
+    print_next,
+    print_plan,
+    print_profile,
+    print_summary,
+)
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.suggestions import unknown_flag
@@ -43,7 +49,7 @@ def _run(line: Line, problems: Problems) -> int:
             return dry_run(settings, folder)
         if settings is not None:
             _train(settings, folder)
-        _print_end(folder)
+        _print_end(folder, settings)
     finally:
         folder.release()
     return 0
@@ -297,13 +303,13 @@ def _score(setup: Setup, folder: RunFolder, seconds: float, profile: Profile | N
         write_summary(folder.unfinished, heldout, found, seconds, measured)
 
 
-def _print_end(folder: RunFolder) -> None:
+def _print_end(folder: RunFolder, settings: Settings | None) -> None:
     """What has come of the run, which is in its place."""
     from sae_plugins.runs.folder import SUMMARY
 
     summary = json.loads((folder.path / SUMMARY).read_text("utf-8"))
     measured = summary.pop("profile", None)
-    print_summary(str(folder.path), summary)
+    print_summary(str(folder.path), summary, meanings(settings))
     if measured:
         print_profile(measured)
-    print(f'load it with: SAE.load_from_disk("{folder.path}")')
+    print_next(folder.path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.secrets import redacted
@@ -86,10 +88,16 @@ def _described(settings: Settings) -> Iterator[str]:
         yield f"{plugin.name} ({', '.join(changed)})" if changed else plugin.name
 
 
-def print_summary(title: str, rows: Mapping[str, Any], console: Console | None = None) -> None:
+def print_summary(
+    title: str,
+    rows: Mapping[str, Any],
+    meanings: Mapping[str, str],
+    console: Console | None = None,
+) -> None:
     """Print a table of names and values, grouped by what precedes the first "/" of a name.
 
-    Groups come in the order of their first row.
+    Groups come in the order of their first row. Beside a value stands what it is, of rows that
+    have a meaning.
     """
     from rich.console import Console
     from rich.table import Table
@@ -103,14 +111,56 @@ def print_summary(title: str, rows: Mapping[str, Any], console: Console | None =
         groups.setdefault(group if slash else "", []).append((rest if slash else name, value))
     table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_column()
-    table.add_column(justify="right")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
     for group, members in groups.items():
         if group:
             table.add_row(Text(group, style="bold"))
         for name, value in members:
-            table.add_row(Text(f"  {name}" if group else name), Text(format_value(value)))
+            meaning = meanings.get(f"{group}/{name}" if group else name, "")
+            shown = Text(f"  {name}" if group else name)
+            table.add_row(shown, Text(format_value(value)), Text(meaning))
         table.add_section()
     (console or Console()).print(table)
+
+
+def meanings(settings: Settings | None) -> dict[str, str]:
+    """What the rows of a summary are, by name; without settings, those of plugins are left out."""
+    from sae_plugins.eval_suites.evaluation.metrics import OF_THE_RUN
+    from sae_plugins.framework.resolve import UNCALIBRATED
+    from sae_plugins.runs.summary import HELDOUT, MEANINGS
+
+    window = "--dead_feature_window" if settings is None else settings.get("dead_feature_window")
+    own = {name: text.format(dead_feature_window=window) for name, text in MEANINGS.items()}
+    of_groups: dict[str, Mapping[str, str]] = {
+        place: {metric.name: metric.meaning for metric in OF_THE_RUN}
+        for place in (HELDOUT, UNCALIBRATED)
+    }
+    if settings is not None:
+        of_groups |= {plugin.name: plugin.meanings for plugin, _ in settings.plan.plugins}
+    return own | {
+        f"{group}/{name}": meaning
+        for group, known in of_groups.items()
+        for name, meaning in known.items()
+    }
+
+
+def print_next(folder: Path) -> None:
+    """Where the figures are, and what to do with the SAE."""
+    from sae_plugins.runs.folder import FIGURES, SYNTHETIC_RUNNER_CONFIG
+
+    drawn = sorted((folder / FIGURES).glob("**/*.png"))
+    name = shlex.quote(str(folder))
+    rows: dict[str, str | list[str]] = {}
+    if drawn:
+        shown = ", ".join(str(path.relative_to(folder / FIGURES)) for path in drawn)
+        rows["figures"] = f"{folder / FIGURES}: {shown}"
+    look = f"sae-plugins features {name}   # what each feature fires on"
+    score = f"sae-plugins evaluate {name}"
+    synthetic = (folder / SYNTHETIC_RUNNER_CONFIG).exists()  # which has no text to look at
+    rows["next"] = [score] if synthetic else [look, score]
+    rows["in Python"] = f'SAE.load_from_disk("{folder}")'
+    print_rows(rows)
 
 
 def print_profile(measured: Mapping[str, Any], console: Console | None = None) -> None:

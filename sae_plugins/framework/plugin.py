@@ -62,6 +62,8 @@ class Plugin(Stateful):
         claims: exclusive resources, out of `CLAIMS`; a second claimant is an error that names both.
         observes_only: it changes nothing in the training, so the SAE's provenance does not mention
             it.
+        meanings: a phrase for each metric that it logs and each line that it summarises, by what
+            follows "NAME/". It stands in the plugin's figure and in the table at a run's end.
         transient: attributes that are no state: `attached` or the constructor makes them.
         state_version: raise it when the meaning of the saved attributes changes: older checkpoints
             are refused.
@@ -78,6 +80,7 @@ class Plugin(Stateful):
     conflicts: ClassVar[tuple[str, ...]] = ()
     claims: ClassVar[tuple[str, ...]] = ()
     observes_only: ClassVar[bool] = False
+    meanings: ClassVar[Mapping[str, str]] = {}
     state_version: ClassVar[int] = 1
 
     class Options(BaseModel):

@@ -130,6 +130,12 @@ class ActivationThreshold(Plugin):
     """
 
     name = "activation-threshold"
+    meanings = {
+        "shut": "share of positive activations that the thresholds set to zero",
+        "mean": "mean threshold, in the units of the training",
+        "least": "least threshold of the saved SAE",
+        "greatest": "greatest threshold of the saved SAE",
+    }
     requires = ("firing-frequency",)
     claims = ("activation_gate",)
     transient = ("ungated",)

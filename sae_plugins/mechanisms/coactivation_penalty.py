@@ -70,6 +70,14 @@ class CoactivationPenalty(Plugin):
     """
 
     name = "coactivation-penalty"
+    meanings = {
+        "tau": "weight of the penalty",
+        "unweighted": "the penalty without its weight",
+        "loss_over_target": "reconstruction loss over the one at which the weight stands still",
+        "target": "reconstruction loss at which the weight stands still",
+        "share_at_tau_min": "of steps, with the least weight",
+        "share_at_tau_max": "of steps, with the greatest weight",
+    }
 
     class Options(Plugin.Options):
         """Which pairs are penalised, how strongly."""

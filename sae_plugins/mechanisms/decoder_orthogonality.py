@@ -164,6 +164,11 @@ class DecoderOrthogonality(Plugin):
     """
 
     name = "decoder-orthogonality"
+    meanings = {
+        "mean_cosine": "|cos| of two decoder rows, mean over all pairs",
+        "largest_cosine": "the largest |cos| of two decoder rows",
+        "duplicates": f"pairs of decoder rows with |cos| above {DUPLICATE}",
+    }
     requires = ("importance",)
 
     class Options(Plugin.Options):

@@ -37,6 +37,7 @@ class FiringWindow(Plugin):
     """
 
     name = "firing-window"
+    meanings = {"silent": "share of features that did not fire within the window"}
 
     class Options(Plugin.Options):
         """The window's length."""

@@ -27,6 +27,11 @@ class InputNormL1(Plugin):
     """Scale the sparsity coefficient by the input norm over its moving average."""
 
     name = "input-norm-l1"
+    meanings = {
+        "average_norm": "moving average of the inputs' norm",
+        "least": "least factor of the sparsity coefficient in the batch",
+        "greatest": "greatest factor of the sparsity coefficient in the batch",
+    }
 
     class Options(Plugin.Options):
         """How the ratio is taken."""

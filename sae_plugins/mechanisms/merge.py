@@ -132,6 +132,12 @@ class Merge(Plugin):
     """
 
     name = "merge"
+    meanings = {
+        "live": "features that fired within the window",
+        "similar_pairs": "pairs of them above the threshold",
+        "requested": "merges at this step",
+        "features": "merged into others in the run",
+    }
     requires = ("firing-window",)
     after = ("resample",)
     transient = ("window",)

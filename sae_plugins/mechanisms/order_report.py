@@ -24,6 +24,28 @@ MOVED = 0.01
 RELATED = 0.3
 """|cos| of two decoder rows from which on two features count as related."""
 
+MEANINGS = {
+    "periodic": "reorderings that were due",
+    "triggered": "reorderings because activity drifted",
+    "variance": "of firing frequencies over the window, of which a drift is read",
+    "threshold": "of the variance, above which features are reordered",
+    "variance_of_count": "the variance of Eq. 1 of counts, as printed",
+    "variance_of_frequency": "the variance of Eq. 1 of frequencies, as printed",
+    "loss_before": "reconstruction loss of a batch right before a reordering",
+    "loss_after": "reconstruction loss of the same batch right after it",
+    "rank_correlation": "Spearman's, of positions before and after a reordering",
+    "reorderings": "how many there were",
+    "largest_loss_change": "by a reordering, relative",
+    "order_stable_from_step": f"later orders correlate above {STABLE}",
+    "oscillating_share": "features that still move back and forth",
+    "features_firing_above_0.5": "on more than half of the tokens",
+    "features_firing_below_0.01": "on less than 1% of the tokens",
+    "related_neighbours": f"decoder |cos| above {RELATED}, share",
+    "related_random_pairs": "the same of random pairs",
+    "memory_ratio": "training state, over one without plugin",
+}
+"""What the report's metrics and lines are."""
+
 
 def rank_correlation(order: Tensor) -> float:
     """Spearman's correlation between the positions [n] before and after a permutation."""

@@ -67,6 +67,11 @@ class ReconstructionL1(Plugin):
     """
 
     name = "reconstruction-l1"
+    meanings = {
+        "error": "of this batch, which the target is compared with",
+        "share_of_steps_at_least": "with the least factor, where the error has no say",
+        "share_of_steps_at_greatest": "with the greatest factor, where the error has no say",
+    }
     state_version = 2  # until then, the multiplier was of the batch before
 
     class Options(Plugin.Options):

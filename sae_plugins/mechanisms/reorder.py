@@ -18,7 +18,7 @@ from sae_plugins.framework.features import FeatureChange, Permuted
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.steps import Steps, share, warn_if_never
-from sae_plugins.mechanisms.order_report import OrderReport
+from sae_plugins.mechanisms.order_report import MEANINGS, OrderReport
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -94,16 +94,12 @@ def cluster_order(frequency: Tensor, firing: Tensor, cut: float = 0.8) -> Tensor
 class Reorder(Plugin):
     """Reorder features by firing frequency every few hundred steps and when activity drifts.
 
-    The closing summary says what the paper reports. order_stable_from_step: the reordering from
-    which on successive orders correlate above 0.95 (Spearman). oscillating_share: features whose
-    last three moves go back and forth by 1% of all positions or more. related_neighbours: adjacent
-    features with decoder |cos| above 0.3, beside related_random_pairs, what chance gives.
-    largest_loss_change: of the reconstruction loss of one batch, right before and after, relative.
-    memory_ratio: training state with the plugin's tensors over without.
+    The closing summary says what the paper reports.
     """
 
     name = "reorder"
     after = ("activation-threshold",)  # whose new thresholds are no doing of the order
+    meanings = MEANINGS
 
     class Options(Plugin.Options):
         """When to reorder, and by what."""

@@ -101,6 +101,10 @@ class Resample(Plugin):
     """
 
     name = "resample"
+    meanings = {
+        "requested": "features that start again at this step",
+        "features": "that started again in the run",
+    }
     requires = ("firing-window",)
     transient = ("window",)
 

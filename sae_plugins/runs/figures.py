@@ -5,8 +5,10 @@ Matplotlib is loaded when something is drawn.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 CHANGES = "changes/"
 """Prefix of the columns that say which feature changes a step made."""
+
+_DRAWN = {"losses", "metrics", "sparsity", "details", CHANGES.rstrip("/")}
+"""Groups of metrics that SAELens logs, or that `loss_and_l0` draws."""
 
 LOG_FROM_RATIO = 20.0
 """Positive data that spans more than this factor is drawn on a log axis."""
@@ -113,6 +118,53 @@ def firing_by_position(snapshots: Sequence[Snapshot], d_sae: int) -> Figure:
             handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10,
             markerscale=2.5,
         )  # fmt: skip
+    return figure
+
+
+def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The names of metrics by what precedes their "/", of groups that are not SAELens' own.
+
+    A group's name becomes a file's: characters that a file's name had better not have are dashes.
+    """
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        group, slash, _ = name.partition("/")
+        if slash and group not in _DRAWN:
+            found.setdefault(re.sub(r"[^\w+-]+", "-", group), []).append(name)
+    return found
+
+
+def of_group(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], meanings: Mapping[str, str]
+) -> Figure:
+    """Metrics of one group over training steps, a panel each.
+
+    Args:
+        rows: of `metrics.jsonl`.
+        names: the group's metrics, as `groups` has them.
+        meanings: a phrase for metrics that have one, by what follows the group's "/".
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(5.2 * columns, 0.5 + 2.1 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
+    last = max((row["step"] for row in rows), default=1)
+    for panel, name in zip(panels, names, strict=False):
+        steps, values = _series(rows, name)
+        panel.plot(steps, values, color=BLUE, linewidth=1.2, marker="." if steps.size < 40 else "")
+        log = bool((values > 0).all()) and _scale(panel, values)  # where a zero would not be seen
+        called = name.partition("/")[2]
+        title = f"{called}{' (log scale)' if log else ''}"
+        panel.set_title("\n".join([title, *wrap(meanings.get(called, ""), 58)]), fontsize=9)
+        _count_axis(panel, last, ticks=5)
+        style(panel, grid="y")
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    for panel in panels[max(0, len(names) - columns) : len(names)]:
+        panel.tick_params(labelbottom=True)
+        panel.set_xlabel("training step")
     return figure
 
 

@@ -42,6 +42,8 @@ SUMMARY = "summary.json"
 TRAINING_SUMMARY = "training_summary.json"
 UNFINISHED = "unfinished"
 FIGURES = "figures"
+METRIC_FIGURES = f"{FIGURES}/metrics"
+FIGURE_FILES = tuple(f"figures/{n}*.png" for n in ("loss_and_l0", "firing_by_position", "metrics/"))
 SAELENS_CHECKPOINTS = "checkpoints"
 OUR_CHECKPOINTS = "resume"
 """Folder of the checkpoints to go on from; `SAELENS_CHECKPOINTS` has SAELens' own."""
@@ -59,8 +61,7 @@ _PATTERNS = (
     "metrics*.jsonl",
     "training_summary*.json",
     f"{plugin_files.FOLDER}/**/*.py",
-    f"{FIGURES}/loss_and_l0*.png",
-    f"{FIGURES}/firing_by_position*.png",
+    *FIGURE_FILES,
     "synthetic_model/*.json",
     "synthetic_model/synthetic_model.safetensors",
     *(f"{SAELENS_CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),

@@ -15,7 +15,16 @@ from sae_plugins.base.values import validated
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan, Selected
 from sae_plugins.runs import journal
-from sae_plugins.runs.folder import FIGURES, METRICS, RECIPE, SUMMARY, TRAINING_SUMMARY, UNFINISHED
+from sae_plugins.runs.folder import (
+    FIGURE_FILES,
+    FIGURES,
+    METRIC_FIGURES,
+    METRICS,
+    RECIPE,
+    SUMMARY,
+    TRAINING_SUMMARY,
+    UNFINISHED,
+)
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.summary import write_summary
 
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
     from sae_plugins.framework.thresholds import HeldOut
     from sae_plugins.resume.checkpoints import Checkpoints
 
-_RECORDS = ("metrics*.jsonl", SUMMARY, "training_summary*.json", f"{FIGURES}/*.png")
+_RECORDS = ("metrics*.jsonl", SUMMARY, "training_summary*.json", *FIGURE_FILES)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Record:
     @property
     def figures(self) -> list[Path]:
         """The figures, which are drawn when the training ends."""
-        return sorted(self._current(FIGURES).glob("*.png"))
+        return sorted(self._current(FIGURES).rglob("*.png"))
 
     @property
     def _unfinished(self) -> Path:
@@ -189,6 +198,6 @@ def _remove_if_empty(folder: Path) -> None:
     for file in scratch.glob("metrics*.jsonl"):
         if not file.stat().st_size:
             file.unlink()
-    for each in (scratch / FIGURES, scratch, folder):
+    for each in (scratch / METRIC_FIGURES, scratch / FIGURES, scratch, folder):
         if each.is_dir() and not any(each.iterdir()):
             each.rmdir()

@@ -22,7 +22,7 @@ from sae_plugins.framework.features import FeatureChange, Permuted, Reset
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.runs import figures, weights_and_biases
-from sae_plugins.runs.folder import METRICS, TRAINING_SUMMARY
+from sae_plugins.runs.folder import FIGURES, METRIC_FIGURES, METRICS, TRAINING_SUMMARY
 from sae_plugins.runs.summary import LAST_K
 
 if TYPE_CHECKING:
@@ -139,16 +139,19 @@ class Recorder(Plugin):
             logger.error("could not write figures and summary to %s: %s", self.folder, error)
 
     def draw_figures(self, run: Run) -> None:
-        """Draw the curves of the training, and how often the features at each position fired."""
+        """Draw the curves of the training and of each plugin, and how often features fired."""
         rows = read_rows(self.path(METRICS))
-        (self.folder / "figures").mkdir(exist_ok=True)
         drawn = {
-            self.path("figures/loss_and_l0.png"): figures.loss_and_l0(rows),
-            self.path("figures/firing_by_position.png"): figures.firing_by_position(
+            self.path(f"{FIGURES}/loss_and_l0.png"): figures.loss_and_l0(rows),
+            self.path(f"{FIGURES}/firing_by_position.png"): figures.firing_by_position(
                 self.snapshots, run.features.d_sae
             ),
         }
+        for group, names in figures.groups(rows).items():
+            path = self.path(f"{METRIC_FIGURES}/{group}.png")
+            drawn[path] = figures.of_group(rows, names, _meanings(run, group))
         for path, figure in drawn.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             plots.save(figure, path)
         if run.logs_to_wandb:
             sae: Any = run.sae
@@ -236,6 +239,15 @@ class Recorder(Plugin):
             **_numbers(run.summary),
         }
         write(self.path(TRAINING_SUMMARY), json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def _meanings(run: Run, group: str) -> Mapping[str, str]:
+    """What the metrics of a group are, if it is a plugin's."""
+    try:
+        meanings: Mapping[str, str] = run.plugin(group).meanings
+    except KeyError:  # such as `coefficients`, of several
+        return {}
+    return meanings
 
 
 def _counted(change: FeatureChange) -> tuple[str, int]:

@@ -23,6 +23,17 @@ TUNING = "tuning"
 LAST_K = "training/k"
 """Of the last step: plugins may multiply k as the training goes, and the SAE is saved with it."""
 _CALIBRATION = "calibration"
+MEANINGS = {
+    "training/loss": "last batch, inputs as training scales them",
+    "training/l0": "active features per token, last batch",
+    "training/explained_variance": "last batch",
+    "training/dead_features": "silent for over {dead_feature_window} steps",
+    "training/steps": "batches",
+    "training/updates": "steps of the optimizer",
+    "training/seconds": "of the training alone",
+    "run/seconds": "the whole",
+}
+"""What the lines of a summary are that no metric's or plugin's table has; flags in braces."""
 
 
 def saved_saes(folder: Path, device: str) -> list[SAE[Any]]:

@@ -16,6 +16,7 @@ from sae_plugins.framework import plugin_files
 from sae_plugins.runs.folder import (
     CONFIG,
     FIGURES,
+    METRIC_FIGURES,
     METRICS,
     RECIPE,
     SPARSITY,
@@ -32,6 +33,7 @@ _FILES = (
     *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS),
     f"{Path(TRAINING_SUMMARY).stem}*.json",
     f"{FIGURES}/*.png",
+    f"{METRIC_FIGURES}/*.png",
     f"{plugin_files.FOLDER}/**/*.py",
 )
 """All that is uploaded of a run. SAELens' `runner_cfg.json` names folders of this machine."""

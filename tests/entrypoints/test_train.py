@@ -74,8 +74,9 @@ def test_a_run_leaves_a_folder_that_sae_lens_loads(
 ):
     run = train("run", "--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval=8")
     said = capsys.readouterr().out
-    assert files(run) == FILES
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in run.glob("figures/*"))
+    drawn = {f"figures/metrics/{name}.png" for name in ("coefficients", "input-norm-l1", "reorder")}
+    assert files(run) == FILES | drawn
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in run.rglob("*.png"))
     sae = SAE.load_from_disk(str(run))
     assert (sae.cfg.d_in, sae.cfg.d_sae) == (tiny_world.d_model, 32)
     assert sae.cfg.metadata.sae_plugins["methods"] == ["hybrid-order"]
@@ -94,6 +95,8 @@ def test_a_run_leaves_a_folder_that_sae_lens_loads(
     assert "32 steps of 64 tokens, seed 42" in plan
     assert "explained_variance" in table
     assert 'SAE.load_from_disk("run")' in table
+    assert "metrics/reorder.png" in table
+    assert "sae-plugins features run" in table
     assert str(Path.cwd()) not in "".join((run / n).read_text() for n in ("cfg.json", "run.yaml"))
 
 

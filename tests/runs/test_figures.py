@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from sae_plugins.base.plots import save
-from sae_plugins.runs.figures import Snapshot, firing_by_position, loss_and_l0
+from sae_plugins.runs.figures import (
+    Snapshot,
+    firing_by_position,
+    groups,
+    loss_and_l0,
+    of_group,
+)
 
 
 def row(step, **values):
@@ -96,3 +102,26 @@ def test_saving_is_atomic_and_changes_no_global_state(tmp_path):
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
     assert [matplotlib.rcParams[name] for name in settings] == before
+
+
+def test_a_plugin_s_metrics_have_a_panel_each_with_what_they_are():
+    rows = [
+        {"step": step, "mine/size": step, "mine/../odd": None, "theirs/a b/c": 1.0, "losses/l1": 1}
+        for step in (1, 100)
+    ]
+    found = groups([*ROWS, *rows])
+    assert found == {
+        "reorder": ["reorder/event"],
+        "mine": ["mine/size", "mine/../odd"],
+        "theirs": ["theirs/a b/c"],
+    }
+    size, odd = of_group(rows, found["mine"], {"size": "how large it is"}).axes
+    assert size.get_title() == "size (log scale)\nhow large it is"
+    np.testing.assert_allclose(size.get_lines()[0].get_xydata(), [[1, 1], [100, 100]])
+    assert odd.get_title() == "../odd"
+    assert groups([{"step": 1, "../../etc/x": 1}]) == {"-": ["../../etc/x"]}
+
+
+def test_values_of_zero_are_on_the_axis():
+    rows = [{"step": step, "mine/size": value} for step, value in ((1, 0.0), (2, 1.0), (3, 100.0))]
+    assert of_group(rows, ["mine/size"], {}).axes[0].get_yscale() == "linear"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("sketched")
 OPTIONS = {"reorder": {"interval": 4, "start": 2}}
 RECORDS = {
     *("metrics.jsonl", "summary.json"),
-    *("figures/loss_and_l0.png", "figures/firing_by_position.png"),
+    *("figures/loss_and_l0.png", "figures/firing_by_position.png", "figures/metrics/reorder.png"),
 }
 
 

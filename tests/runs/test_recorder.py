@@ -131,9 +131,10 @@ def test_the_last_batch_is_recorded_when_it_is_a_remainder(tmp_path):
 def test_figures_and_summary_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "save", save_figure)
     train(tmp_path)
-    assert all(path.read_bytes().startswith(PNG) for path in tmp_path.glob("figures/*.png"))
+    assert all(path.read_bytes().startswith(PNG) for path in tmp_path.rglob("*.png"))
     assert {path.name for path in tmp_path.rglob("*.*")} == {
         "metrics.jsonl", "loss_and_l0.png", "firing_by_position.png", "training_summary.json",
+        "chatty.png",
     }  # fmt: skip
     summary = strictly((tmp_path / "training_summary.json").read_text())
     last = read_rows(tmp_path / "metrics.jsonl")[-1]

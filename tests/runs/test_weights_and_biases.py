@@ -28,7 +28,7 @@ LOG = {
     WORLD: (*_LOG, "--eval_every_n_wandb_logs", "3", "--n_eval_batches", "1"),
     SYNTHETIC: (*_LOG, "--eval_frequency", "6"),
 }
-FIGURES = {"firing_by_position.png", "loss_and_l0.png"}
+FIGURES = {"firing_by_position.png", "loss_and_l0.png", "coefficients.png", "reorder.png"}
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(
     assert not (off / "figures").exists()
     assert not Path("wandb").exists()
     logging = train("on", *chosen, *LOG[on])
-    assert {file.name for file in (logging / "figures").iterdir()} == FIGURES
+    assert {file.name for file in (logging / "figures").rglob("*.png")} == FIGURES
     weights = [load_file(run / "sae_weights.safetensors") for run in (off, logging)]
     assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
 
