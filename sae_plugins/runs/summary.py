@@ -32,6 +32,13 @@ MEANINGS = {
     "training/updates": "steps of the optimizer",
     "training/seconds": "of the training alone",
     "run/seconds": "the whole",
+    "calibration/l0": "what is wanted",
+    "calibration/reached": "L0 on the tokens that set the thresholds",
+    "calibration/most": "L0 without any threshold",
+    "calibration/spread": "half the 95% interval of L0 on as many other tokens, as a share of it",
+    "calibration/tokens": "how many set the thresholds",
+    "calibration/threshold": "of activations times the norms of decoder rows",
+    "calibration/lowers": "whether it lowers the thresholds of the training",
 }
 """What the lines of a summary are that no metric's or plugin's table has; flags in braces."""
 

@@ -78,6 +78,10 @@ class Panel:
     log_y: bool = False
     steps: bool = False
     """Draw a line as a histogram's outline."""
+    y_axis: tuple[float, float] | None = None
+    """Where it ends, if some arm is beyond."""
+    beyond: str = ""
+    """Which arms are, in words."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def plotly_json(shown: Panel | Heatmap, looks: Mapping[str, Look]) -> str:
         data = [trace for line in shown.lines for trace in _traces(line, shown, looks[line.arm])]
         layout = {
             "xaxis": _axis(shown.x_title, shown.log_x, [x for x, _ in _extent(shown.lines)]),
-            "yaxis": _axis(shown.y_title, shown.log_y, [y for _, y in _extent(shown.lines)]),
+            "yaxis": _axis(shown.y_title, shown.log_y, [y for _, y in _extent(shown.lines)])
+            | ({} if shown.y_axis is None else {"range": [*shown.y_axis]}),
             "margin": {"l": 62, "r": 12, "t": 12, "b": 46},
             "height": 300,
         }
@@ -286,6 +291,10 @@ def _draw_panel(axis: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
     )
     axis.set_xlabel(panel.x_title)
     axis.set_ylabel(panel.y_title)
+    if panel.y_axis is not None:
+        axis.set_ylim(panel.y_axis)
+        note = textwrap.fill(_text(panel.beyond), _TITLE_LETTERS)
+        axis.text(0.98, 0.03, note, transform=axis.transAxes, ha="right", fontsize=8, color=INK)
     style(axis, grid="both")
 
 

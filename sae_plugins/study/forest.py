@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -16,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sae_plugins.base.plots import BLUE, COLOURS, GREY, INK, style
+from sae_plugins.study.axes import farthest_near, padded
 from sae_plugins.study.statistics import Comparison, Verdict
 from sae_plugins.study.words import MARKS, number
 
@@ -42,11 +41,6 @@ _MARKS: dict[Verdict, _Mark] = {
 _MARGIN, _MARGIN_OPACITY = COLOURS[2], 0.12
 _ROW = 26
 """Pixels of an arm."""
-_FAR, _APART = 5.0, 2.0
-"""An arm that reaches so many times as far as the median one, and so many times as far as the
-next one, is off the axis: the others could not be told apart beside it."""
-_PAD = 0.08
-"""Of the axis, at both ends, where it is cut."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +100,11 @@ def forest(title: str, rows: Sequence[tuple[str, Comparison]]) -> Forest:
 def _axis(found: Sequence[Comparison], margin: float) -> tuple[float, float] | None:
     """Where an axis ends that shows all but what is far off; None if it shows all."""
     spans = [(_span(one), max(map(abs, _span(one)))) for one in found]
-    reaches = sorted(reach for _, reach in spans)
-    far = (
-        nearer
-        for nearer, reach in itertools.pairwise(reaches)
-        if reach > _FAR * median(reaches) and reach > _APART * nearer
-    )
-    most = next(far, None)
+    most = farthest_near([reach for _, reach in spans])
     if most is None:
         return None
-    ends = [end for span, reach in spans if reach <= most for end in span]
-    low, high = min(-margin, *ends), max(margin, *ends)
-    pad = _PAD * (high - low)
-    return (low - pad, high + pad)
+    near = [end for span, reach in spans if reach <= most for end in span]
+    return padded([-margin, margin, *near])
 
 
 def _span(found: Comparison) -> tuple[float, float]:

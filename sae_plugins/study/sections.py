@@ -17,6 +17,7 @@ from sae_plugins.base.plots import save
 from sae_plugins.base.text import arrow, natural
 from sae_plugins.runs.folder import FIGURES
 from sae_plugins.study import figures, traces
+from sae_plugins.study.axes import cut
 from sae_plugins.study.facts import Facts, l0_of
 from sae_plugins.study.figures import Heatmap, Line, Panel
 from sae_plugins.study.findings import ReportedMetric
@@ -93,8 +94,9 @@ def frontiers(facts: Facts, model: str) -> Section:
         if not lines or metric.paper == "L0":
             continue
         title = f"{label} {arrow(metric.better)}".strip()
-        panel = Panel(title, "L0 (log scale)", "", lines, log_x=True)
-        picture = _picture(facts, title, panel, metric.meaning)
+        panel = _without_far(Panel(title, "L0 (log scale)", "", lines, log_x=True), facts.reference)
+        note = ". ".join(filter(None, [metric.meaning, panel.beyond]))
+        picture = _picture(facts, title, panel, note)
         if metric.compared:
             compared.append(picture)
             panels.append(panel)
@@ -102,6 +104,20 @@ def frontiers(facts: Facts, model: str) -> Section:
             others.append(picture)
     image = _image(facts, f"frontiers_{model}", panels)
     return Section(model, compared, others, image)
+
+
+def _without_far(panel: Panel, reference: str) -> Panel:
+    """The panel with an axis on which arms can be told apart; it names those that are beyond."""
+    values = {
+        line.arm: [y for y in (*line.y, *(y for _, y in line.dots)) if math.isfinite(y)]
+        for line in panel.lines
+    }
+    found = cut({arm: ys for arm, ys in values.items() if ys}, reference)
+    if found is None:
+        return panel
+    where = (f"{arm} at {number(a)} to {number(b)}" for arm, (a, b) in found.off.items())
+    beyond = f"off the axis: {', '.join(where)}"
+    return replace(panel, y_axis=(found.low, found.high), beyond=beyond)
 
 
 def _frontier(facts: Facts, model: str, arm: str, metric: ReportedMetric) -> Line | None:

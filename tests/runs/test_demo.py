@@ -116,6 +116,11 @@ ACTED: dict[str, Callable[[dict[str, Any]], bool]] = {
         and summary["reorder/order_stable_from_step"] is not None
         and summary["reorder/largest_loss_change"] < 1e-4
     ),
+    "reorder-demo": lambda summary: (
+        summary["reorder/reorderings"] > 5
+        and summary["reorder/largest_loss_change"] < 1e-4
+        and summary["heldout/explained_variance"] > 0.8
+    ),
     "hierarchical-demo": lambda summary: (
         summary["merge/features"] > 0
         and summary["resample/features"] > 0
