@@ -33,8 +33,9 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 	$(UV) pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: env ## train a small SAE with the hybrid-order method, offline, into runs/demo
-	$(BIN)/sae-plugins train --recipe hybrid-order-demo --output_path runs/demo --overwrite
+demo: env ## train a small SAE, offline, into runs/demo, and make the page of its features
+	$(BIN)/sae-plugins train --recipe reorder-demo --output_path runs/demo --overwrite
+	$(BIN)/sae-plugins features runs/demo --overwrite
 
 # pytest's workers share the cores already.
 test combinations slow faults smollm2 bos browser: export OMP_NUM_THREADS ?= 1
@@ -78,6 +79,7 @@ types: env ## check types with mypy --strict
 # The variable silences an announcement of mkdocs-material's.
 docs: env ## rewrite the generated parts of docs/, and build the site into build/site
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/gallery.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo 'open build/site/index.html'
 

@@ -7,6 +7,7 @@ steps and seeds, at fewer L0s. `docs/generate.py` puts what this writes into the
 """
 
 import argparse
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import fill
@@ -87,13 +88,19 @@ def cell(facts: Facts, place: Place) -> str:
 
 
 def run(name: str, folder: Path, options: list[str]) -> None:
-    """Run a packaged study with its changes, and write its tables."""
+    """Run a packaged study with its changes, and keep what came of it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     write(file, yaml.safe_dump({"extends": name, **CHANGES[name]}, sort_keys=False))
     out = folder / name
     sae_plugins(["study", "run", str(file), "--output_path", str(out), *options])
-    findings = Findings.model_validate_json((out / FINDINGS).read_text("utf-8"))
+    keep(name, (out / FINDINGS).read_text("utf-8"))
+
+
+def keep(name: str, found: str) -> None:
+    """Write a study's tables, and its findings, from which `docs/gallery.py` makes a report."""
+    findings = Findings.model_validate_json(found)
+    (RESULTS / f"{name}.json.gz").write_bytes(gzip.compress(found.encode(), mtime=0))
     said = "\n".join(
         fill(f"- {text}", 100, subsequent_indent="  ")
         for text in [*findings.warnings, *findings.failures]

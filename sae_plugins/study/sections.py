@@ -85,18 +85,11 @@ def frontiers(facts: Facts, model: str) -> Section:
     """Each metric over L0."""
     compared, others, panels = [], [], []
     for metric in facts.findings.metrics.get(model, []):
-        label = facts.label(model, metric)
-        lines = [
-            line
-            for arm in facts.looks
-            if (line := _frontier(facts, model, arm, metric)) is not None
-        ]
-        if not lines or metric.paper == "L0":
+        panel = frontier_panel(facts, model, metric)
+        if not panel.lines or metric.paper == "L0":
             continue
-        title = f"{label} {arrow(metric.better)}".strip()
-        panel = _without_far(Panel(title, "L0 (log scale)", "", lines, log_x=True), facts.reference)
         note = ". ".join(filter(None, [metric.meaning, panel.beyond]))
-        picture = _picture(facts, title, panel, note)
+        picture = _picture(facts, panel.title, panel, note)
         if metric.compared:
             compared.append(picture)
             panels.append(panel)
@@ -104,6 +97,14 @@ def frontiers(facts: Facts, model: str) -> Section:
             others.append(picture)
     image = _image(facts, f"frontiers_{model}", panels)
     return Section(model, compared, others, image)
+
+
+def frontier_panel(facts: Facts, model: str, metric: ReportedMetric) -> Panel:
+    """A metric over L0, a line for each arm that has it."""
+    found = (_frontier(facts, model, arm, metric) for arm in facts.looks)
+    title = f"{facts.label(model, metric)} {arrow(metric.better)}".strip()
+    panel = Panel(title, "L0 (log scale)", "", [line for line in found if line], log_x=True)
+    return _without_far(panel, facts.reference)
 
 
 def _without_far(panel: Panel, reference: str) -> Panel:
