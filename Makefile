@@ -79,8 +79,8 @@ types: env ## check types with mypy --strict
 # The variable silences an announcement of mkdocs-material's.
 docs: env ## rewrite the generated parts of docs/, and build the site into build/site
 	$(BIN)/python docs/generate.py
-	$(BIN)/python docs/gallery.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python docs/gallery.py
 	@echo 'open build/site/index.html'
 
 world: env ## train the embedded world's language model again

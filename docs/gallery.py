@@ -1,4 +1,4 @@
-"""Makes the gallery's pages and the front page's figure from what is kept: `make docs`.
+"""Makes the site's gallery and the front page's figure from what is kept: `make docs`.
 
 The report comes from a study's findings in `benchmarks/results/`, the feature page from the SAE in
 `docs/gallery/sae/`, which `sae-plugins train --recipe reorder-demo --d_sae 256` trained.
@@ -20,10 +20,12 @@ from sae_plugins.study.sections import frontier_panel
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
-GALLERY = FOLDER / "gallery"
+SAE = FOLDER / "gallery" / "sae"
+SITE = FOLDER.parent / "build" / "site" / "gallery"
+FRONT_FIGURE = FOLDER / "assets" / "frontiers.png"
 FRONT = {
     ("world", "ce_loss_score"): "loss recovered, on a language model ↑",
-    ("toy", "recovered"): "true features found, where they are known ↑",
+    ("toy", "recovered"): "true features found, where known ↑",
 }
 """The metrics of the study `quick` on the front page, by model and name."""
 
@@ -43,16 +45,17 @@ def front(found: Findings) -> None:
         for metric in facts.compared(model)
         if (model, metric.name) in FRONT
     ]
-    save(figures.draw_panels(panels, facts.looks), FOLDER / "assets" / "frontiers.png")
+    save(figures.draw_panels(panels, facts.looks), FRONT_FIGURE)
 
 
 def main() -> None:
     """Make all of them."""
     found = findings("quick")
     front(found)
-    write(found, GALLERY / "quick")
-    page = GALLERY / "features"
-    line = ["features", str(GALLERY / "sae"), "--tokens", "60000", "--output_path", str(page)]
+    (SITE / "quick").mkdir(parents=True, exist_ok=True)
+    write(found, SITE / "quick")
+    page = SITE / "features"
+    line = ["features", str(SAE), "--tokens", "60000", "--output_path", str(page)]
     code = sae_plugins([*line, "--overwrite"])
     if code:
         raise SystemExit(code)

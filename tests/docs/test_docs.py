@@ -37,7 +37,8 @@ from sae_plugins.testing import tiny_sae
 
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
 INSTALLED = registry.installed()
-PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = sorted(set(DOCS.rglob("*.md")) - set((DOCS / "gallery").rglob("*.md")))
+SPREAD = "class Spread(Plugin)"
 METHODS = sorted(file for file in (DOCS / "methods").glob("*.md") if file.stem != "README")
 TEXTS = [*PAGES, README]
 PARTS = {
@@ -241,10 +242,15 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reader(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of one who has installed that plugin."""
+def reader(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Path:
+    """The folder of one who has installed that plugin, or has it as the README's file."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(taught))
+    if request.node.callspec.params.get("file") == README:
+        (tmp_path / "sae_spread.py").write_text(block("python", SPREAD, README))
+    else:
+        monkeypatch.syspath_prepend(str(taught))
     (tmp_path / "ideas").mkdir()
     idea = block("python", "class Jitter(Plugin)", DOCS / "plugin.md")
     (tmp_path / "ideas" / "jitter.py").write_text(idea)
@@ -253,14 +259,9 @@ def reader(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def test_the_page_teaches_the_plugin_of_the_readme_whose_tests_run() -> None:
     """tests/docs/test_readme.py installs it, trains with it, and runs its contract."""
-    readme = blocks("python", README) + blocks("toml", README)
-    for language, holding in (
-        ("python", "class Spread(Plugin)"),
-        ("toml", "sae-spread"),
-        ("python", "class TestSpread(PluginContract)"),
-    ):
-        assert block(language, holding, DOCS / "plugin.md") in readme
-    assert block("python", "class TestSpread(PluginContract)", DOCS / "testing.md") in readme
+    taught, tested = DOCS / "plugin.md", "class TestSpread(PluginContract)"
+    assert block("python", SPREAD, taught) == block("python", SPREAD, README)
+    assert block("python", tested, DOCS / "testing.md") == block("python", tested, taught)
 
 
 ELSEWHERE = {

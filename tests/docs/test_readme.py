@@ -1,4 +1,4 @@
-"""The README's snippets are run: the third-party plugin that it teaches is built and installed."""
+"""The README's plugin, as the docs make a package of it, is built, installed and tested."""
 
 import functools
 import json
@@ -6,17 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
-from snippets import README, block, on_two_and_on_every_architecture, package, passes
+from snippets import DOCS, README, block, on_two_and_on_every_architecture, package, passes
 
 from sae_plugins import world
 from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
-from sae_plugins.eval_suites import registry as suite_registry
 from sae_plugins.framework import registry
 from sae_plugins.testing import train
 
 SPREAD = "class Spread(Plugin)"
-
+PLUGIN, TRAIN = DOCS / "plugin.md", DOCS / "train.md"
 
 pytestmark = pytest.mark.usefixtures("sketched")
 
@@ -30,20 +29,22 @@ def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the package that the README describes is installed."""
-    module, project = block("python", SPREAD, README), block("toml", "sae-spread", README)
+    module, project = block("python", SPREAD, README), block("toml", "sae-spread", PLUGIN)
     return package(tmp_path_factory.mktemp("third-party"), module, project, "sae_spread")
 
 
-def test_every_plugin_and_suite_of_ours_has_a_row():
-    rows = re.findall(r"^\| (.+?) \|", README.read_text("utf-8"), re.M)
-    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
-    ours = {line.name for line in registry.listing() if line.distribution == "sae-plugins"}
-    assert {*ours, *suite_registry.built_in()} <= named
-
-
 def test_the_plugin_and_its_package_take_25_lines():
-    module, project = block("python", SPREAD, README), block("toml", "sae-spread", README)
+    module, project = block("python", SPREAD, README), block("toml", "sae-spread", PLUGIN)
+    assert module == block("python", SPREAD, PLUGIN)
     assert sum(1 for line in (module + project).splitlines() if line.strip()) <= 25
+
+
+def test_the_readme_is_short_and_shows_what_it_says():
+    text = README.read_text("utf-8")
+    assert len(text.split()) < 1086  # half of what it was
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert len(pictures) == 2
+    assert all((README.parent / picture).is_file() for picture in pictures)
 
 
 def test_an_installed_package_is_found_by_name_listed_and_trained_with(
@@ -92,11 +93,11 @@ def test_the_command_line_knows_an_installed_package(
 
 
 @on_two_and_on_every_architecture
-def test_the_contract_that_the_readme_shows_passes(
+def test_the_contract_that_the_docs_show_passes(
     every: bool, third_party: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.syspath_prepend(str(third_party))
-    contract = block("python", "class TestSpread(PluginContract)", README)
+    contract = block("python", "class TestSpread(PluginContract)", PLUGIN)
     assert passes(contract, tmp_path / "test_spread.py", every)
 
 
@@ -107,9 +108,9 @@ def test_the_python_example_runs(
     if tokens != "100_000":
         request.getfixturevalue("few_documents")
     monkeypatch.chdir(tmp_path)
-    example = block("python", "LanguageModelSAERunnerConfig(", README)
+    example = block("python", "LanguageModelSAERunnerConfig(", TRAIN)
     assert "training_tokens=100_000" in example
-    exec(example.replace("100_000", tokens), {})  # the README's own lines; by default, fewer tokens
+    exec(example.replace("100_000", tokens), {})  # the page's own lines; by default, fewer tokens
     run = tmp_path / "runs" / "python"
     records = {"metrics.jsonl", "summary.json", "figures", "sae_weights.safetensors"}
     assert records <= {path.name for path in run.iterdir()}
