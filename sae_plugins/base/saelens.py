@@ -80,6 +80,8 @@
 - `SyntheticSAERunner._create_evaluator()` (private) is called by `run`, on the instance.
 - `SyntheticActivationIterator` has no state but torch's global random state.
 - `extract_stop_at_layer_from_tlens_hook_name(hook_name)` is the first layer that need not run.
+- `HookedSAETransformer` computes what a HookedTransformer does, and adds the hook `mlp.hook_in`.
+- `SAETransformerBridge.hook_dict` lacks names of hooks, which `SAEBridge` gives back.
 - `get_sae_training_class(architecture)` gives the classes of a training SAE and of its config.
 - the warnings that `sae_plugins.runs.setup` silences begin as it says.
 - on SIGINT and SIGTERM the runners' handlers raise `InterruptedException`, at any bytecode.

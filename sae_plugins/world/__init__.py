@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformer_lens import HookedTransformer
+    from sae_lens import HookedSAETransformer
 
 NAME = "sae-plugins-world"
 
@@ -43,8 +43,11 @@ def load_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(str(path()))
 
 
-def load_hooked_transformer(device: str = "cpu", dtype: str = "float32") -> HookedTransformer:
-    """The model in TransformerLens, weights unprocessed: logits equal those of `load_hf_model`."""
+def load_hooked_transformer(device: str = "cpu", dtype: str = "float32") -> HookedSAETransformer:
+    """The model in TransformerLens, weights unprocessed: logits equal those of `load_hf_model`.
+
+    SAELens' class of it, to which SAEs can be attached: `run_with_saes` and the like.
+    """
     from sae_plugins.world.model import to_hooked_transformer
 
     return to_hooked_transformer(load_hf_model(), load_tokenizer(), NAME, device, dtype)

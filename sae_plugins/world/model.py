@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from sae_lens import HookedSAETransformer
 
 CONTEXT = 256  # tokens, with <bos>
 
 
 def to_hooked_transformer(
     model: Any, tokenizer: Any, name: str, device: str, dtype: str
-) -> HookedTransformer:
+) -> HookedSAETransformer:
     """TransformerLens' own Gemma conversion, with all its processing switched off.
 
     `HookedTransformer.from_pretrained` takes official names only, hence the config by hand.
     """
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from sae_lens import HookedSAETransformer
+    from transformer_lens import HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions.gemma import convert_gemma_weights
 
     hf = model.config
@@ -59,7 +60,7 @@ def to_hooked_transformer(
     )
     with warnings.catch_warnings():  # deprecated for TransformerLens 4, but what SAEBench takes
         warnings.simplefilter("ignore", DeprecationWarning)
-        hooked = HookedTransformer(config, tokenizer, default_padding_side="right")
+        hooked = HookedSAETransformer(config, tokenizer, default_padding_side="right")
     source = model.to(device=device, dtype=config.dtype)
     hooked.load_and_process_state_dict(
         convert_gemma_weights(source, config),

@@ -18,14 +18,19 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import expected
+import language_models
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from sae_lens import (
     SAE,
+    HookedSAETransformer,
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
+    SAETransformerBridge,
+    StandardSAE,
+    StandardSAEConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
     llm_sae_training_runner,
@@ -52,6 +57,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.model_bridge import TransformerBridge
 
 from sae_plugins import plugins
 from sae_plugins.base import saelens as upstream
@@ -60,6 +66,7 @@ from sae_plugins.base.seeds import random_states, set_random_states
 from sae_plugins.framework.architectures import ARCHITECTURES, HAVING_A_FAST_STEP, architecture_of
 from sae_plugins.framework.counters import COUNTERS
 from sae_plugins.runs import setup as jobs
+from sae_plugins.runs.language_models.hugging_face import Bridge
 from sae_plugins.testing import (
     CASES,
     D_IN,
@@ -949,6 +956,36 @@ def test_synthetic_batches() -> None:
 def test_where_a_model_may_stop() -> None:
     assert extract_stop_at_layer_from_tlens_hook_name("blocks.3.hook_resid_post") == 4
     assert extract_stop_at_layer_from_tlens_hook_name("hook_embed") is None
+
+
+@seam("`HookedSAETransformer` computes what a HookedTransformer does")
+def test_a_model_that_takes_saes_is_the_same_model(model: HookedTransformer) -> None:
+    with torch.random.fork_rng():
+        taking = HookedSAETransformer(model.cfg)
+    taking.load_state_dict(model.state_dict())
+    added = {f"blocks.{layer}.mlp.hook_in" for layer in range(model.cfg.n_layers)}
+    assert {*taking.hook_dict} == {*model.hook_dict} | added
+    tokens = torch.arange(12)[None]
+    (wanted, seen), (found, cache) = (each.run_with_cache(tokens) for each in (model, taking))
+    assert torch.equal(wanted, found)
+    assert all(torch.equal(seen[name], cache[name]) for name in seen)
+
+
+@seam("`SAETransformerBridge.hook_dict` lacks names of hooks")
+def test_what_a_bridge_that_takes_saes_forgets(tmp_path: Path) -> None:
+    loader = Bridge(str(language_models.save(tmp_path / "llama")), {})
+    hooks: list[set[str]] = []
+    for kind in (TransformerBridge, SAETransformerBridge):
+        hf = loader.hugging_face("cpu", torch.float32, attn_implementation="eager")
+        bridge: Any = kind.boot_transformers(
+            loader.name, hf_model=hf, tokenizer=loader.tokenizer, device="cpu"
+        )
+        hooks.append({*bridge.hook_dict})
+    assert HOOK in hooks[0] - hooks[1]
+    assert hooks[1] < hooks[0]
+    sae = StandardSAE(StandardSAEConfig(d_in=32, d_sae=2, metadata=SAEMetadata(hook_name=HOOK)))
+    bridge.run_with_saes(torch.arange(3)[None], saes=[sae])
+    assert bridge.hook_dict["blocks.0.hook_out"].name == "hook_out"
 
 
 @seam("`get_sae_training_class(architecture)`")

@@ -269,6 +269,9 @@ ELSEWHERE = {
     "Result.model_validate_json(file": "goes on with a file of the reader's",
     "LanguageModelSAERunnerConfig(": "is run by tests/docs/test_readme.py, on fewer tokens",
     "features.build import": "needs an SAE of a language model; tests/features make pages so",
+    **dict.fromkeys(
+        ("sae.hooks(", "run_with_hooks(", "loader_of("), "is run by tests/docs/test_steering.py"
+    ),
     "import PluginContract": "is for pytest; tests/docs/test_readme.py runs such a class",
 }
 """What marks blocks of Python that are no whole script, or one that other tests run."""

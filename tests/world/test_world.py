@@ -237,8 +237,10 @@ def model() -> Iterator[Any]:
 
 def test_hooked_transformer_is_the_same_model(model: Any, tokenizer: Any) -> None:
     import torch
+    from sae_lens import HookedSAETransformer
 
     hooked = world.load_hooked_transformer()
+    assert isinstance(hooked, HookedSAETransformer)
     assert hooked.cfg.model_name == world.NAME
     assert hooked.cfg.n_ctx == 256
     prose = " ".join(document for _, document in text.mix("heldout", 60))

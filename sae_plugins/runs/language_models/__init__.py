@@ -11,4 +11,7 @@ The last has its modules' names as hooks (`model.layers.6`), all others those of
 (`blocks.6.hook_resid_post`). What a model looks like, its hooks included, is read from its config,
 before its numbers are. Code that its repository brings is never run: `trust_remote_code` is false
 wherever transformers has a say.
+
+SAEs can be attached to a HookedTransformer and to a TransformerBridge, since the classes are
+SAELens' HookedSAETransformer and SAETransformerBridge.
 """

@@ -136,13 +136,13 @@ class Converted(HuggingFace):
         return hooked_looks(self.config_of_transformer_lens())
 
     def _load(self, device: str, dtype: torch.dtype | None, hook_name: str | None) -> Any:
-        from transformer_lens import HookedTransformer
+        from sae_lens import HookedSAETransformer
 
         dtype = dtype or self.kwargs.get("dtype", torch.float32)
         model = self.hugging_face(device, dtype)
         kwargs = {key: value for key, value in self.kwargs.items() if key in PROCESSING}
         with self._unlisted():
-            hooked: Any = HookedTransformer.from_pretrained_no_processing(
+            hooked: Any = HookedSAETransformer.from_pretrained_no_processing(
                 _UNNAMED, hf_model=model, tokenizer=_needed(self), device=device, dtype=dtype,
                 **kwargs,
             )  # fmt: skip
@@ -213,7 +213,8 @@ class Bridge(HuggingFace):
 
     def _bridge(self, model: Any, device: str, dtype: torch.dtype = torch.float32) -> Any:
         from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-        from transformer_lens.model_bridge import TransformerBridge
+
+        from sae_plugins.runs.language_models.bridge import SAEBridge
 
         architecture = type(model).__name__
         if architecture not in SUPPORTED_ARCHITECTURES:
@@ -222,7 +223,7 @@ class Bridge(HuggingFace):
                 f"{architecture}; add --model_class_name {PROXY} and a --hook_name of its modules, "
                 "such as model.layers.6"
             )
-        bridge: Any = TransformerBridge.boot_transformers(
+        bridge: Any = SAEBridge.boot_transformers(
             self.name, hf_model=model, tokenizer=_needed(self), device=device, dtype=dtype
         )
         bridge.cfg.model_name = self.label

@@ -56,23 +56,23 @@ class Listed(Loader):
         return hooked_looks(get_pretrained_model_config(self.official, **kwargs))
 
     def _load(self, device: str, dtype: torch.dtype | None, hook_name: str | None) -> Any:
-        from transformer_lens import HookedTransformer
+        from sae_lens import HookedSAETransformer
 
         kwargs = self.kwargs if dtype is None else {**self.kwargs, "dtype": dtype}
         if kwargs.get("n_devices", 1) > 1:
             device = "cuda"  # as SAELens has it
-        return HookedTransformer.from_pretrained_no_processing(
+        return HookedSAETransformer.from_pretrained_no_processing(
             self.name, device=device, trust_remote_code=False, **kwargs
         )
 
 
 def hooked_looks(cfg: Any) -> Looks:
     """What a HookedTransformer of this config looks like."""
-    from transformer_lens import HookedTransformer
+    from sae_lens import HookedSAETransformer
 
     cfg.tokenizer_name = None  # which may have to be downloaded
     with torch.device("meta"):
-        model = HookedTransformer(cfg, move_to_device=False)
+        model = HookedSAETransformer(cfg, move_to_device=False)
     return Looks(model, cfg.n_ctx, cfg.d_vocab)
 
 

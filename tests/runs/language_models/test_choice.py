@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from language_models import CONTEXT, D_IN, VOCABULARY, save
+from sae_lens import HookedSAETransformer, SAETransformerBridge
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM
 
@@ -62,6 +63,8 @@ def test_a_folder_gives_the_model_in_it(
     assert all(parameter.is_meta for parameter in looks.model.parameters())
     assert shape_at(hook, looks.model, 2, {}) == (1, 2, D_IN)
     model = loader.load("cpu", hook_name=hook)
+    takes_saes = isinstance(model, HookedSAETransformer | SAETransformerBridge)
+    assert takes_saes == (model_class != "AutoModelForCausalLM")
     assert model.tokenizer.bos_token == "<s>"
     with torch.no_grad():
         logits, cache = model.run_with_cache(TOKENS, names_filter=[hook], prepend_bos=False)
@@ -185,7 +188,7 @@ def test_listed_models_are_transformer_lens_own_business(monkeypatch: pytest.Mon
         assert (kwargs.pop("device"), kwargs.pop("trust_remote_code")) == ("cpu", False)
         calls.append((name, kwargs))
 
-    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", load)
+    monkeypatch.setattr(HookedSAETransformer, "from_pretrained_no_processing", load)
     loader = loader_of("gemma-2-2b", kwargs={"center_writing_weights": False, "dtype": "bfloat16"})
     assert isinstance(loader, Listed)
     loader.load("cpu")
