@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test combinations slow faults smollm2 bos browser lint format types docs world bench speed tables papers lock clean
+.PHONY: help env demo test combinations slow faults smollm2 bos browser lint format types docs notebook world bench speed tables papers lock clean
 
 help: ## this page
 	@echo 'sae-plugins: start with `make env`, then `make demo`.'
@@ -82,6 +82,9 @@ docs: env ## rewrite the generated parts of docs/, and build the site into build
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	$(BIN)/python docs/gallery.py
 	@echo 'open build/site/index.html'
+
+notebook: env ## run the notebook in docs/, and keep its outputs in it
+	$(BIN)/python docs/notebook.py
 
 world: env ## train the embedded world's language model again
 	$(BIN)/python examples/embedded-world/train.py --work_path world-build

@@ -1,4 +1,4 @@
-"""The documentation's site: built strictly, whole, from this disk alone; and its notebook runs."""
+"""The documentation's site: built strictly, whole, from this disk alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import browser
-import nbformat
 import pytest
 import yaml
 from browser import DESKTOP, PHONE
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "docs" / "first-sae.ipynb"
 ASSETS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
 """Tags that load something, and the attribute that says what."""
 LOOKED_AT = (
@@ -126,30 +124,6 @@ def test_the_tables_have_no_stray_backslashes(site: Path) -> None:
     for page in site.rglob("*.html"):
         cells = re.findall(r"<td>.*?</td>", page.read_text("utf-8"), re.S)
         assert not [cell for cell in cells if "\\|" in cell], page.name
-
-
-# -- the notebook --------------------------------------------------------------------------------
-
-
-def test_the_notebook_is_kept_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == []
-            assert cell.execution_count is None
-
-
-@pytest.mark.ci
-def test_the_notebook_runs(tmp_path: Path) -> None:
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    place = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=500, kernel_name="python3", resources=place).execute()
-    (table,) = notebook.cells[-2].outputs
-    for said in ("explained_variance_centred", "l0", "merged", "plain"):
-        assert said in table.data["text/plain"]
 
 
 # -- in a browser ----------------------------------------------------------------------------------
