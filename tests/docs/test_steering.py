@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from language_models import save
-from sae_lens import HookedSAETransformer, SAETransformerBridge
+from sae_lens import SAE, HookedSAETransformer, SAETransformerBridge
 from sae_lens.registry import get_sae_class
 from sae_lens.saes.sae import SAEMetadata
 from snippets import DOCS, blocks
@@ -106,6 +107,18 @@ def test_the_recipe_has_ten_lines_and_shows_ten_tokens(
     for token, row in zip(names["top"], rows, strict=True):
         shown = [float(number) for number in row.split()[-3:]]
         assert shown == pytest.approx([float(p[token]) for p in (own, off, up)], abs=6e-4)
+
+
+def test_the_table_on_the_page_is_that_of_the_kept_sae(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = run(SAE.load_from_disk(str(DOCS / "gallery" / "sae")))
+    shown, *more = blocks("text", DOCS / "steering.md")
+    found = capsys.readouterr().out
+    assert re.sub(r"[\d.]+", "", shown).split() == re.sub(r"[\d.]+", "", found).split()
+    numbers = [[float(number) for number in re.findall(r"0\.\d+", text)] for text in (shown, found)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.002)
+    assert (names["feature"], more) == (13, [])
 
 
 def check(names: dict[str, Any], plain: bool) -> None:
