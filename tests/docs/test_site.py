@@ -25,6 +25,7 @@ LOOKED_AT = (
     "events.html",
     "cli.html",
     "mechanisms.html",
+    "steering.html",
 )
 
 
