@@ -27,7 +27,7 @@ from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import partial_files
 from sae_plugins.resume.signals import deferred
 from sae_plugins.runs import journal
-from sae_plugins.runs.recipe_file import as_yaml, named_again, write_recipe
+from sae_plugins.runs.recipe_file import is_of, named_again, write_copies, write_recipe
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -248,7 +248,7 @@ class RunFolder:
         An earlier one, which failed or `--overwrite` gave up, keeps its records and loses its
         checkpoints. One that was killed before its first is repeated by the same run, and goes.
         """
-        same = self._recipe() == as_yaml(recipe)
+        same = is_of(self.unfinished / RECIPE, recipe, files)
         if not self._can_go_on() and (same or not self._has_records()):
             remove_run(self.unfinished)
         _remove_checkpoints(self.unfinished)
@@ -260,9 +260,11 @@ class RunFolder:
         write_recipe(self.unfinished / RECIPE, recipe, files)
         return self.unfinished
 
-    def describe(self, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        """Write `run.yaml` and such files in place of those that the run began with."""
-        write_recipe(self.unfinished / RECIPE, recipe, files)
+    def describe(self, files: Mapping[str, bytes], recipe: Mapping[str, Any] | None = None) -> None:
+        """Write such files, and `run.yaml`, in place of those that the run began with."""
+        write_copies(self.unfinished, files)
+        if recipe is not None:
+            write_recipe(self.unfinished / RECIPE, recipe, files)
 
     @property
     def _go_on(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,37 @@ def _plugins_of(file: Path) -> list[str]:
     return [*contents.get("plugin", [])] if isinstance(contents, dict) else []
 
 
+def is_of(file: Path, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
+    """Whether a recipe's file says what this one does, and has the same files beside it."""
+    try:
+        said, copies = file.read_text("utf-8"), _copies(file.parent)
+        return said == as_yaml(recipe) and {n: p.read_bytes() for n, p in copies.items()} == files
+    except (OSError, ValueError):
+        return False
+
+
 def write_recipe(file: Path, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     """Write a recipe, and beside it the files that it names, by their paths among the copies."""
-    for name, text in files.items():
-        place = file.parent / plugin_files.FOLDER / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with whole(place) as partial:
-            partial.write_bytes(text)
+    write_copies(file.parent, files)
     write(file, as_yaml(recipe))
+
+
+def write_copies(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the code of plugins that are files into a run's folder, in place of earlier code."""
+    place = folder / plugin_files.FOLDER
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        with whole(place / name) as partial:
+            partial.write_bytes(text)
+    for name, path in _copies(folder).items():
+        if name not in files:
+            path.unlink()
+    for each, _, _ in os.walk(place, topdown=False):
+        with suppress(OSError):  # it is not empty
+            os.rmdir(each)
+
+
+def _copies(folder: Path) -> dict[str, Path]:
+    """The code that is in a run's folder, by path among the copies."""
+    place = folder / plugin_files.FOLDER
+    return {path.relative_to(place).as_posix(): path for path in place.rglob("*.py")}

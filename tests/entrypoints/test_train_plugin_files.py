@@ -14,6 +14,7 @@ from faults import interrupted
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints.main import main
+from sae_plugins.framework.plugin_files import hashes
 from sae_plugins.settings.settle import settle
 from sae_plugins.share.card import card
 from sae_plugins.share.content import prepare
@@ -140,11 +141,24 @@ def test_a_run_goes_on_with_the_code_that_it_began_with_and_only_if_that_is_name
     text = said(capsys, *resume, *named)
     assert "\n  strength.py changed\n" in text
     (ideas / "strength.py").write_text(f"# the same\n{STRENGTH}")
-    shutil.copytree("run", "by-copy")
+    for other_run in ("by-copy", "renamed"):
+        shutil.copytree("run", other_run)
     train("--resume", "run", *named)
     train("--resume", "by-copy", "--plugin", copy.replace("run", "by-copy", 1), "reorder")
     assert weights("run") == weights("by-copy") == weights("whole")
-    assert Path("run", "plugin_files", "strength.py").read_text() == STRENGTH
+    assert Path("by-copy", "plugin_files", "strength.py").read_text() == STRENGTH
+
+    (ideas / "strength.py").rename(ideas / "force.py")
+    (ideas / "idea.py").write_text(IDEA.replace("strength", "force"))
+    train("--resume", "renamed", *named, "--accept_changes")
+    for run, names in {
+        "run": {"strength.py", "idea.py"},
+        "renamed": {"force.py", "idea.py"},
+    }.items():
+        metadata = json.loads(Path(run, "cfg.json").read_text())["metadata"]["sae_plugins"]
+        copies = {p.name: p.read_bytes() for p in Path(run, "plugin_files").iterdir()}
+        assert copies.keys() == names
+        assert metadata["files"] == hashes(copies)
 
 
 def test_a_file_is_shown_as_installed_plugins_are(capsys: pytest.CaptureFixture[str]) -> None:
