@@ -54,6 +54,12 @@ def is_of(file: Path, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> 
         return False
 
 
+def note_early_end(file: Path) -> None:
+    """Have a recipe, if it can be written, say that its run ended early; `is_of` then is false."""
+    with suppress(OSError, ValueError):
+        write(file, f"{file.read_text('utf-8')}# This run ended early.\n")
+
+
 def write_recipe(file: Path, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     """Write a recipe, and beside it the files that it names, by their paths among the copies."""
     write_copies(file.parent, files)
@@ -62,17 +68,22 @@ def write_recipe(file: Path, recipe: Mapping[str, Any], files: Mapping[str, byte
 
 def write_copies(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the code of plugins that are files into a run's folder, in place of earlier code."""
-    place = folder / plugin_files.FOLDER
-    for name, text in files.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        with whole(place / name) as partial:
-            partial.write_bytes(text)
+    add_copies(folder, files)
     for name, path in _copies(folder).items():
         if name not in files:
             path.unlink()
-    for each, _, _ in os.walk(place, topdown=False):
+    for each, _, _ in os.walk(folder / plugin_files.FOLDER, topdown=False):
         with suppress(OSError):  # it is not empty
             os.rmdir(each)
+
+
+def add_copies(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write code into a folder, beside what is there."""
+    for name, text in files.items():
+        place = folder / plugin_files.FOLDER / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with whole(place) as partial:
+            partial.write_bytes(text)
 
 
 def _copies(folder: Path) -> dict[str, Path]:

@@ -229,6 +229,13 @@ def test_arms_of_a_study_try_files_in_its_processes(
         recipe = (run / "run.yaml").read_text()
         assert str(tmp_path) not in recipe
     assert json.loads((runs[0] / "metrics.jsonl").read_text().splitlines()[0])["losses/idea/size"]
+    for name in ("as_run.yaml", "findings.json"):
+        text = Path("out", name).read_text()
+        assert str(tmp_path) not in text
+        assert "/idea.py:Idea" in text
+    capsys.readouterr()
+    assert main(["study", "status", "out/as_run.yaml", *command[1:]]) == 0
+    assert re.search(r"idea +│ l1_coefficient=0\.3 +│ +2 │ +2 │", capsys.readouterr().out)
     # another place of the same files is no other study; other code is
     shutil.move("ideas", "elsewhere")
     command[0] = "elsewhere/mine.yaml"
