@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import yaml
 
 from sae_plugins.base import yaml_files
 from sae_plugins.base.files import whole, write
+from sae_plugins.base.secrets import line_with_secret
 from sae_plugins.framework import plugin_files
 from sae_plugins.framework.registry import names_file
+
+logger = logging.getLogger(__name__)
 
 
 def as_yaml(recipe: Mapping[str, Any]) -> str:
@@ -80,10 +85,23 @@ def write_copies(folder: Path, files: Mapping[str, bytes]) -> None:
 def add_copies(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write code into a folder, beside what is there."""
     for name, text in files.items():
+        _warn_of_secret(name, text)
         place = folder / plugin_files.FOLDER / name
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole(place) as partial:
             partial.write_bytes(text)
+
+
+@cache
+def _warn_of_secret(name: str, text: bytes) -> None:
+    """Once in a process: a study has many copies."""
+    if line := line_with_secret(text.decode("utf-8", "replace")):
+        logger.warning(
+            "%s, line %d, seems to hold a secret, and is copied as it is: `upload` refuses to send "
+            "it; read secrets from the environment",
+            name,
+            line,
+        )
 
 
 def _copies(folder: Path) -> dict[str, Path]:

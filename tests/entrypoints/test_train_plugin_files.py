@@ -115,6 +115,12 @@ def test_a_run_has_the_code_and_is_made_again_by_whoever_names_it(
     assert f"sae-plugins train --recipe run/run.yaml {cure} --output_path again\n" in page
     assert "Loading the SAE runs none of it" in page
 
+    Path("run", "plugin_files", "strength.py").write_text("\nkey = {'api_key': 'abc'}\n")
+    with pytest.raises(
+        SaePluginsError, match=r"strength\.py, line 2, seems to hold a secret: take"
+    ):
+        prepare("run", [], "me/saes")
+
     # another run in its place has no use for the code of this one
     train(*RUN, "--output_path", "run", "--overwrite")
     assert not Path("run", "plugin_files").exists()

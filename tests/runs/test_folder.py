@@ -262,6 +262,14 @@ def test_code_takes_the_place_of_earlier_code(tmp_path: Path) -> None:
     assert (tmp_path / "plugin_files/a.py").read_bytes() == b"2"
 
 
+def test_a_secret_in_copied_code_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = {"a/idea.py": b"import x\napi_key = 'abc'", "b.py": b"api_key = read()"}
+    for run in ("one", "two"):
+        write_copies(tmp_path / run, code)
+    (told,) = caplog.messages
+    assert told.startswith("a/idea.py, line 2, seems to hold a secret, and is copied as it is")
+
+
 def test_what_a_run_recorded_that_failed_stays() -> None:
     folder = RunFolder(Path("run"))
     folder.check(overwrite=False)
