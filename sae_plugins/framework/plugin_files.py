@@ -199,13 +199,21 @@ class _Modules(LoadedOnce):
             sys.meta_path.append(self)
         try:
             return importlib.import_module(f"{self.package}.{name}")
+        except KeyboardInterrupt:
+            raise
         except SyntaxError as error:
-            where = Path(error.filename or file)
-            raise PluginError(f"{where}, line {error.lineno}: {error.msg}") from error
-        except (Exception, SystemExit) as error:
+            where = f"{error.filename or file}" + (f", line {error.lineno}" if error.lineno else "")
+            raise PluginError(f"{where}: {error.msg}") from error
+        except BaseException as error:  # whatever a file does, such as to exit
             line = _line_of(error, {str(own.file) for own in self.own.values()})
+            link = (
+                f"; it is a link to {os.path.realpath(file)}: name that, to have the modules "
+                "beside it"
+                if file.is_symlink() and isinstance(error, ImportError)
+                else ""
+            )
             raise PluginError(
-                f"{file} cannot be imported: {type(error).__name__}: {error}{line}"
+                f"{file} cannot be imported: {type(error).__name__}: {error}{line}{link}"
             ) from error
 
     def find_spec(
@@ -247,7 +255,8 @@ class _Modules(LoadedOnce):
         if level or top not in {each.partition(".")[0] for each in self.own}:
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         found = builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist or (), 0)
-        return found if fromlist else getattr(found, top)
+        # of modules that import each other, one is no attribute of the package yet
+        return found if fromlist else sys.modules[f"{self.package}.{top}"]
 
 
 def _modules(file: Path) -> _Modules:

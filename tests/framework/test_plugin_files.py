@@ -177,6 +177,26 @@ def test_a_file_and_a_folder_of_one_name_are_told_apart(files: dict[str, str], l
     assert copies([load("idea.py:Idea")]).keys() == {"idea.py"}
 
 
+def test_modules_beside_it_may_import_each_other() -> None:
+    written(IDEA + "import one\n")
+    written("import two\nX = 1", "one.py")
+    written("import one\ndef x(): return one.X", "two.py")
+    assert sys.modules[load("idea.py").__module__].one.two.x() == 1
+
+
+def test_a_link_is_a_file_where_it_lies(folder: Path) -> None:
+    written(IDEA + "import helper\n", "real/idea.py")
+    written("", "real/helper.py")
+    Path("linked").symlink_to("real")
+    assert copies([load("linked/idea.py")]).keys() == {"idea.py", "helper.py"}
+    Path("link.py").symlink_to("real/idea.py")
+    said = (
+        rf"link\.py cannot be imported: .*'helper'.*; it is a link to {folder}/real/idea\.py: name"
+    )
+    with pytest.raises(PluginError, match=said):
+        load("link.py")
+
+
 def test_a_class_is_that_of_the_file_itself() -> None:
     written(IDEA.replace("class Idea", "class Base"), "basis.py")
     text = "from basis import Base\nclass Idea(Base):\n    name = 'idea'\n"
@@ -289,6 +309,12 @@ def test_the_sae_says_which_file_it_was_trained_with() -> None:
             r"cannot be imported: ModuleNotFoundError: .*does_not_exist.* \(idea\.py, line 1\)",
         ),
         ("idea.py:Idea", IDEA + "raise SystemExit(3)\n", r"imported: SystemExit: 3 \(idea\.py, "),
+        (
+            "idea.py:Idea",
+            IDEA + "class Stop(BaseException): pass\nraise Stop('now')\n",
+            r"idea\.py cannot be imported: Stop: now \(idea\.py, line 18\)",
+        ),
+        ("idea.py:Idea", IDEA + "\0", r"idea\.py: source code string cannot contain null bytes"),
         ("my.idea.py:Idea", IDEA, "without a further dot in its name"),
         ("idea.py:Idea.Options", IDEA, r"has no class 'Idea\.Options': did you mean 'Idea'"),
         ("idea.py:my-idea", IDEA, r"idea\.py has no class 'my-idea'"),
