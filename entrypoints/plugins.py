@@ -41,7 +41,7 @@ def _show(line: Line, problems: Problems) -> int:
 
     (name,) = line.operands
     if registry.names_file(name):
-        loaded, whose = plugin_files.load(name), plugin_files.place(name)
+        loaded, whose = plugin_files.load(name), plugin_files.parted(name)[0]
     else:
         loaded, entry = registry.load(name), registry.installed()[name][0]
         whose = f"{entry.distribution} {entry.version}"

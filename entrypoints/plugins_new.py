@@ -6,10 +6,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
-from tempfile import TemporaryDirectory
 
 from sae_plugins.base.errors import Problems, SaePluginsError
-from sae_plugins.base.files import durable
+from sae_plugins.base.files import whole_folder
 from sae_plugins.framework.registry import installed
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import Flag
@@ -104,8 +103,6 @@ def new(line: Line, problems: Problems) -> int:
     problems.stop()
     (name,) = line.operands
     folder = Path(line.given.get("output_path") or f"sae-{name}").expanduser()
-    if folder.exists() or folder.is_symlink():
-        raise SaePluginsError(f"{folder} is there already; choose another --output_path")
     module = _module(name)
     words = {"name": name, "module": module, "cls": "".join(map(str.title, name.split("-")))}
     files = {
@@ -113,8 +110,12 @@ def new(line: Line, problems: Problems) -> int:
         f"{module}.py": _MODULE,
         f"tests/test_{module}.py": _TEST,
     }
+    busy = SaePluginsError(f"{folder} is being written by another process")
     try:
-        _write(folder, {path: Template(text).substitute(words) for path, text in files.items()})
+        with whole_folder(folder, busy, lambda: _check_free(folder)) as whole:
+            (whole / "tests").mkdir()
+            for path, text in files.items():
+                (whole / path).write_text(Template(text).substitute(words), "utf-8")
     except OSError as error:
         raise SaePluginsError(f"{folder} cannot be written: {error.strerror}") from error
     print(f"{folder}/")
@@ -126,6 +127,11 @@ next:
   sae-plugins plugins show {name}
   sae-plugins train --recipe baseline-demo --plugin {name}""")
     return 0
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() or folder.is_symlink():
+        raise SaePluginsError(f"{folder} is there already; choose another --output_path")
 
 
 def _module(name: str) -> str:
@@ -151,15 +157,3 @@ def _check(name: str) -> None:
         raise SaePluginsError(
             f"there is a Python module {_module(name)!r} already; choose another name"
         )
-
-
-def _write(folder: Path, files: dict[str, str]) -> None:
-    """Write files into a folder that appears when all are there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        whole = Path(scratch) / folder.name
-        for path, text in files.items():
-            (whole / path).parent.mkdir(parents=True, exist_ok=True)
-            (whole / path).write_text(text, "utf-8")
-        durable(whole)
-        whole.rename(folder)

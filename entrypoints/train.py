@@ -181,9 +181,10 @@ def _fit(
         with _disk_errors(folder), _wandb_errors(), no_bars():
             found = run()
             # here, where signals wait
-            if checkpoints.accepted:
-                told = recipe | {ACCEPTED: checkpoints.accepted}
-                folder.describe(told, settings.plan.files)
+            if checkpoints.step is not None:  # `cfg.json` has hashes of the code that went on
+                accepted = checkpoints.accepted
+                told = recipe | {ACCEPTED: accepted} if accepted else None
+                folder.describe(settings.plan.files, told)
             known = {"found": found, "made_from": checkpoints.origin.facts}
             folder.note_trained(known | {"seconds": time.perf_counter() - started})
 

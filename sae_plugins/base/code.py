@@ -12,7 +12,7 @@ import ast
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,7 +89,11 @@ def _of_class(plugin: type) -> dict[str, str | None]:
     for each in plugin.__mro__:
         if not any(above.__module__.split(".")[0] == _OURS for above in each.__mro__[1:]):
             continue
-        file = getattr(sys.modules.get(each.__module__), "__file__", None)
+        module = sys.modules.get(each.__module__)
+        file, loader = (getattr(module, name, None) for name in ("__file__", "__loader__"))
+        if isinstance(loader, LoadedOnce):  # its files may say something else by now
+            found |= {own.path: own.meaning for own in loader.own.values()}
+            continue
         files: dict[str, str | None] = {}
         if file is not None and each.__module__ != "__main__":
             files = _closure(each.__module__, Path(file))
@@ -118,6 +122,7 @@ class OwnModule:
         file: the file.
         meaning: a hash of what it means.
         imports: the names of modules that its import statements may mean.
+        text: what the file said, where it was read to be run.
     """
 
     name: str
@@ -125,6 +130,18 @@ class OwnModule:
     file: Path
     meaning: str
     imports: frozenset[str]
+    text: bytes = b""
+
+
+@dataclass(frozen=True)
+class LoadedOnce:
+    """What imports modules from texts that were read before: what they mean is known since then.
+
+    Attributes:
+        own: the modules by name.
+    """
+
+    own: Mapping[str, OwnModule]
 
 
 def _closure(name: str, file: Path) -> dict[str, str | None]:
@@ -138,23 +155,44 @@ def own_modules(name: str, file: Path) -> Iterator[OwnModule]:
     if place.parts[-len(parts) :] != tuple(parts):  # it was loaded by its path
         parts = [place.name]
     name, root = ".".join(parts), place.parents[len(parts) - 1]
+    shown = _ROOT if name.startswith(f"{_OURS}.") else root
+    with Remembered(_KIND, shown, _understood) as known:
+        yield from _followed(name, _source(name, root), root, shown, known.of)
+
+
+def read_modules(file: Path) -> Iterator[OwnModule]:
+    """A file and all modules of its folder that it imports, with their texts, which are read now.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    return _followed(file.stem, file, file.parent, file.parent, _read)
+
+
+def _followed(
+    name: str,
+    file: Path | None,
+    root: Path,
+    shown: Path,
+    understand: Callable[[Path], dict[str, Any]],
+) -> Iterator[OwnModule]:
+    """A module of a file, and the modules in `root` that imports lead to, by paths in `shown`."""
     is_own = _ownership(name, root)
     seen: set[str] = set()
     waiting = [name]
-    shown = _ROOT if name.startswith(f"{_OURS}.") else root
-    with Remembered(_KIND, shown, _understood) as known:
-        while waiting:
-            module = waiting.pop()
-            source = None if module in seen or not is_own(module) else _source(module, root)
-            seen.add(module)
-            if source is None:
-                continue
-            understood = known.of(source)
-            package = module if source.name == "__init__.py" else module.rpartition(".")[0]
-            imports = [*_imported(understood["imports"], package)]
-            path = source.relative_to(shown).as_posix()
-            yield OwnModule(module, path, source, understood["meaning"], frozenset(imports))
-            waiting += imports
+    while waiting:
+        module = waiting.pop()
+        own = module not in seen and is_own(module)
+        source = (file if module == name else _source(module, root)) if own else None
+        seen.add(module)
+        if source is None:
+            continue
+        understood = understand(source)
+        package = module if source.name == "__init__.py" else module.rpartition(".")[0]
+        imports = [*_imported(understood["imports"], package)]
+        path, text = source.relative_to(shown).as_posix(), understood.get("text", b"")
+        yield OwnModule(module, path, source, understood["meaning"], frozenset(imports), text)
+        waiting += imports
 
 
 def _ownership(name: str, root: Path) -> Callable[[str], bool]:
@@ -192,7 +230,7 @@ def _imported(imports: Iterable[tuple[int, str, list[str]]], package: str) -> It
         above = package.split(".")[: len(package.split(".")) - level + 1] if level else []
         base = ".".join(filter(None, [*above, module]))
         for name in (base, *(f"{base}.{name}" for name in names)):
-            parts = name.split(".")
+            parts = [part for part in name.split(".") if part]
             yield from (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
 
@@ -201,12 +239,22 @@ def _imported(imports: Iterable[tuple[int, str, list[str]]], package: str) -> It
 
 def _understood(file: Path) -> dict[str, Any]:
     """What is remembered of a file: a hash of its meaning, and its imports."""
-    try:
-        tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else None
-    except (SyntaxError, ValueError):
-        tree = None
-    if tree is None:
+    if file.suffix != ".py":
         return {"meaning": hash_of(file), "imports": []}
+    return _of_program(file.read_bytes())
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The same of a file that is read to be run, with its text."""
+    text = file.read_bytes()
+    return {**_of_program(text), "text": text}
+
+
+def _of_program(text: bytes) -> dict[str, Any]:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return {"meaning": xxhash.xxh3_128_hexdigest(text), "imports": []}
     imports: list[tuple[int, str, list[str]]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -123,6 +124,40 @@ def whole(path: Path, *, writer: str = "") -> Iterator[Path]:
         _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, busy: SaePluginsError, check: Callable[[], None]) -> Iterator[Path]:
+    """Give a folder to write into, which takes the place of `path` at the end.
+
+    If anything fails, `path` is as it was, and nothing else is left. A process that is killed
+    leaves a folder whose name ends in ".partial", which the next one removes.
+
+    Args:
+        path: the folder.
+        busy: is raised where another process writes it.
+        check: refuses a place that is taken; called at the beginning and before the end.
+    """
+    path = Path(os.path.abspath(path))
+    partial, before = (path.with_name(f"{path.name}.{kind}") for kind in ("partial", "before"))
+    if before.is_dir() and not path.exists():  # a process was killed between the last two steps
+        os.rename(before, path)
+    shutil.rmtree(before, ignore_errors=True)  # or one step later
+    check()
+    partial.mkdir(parents=True, exist_ok=True)
+    with lock(partial, busy):
+        try:
+            for left in partial.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield partial
+            durable(partial)
+            check()
+            if path.exists():
+                os.rename(path, before)
+            os.rename(partial, path)
+            shutil.rmtree(before, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write(path: Path, text: str) -> None:

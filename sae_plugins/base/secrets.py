@@ -8,6 +8,7 @@ that a command prints.
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import re
@@ -82,12 +83,56 @@ def without_secrets(text: str, shapes: re.Pattern[str] = _IN_PROSE) -> str:
 
 def line_with_secret(code: str) -> int | None:
     """The first line of a program with a token in it, or with a text under a secret name."""
+    found = {value.lineno for name, value in _named(code) if is_secret(name) and _is_text(value)}
     for number, line in enumerate(code.splitlines(), 1):
         quoted = (pair for pair in _PAIR.finditer(line) if pair["value"][0] in "\"'")
         named = any(is_secret(pair["name"]) and len(pair["value"]) > 2 for pair in quoted)
         if named or any(pattern.search(line) for pattern in (_IN_PROSE, _BEARER, _USER)):
-            return number
-    return None
+            found.add(number)
+    return min(found, default=None)
+
+
+def _named(code: str) -> Iterator[tuple[str, ast.expr]]:
+    """What a program names, and the names: of variables, arguments, keys and `set(NAME, VALUE)`."""
+    try:
+        nodes = [*ast.walk(ast.parse(code))]
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in nodes:
+        pairs: list[tuple[Any, Any]] = []
+        if isinstance(node, ast.Assign):
+            pairs = [(target, node.value) for target in node.targets]
+        elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)):
+            pairs = [(node.target, node.value)]
+        elif isinstance(node, ast.keyword):
+            pairs = [(node.arg, node.value)]
+        elif isinstance(node, ast.Dict):
+            pairs = [*zip(node.keys, node.values, strict=True)]
+        elif isinstance(node, ast.arguments):
+            plain = [*node.posonlyargs, *node.args]
+            pairs = [*zip(reversed(plain), reversed(node.defaults), strict=False)]
+            pairs += zip(node.kwonlyargs, node.kw_defaults, strict=True)
+        elif isinstance(node, ast.Call) and len(node.args) == 2:
+            pairs = [(node.args[0], node.args[1])]
+        yield from ((_name(name), value) for name, value in pairs if value is not None)
+
+
+def _name(node: Any) -> str:
+    """The name in a place that gets a value, or that a text says."""
+    node = node.slice if isinstance(node, ast.Subscript) else node
+    for attribute in ("id", "attr", "arg", "value"):
+        if isinstance(found := getattr(node, attribute, node), str):
+            return found
+    return ""
+
+
+def _is_text(node: ast.AST) -> bool:
+    """Whether it is a text that is written there, if only in part, and not empty."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, (str, bytes)) and bool(node.value)
+    parts = node.values if isinstance(node, ast.JoinedStr) else []
+    parts = [node.left, node.right] if isinstance(node, ast.BinOp) else parts
+    return any(map(_is_text, parts))
 
 
 def reason_of(error: Exception) -> str:

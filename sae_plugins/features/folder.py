@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sae_plugins.base.errors import SaePluginsError, reason
-from sae_plugins.base.files import durable, lock
+from sae_plugins.base.files import whole_folder
 from sae_plugins.features.shards import INDEX
 
 FIRST_BATCH = "batch-0.json"
@@ -46,35 +45,23 @@ def check_place(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a folder to write into, which takes the place of `path` at the end.
-
-    If anything fails, `path` is as it was, and nothing else is left. A process that is killed
-    leaves a folder whose name ends in ".partial", which the next one removes.
+    """Give a folder to write pages into, which takes the place of `path` at the end.
 
     Raises:
         SaePluginsError: the place is taken, or another process writes there, or the disk is full.
     """
     path = Path(os.path.abspath(path))
-    partial, before = (path.with_name(f"{path.name}.{kind}") for kind in ("partial", "before"))
-    if before.is_dir() and not path.exists():  # a process was killed between the last two steps
-        os.rename(before, path)
-    shutil.rmtree(before, ignore_errors=True)  # or one step later
-    check_place(path, overwrite)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaePluginsError(f"--output_path {path} cannot be made: {reason(error)}") from error
-    with lock(partial, SaePluginsError(f"another process writes feature pages into {path}")):
+    busy = SaePluginsError(f"another process writes feature pages into {path}")
+    with ExitStack() as stack:
         try:
-            for left in partial.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield partial
-            durable(partial)
-            check_place(path, overwrite)
-            if path.exists():
-                os.rename(path, before)
-            os.rename(partial, path)
-            shutil.rmtree(before, ignore_errors=True)
+            whole = whole_folder(path, busy, lambda: check_place(path, overwrite))
+            folder = stack.enter_context(whole)
+        except OSError as error:
+            why = reason(error)
+            raise SaePluginsError(f"--output_path {path} cannot be made: {why}") from error
+        try:
+            yield folder
+            stack.close()
         except OSError as error:
             failure = SaePluginsError(
                 f"the pages could not be written to {path}: {reason(error)}; nothing is left of "
@@ -82,5 +69,3 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
             )
             failure.exit_code = 1
             raise failure from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)

@@ -15,7 +15,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sae_plugins.base.code import OwnModule, own_modules
+from sae_plugins.base.code import LoadedOnce, OwnModule, read_modules
 from sae_plugins.base.errors import PluginError, did_you_mean, nearest, reason
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, Plugin, check_name
@@ -35,7 +35,7 @@ _RESERVED = ("recorder",)
 
 
 def load(given: str, folder: Path | None = None) -> type[Plugin] | type[Method]:
-    """Run a file, and give the plugin or method in it that is named.
+    """Run a file, and give the plugin or method of it that is named.
 
     Args:
         given: FILE.py:CLASS, or FILE.py where it defines one class of these.
@@ -44,29 +44,22 @@ def load(given: str, folder: Path | None = None) -> type[Plugin] | type[Method]:
     Raises:
         PluginError: says what is wrong with the file or the class.
     """
-    wanted = given.partition(".py:")[2]
-    file = Path(os.path.abspath((folder or Path()) / Path(place(given)).expanduser()))
+    path, wanted = parted(given)
+    file = Path(os.path.abspath((folder or Path()) / Path(path).expanduser()))
     _check_file(file)
     try:
         modules = _modules(file)
     except OSError as error:
         raise PluginError(f"the plugin file {file} cannot be read: {reason(error)}") from error
-    module = modules.run(file.stem, file)
-    classes = {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, (Plugin, Method))
-        if value.__module__.startswith(f"{module.__package__}.")
-    }
-    chosen = _chosen(file, wanted, vars(module), classes)
-    check_name(chosen)
+    chosen = _chosen(file, wanted, modules.run(file.stem, file))
     _check_free(file, chosen)
     return chosen
 
 
-def place(given: str) -> str:
-    """The path in FILE.py:CLASS."""
-    return re.sub(r"\.py:.*", ".py", given)
+def parted(given: str) -> tuple[str, str]:
+    """The path and the class in FILE.py:CLASS; the latter may be empty."""
+    found = re.fullmatch(r"(.*\.py):([^/]*)", given)
+    return (found[1], found[2]) if found else (given, "")
 
 
 def copy_of(selected: type) -> str | None:
@@ -75,7 +68,8 @@ def copy_of(selected: type) -> str | None:
     if modules is None:
         return None
     path = modules.own[selected.__module__.partition(".")[2]].path
-    return f"{FOLDER}/{path}:{selected.__name__}"
+    name = next(n for n, value in _defined(sys.modules[selected.__module__]) if value is selected)
+    return f"{FOLDER}/{path}:{name}"
 
 
 def copies(selected: Iterable[type]) -> dict[str, bytes]:
@@ -84,17 +78,33 @@ def copies(selected: Iterable[type]) -> dict[str, bytes]:
     Raises:
         PluginError: two files of different folders would have the same path there.
     """
-    found: dict[str, tuple[Path, bytes]] = {}
+    found: dict[str, OwnModule] = {}
     for modules in filter(None, map(_loaded_with, selected)):
         for own in modules.own.values():
-            text = modules.texts[own.name]
-            file, other = found.setdefault(own.path, (own.file, text))
-            if other != text:
+            other = found.setdefault(own.path, own)
+            if other.text != own.text:
                 raise PluginError(
-                    f"{file} and {own.file} differ and would be copied to the same place in the "
-                    "run's folder: rename one of them"
+                    f"{other.file} and {own.file} differ and would be copied to the same place in "
+                    "the run's folder: rename one of them"
                 )
-    return {path: text for path, (_, text) in found.items()}
+    return {path: own.text for path, own in found.items()}
+
+
+def beside(selected: type) -> dict[str, type[Plugin]]:
+    """By name, the mechanisms of the file that a class was loaded from; none of another class.
+
+    Raises:
+        PluginError: one is called as an installed plugin.
+    """
+    modules = _loaded_with(selected)
+    if modules is None:
+        return {}
+    file = modules.own[selected.__module__.partition(".")[2]].file
+    defined = (value for _, value in _defined(sys.modules[selected.__module__]))
+    found = {each.name: each for each in defined if issubclass(each, Plugin)}
+    for each in found.values():
+        _check_free(file, each)
+    return found
 
 
 def hashes(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -117,30 +127,45 @@ def _check_file(file: Path) -> None:
         )
 
 
-def _chosen(
-    file: Path, wanted: str, names: Mapping[str, Any], classes: Mapping[str, type[Any]]
-) -> type[Any]:
+def _defined(module: ModuleType) -> Iterator[tuple[str, type[Any]]]:
+    """The plugins and methods that a module itself defines, by each name that they have there."""
+    for name, value in vars(module).items():
+        is_own = isinstance(value, type) and value.__module__ == module.__name__
+        if is_own and issubclass(value, (Plugin, Method)):
+            yield name, value
+
+
+def _chosen(file: Path, wanted: str, module: ModuleType) -> type[Any]:
+    classes = dict(_defined(module))
     if wanted in classes:
         return classes[wanted]
-    if not wanted and len(classes) == 1:
+    if not wanted and len({*classes.values()}) == 1:
         return next(iter(classes.values()))
     own = ", ".join(classes)
-    if not classes and wanted not in names:
-        raise PluginError(f"{file} defines no subclass of sae_plugins.Plugin or of Method")
-    if not wanted:
-        first = next(iter(classes))
+    if not wanted and classes:
         raise PluginError(
-            f"{file} defines several plugins, {own}: name one, such as {file.name}:{first}"
+            f"{file} defines several plugins, {own}: name one, such as "
+            f"{file.name}:{next(iter(classes))}"
         )
-    if wanted in names:
+    found = vars(module).get(wanted)
+    if isinstance(found, type) and (modules := _loaded_with(found)) is not None:
+        where = modules.own[found.__module__.partition(".")[2]].path
         raise PluginError(
-            f"{wanted} in {file} is {names[wanted]!r:.80}: it must be a class of that file that "
+            f"{wanted} in {file} is a class of {where}, which that imports: name that file, as "
+            f"{where}:{found.__name__}"
+        )
+    if wanted in vars(module):
+        raise PluginError(
+            f"{wanted} in {file} is {found!r:.80}: it must be a class of that file that "
             "extends sae_plugins.Plugin or sae_plugins.Method" + (f", as {own} does" if own else "")
         )
+    if not classes:
+        raise PluginError(f"{file} defines no subclass of sae_plugins.Plugin or of Method")
     raise PluginError(f"{file} has no class {wanted!r}: {did_you_mean(wanted, classes)}")
 
 
 def _check_free(file: Path, chosen: type[Any]) -> None:
+    check_name(chosen)
     known = registry.installed().get(chosen.name)
     if not known and chosen.name not in _RESERVED:
         return
@@ -156,15 +181,13 @@ def _check_free(file: Path, chosen: type[Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Modules:
+class _Modules(LoadedOnce):
     """A file and its own modules, as Python's finder and loader of them.
 
     Their names begin with `package`, which tells files of different folders and versions apart.
     """
 
     package: str
-    own: Mapping[str, OwnModule]
-    texts: Mapping[str, bytes]
 
     def run(self, name: str, file: Path) -> ModuleType:
         """Import one of the modules.
@@ -176,13 +199,21 @@ class _Modules:
             sys.meta_path.append(self)
         try:
             return importlib.import_module(f"{self.package}.{name}")
+        except KeyboardInterrupt:
+            raise
         except SyntaxError as error:
-            where = Path(error.filename or file)
-            raise PluginError(f"{where}, line {error.lineno}: {error.msg}") from error
-        except (Exception, SystemExit) as error:
+            where = f"{error.filename or file}" + (f", line {error.lineno}" if error.lineno else "")
+            raise PluginError(f"{where}: {error.msg}") from error
+        except BaseException as error:  # whatever a file does, such as to exit
             line = _line_of(error, {str(own.file) for own in self.own.values()})
+            link = (
+                f"; it is a link to {os.path.realpath(file)}: name that, to have the modules "
+                "beside it"
+                if file.is_symlink() and isinstance(error, ImportError)
+                else ""
+            )
             raise PluginError(
-                f"{file} cannot be imported: {type(error).__name__}: {error}{line}"
+                f"{file} cannot be imported: {type(error).__name__}: {error}{line}{link}"
             ) from error
 
     def find_spec(
@@ -210,7 +241,7 @@ class _Modules:
         module.__file__ = str(own.file)
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
         # compiled here, so that no __pycache__ is left, and none that is there is used
-        exec(compile(self.texts[own.name], str(own.file), "exec", dont_inherit=True), vars(module))
+        exec(compile(own.text, str(own.file), "exec", dont_inherit=True), vars(module))
 
     def _import(
         self,
@@ -224,38 +255,82 @@ class _Modules:
         if level or top not in {each.partition(".")[0] for each in self.own}:
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         found = builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist or (), 0)
-        return found if fromlist else getattr(found, top)
+        # of modules that import each other, one is no attribute of the package yet
+        return found if fromlist else sys.modules[f"{self.package}.{top}"]
 
 
 def _modules(file: Path) -> _Modules:
     """A file and what it imports of its own, read now.
 
     Raises:
-        PluginError: a module beside the file has the name of one that is installed.
+        PluginError: what a module imports would be other code than what is copied.
+        OSError: a file cannot be read.
     """
-    found = {own.name: own for own in own_modules(file.stem, file) if own.file.suffix == ".py"}
-    texts = {name: own.file.read_bytes() for name, own in found.items()}
-    imported = {name.partition(".")[0] for own in found.values() for name in own.imports}
-    for top in sorted(imported & {name.partition(".")[0] for name in found}):
+    found = {own.name: own for own in read_modules(file) if own.file.suffix == ".py"}
+    _check_imports(file, found)
+    digest = hashlib.sha256(str(file.parent).encode())
+    for name, own in sorted(found.items()):
+        digest.update(f"{name} {len(own.text)} ".encode() + own.text)
+    package = f"_sae_plugins_file_{digest.hexdigest()[:16]}"
+    known = getattr(sys.modules.get(package), "__loader__", None)
+    return known if isinstance(known, _Modules) else _Modules(found, package)
+
+
+def _check_imports(file: Path, found: Mapping[str, OwnModule]) -> None:
+    """Refuse imports that mean other code than what would be copied, here or elsewhere.
+
+    Raises:
+        PluginError: names one.
+    """
+    imported = {name for own in found.values() for name in own.imports}
+    tops, own_tops = _tops(imported), _tops(found)
+    for top in sorted(tops & own_tops):
         if elsewhere := _elsewhere(top, file.parent):
             raise PluginError(
                 f"{file} imports {top!r}, which is in its folder and is installed, too "
                 f"({elsewhere}): rename the one in the folder, or put the plugin into a folder of "
                 "its own"
             )
-    digest = hashlib.sha256(str(file.parent).encode())
-    for name, text in sorted(texts.items()):
-        digest.update(f"{name} {len(text)} ".encode() + text)
-    package = f"_sae_plugins_file_{digest.hexdigest()[:16]}"
-    known = getattr(sys.modules.get(package), "__loader__", None)
-    return known if isinstance(known, _Modules) else _Modules(package, found, texts)
+    for name, own in found.items():
+        folder = own.file.with_suffix("")
+        inside = any(each.startswith(f"{name}.") for each in found)
+        is_package = own.file.name == "__init__.py" or not folder.is_dir()
+        if not is_package and (inside or (name in imported and (folder / "__init__.py").exists())):
+            raise PluginError(
+                f"{file} imports from {folder}, which has the name of {own.file}: rename one of "
+                "them"
+            )
+    for top in sorted(tops - own_tops - {"sae_plugins"}):
+        if (package := _package_of(file, top)) is not None:
+            raise PluginError(
+                f"{file} imports from {top!r}, the package that it lies in ({package}), of which a "
+                "run would have no copy: put what it needs beside the file, and import that as "
+                "`from .helpers import ...`"
+            )
+
+
+def _tops(names: Iterable[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def _package_of(file: Path, top: str) -> Path | None:
+    """The folder around a file that a top-level name means, if it does."""
+    spec = _spec(top)
+    places = (spec.submodule_search_locations or []) if spec else file.parents
+    around = [Path(os.path.realpath(parent)) for parent in file.parents]
+    real = (Path(os.path.realpath(place)) for place in places)
+    return next((each for each in real if each in around and (spec or each.name == top)), None)
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    with suppress(ImportError, ValueError):  # the latter of a module without a spec
+        return importlib.util.find_spec(top)
+    return None
 
 
 def _elsewhere(top: str, folder: Path) -> str | None:
     """Where a module of this name is outside the folder, if it is anywhere."""
-    spec = None
-    with suppress(ImportError, ValueError):  # the latter of a module without a spec
-        spec = importlib.util.find_spec(top)
+    spec = _spec(top)
     if spec is None:
         return None
     inside = os.path.realpath(folder)

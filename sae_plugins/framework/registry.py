@@ -53,7 +53,7 @@ def _installed(group: str, path: tuple[str, ...]) -> dict[str, list[Installed]]:
 
 def names_file(name: str) -> bool:
     """Whether what a user gives in place of a plugin's name is FILE.py:CLASS, or FILE.py."""
-    return re.search(r"\.py(:\w*)?$", name) is not None
+    return re.search(r"\.py(:[^/]*)?$", name) is not None
 
 
 def find(name: str, group: str, what: str, where: str) -> Installed:

@@ -231,6 +231,7 @@ def choose(names: Sequence[Selected], without: Collection[str] = ()) -> Choice:
         raise PluginError(f"plugin {twice!r} is chosen twice; plugin names must be unique")
     left = {name: plugin for name, plugin in chosen.items() if name not in without}
     _add_required(left, frozenset(without))
+    _check_names(methods, {**chosen, **left})
     problems, of_methods = Problems(), {method.name: method.mechanisms for method in methods}
     for name in without:
         if name in of_methods:
@@ -245,6 +246,19 @@ def choose(names: Sequence[Selected], without: Collection[str] = ()) -> Choice:
             check_events(plugin)  # type: ignore[arg-type]  # classes have a hash
     problems.stop(PluginError)
     return Choice(methods, left)
+
+
+def _check_names(methods: Sequence[type[Method]], mechanisms: Mapping[str, type[Plugin]]) -> None:
+    """Refuse a method that is called as another one, or as a mechanism, is."""
+    known: dict[str, type[Method] | type[Plugin]] = {**mechanisms}
+    for method in methods:
+        if twin := known.get(method.name):
+            kind = "mechanism" if issubclass(twin, Plugin) else "method"
+            raise PluginError(
+                f"the method {method.__name__} and the {kind} {twin.__name__} are both called "
+                f"{method.name!r}: change the `name` of one of them"
+            )
+        known[method.name] = method
 
 
 def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Plugin]]]:
@@ -268,8 +282,9 @@ def _expand(names: Sequence[Selected]) -> tuple[list[type[Method]], list[type[Pl
         if issubclass(selected, Method):
             wanted_by = f"method {selected.name!r}"
             given = {each.name: each for each in loaded if issubclass(each, Plugin)}
+            own = plugin_files.beside(selected) | given
             bundle = [
-                given.get(name) or _load_plugin(name, wanted_by) for name in selected.mechanisms
+                own.get(name) or _load_plugin(name, wanted_by) for name in selected.mechanisms
             ]
             mechanisms += [plugin for plugin in bundle if plugin not in mechanisms]
         elif selected not in mechanisms or loaded.count(selected) > 1:
@@ -298,7 +313,8 @@ def _add_required(chosen: dict[str, type[Plugin]], without: frozenset[str]) -> N
                 raise PluginError(f"--without {name!r}: plugin {plugin.name!r} requires it")
             if name not in known:
                 known.add(name)
-                add(_load_plugin(name, f"plugin {plugin.name!r}"))
+                own = plugin_files.beside(plugin).get(name)
+                add(own or _load_plugin(name, f"plugin {plugin.name!r}"))
         chosen[plugin.name] = plugin
 
     for plugin in asked:

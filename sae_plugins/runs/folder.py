@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,7 @@ from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import partial_files
 from sae_plugins.resume.signals import deferred
-from sae_plugins.runs import journal
-from sae_plugins.runs.recipe_file import as_yaml, named_again, write_recipe
+from sae_plugins.runs import journal, recipe_file
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -134,7 +133,8 @@ class RunFolder:
                 state = "is finished" if _is_saved(self.path) else "holds no unfinished run"
                 raise PluginError(f"--resume {self.path} {state}: there is nothing to go on with")
             if not self._can_go_on():
-                again = f"{self.unfinished / RECIPE}{named_again(self.unfinished / RECIPE)}"
+                recipe = self.unfinished / RECIPE
+                again = f"{recipe}{recipe_file.named_again(recipe)}"
                 raise PluginError(
                     f"--resume {self.path}: the run ended before its first checkpoint; start it "
                     f"again: sae-plugins train --recipe {again} --output_path {self.path}"
@@ -248,7 +248,7 @@ class RunFolder:
         An earlier one, which failed or `--overwrite` gave up, keeps its records and loses its
         checkpoints. One that was killed before its first is repeated by the same run, and goes.
         """
-        same = self._recipe() == as_yaml(recipe)
+        same = recipe_file.is_of(self.unfinished / RECIPE, recipe, files)
         if not self._can_go_on() and (same or not self._has_records()):
             remove_run(self.unfinished)
         _remove_checkpoints(self.unfinished)
@@ -257,21 +257,19 @@ class RunFolder:
             self.unfinished.rename(next_free(self.unfinished))
         self.unfinished.mkdir()
         self._started = True
-        write_recipe(self.unfinished / RECIPE, recipe, files)
+        recipe_file.write_recipe(self.unfinished / RECIPE, recipe, files)
         return self.unfinished
 
-    def describe(self, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        """Write `run.yaml` and such files in place of those that the run began with."""
-        write_recipe(self.unfinished / RECIPE, recipe, files)
+    def describe(self, files: Mapping[str, bytes], recipe: Mapping[str, Any] | None = None) -> None:
+        """Write such files, and `run.yaml`, in place of those that the run began with."""
+        recipe_file.write_copies(self.unfinished, files)
+        if recipe is not None:
+            recipe_file.write_recipe(self.unfinished / RECIPE, recipe, files)
 
     @property
     def _go_on(self) -> str:
-        return f"sae-plugins train --resume {self.path}{named_again(self.unfinished / RECIPE)}"
-
-    def _recipe(self) -> str | None:
-        with suppress(OSError, ValueError):
-            return (self.unfinished / RECIPE).read_text("utf-8")
-        return None
+        again = recipe_file.named_again(self.unfinished / RECIPE)
+        return f"sae-plugins train --resume {self.path}{again}"
 
     def _has_records(self) -> bool:
         """Whether `unfinished/` has an SAE, rows of metrics, or SAELens' checkpoints."""
@@ -378,9 +376,8 @@ class RunFolder:
         if not self.unfinished.exists():
             _remove_if_empty(self.path)
             return None
-        if (recipe := self._recipe()) is not None:
-            with suppress(OSError):  # so that `start` tells it from a run that was killed
-                write(self.unfinished / RECIPE, f"{recipe}# This run ended early.\n")
+        # so that `start` tells it from a run that was killed
+        recipe_file.note_early_end(self.unfinished / RECIPE)
         if _is_saved(self.unfinished):
             return f"the trained SAE is in {self.unfinished}"
         return f"what the run recorded until then is in {self.unfinished}"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,11 @@ import yaml
 
 from sae_plugins.base import yaml_files
 from sae_plugins.base.files import whole, write
+from sae_plugins.base.secrets import line_with_secret
 from sae_plugins.framework import plugin_files
 from sae_plugins.framework.registry import names_file
+
+logger = logging.getLogger(__name__)
 
 
 def as_yaml(recipe: Mapping[str, Any]) -> str:
@@ -43,11 +50,61 @@ def _plugins_of(file: Path) -> list[str]:
     return [*contents.get("plugin", [])] if isinstance(contents, dict) else []
 
 
+def is_of(file: Path, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
+    """Whether a recipe's file says what this one does, and has the same files beside it."""
+    try:
+        said, copies = file.read_text("utf-8"), _copies(file.parent)
+        return said == as_yaml(recipe) and {n: p.read_bytes() for n, p in copies.items()} == files
+    except (OSError, ValueError):
+        return False
+
+
+def note_early_end(file: Path) -> None:
+    """Have a recipe, if it can be written, say that its run ended early; `is_of` then is false."""
+    with suppress(OSError, ValueError):
+        write(file, f"{file.read_text('utf-8')}# This run ended early.\n")
+
+
 def write_recipe(file: Path, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     """Write a recipe, and beside it the files that it names, by their paths among the copies."""
+    write_copies(file.parent, files)
+    write(file, as_yaml(recipe))
+
+
+def write_copies(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the code of plugins that are files into a run's folder, in place of earlier code."""
+    add_copies(folder, files)
+    for name, path in _copies(folder).items():
+        if name not in files:
+            path.unlink()
+    for each, _, _ in os.walk(folder / plugin_files.FOLDER, topdown=False):
+        with suppress(OSError):  # it is not empty
+            os.rmdir(each)
+
+
+def add_copies(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write code into a folder, beside what is there."""
     for name, text in files.items():
-        place = file.parent / plugin_files.FOLDER / name
+        _warn_of_secret(name, text)
+        place = folder / plugin_files.FOLDER / name
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole(place) as partial:
             partial.write_bytes(text)
-    write(file, as_yaml(recipe))
+
+
+@cache
+def _warn_of_secret(name: str, text: bytes) -> None:
+    """Once in a process: a study has many copies."""
+    if line := line_with_secret(text.decode("utf-8", "replace")):
+        logger.warning(
+            "%s, line %d, seems to hold a secret, and is copied as it is: `upload` refuses to send "
+            "it; read secrets from the environment",
+            name,
+            line,
+        )
+
+
+def _copies(folder: Path) -> dict[str, Path]:
+    """The code that is in a run's folder, by path among the copies."""
+    place = folder / plugin_files.FOLDER
+    return {path.relative_to(place).as_posix(): path for path in place.rglob("*.py")}

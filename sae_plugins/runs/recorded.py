@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, reason
-from sae_plugins.base.files import lock, next_free, read_json, read_rows
+from sae_plugins.base.files import lock, next_free, read_json, read_rows, write
 from sae_plugins.base.values import validated
 from sae_plugins.framework import attach
+from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.resolve import Plan, Selected
 from sae_plugins.runs import journal
 from sae_plugins.runs.folder import (
@@ -25,14 +28,21 @@ from sae_plugins.runs.folder import (
     TRAINING_SUMMARY,
     UNFINISHED,
 )
-from sae_plugins.runs.recorder import Recorder
-from sae_plugins.runs.summary import write_summary
+from sae_plugins.runs.recorder import Recorder, numbered
+from sae_plugins.runs.summary import lines_of, write_summary
 
 if TYPE_CHECKING:
     from sae_plugins.framework.profile import Profile
+    from sae_plugins.framework.run import Run
     from sae_plugins.framework.thresholds import HeldOut
     from sae_plugins.resume.checkpoints import Checkpoints
 
+logger = logging.getLogger(__name__)
+
+_ONE_RECORDER = (
+    "recorded: it brings a recorder of its own: leave yours out, with its options, and give "
+    "`every` and `figures` to `recorded`"
+)
 _RECORDS = ("metrics*.jsonl", SUMMARY, "training_summary*.json", *FIGURE_FILES)
 
 
@@ -41,17 +51,24 @@ class Record:
     """What a training has left so far, or in all; it is read whenever it is asked for."""
 
     folder: Path
+    number: int = 1
+    """Of its trainer among those that were built in one `with`; see `of`."""
+
+    def of(self, number: int) -> Record:
+        """The record of another trainer, counted from 1; the figures are those of all."""
+        return replace(self, number=number)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, a mapping each: `pandas.DataFrame` makes a table of them."""
-        path = self._current(METRICS)
+        path = self._current(numbered(METRICS, self.number))
         return read_rows(path) if path.exists() else []
 
     @property
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says; empty until the training has ended."""
-        path = self.folder / SUMMARY
+        name = SUMMARY if self.number == 1 else numbered(TRAINING_SUMMARY, self.number)
+        path = self.folder / name
         ended = not self._unfinished.exists() and path.exists()
         return dict(read_json(path)) if ended else {}
 
@@ -87,16 +104,18 @@ def recorded(
     checkpoints: Checkpoints | None = None,
     profile: Profile | None = None,
     text: HeldOut | None = None,
-    every: int = 10,
-    figures: bool = True,
+    every: int | None = None,
+    figures: bool | None = None,
     overwrite: bool = False,
 ) -> Iterator[RecordedPlan]:
     """As `sae_plugins.plugins`, and a folder gets what a run of `sae-plugins train` records.
 
     These are `metrics.jsonl`, `figures/` and `summary.json`. Until the training has ended they are
-    in `unfinished/` inside the folder, where those of one that fails stay. The SAE itself lies
-    where SAELens' runner is told to save it, which may be the same folder. There is no `run.yaml`:
-    a runner may be given a model and data that no recipe can name.
+    in `unfinished/` inside the folder, where those of one that fails stay, also if somebody catches
+    the error inside the `with`. The SAE itself lies where SAELens' runner is told to save it, which
+    may be the same folder. There is no `run.yaml`: a runner may be given a model and data that no
+    recipe can name. A second trainer that is built inside gets files of its own, `metrics-2.jsonl`
+    and so on, which `plan.record.of(2)` reads.
 
     Args:
         folder: for the records.
@@ -108,8 +127,8 @@ def recorded(
         checkpoints: where the state is kept, and resumed from, the records with it.
         profile: measures where the time goes, which the summary then says.
         text: what has held-out text.
-        every: steps between rows of `metrics.jsonl`.
-        figures: whether figures are drawn when the training ends.
+        every: steps between rows of `metrics.jsonl`: 10, or as in a plan that was recorded before.
+        figures: whether figures are drawn when the training ends: yes, or as in such a plan.
         overwrite: replace the records that are in the folder.
 
     Yields:
@@ -119,11 +138,22 @@ def recorded(
         PluginError: the folder holds records, cannot be written to, or is in use; and whatever
             `plugins` refuses.
     """
+    if "recorder" in (options or {}):
+        raise PluginError(_ONE_RECORDER)
     plan = attach.plan_of(names, without=without, options=options, training=training)
     place = Path(folder).expanduser().absolute()
     scratch = place / UNFINISHED
-    own = {"output_path": str(scratch), "every": every, "figures": figures}
-    plan = plan.observed_by(Recorder, **dict(validated(Recorder.Options, own, "")))
+    trained: list[tuple[Recorder, Run]] = []
+
+    class Recording(Recorder):
+        @hookimpl
+        def attached(self, run: Run) -> None:
+            super().attached(run)
+            trained.append((self, run))
+
+    plan = _observed(
+        plan, Recording, {"output_path": str(scratch), "every": every, "figures": figures}
+    )
     known = {each.name: getattr(plan, each.name) for each in fields(Plan)}
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -141,12 +171,41 @@ def recorded(
                 plan, seed=seed, checkpoints=checkpoints, profile=profile, text=text
             ):
                 yield RecordedPlan(**known, record=Record(place))
-            if scratch.exists():
+            if _have_ended(scratch, trained):
                 measured = None if profile is None else profile.as_json()
                 write_summary(scratch, [], {}, time.perf_counter() - started, measured)
                 _finish(place)
         finally:
             _remove_if_empty(place)
+
+
+def _observed(plan: Plan, recorder: type[Recorder], options: Mapping[str, Any]) -> Plan:
+    """The plan with a recorder, whose options are those that are given, else the plan's own."""
+    names = [plugin.name for plugin, _ in plan.plugins]
+    if recorder.name in names and not isinstance(plan, RecordedPlan):
+        raise PluginError(_ONE_RECORDER)
+    given = {name: value for name, value in options.items() if value is not None}
+    valid = dict(validated(recorder.Options, given, ""))
+    return plan.observed_by(recorder, **{name: valid[name] for name in given})
+
+
+def _have_ended(scratch: Path, trained: Sequence[tuple[Recorder, Run]]) -> bool:
+    """Whether there are records of trainings, all of which have ended; says so if one has not."""
+    for recorder, run in trained:
+        path = recorder.path(TRAINING_SUMMARY)
+        if run.calibration is not None and path.exists():
+            summary = {**read_json(path), **lines_of(run.calibration)}
+            write(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    ended = [recorder.path(TRAINING_SUMMARY).exists() for recorder, _ in trained]
+    if not all(ended):
+        which = "it" if len(ended) == 1 else f"{ended.count(False)} of {len(ended)} trainings"
+        logger.warning(
+            "recorded: no training has ended here as a whole, since %s did not reach the end; what "
+            "was recorded stays in %s",
+            which,
+            scratch,
+        )
+    return bool(ended) and all(ended)
 
 
 def _check(folder: Path, overwrite: bool) -> None:

@@ -64,7 +64,7 @@ class Recorder(Plugin):
 
     name = "recorder"
     observes_only = True
-    transient = ("started", "folder", "suffix", "written", "full")
+    transient = ("started", "folder", "number", "written", "full")
 
     class Options(Plugin.Options):
         """Where and how often to write."""
@@ -86,7 +86,7 @@ class Recorder(Plugin):
         self.started = time.perf_counter()
         self.folder = Path(self.options.output_path).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.suffix = "" if run.number == 1 else f"-{run.number}"
+        self.number = run.number
         self.path(METRICS).write_text("")
         self.lines = bytearray()
         self.written = 0
@@ -159,8 +159,7 @@ class Recorder(Plugin):
 
     def path(self, name: str) -> Path:
         """Where the file `name` of this SAE is written."""
-        stem, dot, extension = name.partition(".")
-        return self.folder / f"{stem}{self.suffix}{dot}{extension}"
+        return self.folder / numbered(name, self.number)
 
     def heading(self, run: Run) -> dict[str, Any]:
         """What every row starts with."""
@@ -248,6 +247,12 @@ def _meanings(run: Run, group: str) -> Mapping[str, str]:
     except KeyError:  # such as `coefficients`, of several
         return {}
     return meanings
+
+
+def numbered(name: str, number: int) -> str:
+    """The file `name` of the SAE with this number among those that train into one folder."""
+    stem, dot, extension = name.partition(".")
+    return name if number == 1 else f"{stem}-{number}{dot}{extension}"
 
 
 def _counted(change: FeatureChange) -> tuple[str, int]:

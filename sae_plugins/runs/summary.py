@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,11 @@ def _calibration(folder: Path) -> dict[str, float]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     return {f"{_CALIBRATION}/{name}": value for name, value in known}
+
+
+def lines_of(calibration: Calibration) -> dict[str, Any]:
+    """What a summary says of the setting of thresholds, by name."""
+    return {f"{_CALIBRATION}/{name}": value for name, value in asdict(calibration).items()}
 
 
 def calibration_of(summary: Mapping[str, Any]) -> Calibration | None:

@@ -88,9 +88,8 @@ def _copied(name: str, known: Sequence[str]) -> str:
 
     if not registry.names_file(name):
         return name
-    file = Path(plugin_files.place(name)).name
-    wanted = name.partition(".py:")[2]
-    stem = f"{plugin_files.FOLDER}/{file}:"
+    path, wanted = plugin_files.parted(name)
+    stem = f"{plugin_files.FOLDER}/{Path(path).name}:"
     if wanted:
         return f"{stem}{wanted}"
     return next((each for each in known if each.startswith(stem)), stem)

@@ -158,7 +158,10 @@ def _public(file: Path) -> Content:
         raise HubError(f"{file} is damaged: it is no text in UTF-8") from error
     if file.suffix == ".py":  # of which each letter counts
         if line := line_with_secret(text):
-            raise HubError(f"{file}, line {line}, seems to hold a secret; take it out")
+            raise HubError(
+                f"{file}, line {line}, seems to hold a secret: take it out of this copy, which "
+                "nothing runs unless it is named, or remove the copy"
+            )
         return file
     shown = _without_home(redacted_text(text, file.suffix))
     return file if shown == text else shown.encode()

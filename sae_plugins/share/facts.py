@@ -32,6 +32,8 @@ _TRAINING = (
     *ROWS,
 )
 _TOKENS = ("training/tokens", "training_tokens", "training_samples")
+_FILE = r"[\w./ -]+"
+"""A file of code that a card's commands may name."""
 _COMMIT = 40
 """Characters of a commit on the Hub; what is read elsewhere has a shorter fingerprint."""
 
@@ -169,7 +171,7 @@ def facts_of(
         files=sorted(
             file.relative_to(folder).as_posix()
             for file in folder.glob(f"{plugin_files.FOLDER}/**/*.py")
-            if re.fullmatch(r"[\w./-]+", file.relative_to(folder).as_posix(), re.ASCII)
+            if re.fullmatch(_FILE, file.relative_to(folder).as_posix())
         ),
         versions=recipe.get("versions") or {"sae-lens": place.get("sae_lens_version") or "unknown"},
         heldout={k: v for k, v in summary.items() if k.startswith(("heldout/", "truth/"))},
@@ -193,7 +195,7 @@ def _mechanism(plugin: Mapping[str, Any]) -> Mechanism:
 def _recipe_plugins(sae_id: str, recipe: Mapping[str, Any]) -> list[str]:
     """The plugins of a recipe as a command names them, if some of them are files."""
     names = [str(name) for name in recipe.get("plugin") or []]
-    known = all(re.fullmatch(r"[\w./-]+(:\w+)?", name, re.ASCII) for name in names)
+    known = all(re.fullmatch(rf"{_FILE}(:\w+)?", name) for name in names)
     if not known or not any(map(registry.names_file, names)):
         return []
     return [f"{sae_id}/{name}" if registry.names_file(name) else name for name in names]

@@ -26,7 +26,7 @@ from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.eval_suites.evaluation.sources import check_source
 from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
-from sae_plugins.study import commits, naming, scored
+from sae_plugins.study import commits, naming, plugin_files, scored
 from sae_plugins.study.cells import SAES, Cell, grouped, tokens_after
 from sae_plugins.study.makers import shared_flags
 from sae_plugins.study.metrics import check_compared
@@ -101,7 +101,8 @@ def run(
     jobs = jobs or default_jobs(len(study.models) * len(study.seeds))
     with _locked(folder):
         naming.remember(study, folder, results=(folder / EVALUATIONS).exists())
-        write(folder / STUDY, as_yaml(study))  # as it was run last
+        told, study = plugin_files.kept(study, folder)
+        write(folder / STUDY, as_yaml(told))  # as it was run last
         commits.look_up(study, folder)
         known = plan_of(study, folder)
         scored.check([cell for cell in known.cells if cell.source], folder)

@@ -110,7 +110,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     used = _versions(there, ran, folder)
     return Findings(
         name=name,
-        study=study,
+        study=plugin_files.shared(study)[0],
         arms=_arms(study),
         models=models,
         metrics=metrics,

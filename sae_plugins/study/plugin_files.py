@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.fingerprints import of_value
+from sae_plugins.framework.plugin_files import FOLDER, copies, copy_of, hashes, load
 from sae_plugins.framework.registry import names_file
+from sae_plugins.runs.recipe_file import add_copies
+from sae_plugins.study.spec import Study
 
 _FLAG = "plugin"
+_DIGITS = 8
 
 
 def settle(layers: Sequence[dict[str, Any]], name_or_file: str) -> None:
@@ -35,6 +40,43 @@ def settle(layers: Sequence[dict[str, Any]], name_or_file: str) -> None:
         flags[_FLAG] = [
             _whole(name, folder) if names_file(name) else name for name in _names(flags)
         ]
+
+
+def shared(study: Study) -> tuple[Study, dict[str, bytes]]:
+    """A study as others may see it, and the code that belongs to it, by path in `FOLDER`.
+
+    A file is named by a hash of what it says, and of what it imports beside it, and by its name:
+    its copy lies there, below the folder of `as_run.yaml`.
+    """
+    files: dict[str, bytes] = {}
+
+    def copied(name: str) -> str:
+        selected = load(name)
+        texts = copies([selected])
+        place = of_value(hashes(texts))[:_DIGITS]
+        files.update({f"{place}/{path}": text for path, text in texts.items()})
+        return str(copy_of(selected)).replace(FOLDER, f"{FOLDER}/{place}", 1)
+
+    return _with_files(study, copied), files
+
+
+def kept(study: Study, folder: Path) -> tuple[Study, Study]:
+    """Write the code that belongs to a study into its folder.
+
+    Returns:
+        The study as others may see it, and the one to run: all of its processes run these copies,
+        whatever the files say by then.
+    """
+    told, files = shared(study)
+    add_copies(folder, files)
+    return told, _with_files(told, lambda name: _whole(name, folder))
+
+
+def _with_files(study: Study, named: Callable[[str], str]) -> Study:
+    tree = study.model_dump(mode="json", exclude_unset=True)
+    for flags in _flags(tree):
+        flags[_FLAG] = [named(name) if names_file(name) else name for name in _names(flags)]
+    return Study.model_validate(tree)
 
 
 def without_folder(name: str) -> str:

@@ -117,6 +117,19 @@ def test_command_lines() -> None:
         ("import os\nTOKEN = 'hf_" + "a" * 20 + "'\n", 2),
         ("f(password='hunter2')\n", 1),
         ("\n\nurl = 'https://me:word@host/x'\n", 3),
+        ('x = 1\nos.environ["WANDB_API_KEY"] = "abc"', 2),
+        ('os.environ.setdefault("API_KEY", f"abc{x}")', 1),
+        ('password = (\n    "abc"\n    "def"\n)', 2),
+        ("login(\n    user,\n    password='a' + rest,\n)", 3),
+        ('headers = {\n    "api_key":\n        b"abc",\n}', 3),
+        ('def login(user, *, password="abc"): ...', 1),
+        ('def login(user, password="abc", x=""): ...', 1),
+        ('self.password: str = "abc"', 1),
+        (
+            'password = os.environ["PASSWORD"]\nlogin(password=password)\ntoken = decode("abc")',
+            None,
+        ),
+        ('password = ""\nbos_token = "<s>"\nd = {**a, "b": "c"}\nf("x", y)', None),
     ],
 )
 def test_code_is_looked_at_and_not_rewritten(code: str, line: int | None) -> None:

@@ -14,6 +14,7 @@ from faults import interrupted
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.entrypoints.main import main
+from sae_plugins.framework.plugin_files import hashes
 from sae_plugins.settings.settle import settle
 from sae_plugins.share.card import card
 from sae_plugins.share.content import prepare
@@ -114,6 +115,12 @@ def test_a_run_has_the_code_and_is_made_again_by_whoever_names_it(
     assert f"sae-plugins train --recipe run/run.yaml {cure} --output_path again\n" in page
     assert "Loading the SAE runs none of it" in page
 
+    Path("run", "plugin_files", "strength.py").write_text("\nkey = {'api_key': 'abc'}\n")
+    with pytest.raises(
+        SaePluginsError, match=r"strength\.py, line 2, seems to hold a secret: take"
+    ):
+        prepare("run", [], "me/saes")
+
     # another run in its place has no use for the code of this one
     train(*RUN, "--output_path", "run", "--overwrite")
     assert not Path("run", "plugin_files").exists()
@@ -140,11 +147,24 @@ def test_a_run_goes_on_with_the_code_that_it_began_with_and_only_if_that_is_name
     text = said(capsys, *resume, *named)
     assert "\n  strength.py changed\n" in text
     (ideas / "strength.py").write_text(f"# the same\n{STRENGTH}")
-    shutil.copytree("run", "by-copy")
+    for other_run in ("by-copy", "renamed"):
+        shutil.copytree("run", other_run)
     train("--resume", "run", *named)
     train("--resume", "by-copy", "--plugin", copy.replace("run", "by-copy", 1), "reorder")
     assert weights("run") == weights("by-copy") == weights("whole")
-    assert Path("run", "plugin_files", "strength.py").read_text() == STRENGTH
+    assert Path("by-copy", "plugin_files", "strength.py").read_text() == STRENGTH
+
+    (ideas / "strength.py").rename(ideas / "force.py")
+    (ideas / "idea.py").write_text(IDEA.replace("strength", "force"))
+    train("--resume", "renamed", *named, "--accept_changes")
+    for run, names in {
+        "run": {"strength.py", "idea.py"},
+        "renamed": {"force.py", "idea.py"},
+    }.items():
+        metadata = json.loads(Path(run, "cfg.json").read_text())["metadata"]["sae_plugins"]
+        copies = {p.name: p.read_bytes() for p in Path(run, "plugin_files").iterdir()}
+        assert copies.keys() == names
+        assert metadata["files"] == hashes(copies)
 
 
 def test_a_file_is_shown_as_installed_plugins_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,6 +235,13 @@ def test_arms_of_a_study_try_files_in_its_processes(
         recipe = (run / "run.yaml").read_text()
         assert str(tmp_path) not in recipe
     assert json.loads((runs[0] / "metrics.jsonl").read_text().splitlines()[0])["losses/idea/size"]
+    for name in ("as_run.yaml", "findings.json"):
+        text = Path("out", name).read_text()
+        assert str(tmp_path) not in text
+        assert "/idea.py:Idea" in text
+    capsys.readouterr()
+    assert main(["study", "status", "out/as_run.yaml", *command[1:]]) == 0
+    assert re.search(r"idea +│ l1_coefficient=0\.3 +│ +2 │ +2 │", capsys.readouterr().out)
     # another place of the same files is no other study; other code is
     shutil.move("ideas", "elsewhere")
     command[0] = "elsewhere/mine.yaml"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_plugins import Plugin, plugins
-from sae_plugins.base.code import code
+from sae_plugins import Method, Plugin, plugins
+from sae_plugins.base.code import code, read_modules
 from sae_plugins.base.errors import PluginError
 from sae_plugins.framework import plugin_files
 from sae_plugins.framework.plugin_files import copies, copy_of, load
@@ -110,6 +110,107 @@ def test_a_helper_that_changes_is_another_plugin() -> None:
     assert before["helper.py"] != after["helper.py"]
 
 
+def test_what_is_known_of_a_plugin_is_what_was_loaded_whatever_its_file_says_by_now() -> None:
+    written(IDEA + "import helper\n")
+    written("A = 1", "helper.py")
+    idea = load("idea.py:Idea")
+    meant = {own.path: own.meaning for own in read_modules(Path("idea.py"))}
+    written("A = 2", "helper.py")
+    written(IDEA.replace("0.1", "0.2") + "import helper\n")
+    assert code((), [idea]).items() >= meant.items()
+    assert copies([idea])["helper.py"] == b"A = 1"
+
+
+@pytest.mark.parametrize("form", ["from kinds.idea import Base", "from .kinds.idea import Base"])
+def test_a_base_class_in_a_module_of_the_same_name_is_copied_and_known(form: str) -> None:
+    base = IDEA.replace("class Idea", "class Base")
+    written(base, "kinds/idea.py")
+    written(f"{form}\nclass Idea(Base):\n    name = 'idea'\n")
+    first = load("idea.py:Idea")
+    assert load("idea.py") is first
+    assert copies([first]).keys() == {"idea.py", "kinds/idea.py"}
+    assert copy_of(first) == "plugin_files/idea.py:Idea"
+    before = code((), [first])
+    written(base.replace("0.1", "0.2"), "kinds/idea.py")
+    after = code((), [load("idea.py:Idea")])
+    assert [name for name in before if before[name] != after[name]] == ["kinds/idea.py"]
+
+
+def test_a_module_beside_it_may_be_imported_by_dots_alone() -> None:
+    written(IDEA + "from . import sibling\n")
+    written("SIDE = 2", "sibling.py")
+    assert copies([load("idea.py")]).keys() == {"idea.py", "sibling.py"}
+
+
+@pytest.mark.parametrize("is_importable", [True, False])
+@pytest.mark.parametrize("has_init", [True, False])
+def test_the_package_that_it_lies_in_is_not_imported_from_elsewhere(
+    is_importable: bool, has_init: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(IDEA + "from thepkg.helpers import X\n", "thepkg/sub/idea.py")
+    written("X = 1", "thepkg/helpers.py")
+    if has_init:
+        written("", "thepkg/__init__.py")
+    if is_importable:
+        monkeypatch.syspath_prepend(folder)
+    said = r"imports from 'thepkg', the package that it lies in \(.*/thepkg\), of which .* no copy"
+    with pytest.raises(PluginError, match=said):
+        load("thepkg/sub/idea.py:Idea")
+    assert "thepkg" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ({"idea/base.py": "X = 1"}, "from idea.base import X"),
+        ({"idea/__init__.py": "X = 1"}, "from idea import X"),
+        ({"helper.py": "", "helper/inner.py": "X = 1"}, "from helper.inner import X"),
+    ],
+)
+def test_a_file_and_a_folder_of_one_name_are_told_apart(files: dict[str, str], line: str) -> None:
+    for name, text in files.items():
+        written(text, name)
+    written(f"{IDEA}{line}\n")
+    with pytest.raises(PluginError, match=r"imports from .*, which has the name of .*: rename one"):
+        load("idea.py:Idea")
+    written()  # which imports none of them
+    assert copies([load("idea.py:Idea")]).keys() == {"idea.py"}
+
+
+def test_modules_beside_it_may_import_each_other() -> None:
+    written(IDEA + "import one\n")
+    written("import two\nX = 1", "one.py")
+    written("import one\ndef x(): return one.X", "two.py")
+    assert sys.modules[load("idea.py").__module__].one.two.x() == 1
+
+
+def test_a_link_is_a_file_where_it_lies(folder: Path) -> None:
+    written(IDEA + "import helper\n", "real/idea.py")
+    written("", "real/helper.py")
+    Path("linked").symlink_to("real")
+    assert copies([load("linked/idea.py")]).keys() == {"idea.py", "helper.py"}
+    Path("link.py").symlink_to("real/idea.py")
+    said = (
+        rf"link\.py cannot be imported: .*'helper'.*; it is a link to {folder}/real/idea\.py: name"
+    )
+    with pytest.raises(PluginError, match=said):
+        load("link.py")
+
+
+def test_a_class_is_that_of_the_file_itself() -> None:
+    written(IDEA.replace("class Idea", "class Base"), "basis.py")
+    text = "from basis import Base\nclass Idea(Base):\n    name = 'idea'\n"
+    written(text)
+    assert load("idea.py") is load("idea.py:Idea")
+    with pytest.raises(PluginError, match=r"Base in .* is a class of basis\.py, .* as basis\.py:B"):
+        load("idea.py:Base")
+    written(text + "Best = Idea\n")
+    assert load("idea.py") is load("idea.py:Best")  # two names of one class
+    written(text.replace("class Idea", "def made():\n  class Inner").replace("\n    ", "\n      ")
+            + "  return Inner\nIdea = made()\n")  # fmt: skip
+    assert copy_of(load("idea.py")) == "plugin_files/idea.py:Idea"
+
+
 def test_files_of_two_folders_with_helpers_of_one_name_keep_apart() -> None:
     for name, number in (("a", 1), ("b", 2)):
         text = IDEA.replace('"idea"', f'"idea-{name}"') + "from helper import NUMBER\n"
@@ -132,6 +233,41 @@ def test_the_mechanisms_of_a_method_may_be_in_the_file_too() -> None:
     assert [plugin.name for plugin, _ in plan.plugins] == ["idea", "nan-guard"]
     assert plan.plugins[0][1].weight == 3
     assert plan.named == {n: f"plugin_files/idea.py:{n.title()}" for n in ("both", "idea")}
+    alone = resolve([both])  # whose mechanism is that of its file
+    assert (alone.plugins, alone.named) == (plan.plugins, plan.named)
+    with pytest.raises(PluginError, match=r"several plugins, Idea, Both: name one"):
+        load("idea.py")
+
+
+def test_a_mechanism_may_require_another_one_of_its_file() -> None:
+    written(IDEA + "class Next(Idea):\n    name = 'next'\n    requires = ('idea',)\n")
+    plan = resolve([load("idea.py:Next")])
+    assert [plugin.name for plugin, _ in plan.plugins] == ["idea", "next"]
+    written(IDEA.replace('"idea"', '"reorder"')
+            + "class Next(Idea):\n    name = 'next'\n    requires = ('reorder',)\n")  # fmt: skip
+    with pytest.raises(PluginError, match=r"Idea in .* is called 'reorder', as is an installed"):
+        resolve([load("idea.py:Next")])
+
+
+def test_a_method_and_a_mechanism_cannot_have_one_name() -> None:
+    written(
+        IDEA + "from sae_plugins import Method\n"
+        "class Whole(Method):\n    name = 'idea'\n    mechanisms = ('idea',)\n"
+        "class Other(Method):\n    name = 'idea'\n    mechanisms = ('nan-guard',)\n"
+    )
+    whole, other, idea = (load(f"idea.py:{name}") for name in ("Whole", "Other", "Idea"))
+    for chosen in ([whole], [idea, whole], [other, idea]):
+        with pytest.raises(PluginError, match=r"the method \w+ and the mechanism Idea are both ca"):
+            resolve(chosen)
+
+    class Reordering(Method):
+        name = "reorder"
+        mechanisms = ("nan-guard",)
+
+    with pytest.raises(PluginError, match=r"the method Reordering and the mechanism Reorder are"):
+        resolve([Reordering, "reorder"])
+    with pytest.raises(PluginError, match=r"the method Whole and the method Other are both called"):
+        resolve([other, type("Whole", (Method,), {"name": "idea", "mechanisms": ()})])
 
 
 def test_the_sae_says_which_file_it_was_trained_with() -> None:
@@ -173,7 +309,16 @@ def test_the_sae_says_which_file_it_was_trained_with() -> None:
             r"cannot be imported: ModuleNotFoundError: .*does_not_exist.* \(idea\.py, line 1\)",
         ),
         ("idea.py:Idea", IDEA + "raise SystemExit(3)\n", r"imported: SystemExit: 3 \(idea\.py, "),
+        (
+            "idea.py:Idea",
+            IDEA + "class Stop(BaseException): pass\nraise Stop('now')\n",
+            r"idea\.py cannot be imported: Stop: now \(idea\.py, line 18\)",
+        ),
+        ("idea.py:Idea", IDEA + "\0", r"idea\.py: source code string cannot contain null bytes"),
         ("my.idea.py:Idea", IDEA, "without a further dot in its name"),
+        ("idea.py:Idea.Options", IDEA, r"has no class 'Idea\.Options': did you mean 'Idea'"),
+        ("idea.py:my-idea", IDEA, r"idea\.py has no class 'my-idea'"),
+        (r"C:\x.py:Idea", IDEA, r"the plugin file .*/C:\\x\.py does not exist"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(given: str, text: str, said: str) -> None:
@@ -193,7 +338,7 @@ def test_a_file_beside_it_must_not_be_called_as_an_installed_module(folder: Path
         load("idea.py:Idea")
 
 
-@pytest.mark.parametrize("given", ["idea.py:Idea", "idea.py", "./idea.py:Idea", "/a b/c.py:D"])
+@pytest.mark.parametrize("given", ["idea.py:Idea", "idea.py", "./idea.py:Idea", "/a b/é.py:A.B"])
 def test_names_alone_run_nothing(given: str) -> None:
     written("raise RuntimeError('was run')")
     assert names_file(given)

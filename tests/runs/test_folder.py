@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sae_plugins.base import files
 from sae_plugins.base.errors import PluginError
 from sae_plugins.runs.folder import RunFolder, remove_run
 from sae_plugins.runs.journal import JOURNAL
+from sae_plugins.runs.recipe_file import write_copies
 
 OF_A_RUN = {
     *("sae_weights.safetensors", "sparsity.safetensors", "metrics.jsonl", "summary.json"),
@@ -21,6 +23,8 @@ OF_A_RUN = {
 }
 STEP = "step-000000005.safetensors"
 RECIPE = {"seed": 1}
+CODE = {"a.py": b"1", "b/c.py": b"1"}
+"""Of a plugin that is a file."""
 
 
 @pytest.fixture(autouse=True)
@@ -218,16 +222,16 @@ def killed(*records: str) -> None:
     """After it had begun, and had no checkpoint."""
     folder = RunFolder(Path("run"))
     folder.check(overwrite=False)
-    fill(folder.start(RECIPE, {}), "metrics.jsonl", *records)
+    fill(folder.start(RECIPE, CODE), "metrics.jsonl", *records)
     folder.release()
 
 
-def again(recipe: dict[str, int]) -> set[str]:
+def again(recipe: dict[str, int], code: Mapping[str, bytes] = CODE) -> set[str]:
     folder = RunFolder(Path("run"))
     folder.check(overwrite=False)
-    folder.start(recipe, {})
+    folder.start(recipe, code)
     folder.release()
-    return found()
+    return found() - {f"unfinished/plugin_files/{name}" for name in code}
 
 
 def test_the_same_run_repeats_it() -> None:
@@ -238,7 +242,32 @@ def test_the_same_run_repeats_it() -> None:
 def test_another_run_keeps_its_records() -> None:
     killed()
     kept = {"unfinished-1/run.yaml", "unfinished-1/metrics.jsonl"}
+    kept |= {f"unfinished-1/plugin_files/{name}" for name in CODE}
     assert again({"seed": 2}) == {"unfinished/run.yaml", *kept}
+
+
+@pytest.mark.parametrize("code", [{}, {**CODE, "a.py": b"2"}, {**CODE, "c.py": b"1"}])
+def test_the_same_recipe_with_other_code_is_another_run(code: dict[str, bytes]) -> None:
+    killed()
+    kept = {"run.yaml", "metrics.jsonl", *(f"plugin_files/{name}" for name in CODE)}
+    assert again(RECIPE, code) == {"unfinished/run.yaml", *(f"unfinished-1/{n}" for n in kept)}
+
+
+def test_code_takes_the_place_of_earlier_code(tmp_path: Path) -> None:
+    write_copies(tmp_path, {**CODE, "sub/c.py": b"1"})
+    (tmp_path / "plugin_files/notes.txt").touch()
+    write_copies(tmp_path, {"a.py": b"2"})
+    left = {path.name for path in (tmp_path / "plugin_files").rglob("*")}
+    assert left == {"a.py", "notes.txt"}
+    assert (tmp_path / "plugin_files/a.py").read_bytes() == b"2"
+
+
+def test_a_secret_in_copied_code_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = {"a/idea.py": b"import x\napi_key = 'abc'", "b.py": b"api_key = read()"}
+    for run in ("one", "two"):
+        write_copies(tmp_path / run, code)
+    (told,) = caplog.messages
+    assert told.startswith("a/idea.py, line 2, seems to hold a secret, and is copied as it is")
 
 
 def test_what_a_run_recorded_that_failed_stays() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from faults import interrupted
 import sae_plugins
 from sae_plugins.base.errors import PluginError, SaePluginsError
 from sae_plugins.framework.profile import Profile
+from sae_plugins.framework.resolve import resolve
+from sae_plugins.runs.recorder import Recorder
+from sae_plugins.runs.summary import calibration_of
 from sae_plugins.testing import TOKENS, tiny_batches, tiny_sae, tiny_trainer
 
 pytestmark = pytest.mark.usefixtures("sketched")
@@ -22,10 +26,10 @@ RECORDS = {
 }
 
 
-def fit(steps: int, fails: bool = False, done: int = 0) -> Any:
+def fit(steps: int, fails: bool = False, done: int = 0, architecture: str = "standard") -> Any:
     """Train a tiny SAE on the batches that are not done; returns its trainer."""
     batches, total = tiny_batches(steps=steps), steps * TOKENS
-    trainer = tiny_trainer(tiny_sae("standard"), batches[done:], total_training_samples=total)
+    trainer = tiny_trainer(tiny_sae(architecture), batches[done:], total_training_samples=total)
     trainer.fit()
     if fails:
         raise ZeroDivisionError
@@ -86,6 +90,60 @@ def test_records_are_replaced_only_on_demand_and_a_failed_training_replaces_none
     assert kept == {"metrics.jsonl", "summary.json", "figures/mine.txt"}
 
 
+@pytest.mark.parametrize("then", [0, 3])
+def test_a_training_whose_failure_is_caught_inside_has_not_ended(
+    then: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with sae_plugins.recorded(tmp_path / "x", every=1, figures=False) as plan:
+        with interrupted(3), suppress(KeyboardInterrupt):
+            fit(4)
+        if then:
+            fit(then)
+    assert not (tmp_path / "x" / "summary.json").exists()
+    assert plan.record.summary == {}
+    assert [row["step"] for row in plan.record.metrics] == [1, 2, 3]
+    assert len(plan.record.of(2).metrics) == then
+    which = "1 of 2 trainings" if then else "it"
+    assert f"since {which} did not reach the end; what was recorded stays in {tmp_path}" in (
+        caplog.text
+    )
+
+
+def test_trainings_that_follow_each_other_have_files_of_their_own(tmp_path: Path) -> None:
+    with sae_plugins.recorded(tmp_path / "x", every=1, figures=False) as plan:
+        fit(2)
+        fit(3)
+    records = [plan.record.of(number) for number in (1, 2, 3)]
+    assert [len(record.metrics) for record in records] == [2, 3, 0]
+    assert [record.summary.get("training/steps") for record in records] == [2, 3, None]
+
+
+def test_the_summary_says_how_thresholds_were_set(tmp_path: Path) -> None:
+    training = {"calibrate_threshold": True, "calibrate_tokens": 2 * TOKENS}
+    with sae_plugins.recorded(tmp_path / "x", training=training, figures=False) as plan:
+        runs = [fit(2, architecture="batchtopk").run for _ in range(2)]
+    for number, run in enumerate(runs, 1):
+        assert run.calibration is not None
+        assert calibration_of(plan.record.of(number).summary) == run.calibration
+
+
+def test_no_recorder_of_somebody_else_is_replaced_without_a_word(tmp_path: Path) -> None:
+    other = {"output_path": str(tmp_path / "y"), "every": 1}
+    for names, options in (((Recorder,), {"recorder": other}), ((), {"recorder": {"every": 1}})):
+        with (
+            pytest.raises(PluginError, match="it brings a recorder of its own: leave yours out"),
+            sae_plugins.recorded(tmp_path / "x", *names, options=options),
+        ):
+            raise AssertionError
+    plan = resolve([Recorder], options={"recorder": other})
+    with (
+        pytest.raises(PluginError, match="it brings a recorder of its own"),
+        sae_plugins.recorded(tmp_path / "x", plan),
+    ):
+        raise AssertionError
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_training_that_goes_on_has_every_row_once(
     tmp_path: Path,
 ) -> None:
@@ -122,7 +180,10 @@ def test_a_plan_that_was_recorded_can_be_recorded_again(tmp_path: Path) -> None:
         fit(2)
     with sae_plugins.recorded(tmp_path / "y", plan, every=1) as again:
         fit(2)
-    assert (len(plan.record.metrics), len(again.record.metrics)) == (1, 2)
+    with sae_plugins.recorded(tmp_path / "z", again) as third:  # as it was recorded before
+        fit(2)
+    assert [len(each.record.metrics) for each in (plan, again, third)] == [1, 2, 2]
+    assert third.record.figures == []
 
 
 def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

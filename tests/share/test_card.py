@@ -101,6 +101,17 @@ def test_a_run_on_a_real_model(tmp_path: Path):
         assert words in text
 
 
+def test_the_code_of_a_recipe_may_be_called_as_people_call_files(tmp_path: Path):
+    found = folder(
+        tmp_path, recipe={"seed": 7, "plugin": ["plugin_files/my id\u00e9a.py:Id\u00e9a"]}
+    )
+    (found / "plugin_files").mkdir()
+    (found / "plugin_files" / "my id\u00e9a.py").touch()
+    text = card(facts_of("sae", found, []), None, "jane/saes")
+    assert "sae/run.yaml 'sae/plugin_files/my id\u00e9a.py' --local-dir" in text
+    assert "--plugin 'sae/plugin_files/my id\u00e9a.py:Id\u00e9a' --output_path again\n" in text
+
+
 @pytest.mark.parametrize("name", ["plugin_files/a.py:B\n```\n<b>", "../`x`/a.py:B"])
 def test_the_code_of_a_recipe_is_named_only_if_its_name_is_one(name: str, tmp_path: Path):
     recipe = {"seed": 7, "plugin": ["reorder", "plugin_files/idea.py:Idea"]}
