@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import PluginError, reason
+from sae_plugins.base.errors import PluginError, prefixed, reason
 from sae_plugins.base.files import lock, next_free, read_json, read_rows
 from sae_plugins.base.values import validated
 from sae_plugins.framework import attach
 from sae_plugins.framework.resolve import Plan, Selected
 from sae_plugins.runs import journal
 from sae_plugins.runs.folder import (
+    EVENTS,
     FIGURE_FILES,
     FIGURES,
     METRIC_FIGURES,
@@ -25,6 +26,7 @@ from sae_plugins.runs.folder import (
     TRAINING_SUMMARY,
     UNFINISHED,
 )
+from sae_plugins.runs.logs import PROJECT, check, conclude
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.summary import write_summary
 
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     from sae_plugins.framework.thresholds import HeldOut
     from sae_plugins.resume.checkpoints import Checkpoints
 
-_RECORDS = ("metrics*.jsonl", SUMMARY, "training_summary*.json", *FIGURE_FILES)
+_RECORDS = (
+    *("metrics*.jsonl", SUMMARY, "training_summary*.json"),
+    *(*FIGURE_FILES, EVENTS.format("*")),
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ def recorded(
     text: HeldOut | None = None,
     every: int = 10,
     figures: bool = True,
+    log_to: Sequence[str] = (),
+    trackio_project: str = PROJECT,
     overwrite: bool = False,
 ) -> Iterator[RecordedPlan]:
     """As `sae_plugins.plugins`, and a folder gets what a run of `sae-plugins train` records.
@@ -110,6 +117,9 @@ def recorded(
         text: what has held-out text.
         every: steps between rows of `metrics.jsonl`.
         figures: whether figures are drawn when the training ends.
+        log_to: "tensorboard", "trackio" or both: dashboards that get the rows of `metrics.jsonl` as
+            they come, and the summary.
+        trackio_project: what trackio calls the runs that belong together.
         overwrite: replace the records that are in the folder.
 
     Yields:
@@ -123,7 +133,10 @@ def recorded(
     place = Path(folder).expanduser().absolute()
     scratch = place / UNFINISHED
     own = {"output_path": str(scratch), "every": every, "figures": figures}
+    own |= {"log_to": log_to, "trackio_project": trackio_project}
     plan = plan.observed_by(Recorder, **dict(validated(Recorder.Options, own, "")))
+    with prefixed("log_to"):
+        check(log_to)
     known = {each.name: getattr(plan, each.name) for each in fields(Plan)}
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -144,6 +157,7 @@ def recorded(
             if scratch.exists():
                 measured = None if profile is None else profile.as_json()
                 write_summary(scratch, [], {}, time.perf_counter() - started, measured)
+                conclude(log_to, scratch, trackio_project)
                 _finish(place)
         finally:
             _remove_if_empty(place)
@@ -198,6 +212,7 @@ def _remove_if_empty(folder: Path) -> None:
     for file in scratch.glob("metrics*.jsonl"):
         if not file.stat().st_size:
             file.unlink()
-    for each in (scratch / METRIC_FIGURES, scratch / FIGURES, scratch, folder):
+    events = scratch.glob(Path(EVENTS.format("*")).parts[0])
+    for each in (*events, scratch / METRIC_FIGURES, scratch / FIGURES, scratch, folder):
         if each.is_dir() and not any(each.iterdir()):
             each.rmdir()
