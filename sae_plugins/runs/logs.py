@@ -45,7 +45,10 @@ class Log(Protocol):
         """
 
     def add(self, row: Row) -> None:
-        """Log one more row."""
+        """Log one more row, which a log that goes on may have already."""
+
+    def summarise(self, row: Row) -> None:
+        """Log what is known of the whole training, at the step of the last row."""
 
     def close(self) -> None:
         """Have everything where it belongs."""
@@ -80,6 +83,8 @@ class TensorBoard:
         with self.file.open("ab") as file:
             file.write(self._bytes(self._of(row, time.time())))
 
+    summarise = add
+
     def close(self) -> None:
         """There is nothing left to do: no file is open between two rows."""
 
@@ -104,6 +109,7 @@ class Trackio:
         self._trackio, self.project, self.name = trackio, project, f"{name_of(folder)}{suffix}"
         self._context = contextvars.Context()  # in which no run of the caller's is, to be ended
         self._run: Any = None
+        self._held = -1
         try:
             SQLiteStorage.validate_project_name(project)
         except ValueError as error:
@@ -122,13 +128,18 @@ class Trackio:
                 auto_log_cpu=False,
             )
         atexit.register(self.close)  # rows wait in a thread of its own
-        following = self._run._next_step  # noqa: SLF001 - nothing else knows it of a Space, too
+        # a private name, since nothing else knows it of a Space, too
+        self._held = self._run._next_step - 1  # noqa: SLF001
         for row in rows:
-            if row["step"] >= following:
-                self.add(row)
+            self.add(row)
 
     def add(self, row: Row) -> None:
-        """Log the row, at its step."""
+        """Log the row at its step, unless the run had that when it was opened."""
+        if row["step"] > self._held:
+            self.summarise(row)
+
+    def summarise(self, row: Row) -> None:
+        """Log the row at its step."""
         self._run.log(_numbers(row), step=row["step"])
 
     def close(self) -> None:
@@ -200,6 +211,10 @@ class Logs:
             self.open([], resumed=False)
         self._each(lambda log: log.add(row))
 
+    def summarise(self, row: Row) -> None:
+        """Log what is known of the whole training, at the step of the last row."""
+        self._each(lambda log: log.summarise(row))
+
     def close(self) -> None:
         """Have everything where it belongs."""
         self._each(lambda log: log.close())
@@ -226,7 +241,7 @@ def conclude(names: Sequence[str], folder: Path, project: str) -> None:
     rows, summary = read_rows(folder / METRICS), read_json(folder / SUMMARY)
     logs = Logs(names, folder, "", project)
     logs.open(rows)
-    logs.add({**summary, "step": rows[-1]["step"] if rows else 0})
+    logs.summarise({**summary, "step": rows[-1]["step"] if rows else 0})
     logs.close()
 
 

@@ -98,18 +98,14 @@ def train(output: str, *arguments: str, code: int = 0) -> Path:
 
 def in_tensorboard(folder: Path, suffix: str = "") -> list[Value]:
     """The values that TensorBoard finds, with nothing left out, and each as often as it is there."""
-    found = EventAccumulator(str((folder / EVENTS.format(suffix)).parent), {"scalars": 0, "tensors": 0})
+    place = (folder / EVENTS.format(suffix)).parent
+    found = EventAccumulator(str(place), {"scalars": 0})
     found.Reload()
     return sorted(
-        (event.step, tag, _value(event.tensor_proto))
-        for tag in found.Tags()["tensors"]
-        for event in found.Tensors(tag)
+        (event.step, tag, event.value)
+        for tag in found.Tags()["scalars"]
+        for event in found.Scalars(tag)
     )
-
-
-def _value(tensor: Any) -> float:
-    (value,) = tensor.float_val
-    return float(value)
 
 
 def recorded_in(folder: Path, name: str = "metrics.jsonl") -> list[Value]:
@@ -140,8 +136,7 @@ def test_dashboards_have_all_that_a_run_records_and_change_no_weight(
     assert "Trackio project initialized" not in said
     wanted = recorded_in(run)
     names = {name for _, name, _ in wanted}
-    assert {"losses/overall_loss", "heldout/l0", "reorder/loss_change", "run/seconds"} <= names
-    assert (20, "changes/permuted") not in {value[:2] for value in wanted}
+    assert {"losses/overall_loss", "heldout/l0", "changes/permuted", "run/seconds"} <= names
     same(in_tensorboard(run), wanted)
     (logged,) = trackio.runs
     assert (sorted(logged.values), logged.is_open) == (wanted, False)
