@@ -31,7 +31,7 @@ class Flag:
         default: what applies where nothing else is said; None where that depends.
         group: whose it is: ours, such as "run", or SAELens' "runner", "sae", "logger" or
             "synthetic".
-        choices: the words that a "choice" may be, or that a "list[choice]" has.
+        choices: the words that a "choice" may be, or each of a list.
         architectures: the architectures that have it; empty for all.
         adds: whether its values add up where it is repeated; else the last one counts.
     """
@@ -268,7 +268,7 @@ def our_flags() -> dict[str, Flag]:
         Flag(
             "log_to",
             "none | list[choice]",
-            "dashboards that get the rows of metrics.jsonl as they come, and the scores at the end; "
+            "dashboards that get the rows of metrics.jsonl as they come, and scores at the end; "
             "extras: pip install 'sae-plugins[tensorboard]'",
             None,
             "dashboards",
