@@ -26,7 +26,8 @@ class Flag:
     Attributes:
         name: as it is typed, without the dashes; also its key in a recipe.
         type: alternatives out of none, bool, int, float, choice, str, dict, list[int],
-            list[int|none], list[str], list[choice], joined by " | "; a text is read as the first that fits.
+            list[int|none], list[str], list[choice], joined by " | "; a text is read as the first
+            that fits.
         help: one or a few sentences.
         default: what applies where nothing else is said; None where that depends.
         group: whose it is: ours, such as "run", or SAELens' "runner", "sae", "logger" or

@@ -51,7 +51,7 @@ def test_rules_are_about_flags():
         ("--cached_activations_path x", "needs --use_cached_activations"),
         ("--trackio_project x", "needs --log_to trackio"),
         ("--log_to tensorboard --trackio_project x", "needs --log_to trackio"),
-        ("--log_to mlflow", "tensorboard or trackio"),
+        ("--log_to mlflow", "it must be 'tensorboard', 'trackio' or none"),
         ("--recorder.log_to trackio", "--recorder.log_to: here it is --log_to"),
         ("--wandb_project x", "needs --log_to_wandb"),
         ("--log_to_wandb --heldout_tokens 0 --n_eval_batches 3", "--heldout_tokens to evaluate"),
