@@ -70,7 +70,7 @@ def test_train_features_and_upload_work_and_evaluate_says_what_it_needs(tmp_path
         tmp_path / "run"
     )
     _kill_midway([ours, *TRAIN, "--output_path", "killed", *dashboards, "--checkpoint_every", "4",
-                  "--training_tokens", "64000"], tmp_path / "killed", inside)  # fmt: skip
+                  "--training_tokens", "19200"], tmp_path / "killed", inside)  # fmt: skip
     run(ours, "train", "--resume", "killed")
     found = _logged(run(python, "-c", LOGGED, "a project", _name(run, python, "killed")))
     assert [each[:2] for each in found] == [each[:2] for each in _said(tmp_path / "killed")]
