@@ -63,6 +63,7 @@ def with_settings(
             continue
         with problems:
             suite = registry.load(name)
+            registry.check_installed(suite)
             values = shortcuts_off(suite) if exact else {}
             for key, text in own.items():
                 values[key.removeprefix(stem)] = option_value(suite.Settings, key, text)

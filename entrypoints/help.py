@@ -86,7 +86,8 @@ def _left(flag: Flag) -> str:
     kinds = [_KINDS.get(kind, kind) for kind in flag.alternatives]
     words = "|".join(flag.choices)
     short = words if len(words) <= _WIDEST // 2 else "WORD"
-    kind = "|".join(short if kind == "choice" else kind for kind in kinds)
+    several = f"{short}..."
+    kind = "|".join({"choice": short, "list[choice]": several}.get(kind, kind) for kind in kinds)
     if flag.type == "bool" and flag.default is False:
         kind = ""
     return f"--{flag.name} {_KINDS_BY_NAME.get(flag.name, kind)}".rstrip()

@@ -124,6 +124,7 @@ def _train(settings: Settings, folder: RunFolder) -> None:
     from sae_plugins.resume.origin import Origin
     from sae_plugins.runs.folder import TRAINED
     from sae_plugins.runs.load import load_setup
+    from sae_plugins.runs.logs import conclude
 
     started = time.perf_counter()
     profile = Profile() if settings.get("profile") else None
@@ -142,6 +143,9 @@ def _train(settings: Settings, folder: RunFolder) -> None:
         before = earlier.get("seconds", 0.0) if earlier else 0.0
         with begun():
             _score(setup, folder, before + time.perf_counter() - started, profile)
+            conclude(
+                settings.get("log_to") or (), folder.unfinished, settings.get("trackio_project")
+            )
             left = folder.finish()
     except BaseException as error:
         kept = folder.abandon()
@@ -201,6 +205,7 @@ def _trainable(
     from sae_plugins.base.saelens import interruption
     from sae_plugins.framework.attach import plugins
     from sae_plugins.runs.recorder import Recorder
+    from sae_plugins.settings.settings import DASHBOARDS
 
     progress = TrainProgress(settings.batches, done=checkpoints.step or 0)
 
@@ -212,7 +217,8 @@ def _trainable(
             with _part(profile, "figures"):
                 super().draw_figures(run)
 
-    plan = settings.plan.observed_by(Shown, output_path=str(folder.unfinished))
+    own = {name: settings.get(name) for name in DASHBOARDS if settings.get(name)}
+    plan = settings.plan.observed_by(Shown, output_path=str(folder.unfinished), **own)
     try:
         with (
             closing(progress),

@@ -37,11 +37,12 @@ def print_plan(
         cached: what is said of the activations that are kept, if any are.
     """
     from sae_plugins.base.files import size
+    from sae_plugins.runs.logs import described
 
     config, batch = setup.sae_config, settings.get("train_batch_size_tokens")
     waiting = bytes_of_buffer(settings, setup)
     where = "" if settings.is_synthetic else f" at {settings.get('hook_name')}"
-    rows = {
+    rows: dict[str, str | Sequence[str]] = {
         "model": f"{settings.model_name}{where}",
         "loaded as": setup.loaded_as,
         "SAE": f"{settings.architecture}, {config.d_in} -> {config.d_sae} features",
@@ -52,6 +53,9 @@ def print_plan(
         "checkpoints": f"{_when(settings)}, {size(each)} each"
         + (f", {size(waiting)} of it waiting activations" if waiting else ""),
     }
+    logs = [*described(settings.get("log_to") or (), folder.path, settings.get("trackio_project"))]
+    if logs:
+        rows["metrics in"] = logs
     if cached is not None:
         rows["activations"] = cached
     if done is not None:

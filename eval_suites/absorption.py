@@ -51,6 +51,7 @@ class Absorption(Suite):
     """Feature absorption in the first-letter task (SAEBench absorption)."""
 
     name = "absorption"
+    needs_saebench = True
     item = "letter"
     Settings = AbsorptionSettings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"k_sparse_probe_num_epochs": 20}}

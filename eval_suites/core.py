@@ -53,6 +53,7 @@ class Core(Suite):
     """Reconstruction, sparsity, and what the language model loses (SAEBench core)."""
 
     name = "core"
+    needs_saebench = True
     Settings = CoreSettings
     context = "context_size"
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -60,3 +60,15 @@ def load(name: str) -> Suite:
 
     suite: Suite = registry.import_class(find(name), "suite", (Suite,))()
     return suite
+
+
+def check_installed(suite: Suite) -> None:
+    """Refuse to run a suite without what it calls.
+
+    Raises:
+        PluginError: it needs SAEBench, which is not installed.
+    """
+    from sae_plugins.eval_suites.saebench.installed import check
+
+    if suite.needs_saebench:
+        check(f"suite {suite.name}")

@@ -77,6 +77,7 @@ class SCR(Suite):
     """Spurious correlation removal by ablating latents (SAEBench SCR)."""
 
     name = "scr"
+    needs_saebench = True
     item = "pair"
     Settings = SCRSettings
     context = "context_length"

@@ -65,6 +65,7 @@ class SparseProbing(Suite):
     """Accuracy of probes on a few latents, beside the language model's own (SAEBench)."""
 
     name = "sparse-probing"
+    needs_saebench = True
     item = "dataset"
     Settings = SparseProbingSettings
     context = "context_length"

@@ -112,6 +112,8 @@ class Suite(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """The settings of a preset that are not the defaults, which are those of `canonical`."""
     needs_model: ClassVar[bool] = True
+    needs_saebench: ClassVar[bool] = False
+    """Whether it calls SAEBench, which may be left out of an installation."""
     context: ClassVar[str | None] = None
     """The setting that says how many tokens a prompt has, which the language model must read."""
     numbers: ClassVar[str | None] = None

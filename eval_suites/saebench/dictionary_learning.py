@@ -14,6 +14,7 @@ import torch
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites.inputs.subjects import first_line
+from sae_plugins.eval_suites.saebench.installed import check
 
 FILES = ("config.json", "ae.pt")
 """What dictionary_learning saves."""
@@ -71,6 +72,7 @@ def load_dictionary_learning(folder: Path, device: str) -> Any:
     short = model.rpartition("/")[2]
     # as TransformerLens and SAEBench's tables call it
     name = short if short in MODEL_ALIASES.get(model, ()) else model
+    check(f"{folder}, an SAE of dictionary_learning,")
     try:
         return _load(kind, config_file, weights_file, name, layer, device)
     except Exception as error:  # its asserts, and whatever a misfit raises

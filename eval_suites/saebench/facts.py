@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.eval_suites.saebench.installed import is_installed
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.subjects import Subject
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
 
 def default_dtype(model_name: str) -> str:
     """The dtype in which a language model is run: SAEBench's, else the one of its config."""
-    from sae_bench.sae_bench_utils.activation_collection import LLM_NAME_TO_DTYPE
-
     from sae_plugins.runs.language_models.choice import loader_of
 
-    known = LLM_NAME_TO_DTYPE.get(_short(model_name))
+    known = _of_model("LLM_NAME_TO_DTYPE", model_name)
     if known is None:
         with contextlib.suppress(PluginError):  # which is said where it is loaded
             known = loader_of(model_name).dtype
@@ -37,14 +36,16 @@ def bytes_of_activation(subject: Subject) -> int:
 
 def default_batch_size(model_name: str) -> int:
     """The prompts that SAEBench gives to a language model at once."""
-    from sae_bench.sae_bench_utils.activation_collection import LLM_NAME_TO_BATCH_SIZE
-
-    return int(LLM_NAME_TO_BATCH_SIZE.get(_short(model_name), 32))
+    return int(_of_model("LLM_NAME_TO_BATCH_SIZE", model_name) or 32)
 
 
-def _short(model_name: str) -> str:
-    """The name without its owner, as SAEBench's tables have it."""
-    return model_name.rpartition("/")[2]
+def _of_model(table: str, model_name: str) -> Any:
+    """What a table of SAEBench's says of a model, which it names without an owner; else None."""
+    if not is_installed():
+        return None
+    from sae_bench.sae_bench_utils import activation_collection
+
+    return getattr(activation_collection, table).get(model_name.rpartition("/")[2])
 
 
 def reported_numbers(evaluation: str, metric: str) -> list[int]:

@@ -38,7 +38,7 @@ SYNTHETIC_MODELS = ("world/synthetic_models.py",)
 CHANGE_NOTHING = (
     *("framework/beside.py", "framework/profile.py", "framework/registry.py"),
     *("framework/plugin_files.py", "framework/unused.py"),
-    *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load")),
+    *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load", "logs")),
     *(f"runs/{name}.py" for name in ("downloads", "probe", "recipe_file", "recorder", "sources")),
     *("runs/untouched.py", "runs/weights_and_biases.py"),
     "eval_suites/registry.py",

@@ -41,6 +41,7 @@ SUMMARY = "summary.json"
 TRAINING_SUMMARY = "training_summary.json"
 UNFINISHED = "unfinished"
 FIGURES = "figures"
+EVENTS = "tensorboard{}/events.out.tfevents.0"  # the suffix tells SAEs apart
 METRIC_FIGURES = f"{FIGURES}/metrics"
 FIGURE_FILES = tuple(f"figures/{n}*.png" for n in ("loss_and_l0", "firing_by_position", "metrics/"))
 SAELENS_CHECKPOINTS = "checkpoints"
@@ -60,7 +61,7 @@ _PATTERNS = (
     "metrics*.jsonl",
     "training_summary*.json",
     f"{plugin_files.FOLDER}/**/*.py",
-    *FIGURE_FILES,
+    *(*FIGURE_FILES, EVENTS.format("*")),
     "synthetic_model/*.json",
     "synthetic_model/synthetic_model.safetensors",
     *(f"{SAELENS_CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import PluginError, reason
+from sae_plugins.base.errors import PluginError, prefixed, reason
 from sae_plugins.base.files import lock, next_free, read_json, read_rows, write
 from sae_plugins.base.values import validated
 from sae_plugins.framework import attach
@@ -19,6 +19,7 @@ from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.resolve import Plan, Selected
 from sae_plugins.runs import journal
 from sae_plugins.runs.folder import (
+    EVENTS,
     FIGURE_FILES,
     FIGURES,
     METRIC_FIGURES,
@@ -28,6 +29,7 @@ from sae_plugins.runs.folder import (
     TRAINING_SUMMARY,
     UNFINISHED,
 )
+from sae_plugins.runs.logs import check, conclude
 from sae_plugins.runs.recorder import Recorder, numbered
 from sae_plugins.runs.summary import lines_of, write_summary
 
@@ -41,9 +43,12 @@ logger = logging.getLogger(__name__)
 
 _ONE_RECORDER = (
     "recorded: it brings a recorder of its own: leave yours out, with its options, and give "
-    "`every` and `figures` to `recorded`"
+    "`every`, `figures` and `log_to` to `recorded`"
 )
-_RECORDS = ("metrics*.jsonl", SUMMARY, "training_summary*.json", *FIGURE_FILES)
+_RECORDS = (
+    *("metrics*.jsonl", SUMMARY, "training_summary*.json"),
+    *(*FIGURE_FILES, EVENTS.format("*")),
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ def recorded(
     text: HeldOut | None = None,
     every: int | None = None,
     figures: bool | None = None,
+    log_to: Sequence[str] | None = None,
+    trackio_project: str | None = None,
     overwrite: bool = False,
 ) -> Iterator[RecordedPlan]:
     """As `sae_plugins.plugins`, and a folder gets what a run of `sae-plugins train` records.
@@ -129,6 +136,9 @@ def recorded(
         text: what has held-out text.
         every: steps between rows of `metrics.jsonl`: 10, or as in a plan that was recorded before.
         figures: whether figures are drawn when the training ends: yes, or as in such a plan.
+        log_to: "tensorboard", "trackio" or both: dashboards that get the rows of `metrics.jsonl` as
+            they come, and the summary; none, or as in such a plan.
+        trackio_project: what trackio calls the runs that belong together.
         overwrite: replace the records that are in the folder.
 
     Yields:
@@ -151,9 +161,12 @@ def recorded(
             super().attached(run)
             trained.append((self, run))
 
-    plan = _observed(
-        plan, Recording, {"output_path": str(scratch), "every": every, "figures": figures}
-    )
+    own: dict[str, Any] = {"output_path": str(scratch), "every": every, "figures": figures}
+    own |= {"log_to": log_to, "trackio_project": trackio_project}
+    plan = _observed(plan, Recording, own)
+    chosen = next(options for plugin, options in plan.plugins if plugin is Recording)
+    with prefixed("log_to"):
+        check(chosen.log_to)
     known = {each.name: getattr(plan, each.name) for each in fields(Plan)}
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -174,6 +187,7 @@ def recorded(
             if _have_ended(scratch, trained):
                 measured = None if profile is None else profile.as_json()
                 write_summary(scratch, [], {}, time.perf_counter() - started, measured)
+                conclude(chosen.log_to, scratch, chosen.trackio_project)
                 _finish(place)
         finally:
             _remove_if_empty(place)
@@ -257,6 +271,7 @@ def _remove_if_empty(folder: Path) -> None:
     for file in scratch.glob("metrics*.jsonl"):
         if not file.stat().st_size:
             file.unlink()
-    for each in (scratch / METRIC_FIGURES, scratch / FIGURES, scratch, folder):
+    events = scratch.glob(Path(EVENTS.format("*")).parts[0])
+    for each in (*events, scratch / METRIC_FIGURES, scratch / FIGURES, scratch, folder):
         if each.is_dir() and not any(each.iterdir()):
             each.rmdir()

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.runs import figures, weights_and_biases
 from sae_plugins.runs.folder import FIGURES, METRIC_FIGURES, METRICS, TRAINING_SUMMARY
+from sae_plugins.runs.logs import PROJECT, Logs
 from sae_plugins.runs.summary import LAST_K
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Recorder(Plugin):
 
     name = "recorder"
     observes_only = True
-    transient = ("started", "folder", "number", "written", "full")
+    transient = ("started", "folder", "number", "written", "full", "logs")
 
     class Options(Plugin.Options):
         """Where and how often to write."""
@@ -78,6 +79,11 @@ class Recorder(Plugin):
         )
         figures: bool = Field(True, description="draw figures when the training ends")
 
+        log_to: tuple[Literal["tensorboard", "trackio"], ...] = Field(
+            (), description="dashboards that get the rows, too", exclude=True
+        )
+        trackio_project: str = Field(PROJECT, description="of trackio's run", exclude=True)
+
     options: Options
 
     @hookimpl
@@ -88,6 +94,10 @@ class Recorder(Plugin):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.number = run.number
         self.path(METRICS).write_text("")
+        chosen = self.options
+        self.logs = Logs(
+            chosen.log_to, self.folder, numbered("", run.number), chosen.trackio_project
+        )
         self.lines = bytearray()
         self.written = 0
         self.full = False
@@ -130,6 +140,7 @@ class Recorder(Plugin):
         """Write the last row, the figures and the summary."""
         seconds = time.perf_counter() - self.started
         self.flush()
+        self.logs.close()
         try:
             if self.options.figures:
                 self.draw_figures(run)
@@ -175,6 +186,7 @@ class Recorder(Plugin):
         row, self.row = self.row, None
         if row is not None:
             self.lines += json.dumps(row, allow_nan=False).encode() + b"\n"
+            self.logs.add(row)
         if len(self.lines) == self.written:
             return
         try:
@@ -223,6 +235,7 @@ class Recorder(Plugin):
         row, self.row = self.row, None
         self.flush()
         self.row = row
+        self.logs.open([json.loads(line) for line in self.lines.splitlines()])
 
     def write_summary(self, run: Run, seconds: float) -> None:
         """Write the closing summary: the last row's metrics and what the plugins summarise."""

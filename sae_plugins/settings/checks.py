@@ -74,6 +74,14 @@ def check_wandb(values: Mapping[str, Any]) -> None:
     problems.stop()
 
 
+def check_dashboards(values: Mapping[str, Any]) -> None:
+    """Refuse logs of packages that are not installed."""
+    from sae_plugins.runs.logs import check
+
+    with prefixed("--log_to"):
+        check(values.get("log_to") or ())
+
+
 def check_interval(values: Mapping[str, Any]) -> None:
     """Refuse what is no interval between checkpoints."""
     from sae_plugins.resume.files import interval

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, nearest, prefixed
 from sae_plugins.settings.command_line import Bare, needs_value
+from sae_plugins.settings.settings import DASHBOARDS
 from sae_plugins.settings.suggestions import Owners, unknown_option
 
 if TYPE_CHECKING:
@@ -100,11 +101,15 @@ def merged_options(
             elif dot and not (source is recipe and changed):
                 whose = "the recipe's " if source is recipe else ""
                 problems.add(whose + unknown_option(key, owners))
-    if "output_path" in options.get("recorder", {}):
+    given = options.get("recorder", {})
+    if "output_path" in given:
         problems.add(
             "--recorder.output_path: here the recorder writes into the run's folder, which is "
             "--output_path"
         )
+    problems.add(
+        *(f"--recorder.{name}: here it is --{name}" for name in DASHBOARDS if name in given)
+    )
     if "recorder" in options:
         options["recorder"]["output_path"] = ""  # which the run knows
     return options

@@ -26,12 +26,13 @@ class Flag:
     Attributes:
         name: as it is typed, without the dashes; also its key in a recipe.
         type: alternatives out of none, bool, int, float, choice, str, dict, list[int],
-            list[int|none], list[str], joined by " | "; a text is read as the first that fits.
+            list[int|none], list[str], list[choice], joined by " | "; a text is read as the first
+            that fits.
         help: one or a few sentences.
         default: what applies where nothing else is said; None where that depends.
         group: whose it is: ours, such as "run", or SAELens' "runner", "sae", "logger" or
             "synthetic".
-        choices: the words that a "choice" may be.
+        choices: the words that a "choice" may be, or each of a list.
         architectures: the architectures that have it; empty for all.
         adds: whether its values add up where it is repeated; else the last one counts.
     """
@@ -264,6 +265,22 @@ def our_flags() -> dict[str, Flag]:
             "note that with the SAE; else such a run is refused",
             False,
             "resuming",
+        ),
+        Flag(
+            "log_to",
+            "none | list[choice]",
+            "dashboards that get the rows of metrics.jsonl as they come, and scores at the end; "
+            "extras: pip install 'sae-plugins[tensorboard]'",
+            None,
+            "dashboards",
+            ("tensorboard", "trackio"),
+        ),
+        Flag(
+            "trackio_project",
+            "str",
+            "what trackio calls the runs that belong together",
+            "sae-plugins",
+            "dashboards",
         ),
         Flag("keep_checkpoints", "int", "how many of the newest stay", 2, "resuming"),
         Flag(

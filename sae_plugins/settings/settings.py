@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from sae_plugins.runs.setup import SAELensSettings
 
 GROUPS = ("sae", "runner", "hub", "data", "synthetic", "logger")
-RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer")
+DASHBOARDS = ("log_to", "trackio_project")
+RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer", *DASHBOARDS)
+"""What `run.yaml` has, and a run that goes on may have otherwise."""
 CACHING = ("activation_cache", "cache_budget")
 NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes", "dry_run", "profile", *CACHING)
 
@@ -125,7 +127,8 @@ class Settings:
         Args:
             resolved: SAELens' defaults, and what was read from the model, by field.
         """
-        values = {name: self.get(name) for name in ("seed", "heldout_tokens", *RESUMING)}
+        stated = ("seed", "heldout_tokens", *RESUMING)
+        values = {name: self.get(name) for name in stated if self.applies(name)}
         for name, flag in all_flags().items():
             if self.applies(name) and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
                 value = self.values.get(name, resolved.get(name, flag.default))

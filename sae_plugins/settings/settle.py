@@ -18,6 +18,7 @@ from sae_plugins.settings.checks import (
     check_architecture,
     check_budget,
     check_code,
+    check_dashboards,
     check_dtype,
     check_interval,
     check_schedule,
@@ -97,7 +98,8 @@ def settle(
     # what applies to a run shows only where its model and architecture are known
     blind = is_lost or problems.mention("--architecture", "--model_name")
     values = _merged((defaults, method, *given), notes, Problems() if blind else problems)
-    for check in (check_code, check_dtype, check_interval, check_budget, check_wandb):
+    checks = (check_code, check_dtype, check_interval, check_budget, check_wandb, check_dashboards)
+    for check in checks:
         with problems:
             check({**given[0], **given[1], **values})  # what does not apply here, too
     with problems:

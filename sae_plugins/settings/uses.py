@@ -143,6 +143,11 @@ RULES = (
         lambda value: not value("use_cached_activations"),
         "--use_cached_activations has activations of its own",
     ),
+    Rule(
+        ("trackio_project",),
+        lambda value: "trackio" in (value("log_to") or ()),
+        "it needs --log_to trackio",
+    ),
     Rule(("cache_budget",), lambda value: value("activation_cache"), "it needs --activation_cache"),
     Rule(
         ("checkpoint_path",),

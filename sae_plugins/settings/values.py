@@ -91,7 +91,8 @@ def _annotation(flag: Flag) -> Any:
     """The type of a flag's values."""
     types = []
     for kind in flag.alternatives:
-        known = Literal[flag.choices] if kind == "choice" else _TYPES[kind]
+        known = _TYPES[kind] if "choice" not in kind else Literal[flag.choices]
+        known = list[known] if kind == "list[choice]" else known  # type: ignore[valid-type]
         if kind in _IN_TORCH:
             known = Annotated[known, Field(**{**_IN_TORCH[kind], **BOUNDS.get(flag.name, {})})]
         types.append(known)

@@ -165,12 +165,14 @@ def _following(study: Study, pilot: Cell) -> SAELensSettings:
 
 
 def check_suites(study: Study) -> None:
-    """Refuse suites, settings and metrics that there are not."""
+    """Refuse suites, settings and metrics that there are not, and suites that cannot be run."""
+    from sae_plugins.eval_suites import registry
+
     problems = Problems()
     for name, model in study.models.items():
         for suite in model.suites:
             with problems:
-                suite_of(study, name, suite)
+                registry.check_installed(suite_of(study, name, suite)[0])
     with problems:
         check_compared(study)
     problems.stop()

@@ -14,7 +14,7 @@ from sae_plugins.base.identity import Fact, of_code
 from sae_plugins.framework.architectures import Architecture, architecture
 from sae_plugins.runs import sources
 from sae_plugins.settings.recipe import converted, read_recipe
-from sae_plugins.settings.settings import CACHING, Settings, applies
+from sae_plugins.settings.settings import CACHING, DASHBOARDS, Settings, applies
 from sae_plugins.settings.settle import settle
 from sae_plugins.study.cells import Cell, Purpose, tokens_after
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity
@@ -24,7 +24,7 @@ _NOT_IN_A_STUDY = (
     *("n_checkpoints", "save_final_checkpoint", "resume_from_checkpoint", "accept_changes"),
     *("checkpoint_every", "keep_checkpoints", "resume_buffer", "prefetch_llm_batches"),
     *("eval_frequency", "eval_samples", "run_final_eval", "dry_run", "profile"),
-    *("calibrate_l0", *CACHING),
+    *("calibrate_l0", *CACHING, *DASHBOARDS),
 )
 _ALIKE_FOR_ALL = (
     *("model_name", "hook_name", "hook_head_index", "dataset_path", "context_size"),
