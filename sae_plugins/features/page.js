@@ -48,10 +48,14 @@ const SAE_FEATURES = (() => {
                by: (s) => (i, j) => s.largest[j] - s.largest[i]},
     near: {label: "nearness", value: (s, i) => s.near[i] / 100, show: (v) => v.toFixed(2),
            by: (s) => (i, j) => s.near[j] - s.near[i]},
-    twin: {label: "twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
+    twin: {label: "twin", needs: "twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
            by: (s) => (i, j) => s.twin[j] - s.twin[i]},
-    alone: {label: "no twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
+    alone: {label: "no twin", needs: "twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
             by: (s) => (i, j) => (s.count[i] ? s.twin[i] : 999) - (s.count[j] ? s.twin[j] : 999)},
+    started: {label: "started again", needs: "started", value: (s, i) => s.started?.[i] || 0,
+              show: (step) => step ? `step ${step}` : "", by: (s) => s.started && ((i, j) => s.started[j] - s.started[i])},
+    merges: {label: "merged", needs: "merges", value: (s, i) => s.merges?.[i] || 0,
+             show: (times) => times ? `${times} ×` : "", by: (s) => s.merges && ((i, j) => s.merges[j] - s.merges[i])},
   };
 
   function arrange() {
@@ -216,6 +220,22 @@ const SAE_FEATURES = (() => {
     return column;
   }
 
+  function past(number, was) {  // numbers are those of the saved SAE, positions those of then
+    if (!was) return [];
+    const said = make("p", {class: "soft past"}), at = was.place === number ? "" : ` at position ${was.place}`;
+    if (was.started) {
+      said.append(`Started again at step ${was.started}${at}`);
+      if (was.into !== null) said.append(", when it was merged into ", link(was.into));
+      said.append(". ");
+    } else if (at) said.append(`Began${at}. `);
+    if (was.times) {
+      said.append(`Merged at step ${was.took_at} with `);
+      said.append(...(was.took === null ? ["a feature"] : [link(was.took)]), ", which started again then");
+      said.append(was.times > 1 ? `; ${was.times} were merged into it in all.` : ".");
+    }
+    return [said];
+  }
+
   async function showFeature(number) {
     const which = sae, s = about();
     document.title = `#${number} ${tops(number).slice(0, 1).map((t) => visible(t).trim())} · ${s.name}`;
@@ -233,8 +253,7 @@ const SAE_FEATURES = (() => {
     const lead = s.count[number]
       ? `fires on ${percent(share)} of tokens (${s.count[number].toLocaleString("en")}), at most ${short(largest)}`
       : `never fires on these ${data.counted.toLocaleString("en")} tokens`;
-    const was = found.was === undefined ? "" : `; it was at position ${found.was} before the first reordering`;
-    $("shown").replaceChildren(head, make("p", {class: "soft"}, lead + was), found.twinBox || "",
+    $("shown").replaceChildren(head, make("p", {class: "soft"}, lead), ...past(number, found.past), found.twinBox || "",
       make("div", {class: "columns"}, examples(found, largest), besides(found, s)));
     $("shown").scrollTop = 0;
   }
@@ -372,7 +391,7 @@ const SAE_FEATURES = (() => {
   function start(index) {
     data = index;
     for (const [name, sort] of Object.entries(SORTS))
-      if (about().twin || !["twin", "alone"].includes(name))
+      if (!sort.needs || data.saes.some((s) => s[sort.needs]))
         $("sort").append(make("option", {value: name}, sort.label));
     $("search").addEventListener("input", arrange);
     $("sort").addEventListener("change", arrange);

@@ -21,6 +21,8 @@ from sae_plugins.features.neighbours import decoder_twins, directions, nearest
 from sae_plugins.features.order import order_of
 from sae_plugins.features.shards import INDEX, read, script
 from sae_plugins.features.vocabulary import Vocabulary
+from sae_plugins.runs.feature_history import Past
+from sae_plugins.runs.folder import METRICS_BY_FEATURE
 
 NASTY = ["</script><script>alert(1)</script>", "<!--", "\u2028\u2029", '"`${1}\\', "\ud800", "ä\0"]
 
@@ -248,5 +250,15 @@ def test_the_log_tells_what_was_merged_and_started_again(tmp_path: Path) -> None
         "3 features were started again, at step 9.",
     ]
     assert found.is_ordered
-    assert found.origin == [3, 2, 1, 0]
-    assert history(None, {"reorderings": {"steps": [1], "origin": [0, 0]}}, 2).origin == []
+    assert found.past == {number: Past(3 - number) for number in range(4)}
+    assert history(None, {"reorderings": {"steps": [1], "origin": [0, 0]}}, 2).past == {}
+
+
+def test_rows_by_feature_count_before_the_config(tmp_path: Path) -> None:
+    known = {"reorderings": {"steps": [10], "origin": [1, 0]}}
+    (tmp_path / METRICS_BY_FEATURE).write_text('{"feature": 1, "place": 0, "started": 12}\n')
+    assert history(tmp_path, known, 2).past == {1: Past(0, started=12)}
+    (tmp_path / METRICS_BY_FEATURE).write_text('{"feature": 2, "place": 0}\n')
+    found = history(tmp_path, known, 2)
+    assert found.sentences[-1].startswith("metrics_by_feature.jsonl is damaged (feature 2: ")
+    assert found.past == {0: Past(1), 1: Past(0)}
