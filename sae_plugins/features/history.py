@@ -64,7 +64,8 @@ def history(folder: Path | None, provenance: Any, d_sae: int) -> History:
         pass
     except (OSError, ValueError) as error:
         sentences.append(
-            f"{METRICS_BY_FEATURE} is damaged ({error}): what happened to single features is not known."
+            f"{METRICS_BY_FEATURE} is damaged ({error}): what happened to single features is not "
+            "known."
         )
     return History(sentences, bool(steps), past)
 
