@@ -157,6 +157,8 @@ def _shown(
     subjects: Sequence[Subject], saes: Sequence[Any], found: Collected, hooked: Any, words: int
 ) -> list[Shown]:
     rows = [directions(sae.W_dec) for sae in saes]
+    first = subjects[0]  # all are of one hook
+    to_logits = readout(hooked, first.hook_name, first.d_in, words)
     made = []
     for number, (subject, sae) in enumerate(zip(subjects, saes, strict=True)):
         folder = Path(subject.source)
@@ -170,7 +172,7 @@ def _shown(
                 [f"{text[0].upper()}{text[1:]}." for text in subject.warnings],
                 sae.W_dec,
                 rows[number],
-                readout(hooked, subject.hook_name, subject.d_in, words),
+                to_logits,
                 past,
                 order_of(density, rows[number]) if past.is_ordered else None,
                 twins_of(found.acts, rows, number) if len(subjects) > 1 else None,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 24
 """Logits that are computed at once."""
 _RESIDUAL = r"hook_resid_(pre|mid|post)|hook_(attn|mlp)_out|hook_(in|out)"
 
