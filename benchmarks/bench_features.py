@@ -156,7 +156,7 @@ def measure(what: str, source: Path, out: Path, tokens: int) -> Cost:
     ratios = 1 + (rest[drawn].sum(axis=1) + fixed) / model[drawn].sum(axis=1)
     low, high = np.quantile(ratios, (0.025, 0.975))
     files = [file for file in pages.path.rglob("*") if file.is_file()]
-    shards = {file for file in (pages.path / "data").glob("*-*.js")}
+    shards = {*(pages.path / "data").glob("*-*.js")}
     size, opened = (sum(f.stat().st_size for f in some) for some in (files, {*files} - shards))
     comparing, writing = clock.stages["comparing"], clock.stages["writing"]
     parts = {"reading": comparing - after - model.sum(), "comparing": writing - comparing,

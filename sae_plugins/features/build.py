@@ -158,7 +158,7 @@ def _shown(
 ) -> list[Shown]:
     rows = [directions(sae.W_dec) for sae in saes]
     first = subjects[0]  # all are of one hook
-    to_logits = readout(hooked, first.hook_name, first.d_in, words)
+    to_logits = readout(hooked, first.hook_name, first.d_in, words, first.hook_head_index)
     made = []
     for number, (subject, sae) in enumerate(zip(subjects, saes, strict=True)):
         folder = Path(subject.source)

@@ -119,11 +119,11 @@ def test_bytes_are_letters_where_they_can_be() -> None:
 def test_sentencepiece_has_spaces() -> None:
     words = Vocabulary(
         SimpleNamespace(
-            get_vocab=lambda: {"▁of": 0, "<0xE4>": 1},
-            convert_ids_to_tokens=["▁of", "<0xE4>"].__getitem__,
+            get_vocab=lambda: {"▁of": 0, "<0xE4>": 1, "<0x0A>": 2},
+            convert_ids_to_tokens=["▁of", "<0xE4>", "<0x0A>"].__getitem__,
         )
     )
-    assert [words.text(0), words.text(1)] == [" of", "<0xE4>"]
+    assert [words.text(0), words.text(1), words.text(2)] == [" of", "\\xe4", "\n"]
 
 
 # -- logits ----------------------------------------------------------------------------------------
@@ -179,21 +179,28 @@ def test_logits_go_through_the_final_norm(norm: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hook", "d_in", "path"),
+    ("hook", "head", "d_in", "path"),
     [
-        ("blocks.0.attn.hook_z", 15, "W_dec · W_O · W_U"),
-        ("blocks.0.mlp.hook_post", 11, "W_dec · W_out · W_U"),
-        ("blocks.0.hook_mlp_out", 8, "W_dec · W_U"),
-        ("blocks.0.attn.hook_q", 8, None),
-        ("blocks.0.attn.hook_z", 5, None),  # of one head
-        ("hook_embed", 8, None),
+        ("blocks.0.attn.hook_z", None, 15, "W_dec · W_O · W_U"),
+        ("blocks.1.attn.hook_z", 2, 5, "W_dec · W_O of head 2 · W_U"),
+        ("blocks.0.mlp.hook_post", None, 11, "W_dec · W_out · W_U"),
+        ("blocks.0.hook_mlp_out", None, 8, "W_dec · W_U"),
+        ("blocks.0.attn.hook_q", None, 8, None),
+        ("blocks.0.attn.hook_q", 1, 5, None),
+        ("hook_embed", None, 8, None),
     ],
 )
 def test_hooks_that_write_into_the_residual_stream_have_logits(
-    hook: str, d_in: int, path: str | None
+    hook: str, head: int | None, d_in: int, path: str | None
 ) -> None:
-    found = readout(hooked(), hook, d_in, words=20)
+    model = hooked()
+    found = readout(model, hook, d_in, words=20, head=head)
     assert (found and found.path) == path
+    if head == 2:
+        assert found is not None
+        row = torch.randn(1, 5)
+        expected = row @ model.W_O[1, 2] @ model.W_U
+        assert torch.allclose(found.logits(row), expected - expected.mean(), atol=1e-4)
     if found is not None:
         assert found.logits(torch.randn(2, d_in)).shape == (2, 20)
 
