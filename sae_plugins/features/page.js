@@ -227,14 +227,15 @@ const SAE_FEATURES = (() => {
     const said = make("p", {class: "soft past"}), at = was.place === number ? "" : ` at position ${was.place}`;
     if (was.started) {
       said.append(`Started again at step ${was.started}${at}`);
-      if (was.into !== null) said.append(", when it was merged into ", link(was.into));
+      if (was.into !== null && was.into_at === was.started) said.append(", when it was merged into ", link(was.into));
+      else if (was.into !== null)
+        said.append(`, after what had been there was merged at step ${was.into_at} into `, link(was.into));
       said.append(". ");
     } else if (at) said.append(`Began${at}. `);
-    if (was.times) {
-      said.append(`Merged at step ${was.took_at} with `);
-      said.append(...(was.took === null ? ["a feature"] : [link(was.took)]), ", which started again then");
-      said.append(was.times > 1 ? `; ${was.times} were merged into it in all.` : ".");
-    }
+    if (was.times)
+      said.append(`Merged at step ${was.took_at} with `, link(was.took),
+        about().started[was.took] === was.took_at ? ", which started again then" : ", in whose place another has started since",
+        was.times > 1 ? `; ${was.times} were merged into it in all.` : ".");
     return [said];
   }
 

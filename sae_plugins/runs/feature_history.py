@@ -14,8 +14,13 @@ from sae_plugins.base.files import read_rows, write
 from sae_plugins.framework.features import FeatureChange, Merged, Permuted
 from sae_plugins.framework.plugin import Stateful
 
-_COLUMNS = {"slot": -1, "place": -1, "started": 0, "into": -1, "took": -1, "took_at": 0, "times": 0}
+_COLUMNS = {
+    **{"slot": -1, "place": -1, "started": 0, "into": -1, "into_at": 0},
+    **{"took": -1, "took_at": 0, "times": 0},
+}
 """Of each feature, and what they are where nothing has happened; see `FeatureHistory.kept`."""
+_OF_ONE = ("took", "took_at", "times")
+"""What a feature that starts again has not done."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,10 @@ class Past:
     Attributes:
         place: where it was when it began.
         started: the step at which it started again, without what had been there; 0 if never.
-        into: where it started again because what had been there was merged: into which feature.
-        took: the feature that was merged into it last, unless that one has started again since.
+        into: the feature into which what had been there was merged, then or earlier; None if that
+            never happened, or that feature has started again since.
+        into_at: the step at which that was; 0 if never.
+        took: in whose place is what was merged into it last.
         took_at: the step at which that was; 0 if never.
         times: how many features were merged into it.
     """
@@ -34,6 +41,7 @@ class Past:
     place: int
     started: int = 0
     into: int | None = None
+    into_at: int = 0
     took: int | None = None
     took_at: int = 0
     times: int = 0
@@ -62,7 +70,7 @@ class FeatureHistory(Stateful):
         elif isinstance(change, Merged):
             into, source = change.into.cpu().numpy(), change.source.cpu().numpy()
             self._start_again(step, source)
-            kept["into"][source] = kept["slot"][into]
+            kept["into"][source], kept["into_at"][source] = kept["slot"][into], step
             kept["took"][into] = kept["slot"][source]
             kept["took_at"][into] = step
             kept["times"][into] += 1
@@ -76,9 +84,8 @@ class FeatureHistory(Stateful):
 
     def _start_again(self, step: int, index: NDArray[Any]) -> None:
         kept = self.kept
-        for name, value in _COLUMNS.items():
-            if name != "slot":
-                kept[name][index] = value
+        for name in _OF_ONE:
+            kept[name][index] = _COLUMNS[name]
         kept["place"][index], kept["started"][index] = index, step
 
     def found(self) -> dict[int, Past]:
@@ -89,14 +96,13 @@ class FeatureHistory(Stateful):
         slots, started = columns[0], columns[2]
         now = {slot: place for place, slot in enumerate(slots)}
         found = {}
-        for number, (_, place, start, into, took, took_at, times) in enumerate(
+        for number, (_, place, start, into, into_at, took, took_at, times) in enumerate(
             zip(*columns, strict=True)
         ):
-            # numbers are of what is there now; what has started again since is another feature
-            heir, guest = now.get(into), now.get(took)
-            heir = None if heir is None or started[heir] > start else heir
-            guest = None if guest is None or started[guest] != took_at else guest
-            past = Past(place, start, heir, guest, took_at, times)
+            heir = now.get(into)
+            if heir is not None and started[heir] > into_at:  # another feature by now
+                heir, into_at = None, 0
+            past = Past(place, start, heir, into_at, now.get(took), took_at, times)
             if past != Past(number):
                 found[number] = past
         return found
@@ -127,7 +133,7 @@ def read_history(path: Path, d_sae: int) -> dict[int, Past]:
             number, past = row.pop("feature"), Past(**row)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"a row has another form: {error!r}") from error
-        steps = past.started, past.took_at, past.times
+        steps = past.started, past.into_at, past.took_at, past.times
         named = number, past.place, *(i for i in (past.into, past.took) if i is not None)
         if not all(type(value) is int and value >= 0 for value in (*steps, *named)):
             raise ValueError(f"feature {number}: these are no steps and features")

@@ -28,7 +28,7 @@ def test_numbers_are_those_of_the_saved_sae() -> None:
     assert history.found() == {
         0: Past(2),
         1: Past(3, started=600, took=2, took_at=800, times=1),
-        2: Past(2, started=800, into=1),
+        2: Past(2, started=800, into=1, into_at=800),
         3: Past(0),
     }
 
@@ -41,19 +41,29 @@ def test_a_feature_that_has_started_again_is_another_one() -> None:
     assert history.found() == {
         0: Past(0, started=6),
         1: Past(1, started=5, took=2, took_at=7, times=1),  # what it had been is in none that is
-        2: Past(2, started=7, into=1),
-        3: Past(3, took_at=5, times=1),  # the one merged into it has started again since
+        2: Past(2, started=7, into=1, into_at=7),
+        3: Past(3, took=2, took_at=5, times=1),
+    }
+
+
+def test_a_feature_that_is_silenced_by_a_merge_and_then_restarted_tells_both() -> None:
+    history = FeatureHistory(3)
+    history.see(5, Merged(into=of(0), source=of(2)))
+    history.see(9, Reset(of(2)))
+    assert history.found() == {
+        0: Past(0, took=2, took_at=5, times=1),
+        2: Past(2, started=9, into=0, into_at=5),
     }
 
 
 def naive(changes: list[tuple[int, FeatureChange]]) -> dict[int, Past]:
     """Objects that are moved about, one by one."""
-    features = [{"place": i, "started": 0, "slot": i, "took": (0, None), "times": 0, "into": None}
-                for i in range(D_SAE)]  # fmt: skip
+    features = [{"place": i, "slot": i} for i in range(D_SAE)]
 
-    def start(step: int, place: int, into: dict | None = None) -> None:
-        features[place] = {"place": place, "started": step, "slot": features[place]["slot"],
-                           "took": (0, None), "times": 0, "into": into}  # fmt: skip
+    def start(step: int, place: int) -> None:
+        before = features[place]
+        kept = {name: before[name] for name in ("slot", "into", "into_at") if name in before}
+        features[place] = {**kept, "place": place, "started": step}
 
     for step, change in changes:
         if isinstance(change, Permuted):
@@ -63,19 +73,21 @@ def naive(changes: list[tuple[int, FeatureChange]]) -> dict[int, Past]:
                 start(step, i)
         else:
             for into, source in zip(change.into.tolist(), change.source.tolist(), strict=True):
-                start(step, source, features[into])
-                features[into]["took"] = step, features[source]
-                features[into]["times"] += 1
-
-    def number(feature: dict | None) -> int | None:
-        return next((i for i, each in enumerate(features) if each is feature), None)
-
-    found = {
-        i: Past(f["place"], f["started"], number(f["into"]), number(f["took"][1]), f["took"][0],
-                f["times"])
-        for i, f in enumerate(features)
-    }  # fmt: skip
-    return {i: past for i, past in found.items() if past != Past(i)}
+                start(step, source)
+                features[source] |= {"into": features[into], "into_at": step}
+                features[into] |= {"took": features[source]["slot"], "took_at": step,
+                                   "times": features[into].get("times", 0) + 1}  # fmt: skip
+    found = {}
+    for number, feature in enumerate(features):
+        said = {name: value for name, value in feature.items() if name != "slot"}
+        heir = said.pop("into", None)
+        said["into"] = next((i for i, each in enumerate(features) if each is heir), None)
+        if said["into"] is None:
+            said.pop("into_at", None)
+        if "took" in said:
+            said["took"] = next(i for i, f in enumerate(features) if f["slot"] == said["took"])
+        found[number] = Past(**said)
+    return {number: past for number, past in found.items() if past != Past(number)}
 
 
 @pytest.mark.parametrize("seed", range(20))
