@@ -52,7 +52,7 @@ const SAE_FEATURES = (() => {
            by: (s) => (i, j) => s.twin[j] - s.twin[i]},
     alone: {label: "no twin", needs: "twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
             by: (s) => (i, j) => (s.count[i] ? s.twin[i] : 999) - (s.count[j] ? s.twin[j] : 999)},
-    started: {label: "started again", needs: "started", value: (s, i) => s.started?.[i] || 0,
+    started: {label: "restarted", needs: "started", value: (s, i) => s.started?.[i] || 0,
               show: (step) => step ? `step ${step}` : "", by: (s) => s.started && ((i, j) => s.started[j] - s.started[i])},
     merges: {label: "merged", needs: "merges", value: (s, i) => s.merges?.[i] || 0,
              show: (times) => times ? `${times} ×` : "", by: (s) => s.merges && ((i, j) => s.merges[j] - s.merges[i])},
@@ -322,11 +322,11 @@ const SAE_FEATURES = (() => {
     pen.font = "11px system-ui, sans-serif";
     const floor = 0.5 / data.counted, log = (share) => Math.log10(Math.max(share, floor));
     const shares = s.count.map((count) => count / data.counted);
-    let high = log(floor);
-    for (const share of shares) high = Math.max(high, log(share));
-    high = Math.ceil(high);
+    let high = -Infinity, low = Infinity;
+    for (const share of shares) { high = Math.max(high, log(share)); low = Math.min(low, log(share)); }
+    high = Math.ceil(high); low = Math.min(high - 1, Math.floor(low));
     const exact = (power) => power < -1 ? `${(10 ** (power + 2)).toFixed(-power - 2)}%` : `${10 ** (power + 2)}%`;
-    const low = Math.floor(log(floor)), x = (i) => (i + 0.5) / n * width;
+    const x = (i) => (i + 0.5) / n * width;
     const y = (share) => 16 + 214 * (high - log(share)) / (high - low);
     pen.strokeStyle = colour("--line"); pen.fillStyle = colour("--soft");
     for (let power = high; power > low; power--) {
