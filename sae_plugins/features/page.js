@@ -169,7 +169,7 @@ const SAE_FEATURES = (() => {
   function others(title, rows) {
     const head = make("h2", {}, title);
     if (!rows.length) return make("section", {}, head, make("p", {class: "soft"}, "none"));
-    return make("section", {}, head, make("table", {}, ...rows.map(([number, value, hint]) =>
+    return make("section", {}, head, make("table", {class: "others"}, ...rows.map(([number, value, hint]) =>
       make("tr", {}, make("td", {class: "id"}, link(number)),
         make("td", {}, ...tops(number).slice(0, 1).map(token)),
         make("td", {title: hint}, value)))));
