@@ -41,7 +41,7 @@ def made(name: str, **metadata: Any) -> SAE[Any]:
         with torch.no_grad():
             sae.W_enc.copy_(torch.randn(D_IN, 70))
             if name == "gated":
-                sae.b_gate.fill_(-10)
+                sae.W_enc.sub_(0.3)  # so that fewer than half fire
             if name == "jumprelu":
                 sae.threshold.copy_(torch.rand(70) * 10)
     return sae
