@@ -187,7 +187,8 @@ const SAE_FEATURES = (() => {
         ` ${byRowsCosine.toFixed(2)}`));
     const found = await feature(number, other);
     if (found.twin[0] !== chosen)
-      box.append(make("p", {class: "soft"}, `whose own nearest in ${about().name} is `, link(found.twin[0])));
+      box.append(make("p", {class: "soft"}, link(number, other), `'s own nearest in ${about().name} is `,
+        link(found.twin[0])));
     const largest = about(other).largest[number] || 1;
     box.append(...found.top.slice(0, 3).map((each) => text(each, found.words, largest)));
     return box;
