@@ -89,10 +89,11 @@ notebook: env ## run the notebook in docs/, and keep its outputs in it
 world: env ## train the embedded world's language model again
 	$(BIN)/python examples/embedded-world/train.py --work_path world-build
 
-bench: env ## time plugins against plain SAELens, checkpoints against safetensors, buffers
+bench: env ## time plugins against plain SAELens, checkpoints against safetensors, buffers, feature pages
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
 	$(BIN)/python benchmarks/bench_mixing.py
+	$(BIN)/python benchmarks/bench_features.py
 
 speed: export OMP_NUM_THREADS ?= 1
 speed: env ## time the fast step beside other libraries' for docs/speed.md: ten minutes of an idle core

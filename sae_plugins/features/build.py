@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.errors import HubError, SuiteError
 from sae_plugins.base.files import versions
+from sae_plugins.base.hub import local
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.models import expected
 from sae_plugins.eval_suites.inputs.subjects import Subject
@@ -157,11 +159,15 @@ def _shown(
     subjects: Sequence[Subject], saes: Sequence[Any], found: Collected, hooked: Any, words: int
 ) -> list[Shown]:
     rows = [directions(sae.W_dec) for sae in saes]
+    first = subjects[0]  # all are of one hook
+    to_logits = readout(hooked, first.hook_name, first.d_in, words, first.hook_head_index)
     made = []
     for number, (subject, sae) in enumerate(zip(subjects, saes, strict=True)):
-        folder = Path(subject.source)
+        folder = None
+        with contextlib.suppress(HubError):  # a release of SAELens' is none of our runs
+            folder = local(subject.source)
         provenance = getattr(where_of(subject), "sae_plugins", None)
-        past = history(folder if folder.is_dir() else None, provenance, subject.d_sae)
+        past = history(folder, provenance, subject.d_sae)
         density = found.saes[number].count.double().cpu().numpy() / found.counted
         made.append(
             Shown(
@@ -170,7 +176,7 @@ def _shown(
                 [f"{text[0].upper()}{text[1:]}." for text in subject.warnings],
                 sae.W_dec,
                 rows[number],
-                readout(hooked, subject.hook_name, subject.d_in, words),
+                to_logits,
                 past,
                 order_of(density, rows[number]) if past.is_ordered else None,
                 twins_of(found.acts, rows, number) if len(subjects) > 1 else None,

@@ -24,8 +24,8 @@ TOP, SAMPLE = 10, 20
 """Strongest firings that are kept of each feature, and random ones."""
 BEFORE, AFTER = 14, 9
 """Tokens that are shown before and after one at which a feature fires."""
-_AT_ONCE = 1 << 23
-"""Numbers [tokens, d_sae] that an SAE encodes at once."""
+_AT_ONCE, _TOKENS_AT_ONCE = 1 << 23, 256
+"""Numbers [tokens, d_sae] that an SAE encodes at once, and tokens: more leave a CPU's caches."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def fire(sae: Any, acts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         SuiteError: activations are no numbers.
     """
     rows, features, values = list[Tensor](), list[Tensor](), list[Tensor]()
-    step = max(1, _AT_ONCE // int(sae.cfg.d_sae))
+    step = max(1, min(_TOKENS_AT_ONCE, _AT_ONCE // int(sae.cfg.d_sae)))
     for first in range(0, len(acts), step):
         part = acts[None, first : first + step].to(sae.W_dec.device, sae.W_dec.dtype)
         codes = sae.encode(part)

@@ -100,7 +100,7 @@ def activation_twins(
         other: activations of the other SAE at the same tokens.
 
     Returns:
-        Its index, -1 where a feature never fires, and the cosine.
+        Its index, -1 where none fires where a feature does, and the cosine.
     """
     norms = [np.sqrt(np.asarray(each.multiply(each).sum(axis=0)).ravel()) for each in (own, other)]
     index, cosine = np.full(own.shape[1], -1), np.zeros(own.shape[1])

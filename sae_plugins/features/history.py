@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.files import read_rows
+from sae_plugins.runs.feature_history import Past, read_history
 from sae_plugins.runs.figures import CHANGES
-from sae_plugins.runs.folder import METRICS
+from sae_plugins.runs.folder import METRICS, METRICS_BY_FEATURE
 
 _WORDS = {"merged": "merged into others", "reset": "started again"}
 
@@ -22,12 +23,13 @@ class History:
     Attributes:
         sentences: all of it, for readers.
         is_ordered: whether their order was chosen by their firing frequencies.
-        origin: of each feature, where it was before the first reordering; empty if unknown.
+        past: what happened to each, by number; without those to which nothing did, as far as is
+            known.
     """
 
     sentences: list[str] = field(default_factory=list)
     is_ordered: bool = False
-    origin: list[int] = field(default_factory=list)
+    past: Mapping[int, Past] = field(default_factory=dict)
 
 
 def history(folder: Path | None, provenance: Any, d_sae: int) -> History:
@@ -54,11 +56,18 @@ def history(folder: Path | None, provenance: Any, d_sae: int) -> History:
             first, last = min(counts), max(counts)
             at = f"at step {first}" if first == last else f"from step {first} to {last}"
             sentences.append(f"{sum(counts.values()):,} features were {words}, {at}.")
-    origin = reorderings.get("origin")
-    is_whole = isinstance(origin, list) and sorted(map(str, origin)) == sorted(
-        map(str, range(d_sae))
-    )
-    return History(sentences, bool(steps), [*map(int, origin)] if origin and is_whole else [])
+    past: Mapping[int, Past] = {}
+    try:
+        if folder is not None:
+            past = read_history(folder / METRICS_BY_FEATURE, d_sae)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        sentences.append(
+            f"{METRICS_BY_FEATURE} is damaged ({error}): what happened to single features is not "
+            "known."
+        )
+    return History(sentences, bool(steps), past)
 
 
 def _rows(folder: Path | None) -> list[dict[str, Any]]:

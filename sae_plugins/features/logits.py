@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 24
 """Logits that are computed at once."""
 _RESIDUAL = r"hook_resid_(pre|mid|post)|hook_(attn|mlp)_out|hook_(in|out)"
 
@@ -48,7 +48,9 @@ class Readout:
 
 
 @torch.no_grad()
-def readout(hooked: Any, hook_name: str, d_in: int, words: int) -> Readout | None:
+def readout(
+    hooked: Any, hook_name: str, d_in: int, words: int, head: int | None = None
+) -> Readout | None:
     """The readout of a hook; None where its directions are none of the residual stream.
 
     Args:
@@ -56,9 +58,10 @@ def readout(hooked: Any, hook_name: str, d_in: int, words: int) -> Readout | Non
         hook_name: where the SAE applies.
         d_in: of the SAE.
         words: how many tokens the tokenizer has; the model may have more, which mean nothing.
+        head: of the hook, where the SAE is of one alone.
     """
     W_U = hooked.W_U.detach()[:, :words].float()
-    to_residual, how = _to_residual(hooked, hook_name)
+    to_residual, how = _to_residual(hooked, hook_name, head)
     if d_in != (W_U if to_residual is None else to_residual).shape[0] or how is None:
         return None
     scale, is_centred = _final_norm(hooked, len(W_U))
@@ -68,7 +71,7 @@ def readout(hooked: Any, hook_name: str, d_in: int, words: int) -> Readout | Non
     return Readout(to_residual, scale, is_centred, W_U, f"W_dec{centred}{how}{norm} · W_U")
 
 
-def _to_residual(hooked: Any, hook_name: str) -> tuple[Tensor | None, str | None]:
+def _to_residual(hooked: Any, hook_name: str, head: int | None) -> tuple[Tensor | None, str | None]:
     """What leads from a hook into the residual stream, and its name."""
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
     if block is None:
@@ -77,7 +80,10 @@ def _to_residual(hooked: Any, hook_name: str) -> tuple[Tensor | None, str | None
     if re.fullmatch(_RESIDUAL, place):
         return None, ""
     if place == "attn.hook_z":
-        return hooked.W_O[number].detach().float().flatten(0, 1), " · W_O"
+        W_O = hooked.W_O[number].detach().float()
+        if head is not None:
+            return W_O[head], f" · W_O of head {head}"
+        return W_O.flatten(0, 1), " · W_O"
     if place == "mlp.hook_post":
         return hooked.W_out[number].detach().float(), " · W_out"
     return None, None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,13 +40,20 @@ def batches(pages: Pages, about: Mapping[str, Any], layer: int, model: str) -> I
             features.append(_feature(number, data, shard["words"], about, row, pages.shown.readout))
             number += 1
         batch = {
-            "model_id": model,
+            "model_id": public(model),
             "layer": layer,
             "sae_set": pages.shown.name,
             "sae_id_suffix": None,
             "features": features,
         }
         yield json.dumps(batch, allow_nan=False)
+
+
+def public(name: str) -> str:
+    """A model or a text by its name on the Hub; of what is on this machine, the last name alone."""
+    path = Path(name).expanduser()
+    is_here = path.is_absolute() or name.startswith(".") or path.exists()
+    return path.resolve().name if is_here else name
 
 
 def _feature(
@@ -78,7 +86,7 @@ def _feature(
         "logits_hist_data_bar_values": middles,
         "n_prompts_total": about["read"] // about["context"],
         "n_tokens_in_prompt": about["context"],
-        "dataset": about["text"],
+        "dataset": public(about["text"]),
         "decoder_weights_dist": [],
         "activations": [*_activations(data, words)],
         "vector": [],

@@ -48,10 +48,14 @@ const SAE_FEATURES = (() => {
                by: (s) => (i, j) => s.largest[j] - s.largest[i]},
     near: {label: "nearness", value: (s, i) => s.near[i] / 100, show: (v) => v.toFixed(2),
            by: (s) => (i, j) => s.near[j] - s.near[i]},
-    twin: {label: "twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
+    twin: {label: "twin", needs: "twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
            by: (s) => (i, j) => s.twin[j] - s.twin[i]},
-    alone: {label: "no twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
+    alone: {label: "no twin", needs: "twin", value: (s, i) => s.twin[i] / 100, show: (v) => v.toFixed(2),
             by: (s) => (i, j) => (s.count[i] ? s.twin[i] : 999) - (s.count[j] ? s.twin[j] : 999)},
+    started: {label: "restarted", needs: "started", value: (s, i) => s.started?.[i] || 0,
+              show: (step) => step ? `step ${step}` : "", by: (s) => s.started && ((i, j) => s.started[j] - s.started[i])},
+    merges: {label: "merged", needs: "merges", value: (s, i) => s.merges?.[i] || 0,
+             show: (times) => times ? `${times} ×` : "", by: (s) => s.merges && ((i, j) => s.merges[j] - s.merges[i])},
   };
 
   function arrange() {
@@ -165,7 +169,7 @@ const SAE_FEATURES = (() => {
   function others(title, rows) {
     const head = make("h2", {}, title);
     if (!rows.length) return make("section", {}, head, make("p", {class: "soft"}, "none"));
-    return make("section", {}, head, make("table", {}, ...rows.map(([number, value, hint]) =>
+    return make("section", {}, head, make("table", {class: "others"}, ...rows.map(([number, value, hint]) =>
       make("tr", {}, make("td", {class: "id"}, link(number)),
         make("td", {}, ...tops(number).slice(0, 1).map(token)),
         make("td", {title: hint}, value)))));
@@ -182,6 +186,9 @@ const SAE_FEATURES = (() => {
       box.append(make("p", {class: "soft"}, "nearest decoder row: ", link(byRows, other),
         ` ${byRowsCosine.toFixed(2)}`));
     const found = await feature(number, other);
+    if (found.twin[0] !== chosen)
+      box.append(make("p", {class: "soft"}, link(number, other), `'s own nearest in ${about().name} is `,
+        link(found.twin[0])));
     const largest = about(other).largest[number] || 1;
     box.append(...found.top.slice(0, 3).map((each) => text(each, found.words, largest)));
     return box;
@@ -216,6 +223,23 @@ const SAE_FEATURES = (() => {
     return column;
   }
 
+  function past(number, was) {  // numbers are those of the saved SAE, positions those of then
+    if (!was) return [];
+    const said = make("p", {class: "soft past"}), at = was.place === number ? "" : ` at position ${was.place}`;
+    if (was.started) {
+      said.append(`Started again at step ${was.started}${at}`);
+      if (was.into !== null && was.into_at === was.started) said.append(", when it was merged into ", link(was.into));
+      else if (was.into !== null)
+        said.append(`, after what had been there was merged at step ${was.into_at} into `, link(was.into));
+      said.append(". ");
+    } else if (at) said.append(`Began${at}. `);
+    if (was.times)
+      said.append(`Merged at step ${was.took_at} with `, link(was.took),
+        about().started[was.took] === was.took_at ? ", which started again then" : ", in whose place another has started since",
+        was.times > 1 ? `; ${was.times} were merged into it in all.` : ".");
+    return [said];
+  }
+
   async function showFeature(number) {
     const which = sae, s = about();
     document.title = `#${number} ${tops(number).slice(0, 1).map((t) => visible(t).trim())} · ${s.name}`;
@@ -233,8 +257,7 @@ const SAE_FEATURES = (() => {
     const lead = s.count[number]
       ? `fires on ${percent(share)} of tokens (${s.count[number].toLocaleString("en")}), at most ${short(largest)}`
       : `never fires on these ${data.counted.toLocaleString("en")} tokens`;
-    const was = found.was === undefined ? "" : `; it was at position ${found.was} before the first reordering`;
-    $("shown").replaceChildren(head, make("p", {class: "soft"}, lead + was), found.twinBox || "",
+    $("shown").replaceChildren(head, make("p", {class: "soft"}, lead), ...past(number, found.past), found.twinBox || "",
       make("div", {class: "columns"}, examples(found, largest), besides(found, s)));
     $("shown").scrollTop = 0;
   }
@@ -300,11 +323,11 @@ const SAE_FEATURES = (() => {
     pen.font = "11px system-ui, sans-serif";
     const floor = 0.5 / data.counted, log = (share) => Math.log10(Math.max(share, floor));
     const shares = s.count.map((count) => count / data.counted);
-    let high = log(floor);
-    for (const share of shares) high = Math.max(high, log(share));
-    high = Math.ceil(high);
+    let high = -Infinity, low = Infinity;
+    for (const share of shares) { high = Math.max(high, log(share)); low = Math.min(low, log(share)); }
+    high = Math.ceil(high); low = Math.min(high - 1, Math.floor(low));
     const exact = (power) => power < -1 ? `${(10 ** (power + 2)).toFixed(-power - 2)}%` : `${10 ** (power + 2)}%`;
-    const low = Math.floor(log(floor)), x = (i) => (i + 0.5) / n * width;
+    const x = (i) => (i + 0.5) / n * width;
     const y = (share) => 16 + 214 * (high - log(share)) / (high - low);
     pen.strokeStyle = colour("--line"); pen.fillStyle = colour("--soft");
     for (let power = high; power > low; power--) {
@@ -372,7 +395,7 @@ const SAE_FEATURES = (() => {
   function start(index) {
     data = index;
     for (const [name, sort] of Object.entries(SORTS))
-      if (about().twin || !["twin", "alone"].includes(name))
+      if (!sort.needs || data.saes.some((s) => s[sort.needs]))
         $("sort").append(make("option", {value: name}, sort.label));
     $("search").addEventListener("input", arrange);
     $("sort").addEventListener("change", arrange);

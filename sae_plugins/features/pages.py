@@ -22,6 +22,7 @@ from sae_plugins.features.order import Order
 from sae_plugins.features.shards import FEATURES, Words
 from sae_plugins.features.twins import Twins
 from sae_plugins.features.vocabulary import Vocabulary
+from sae_plugins.runs.feature_history import Past
 
 BANDS = 4
 """Parts of equal size into which the firings of a feature are divided by their strength."""
@@ -106,7 +107,15 @@ class Pages:
             "order": None if order is None else asdict(order),
             "twin": None if twins is None else _percent(twins.activation_cosine),
             "twins": None if twins is None else _short(twins.share),
+            "started": self._pasts("started"),
+            "merges": self._pasts("times"),
         }
+
+    def _pasts(self, what: str) -> list[int] | None:
+        """A number of each feature's past; None where it is 0 for all."""
+        past, nothing = self.shown.history.past, Past(0)
+        found = [getattr(past.get(number, nothing), what) for number in range(self.d_sae)]
+        return found if any(found) else None
 
     def shards(self) -> Iterator[dict[str, Any]]:
         """All of each feature, some at a time."""
@@ -143,8 +152,8 @@ class Pages:
                 _short(twins.decoder_cosine[feature]), int(twins.by_decoder[feature]),
                 _short(twins.by_decoder_cosine[feature]),
             ]  # fmt: skip
-        if self.shown.history.origin:
-            found["was"] = self.shown.history.origin[feature]
+        if (past := self.shown.history.past.get(feature)) is not None:
+            found["past"] = asdict(past)
         return found
 
     def _samples(self, feature: int, words: Words) -> list[list[Any]]:

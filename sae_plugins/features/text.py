@@ -12,7 +12,7 @@ from sae_lens.util import get_special_token_ids
 from torch import Tensor
 
 from sae_plugins import world
-from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.errors import PluginError, SuiteError
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.inputs.data import OPEN_TEXT
 from sae_plugins.eval_suites.inputs.models import LanguageModel
@@ -184,7 +184,15 @@ def _rows(
         model.name, runner={**given, "dataset_path": str(path), "context_size": size}
     )
     place = f"--dataset_path {path}"
-    rows = load_rows(settings)
+    try:
+        rows = load_rows(settings)
+    except PluginError as error:
+        if flags.get("dataset_path") is not None:
+            raise
+        raise SuiteError(
+            f"{subject.source} was trained on {without_secrets(str(path))}, which cannot be read "
+            f"({error}); name another text with --dataset_path"
+        ) from error
     column = choose_column(rows, settings, place)
     if column.kind == TOKENS:
         check_tokenized(rows, column, settings, model.hooked, model.hooked.cfg.d_vocab)

@@ -23,11 +23,12 @@ class Twins:
     """Of each feature of one SAE, what is nearest to it in another.
 
     Attributes:
-        index: the feature with the nearest activations; -1 where this one never fires.
+        index: the feature with the nearest activations; -1 where none fires where this one does.
         activation_cosine: of the activations of the two.
         decoder_cosine: of the decoder rows of the two.
         by_decoder: the feature with the nearest decoder row.
         by_decoder_cosine: of these decoder rows.
+        share: how many of the features that fire have a twin, from 0 to 1.
     """
 
     index: NDArray[np.int64]
@@ -35,12 +36,7 @@ class Twins:
     decoder_cosine: NDArray[np.float64]
     by_decoder: NDArray[np.int64]
     by_decoder_cosine: NDArray[np.float64]
-
-    @property
-    def share(self) -> float:
-        """How many of the features that fire have a twin, from 0 to 1."""
-        fires = self.index >= 0
-        return float((self.activation_cosine[fires] >= ALIKE).mean()) if fires.any() else 0.0
+    share: float
 
 
 def twins_of(acts: Sequence[Any], rows: Sequence[Tensor], sae: int) -> Twins:
@@ -56,10 +52,12 @@ def twins_of(acts: Sequence[Any], rows: Sequence[Tensor], sae: int) -> Twins:
     chosen = torch.from_numpy(np.maximum(index, 0)).to(rows[other].device)
     cosines = (rows[sae] * rows[other][chosen]).sum(dim=1).cpu().double().numpy()
     best, best_cosine = decoder_twins(rows[sae], rows[other])
+    fires = acts[sae].getnnz(axis=0) > 0
     return Twins(
         index,
         cosine,
         np.where(index >= 0, cosines, 0),
         best.cpu().numpy(),
         best_cosine.cpu().double().numpy(),
+        float((cosine[fires] >= ALIKE).mean()) if fires.any() else 0.0,
     )

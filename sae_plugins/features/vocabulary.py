@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 _WORD_BEGINS = "▁"
 """How tokenizers in the way of SentencePiece write a space."""
+_A_BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""How they write bytes of what they have no token for; a new line, in some."""
 _SPACE_AS_BYTE = "Ġ"
 """How those on bytes do."""
 
@@ -55,6 +58,8 @@ class Vocabulary:
         if self._is_on_bytes and all(letter in _bytes() for letter in piece):
             raw = bytes(_bytes()[letter] for letter in piece)
             return raw.decode("utf-8", "backslashreplace")
+        if byte := _A_BYTE.fullmatch(piece):
+            return bytes([int(byte[1], 16)]).decode("utf-8", "backslashreplace")
         if _WORD_BEGINS in piece:
             return str(piece.replace(_WORD_BEGINS, " "))
         return str(piece)

@@ -153,8 +153,6 @@ class OrderReport(Stateful):
         run.sae.cfg.metadata.sae_plugins["reorderings"] = {
             "steps": self.steps,
             "causes": self.causes,
-            # where the feature at each position stood when training began
-            "origin": self.identity.tolist(),
         }
 
 

@@ -31,6 +31,7 @@ from sae_plugins.runs import journal, recipe_file
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
 METRICS = "metrics.jsonl"
+METRICS_BY_FEATURE = "metrics_by_feature.jsonl"
 CONFIG = "cfg.json"
 RUNNER_CONFIG = "runner_cfg.json"
 SYNTHETIC_RUNNER_CONFIG = "runner_config.json"
@@ -58,7 +59,7 @@ _KEPT = f"{UNCALIBRATED}/{WEIGHTS}", f"{UNCALIBRATED}/{CONFIG}"
 _SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG, *_KEPT)
 _PATTERNS = (
     *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, "eval_stats.json"),
-    "metrics*.jsonl",
+    *("metrics*.jsonl", METRICS_BY_FEATURE),
     "training_summary*.json",
     f"{plugin_files.FOLDER}/**/*.py",
     *(*FIGURE_FILES, EVENTS.format("*")),

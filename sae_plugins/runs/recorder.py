@@ -1,4 +1,4 @@
-"""What a training run leaves behind: `metrics.jsonl`, figures and `training_summary.json`."""
+"""What a training run leaves behind: rows of metrics, figures and `training_summary.json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from sae_plugins.framework.features import FeatureChange, Permuted, Reset
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.runs import figures, weights_and_biases
-from sae_plugins.runs.folder import FIGURES, METRIC_FIGURES, METRICS, TRAINING_SUMMARY
+from sae_plugins.runs.feature_history import FeatureHistory
+from sae_plugins.runs.folder import (
+    FIGURES,
+    METRIC_FIGURES,
+    METRICS,
+    METRICS_BY_FEATURE,
+    TRAINING_SUMMARY,
+)
 from sae_plugins.runs.logs import PROJECT, Logs
 from sae_plugins.runs.summary import LAST_K
 
@@ -55,6 +62,9 @@ class Recorder(Plugin):
     There is a row every `every` steps and at the last step. A step that changed features always
     has one, so that what plugins log of the event is kept, but SAELens' metrics, which cost a GPU
     sync, only if it is due anyway. Numbers that are not finite are null.
+
+    `metrics_by_feature.jsonl` says in the end what happened to each feature that was moved, merged
+    or reset.
 
     A full disk costs no row: it is written as soon as there is room. The rows are part of a
     checkpoint, so that a resumed run has each of them once.
@@ -103,6 +113,7 @@ class Recorder(Plugin):
         self.full = False
         self.row: dict[str, Any] | None = None
         self.last: dict[str, Any] = {}
+        self.history = FeatureHistory(run.features.d_sae)
         self.counts = run.features.track(
             self, "counts", torch.zeros(run.features.d_sae, device=run.sae.device)
         )
@@ -134,6 +145,7 @@ class Recorder(Plugin):
         self.row = (self.row or self.heading(run)) | _numbers(run.metrics)
         name, number = _counted(change)
         self.row[name] = self.row.get(name, 0) + number
+        self.history.see(run.step, change)
 
     @hookimpl
     def training_ended(self, run: Run) -> None:
@@ -144,6 +156,7 @@ class Recorder(Plugin):
         try:
             if self.options.figures:
                 self.draw_figures(run)
+            self.history.write(self.path(METRICS_BY_FEATURE))
             self.write_summary(run, seconds)
         except OSError as error:
             # the SAE is saved after this: a full disk must not cost the training

@@ -18,6 +18,7 @@ from sae_plugins.runs.folder import (
     FIGURES,
     METRIC_FIGURES,
     METRICS,
+    METRICS_BY_FEATURE,
     RECIPE,
     SPARSITY,
     SUMMARY,
@@ -30,7 +31,7 @@ Content = Path | bytes
 HUB_RESULTS = "results"
 """Folder of the evaluations, beside an SAE's weights."""
 _FILES = (
-    *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS),
+    *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS, METRICS_BY_FEATURE),
     f"{Path(TRAINING_SUMMARY).stem}*.json",
     f"{FIGURES}/*.png",
     f"{METRIC_FIGURES}/*.png",

@@ -75,7 +75,7 @@ def test_a_run_leaves_a_folder_that_sae_lens_loads(
     run = train("run", "--plugin", "hybrid-order", "--reorder.start", "5", "--reorder.interval=8")
     said = capsys.readouterr().out
     drawn = {f"figures/metrics/{name}.png" for name in ("coefficients", "input-norm-l1", "reorder")}
-    assert files(run) == FILES | drawn
+    assert files(run) == FILES | drawn | {"metrics_by_feature.jsonl"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in run.rglob("*.png"))
     sae = SAE.load_from_disk(str(run))
     assert (sae.cfg.d_in, sae.cfg.d_sae) == (tiny_world.d_model, 32)

@@ -14,6 +14,7 @@ from sae_lens import SAE
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError, SaePluginsError, SuiteError
+from sae_plugins.base.files import read_rows
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.models import load_language_model
 from sae_plugins.features import build as module
@@ -22,6 +23,7 @@ from sae_plugins.features.result import FeaturePages
 from sae_plugins.features.shards import INDEX, read
 from sae_plugins.features.text import prompts_of
 from sae_plugins.features.vocabulary import Vocabulary
+from sae_plugins.runs.folder import METRICS_BY_FEATURE
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +116,39 @@ def test_what_happened_to_features_is_said(pages: FeaturePages, runs: list[Path]
     ordered, merged = pages.index["saes"]
     assert ordered["history"] == ["The features were reordered 3 times, from step 8 to 24."]
     assert ordered["order"]["correlation"] < -0.1
-    config = json.loads((runs[0] / "cfg.json").read_text())
-    origin = config["metadata"]["sae_plugins"]["reorderings"]["origin"]
-    assert pages.feature(7).data["was"] == origin[7]
+    moved = {row["feature"]: row["place"] for row in read_rows(runs[0] / METRICS_BY_FEATURE)}
+    assert len(moved) > 48
+    for number in range(0, 96, 9):
+        past = pages.feature(number).data.get("past", {"place": number})
+        assert past["place"] == moved.get(number, number)
+    assert ordered["started"] is None
     said = " ".join(merged["history"])
     assert "merged into others" in said
     assert "started again" in said
     assert merged["order"] is None
+    rows = {row.pop("feature"): row for row in read_rows(runs[1] / METRICS_BY_FEATURE)}
+    assert merged["started"] == [rows.get(i, {}).get("started", 0) for i in range(96)]
+    assert sum(merged["merges"]) > 0
+    for number, row in [*rows.items()][:9]:
+        past = pages.feature(number, 1).data["past"]
+        assert past | row == past
+        if "into" in row:  # of two that were merged, each names the other
+            assert rows[row["into"]]["took_at"] >= row["into_at"]
+
+
+@pytest.mark.ci  # the Hub's client takes seconds
+def test_an_sae_of_the_hub_tells_what_its_run_does(
+    runs: list[Path], pages: FeaturePages, tmp_path: Path, loopback_hub: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    loopback_hub.here(monkeypatch, None)
+    loopback_hub.add("someone/saes", runs[0].parent, "models")
+    found = build(Request(["someone/saes:merged"], tmp_path / "out", tokens=256))
+    about = found.index["saes"][0]
+    assert about["name"] == "someone-saes-merged"
+    here = pages.index["saes"][1]
+    for what in ("history", "started", "merges", "facts"):
+        assert about[what] == here[what]
 
 
 def test_nothing_but_ascii_is_written(pages: FeaturePages) -> None:

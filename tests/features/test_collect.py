@@ -11,6 +11,7 @@ import pytest
 import torch
 from language_models import tokenizer as on_bytes
 from sae_lens import StandardSAE, StandardSAEConfig
+from scipy import sparse
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.features import collect as module
@@ -168,6 +169,14 @@ def test_activation_twins_are_those_of_a_naive_loop(
     index, cosine = activation_twins(*collected.acts)
     assert cosine == pytest.approx(cosines.max(axis=1), rel=1e-5)
     assert index.tolist() == [-1 if i == 3 else int(r.argmax()) for i, r in enumerate(cosines)]
+
+
+def test_a_feature_that_fires_where_no_other_does_counts_as_one_without_a_twin() -> None:
+    own = sparse.csr_matrix(np.array([[1.0, 0, 0], [0, 2, 0]]))  # the last one never fires
+    other = sparse.csr_matrix(np.array([[3.0, 0], [0, 0]]))
+    found = twins_of([own, other], [torch.eye(3), torch.eye(3)[:2]], 0)
+    assert found.index.tolist() == [0, -1, -1]
+    assert found.share == 0.5
 
 
 def test_too_many_firings_are_thinned_out_alike_for_all_saes(

@@ -11,7 +11,7 @@ import torch
 
 from sae_plugins.entrypoints.main import main
 from sae_plugins.features.logits import Readout, histogram
-from sae_plugins.features.neuronpedia import _edges
+from sae_plugins.features.neuronpedia import _edges, public
 from sae_plugins.features.result import FeaturePages
 
 OF_BATCH = {"model_id": str, "layer": int, "sae_set": str, "sae_id_suffix": None, "features": list}
@@ -108,6 +108,20 @@ def test_the_logits_of_all_tokens_are_counted() -> None:
     counts, middles = histogram(readout, torch.randn(4), 5)
     assert sum(counts) == 30
     assert middles == sorted(middles)
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [("gpt2", "gpt2"), ("google/gemma-2-2b", "google/gemma-2-2b"), ("/home/me/model", "model"),
+     ("~/texts.jsonl", "texts.jsonl"), ("../mine/", "mine"), ("there/model", "model"),
+     ("held-out text of the embedded world", "held-out text of the embedded world")],
+)  # fmt: skip
+def test_no_folder_of_this_machine_is_named(
+    known: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there" / "model").mkdir(parents=True)
+    assert public(known) == said
 
 
 def test_one_sae_alone_can_be_written(runs: list[Path], capsys: Any) -> None:

@@ -140,6 +140,25 @@ def test_sorting(driver: Any, pages: FeaturePages) -> None:
     assert firsts == sorted(firsts, key=lambda word: word.encode("utf-16-be"))
 
 
+def test_what_happened_to_a_feature_is_said_on_its_page(driver: Any, pages: FeaturePages) -> None:
+    about = pages.index["saes"][1]
+    show(driver, pages, "#2:17", DESKTOP)
+    for sort in ("started", "merges"):
+        expected = sorted(range(96), key=lambda i: -about[sort][i])
+        found = choose(driver, sort)
+        assert found == expected[: len(found)], sort
+    pasts = {i: pages.feature(i, 1).data.get("past", {}) for i in range(96)}
+    for number in [i for i, past in pasts.items() if past.get("took") is not None][:3]:
+        took = pasts[number]
+        show(driver, pages, f"#2:{number}", DESKTOP)
+        assert f"Merged at step {took['took_at']} with #{took['took']}, " in text(driver, ".past")
+        driver.find_element("css selector", ".past a:last-of-type").click()
+        assert driver.execute_script("return location.hash") == f"#2:{took['took']}"
+    number = next(i for i, past in pasts.items() if past.get("into") is not None)
+    show(driver, pages, f"#2:{number}", DESKTOP)
+    assert f"merged at step {pasts[number]['into_at']} into #" in text(driver, ".past")
+
+
 def test_searching(driver: Any, pages: FeaturePages) -> None:
     about = pages.index["saes"][0]
     show(driver, pages, "", DESKTOP)

@@ -21,6 +21,8 @@ from sae_plugins.features.neighbours import decoder_twins, directions, nearest
 from sae_plugins.features.order import order_of
 from sae_plugins.features.shards import INDEX, read, script
 from sae_plugins.features.vocabulary import Vocabulary
+from sae_plugins.runs.feature_history import Past
+from sae_plugins.runs.folder import METRICS_BY_FEATURE
 
 NASTY = ["</script><script>alert(1)</script>", "<!--", "\u2028\u2029", '"`${1}\\', "\ud800", "ä\0"]
 
@@ -117,11 +119,11 @@ def test_bytes_are_letters_where_they_can_be() -> None:
 def test_sentencepiece_has_spaces() -> None:
     words = Vocabulary(
         SimpleNamespace(
-            get_vocab=lambda: {"▁of": 0, "<0xE4>": 1},
-            convert_ids_to_tokens=["▁of", "<0xE4>"].__getitem__,
+            get_vocab=lambda: {"▁of": 0, "<0xE4>": 1, "<0x0A>": 2},
+            convert_ids_to_tokens=["▁of", "<0xE4>", "<0x0A>"].__getitem__,
         )
     )
-    assert [words.text(0), words.text(1)] == [" of", "<0xE4>"]
+    assert [words.text(0), words.text(1), words.text(2)] == [" of", "\\xe4", "\n"]
 
 
 # -- logits ----------------------------------------------------------------------------------------
@@ -177,21 +179,28 @@ def test_logits_go_through_the_final_norm(norm: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hook", "d_in", "path"),
+    ("hook", "head", "d_in", "path"),
     [
-        ("blocks.0.attn.hook_z", 15, "W_dec · W_O · W_U"),
-        ("blocks.0.mlp.hook_post", 11, "W_dec · W_out · W_U"),
-        ("blocks.0.hook_mlp_out", 8, "W_dec · W_U"),
-        ("blocks.0.attn.hook_q", 8, None),
-        ("blocks.0.attn.hook_z", 5, None),  # of one head
-        ("hook_embed", 8, None),
+        ("blocks.0.attn.hook_z", None, 15, "W_dec · W_O · W_U"),
+        ("blocks.1.attn.hook_z", 2, 5, "W_dec · W_O of head 2 · W_U"),
+        ("blocks.0.mlp.hook_post", None, 11, "W_dec · W_out · W_U"),
+        ("blocks.0.hook_mlp_out", None, 8, "W_dec · W_U"),
+        ("blocks.0.attn.hook_q", None, 8, None),
+        ("blocks.0.attn.hook_q", 1, 5, None),
+        ("hook_embed", None, 8, None),
     ],
 )
 def test_hooks_that_write_into_the_residual_stream_have_logits(
-    hook: str, d_in: int, path: str | None
+    hook: str, head: int | None, d_in: int, path: str | None
 ) -> None:
-    found = readout(hooked(), hook, d_in, words=20)
+    model = hooked()
+    found = readout(model, hook, d_in, words=20, head=head)
     assert (found and found.path) == path
+    if head == 2:
+        assert found is not None
+        row = torch.randn(1, 5)
+        expected = row @ model.W_O[1, 2] @ model.W_U
+        assert torch.allclose(found.logits(row), expected - expected.mean(), atol=1e-4)
     if found is not None:
         assert found.logits(torch.randn(2, d_in)).shape == (2, 20)
 
@@ -240,13 +249,21 @@ def test_the_log_tells_what_was_merged_and_started_again(tmp_path: Path) -> None
     rows = [{"step": 5, "changes/merged": 2}, {"step": 9, "changes/merged": 1, "changes/reset": 3},
             {"step": 10, "changes/permuted": 4}]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reorderings = {"steps": [10], "origin": [3, 2, 1, 0]}
-    found = history(tmp_path, {"reorderings": reorderings}, 4)
+    found = history(tmp_path, {"reorderings": {"steps": [10]}}, 4)
     assert found.sentences == [
         "The features were reordered once, at step 10.",
         "3 features were merged into others, from step 5 to 9.",
         "3 features were started again, at step 9.",
     ]
     assert found.is_ordered
-    assert found.origin == [3, 2, 1, 0]
-    assert history(None, {"reorderings": {"steps": [1], "origin": [0, 0]}}, 2).origin == []
+    assert found.past == {}
+
+
+def test_rows_by_feature_tell_what_happened_to_each(tmp_path: Path) -> None:
+    known = {"reorderings": {"steps": [10]}}
+    (tmp_path / METRICS_BY_FEATURE).write_text('{"feature": 1, "place": 0, "started": 12}\n')
+    assert history(tmp_path, known, 2).past == {1: Past(0, started=12)}
+    (tmp_path / METRICS_BY_FEATURE).write_text('{"feature": 2, "place": 0}\n')
+    found = history(tmp_path, known, 2)
+    assert found.sentences[-1].startswith("metrics_by_feature.jsonl is damaged (feature 2: ")
+    assert found.past == {}

@@ -91,6 +91,12 @@ def test_an_sae_of_no_known_text_is_refused(model: LanguageModel) -> None:
         prompts(model, None)
 
 
+def test_a_text_that_is_gone_is_not_blamed_on_a_flag(model: LanguageModel) -> None:
+    said = r"runs/a was trained on /gone.jsonl, which .* no such file or folder.*; name another"
+    with pytest.raises(SuiteError, match=said):
+        prompts(model, "/gone.jsonl")
+
+
 def test_a_model_without_a_tokenizer_is_refused(model: LanguageModel, texts: str) -> None:
     bare = SimpleNamespace(name="small", hooked=SimpleNamespace(tokenizer=None))
     with pytest.raises(SuiteError, match="small has no tokenizer"):

@@ -191,6 +191,7 @@ def outcome(trainer: Any, folder: Path) -> dict[str, Any]:
     for plugin in trainer.host.plugins:
         if isinstance(plugin, Recorder):
             found["rows"] = [plain(row) for row in read_rows(plugin.path("metrics.jsonl"))]
+            found["past"] = plugin.path("metrics_by_feature.jsonl").read_bytes()
             found["summary"] = plain(json.loads(plugin.path("training_summary.json").read_text()))
             found["snapshots"] = [vars(snapshot) for snapshot in plugin.snapshots]
     return found

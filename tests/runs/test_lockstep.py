@@ -104,7 +104,9 @@ def same(left: Path, right: Path) -> bool:
         summary = json.loads((run / "summary.json").read_text())
         timed = ("run/seconds", "training/seconds", "training/tokens_per_second")
         numbers = {name: value for name, value in summary.items() if name not in timed}
-        return json.loads((run / "cfg.json").read_text()), rows, numbers
+        by_feature = run / "metrics_by_feature.jsonl"
+        past = by_feature.read_text() if by_feature.exists() else None
+        return json.loads((run / "cfg.json").read_text()), rows, numbers, past
 
     for file in ("sae_weights.safetensors", "sparsity.safetensors"):
         one, other = load_file(left / file), load_file(right / file)

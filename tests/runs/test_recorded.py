@@ -48,7 +48,7 @@ def test_a_training_leaves_its_records_and_the_plan_gives_them_back(tmp_path: Pa
         trainer = fit(10)
         assert plan.record.metrics[-1]["step"] == 10
         assert plan.record.summary == {}
-    assert files(run) == RECORDS
+    assert files(run) == {*RECORDS, "metrics_by_feature.jsonl"}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert plan.record.metrics == rows
     assert rows[-1]["step"] == 10

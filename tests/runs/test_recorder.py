@@ -14,6 +14,8 @@ from sae_plugins import Plugin, hookimpl
 from sae_plugins.base import plots
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.text import format_value
+from sae_plugins.runs.feature_history import Past, read_history
+from sae_plugins.runs.folder import METRICS_BY_FEATURE
 from sae_plugins.runs.recorder import Recorder, read_rows
 
 D_IN, D_SAE, BATCH = 8, 16, 32
@@ -133,8 +135,8 @@ def test_figures_and_summary_at_the_end(tmp_path, monkeypatch):
     train(tmp_path)
     assert all(path.read_bytes().startswith(PNG) for path in tmp_path.rglob("*.png"))
     assert {path.name for path in tmp_path.rglob("*.*")} == {
-        "metrics.jsonl", "loss_and_l0.png", "firing_by_position.png", "training_summary.json",
-        "chatty.png",
+        "metrics.jsonl", "metrics_by_feature.jsonl", "loss_and_l0.png", "firing_by_position.png",
+        "training_summary.json", "chatty.png",
     }  # fmt: skip
     summary = strictly((tmp_path / "training_summary.json").read_text())
     last = read_rows(tmp_path / "metrics.jsonl")[-1]
@@ -146,6 +148,17 @@ def test_figures_and_summary_at_the_end(tmp_path, monkeypatch):
     assert summary["training/tokens"] == 23 * BATCH
     assert summary["training/tokens_per_second"] > 0
     assert (summary["chatty/seven"], summary["chatty/unknown"]) == (7, None)
+
+
+def test_what_happened_to_features_is_there_in_the_end(tmp_path):
+    train(tmp_path)
+    reversed_once = {i: Past(D_SAE - 1 - i) for i in range(D_SAE)}
+    assert read_history(tmp_path / METRICS_BY_FEATURE, D_SAE) == reversed_once
+
+
+def test_a_run_in_which_no_feature_changes_has_no_rows_by_feature(tmp_path):
+    train(tmp_path, steps=3)
+    assert not (tmp_path / METRICS_BY_FEATURE).exists()
 
 
 def test_snapshots_are_of_the_features_that_are_at_the_positions_then(tmp_path):
