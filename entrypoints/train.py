@@ -25,7 +25,7 @@ from sae_plugins.entrypoints.train_output import (
     print_summary,
 )
 from sae_plugins.settings.command_line import Line
-from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.flags import DASHBOARDS, all_flags
 from sae_plugins.settings.suggestions import unknown_flag
 
 if TYPE_CHECKING:
@@ -205,7 +205,6 @@ def _trainable(
     from sae_plugins.base.saelens import interruption
     from sae_plugins.framework.attach import plugins
     from sae_plugins.runs.recorder import Recorder
-    from sae_plugins.settings.settings import DASHBOARDS
 
     progress = TrainProgress(settings.batches, done=checkpoints.step or 0)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, nearest, prefixed
 from sae_plugins.settings.command_line import Bare, needs_value
-from sae_plugins.settings.settings import DASHBOARDS
+from sae_plugins.settings.flags import DASHBOARDS
 from sae_plugins.settings.suggestions import Owners, unknown_option
 
 if TYPE_CHECKING:

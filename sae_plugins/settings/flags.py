@@ -17,6 +17,8 @@ from typing import Any
 from sae_plugins.framework.architectures import CALIBRATED, HAVING_A_FAST_STEP, SHARING_A_THRESHOLD
 
 FLAGS_FILE = Path(__file__).with_name("sae_lens_flags.json")
+DASHBOARDS = ("log_to", "trackio_project")
+"""Flags that are options of the recorder, too."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sae_plugins.base.errors import SaePluginsError, prefixed
 from sae_plugins.base.files import bytes_in
 from sae_plugins.base.kept import Folder
 from sae_plugins.framework.unused import Values
-from sae_plugins.settings.flags import all_flags
+from sae_plugins.settings.flags import DASHBOARDS, all_flags
 from sae_plugins.settings.suggestions import unknown_flag
 from sae_plugins.settings.uses import does_not_apply, is_synthetic
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sae_plugins.runs.setup import SAELensSettings
 
 GROUPS = ("sae", "runner", "hub", "data", "synthetic", "logger")
-DASHBOARDS = ("log_to", "trackio_project")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer", *DASHBOARDS)
 """What `run.yaml` has, and a run that goes on may have otherwise."""
 CACHING = ("activation_cache", "cache_budget")
