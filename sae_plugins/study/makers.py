@@ -13,8 +13,8 @@ from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.identity import Fact, of_code
 from sae_plugins.framework.architectures import Architecture, architecture
 from sae_plugins.runs import sources
-from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.flags import DASHBOARDS
+from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import CACHING, Settings, applies
 from sae_plugins.settings.settle import settle
 from sae_plugins.study.cells import Cell, Purpose, tokens_after
