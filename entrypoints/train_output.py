@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -163,7 +164,7 @@ def print_next(folder: Path) -> None:
     score = f"sae-plugins evaluate {name}"
     synthetic = (folder / SYNTHETIC_RUNNER_CONFIG).exists()  # which has no text to look at
     rows["next"] = [score] if synthetic else [look, score]
-    rows["in Python"] = f'SAE.load_from_disk("{folder}")'
+    rows["in Python"] = f"SAE.load_from_disk({json.dumps(str(folder), ensure_ascii=False)})"
     print_rows(rows)
 
 

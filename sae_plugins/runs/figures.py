@@ -5,6 +5,7 @@ Matplotlib is loaded when something is drawn.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ CHANGES = "changes/"
 
 _DRAWN = {"losses", "metrics", "sparsity", "details", CHANGES.rstrip("/")}
 """Groups of metrics that SAELens logs, or that `loss_and_l0` draws."""
+
+HEADING = {"step", "samples", "updates", "seconds"}
+"""What every row begins with."""
+_LONGEST, _PANELS = 60, 24
+"""Letters of a figure's file name, and panels of a figure."""
 
 LOG_FROM_RATIO = 20.0
 """Positive data that spans more than this factor is drawn on a log axis."""
@@ -90,6 +96,8 @@ def loss_and_l0(rows: Sequence[Mapping[str, Any]]) -> Figure:
             loc="lower left", bbox_to_anchor=(0, 1), ncols=6 if len("".join(labels)) < 70 else 3,
             frameon=False, fontsize=10, borderaxespad=0.2, handlelength=1.6,
         )  # fmt: skip
+        for text in loss.get_legend().get_texts():
+            text.set_parse_math(False)
     figure.align_ylabels()
     return figure
 
@@ -124,14 +132,22 @@ def firing_by_position(snapshots: Sequence[Snapshot], d_sae: int) -> Figure:
 def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The names of metrics by what precedes their "/", of groups that are not SAELens' own.
 
-    A group's name becomes a file's: characters that a file's name had better not have are dashes.
+    Those without a group are in `other`.
     """
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         group, slash, _ = name.partition("/")
-        if slash and group not in _DRAWN:
-            found.setdefault(re.sub(r"[^\w+-]+", "-", group), []).append(name)
+        if name not in HEADING and not (slash and group in _DRAWN):
+            found.setdefault((slash and group) or "other", []).append(name)
     return found
+
+
+def file_name(group: str) -> str:
+    """A file's name for a group: short, and of letters that any disk takes."""
+    name = re.sub(r"[^A-Za-z0-9_+-]+", "-", group)
+    if name == group and len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{hashlib.sha256(group.encode()).hexdigest()[:6]}"
 
 
 def of_group(
@@ -146,6 +162,8 @@ def of_group(
     """
     from matplotlib.figure import Figure
 
+    left_out = len(names) - _PANELS
+    names = names[:_PANELS]
     columns = min(2, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(5.2 * columns, 0.5 + 2.1 * lines), layout="constrained")
@@ -155,11 +173,14 @@ def of_group(
         steps, values = _series(rows, name)
         panel.plot(steps, values, color=BLUE, linewidth=1.2, marker="." if steps.size < 40 else "")
         log = bool((values > 0).all()) and _scale(panel, values)  # where a zero would not be seen
-        called = name.partition("/")[2]
+        called = name.partition("/")[2] or name
         title = f"{called}{' (log scale)' if log else ''}"
-        panel.set_title("\n".join([title, *wrap(meanings.get(called, ""), 58)]), fontsize=9)
+        lines_of_title = [*wrap(title, 58)[:2], *wrap(meanings.get(called, ""), 58)]
+        panel.set_title("\n".join(lines_of_title), fontsize=9, parse_math=False)
         _count_axis(panel, last, ticks=5)
         style(panel, grid="y")
+    if left_out > 0:
+        figure.suptitle(f"{left_out:,} more are in metrics.jsonl", fontsize=9)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     for panel in panels[max(0, len(names) - columns) : len(names)]:

@@ -44,7 +44,9 @@ UNFINISHED = "unfinished"
 FIGURES = "figures"
 EVENTS = "tensorboard{}/events.out.tfevents.0"  # the suffix tells SAEs apart
 METRIC_FIGURES = f"{FIGURES}/metrics"
-FIGURE_FILES = tuple(f"figures/{n}*.png" for n in ("loss_and_l0", "firing_by_position", "metrics/"))
+_NUMBERED = "loss_and_l0", "firing_by_position"
+FIGURE_FILES = (*(f"{FIGURES}/{n}{end}.png" for n in _NUMBERED for end in ("", "-[0-9]*")),
+                f"{METRIC_FIGURES}/*.png")  # fmt: skip
 SAELENS_CHECKPOINTS = "checkpoints"
 OUR_CHECKPOINTS = "resume"
 """Folder of the checkpoints to go on from; `SAELENS_CHECKPOINTS` has SAELens' own."""

@@ -11,16 +11,17 @@ import contextvars
 import hashlib
 import io
 import logging
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from sae_plugins.base.errors import PluginError
+from sae_plugins.base.errors import PluginError, SaePluginsError
 from sae_plugins.base.files import read_json, read_rows, whole
-from sae_plugins.runs.folder import EVENTS, METRICS, SUMMARY, UNFINISHED
+from sae_plugins.runs.folder import EVENTS, METRICS, SUMMARY, TRAINING_SUMMARY, UNFINISHED
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
@@ -228,21 +229,34 @@ class Logs:
                 del self._logs[name]
 
 
-def conclude(names: Sequence[str], folder: Path, project: str) -> None:
-    """Log what `summary.json` says of a training, at its last step, and all rows that are missing.
+def conclude(
+    names: Sequence[str], folder: Path, project: str, numbers: Iterable[int] = (1,)
+) -> None:
+    """Log what is known of trainings at their end, at the last step, and all rows that are missing.
 
     Args:
         names: of `LOGS`.
-        folder: where the training is recorded.
-        project: of trackio's run.
+        folder: where the trainings are recorded.
+        project: of trackio's runs.
+        numbers: of the SAEs that were trained into this folder.
     """
-    if not names:
-        return
-    rows, summary = read_rows(folder / METRICS), read_json(folder / SUMMARY)
-    logs = Logs(names, folder, "", project)
-    logs.open(rows)
-    logs.summarise({**summary, "step": rows[-1]["step"] if rows else 0})
-    logs.close()
+    for number in numbers if names else ():
+        summary = folder / (SUMMARY if number == 1 else numbered(TRAINING_SUMMARY, number))
+        try:
+            rows, known = read_rows(folder / numbered(METRICS, number)), read_json(summary)
+            logs = Logs(names, folder, numbered("", number), project)
+        except (OSError, ValueError, SaePluginsError) as error:
+            logger.error("--log_to %s: the end is not logged: %s", " ".join(names), error)
+            continue
+        logs.open(rows)
+        logs.summarise({**known, "step": rows[-1]["step"] if rows else 0})
+        logs.close()
+
+
+def numbered(name: str, number: int) -> str:
+    """The file `name` of the SAE with this number among those that train into one folder."""
+    stem, dot, extension = name.partition(".")
+    return name if number == 1 else f"{stem}-{number}{dot}{extension}"
 
 
 def name_of(folder: Path) -> str:
@@ -254,7 +268,7 @@ def name_of(folder: Path) -> str:
 def described(names: Sequence[str], folder: Path, project: str) -> Iterator[str]:
     """How to look at the logs of a training, a line each."""
     if "tensorboard" in names:
-        yield f"tensorboard --logdir {folder}"
+        yield f"tensorboard --logdir {shlex.quote(str(folder))}"
     if "trackio" in names:
         yield f'trackio show --project "{project}", run {name_of(folder)}'
 

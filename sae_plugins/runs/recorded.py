@@ -29,8 +29,8 @@ from sae_plugins.runs.folder import (
     TRAINING_SUMMARY,
     UNFINISHED,
 )
-from sae_plugins.runs.logs import check, conclude
-from sae_plugins.runs.recorder import Recorder, numbered
+from sae_plugins.runs.logs import check, conclude, numbered
+from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.summary import lines_of, write_summary
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ def recorded(
             if _have_ended(scratch, trained):
                 measured = None if profile is None else profile.as_json()
                 write_summary(scratch, [], {}, time.perf_counter() - started, measured)
-                conclude(chosen.log_to, scratch, chosen.trackio_project)
+                numbers = [recorder.number for recorder, _ in trained]
+                conclude(chosen.log_to, scratch, chosen.trackio_project, numbers)
                 _finish(place)
         finally:
             _remove_if_empty(place)
@@ -210,7 +211,7 @@ def _have_ended(scratch: Path, trained: Sequence[tuple[Recorder, Run]]) -> bool:
         if run.calibration is not None and path.exists():
             summary = {**read_json(path), **lines_of(run.calibration)}
             write(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    ended = [recorder.path(TRAINING_SUMMARY).exists() for recorder, _ in trained]
+    ended = [recorder.has_ended for recorder, _ in trained]
     if not all(ended):
         which = "it" if len(ended) == 1 else f"{ended.count(False)} of {len(ended)} trainings"
         logger.warning(

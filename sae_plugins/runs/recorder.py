@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,10 +31,11 @@ from sae_plugins.runs.folder import (
     METRICS_BY_FEATURE,
     TRAINING_SUMMARY,
 )
-from sae_plugins.runs.logs import PROJECT, Logs
+from sae_plugins.runs.logs import PROJECT, Logs, numbered
 from sae_plugins.runs.summary import LAST_K
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from sae_lens.saes.sae import TrainStepOutput
 
     from sae_plugins.framework.run import Run
@@ -75,7 +77,7 @@ class Recorder(Plugin):
 
     name = "recorder"
     observes_only = True
-    transient = ("started", "folder", "number", "written", "full", "logs")
+    transient = ("started", "folder", "number", "written", "full", "logs", "has_ended")
 
     class Options(Plugin.Options):
         """Where and how often to write."""
@@ -103,6 +105,7 @@ class Recorder(Plugin):
         self.folder = Path(self.options.output_path).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.number = run.number
+        self.has_ended = False
         self.path(METRICS).write_text("")
         chosen = self.options
         self.logs = Logs(
@@ -149,37 +152,46 @@ class Recorder(Plugin):
 
     @hookimpl
     def training_ended(self, run: Run) -> None:
-        """Write the last row, the figures and the summary."""
+        """Write the last row, the summary and the figures.
+
+        The SAE is saved after this: a full disk, or a figure that cannot be drawn, costs no
+        training.
+        """
         seconds = time.perf_counter() - self.started
+        self.has_ended = True
         self.flush()
         self.logs.close()
         try:
-            if self.options.figures:
-                self.draw_figures(run)
             self.history.write(self.path(METRICS_BY_FEATURE))
             self.write_summary(run, seconds)
         except OSError as error:
-            # the SAE is saved after this: a full disk must not cost the training
-            logger.error("could not write figures and summary to %s: %s", self.folder, error)
+            logger.error("could not write the summary to %s: %s", self.folder, error)
+        if self.options.figures:
+            self.draw_figures(run)
 
     def draw_figures(self, run: Run) -> None:
         """Draw the curves of the training and of each plugin, and how often features fired."""
-        rows = read_rows(self.path(METRICS))
-        drawn = {
-            self.path(f"{FIGURES}/loss_and_l0.png"): figures.loss_and_l0(rows),
-            self.path(f"{FIGURES}/firing_by_position.png"): figures.firing_by_position(
-                self.snapshots, run.features.d_sae
+        rows = read_rows(self.path(METRICS)) if self.path(METRICS).exists() else []
+        drawings: dict[Path, Callable[[], Figure]] = {
+            self.path(f"{FIGURES}/loss_and_l0.png"): partial(figures.loss_and_l0, rows),
+            self.path(f"{FIGURES}/firing_by_position.png"): partial(
+                figures.firing_by_position, self.snapshots, run.features.d_sae
             ),
         }
         for group, names in figures.groups(rows).items():
-            path = self.path(f"{METRIC_FIGURES}/{group}.png")
-            drawn[path] = figures.of_group(rows, names, _meanings(run, group))
-        for path, figure in drawn.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            plots.save(figure, path)
+            path = self.path(f"{METRIC_FIGURES}/{figures.file_name(group)}.png")
+            drawings[path] = partial(figures.of_group, rows, names, _meanings(run, group))
+        drawn = []
+        for path, draw in drawings.items():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                plots.save(draw(), path)
+                drawn.append(path)
+            except Exception as error:
+                logger.error("could not draw %s: %s", path, error)
         if run.logs_to_wandb:
             sae: Any = run.sae
-            weights_and_biases.log_figures([*drawn], sae.get_name())
+            weights_and_biases.log_figures(drawn, sae.get_name())
 
     def path(self, name: str) -> Path:
         """Where the file `name` of this SAE is written."""
@@ -273,12 +285,6 @@ def _meanings(run: Run, group: str) -> Mapping[str, str]:
     except KeyError:  # such as `coefficients`, of several
         return {}
     return meanings
-
-
-def numbered(name: str, number: int) -> str:
-    """The file `name` of the SAE with this number among those that train into one folder."""
-    stem, dot, extension = name.partition(".")
-    return name if number == 1 else f"{stem}-{number}{dot}{extension}"
 
 
 def _counted(change: FeatureChange) -> tuple[str, int]:

@@ -42,7 +42,7 @@ def farthest_near(reaches: Sequence[float]) -> float | None:
 def padded(ends: Sequence[float]) -> tuple[float, float]:
     """From the lowest to the highest of these, and a little further."""
     low, high = min(ends), max(ends)
-    pad = _PAD * (high - low)
+    pad = _PAD * (high - low) or _PAD * abs(high) or _PAD  # of a single value
     return low - pad, high + pad
 
 

@@ -7,6 +7,7 @@ import pytest
 from sae_plugins.base.plots import save
 from sae_plugins.runs.figures import (
     Snapshot,
+    file_name,
     firing_by_position,
     groups,
     loss_and_l0,
@@ -119,9 +120,29 @@ def test_a_plugin_s_metrics_have_a_panel_each_with_what_they_are():
     assert size.get_title() == "size (log scale)\nhow large it is"
     np.testing.assert_allclose(size.get_lines()[0].get_xydata(), [[1, 1], [100, 100]])
     assert odd.get_title() == "../odd"
-    assert groups([{"step": 1, "../../etc/x": 1}]) == {"-": ["../../etc/x"]}
+    assert file_name("..").startswith("--")
 
 
 def test_values_of_zero_are_on_the_axis():
     rows = [{"step": step, "mine/size": value} for step, value in ((1, 0.0), (2, 1.0), (3, 100.0))]
     assert of_group(rows, ["mine/size"], {}).axes[0].get_yscale() == "linear"
+
+
+def test_any_name_of_a_metric_can_be_drawn(tmp_path):
+    names = ["odd/cost $x^$", "/x", "plain", "a b/x", "a-b/x", f"{'g' * 300}/x", "n/é$\\frac$"]
+    rows = [{"step": step, **dict.fromkeys(names, 1.0)} for step in (1, 2)]
+    found = groups(rows)
+    assert sorted(name for group in found.values() for name in group) == sorted(names)
+    files = [file_name(group) for group in found]
+    assert len(set(files)) == len(files)
+    assert max(map(len, files)) < 80
+    for group, members in found.items():
+        save(of_group(rows, members, {}), tmp_path / f"{file_name(group)}.png")
+    save(loss_and_l0([{"step": 1, "losses/$x^$": 1.0}]), tmp_path / "loss.png")
+
+
+def test_a_figure_of_hundreds_of_metrics_says_how_many_it_leaves_out():
+    names = [f"mine/{number}" for number in range(300)]
+    figure = of_group([{"step": 1, **dict.fromkeys(names, 1.0)}], names, {})
+    assert len(figure.axes) == 24
+    assert figure.get_suptitle() == "276 more are in metrics.jsonl"

@@ -14,6 +14,7 @@ from sae_plugins import Plugin, hookimpl
 from sae_plugins.base import plots
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.text import format_value
+from sae_plugins.runs import figures
 from sae_plugins.runs.feature_history import Past, read_history
 from sae_plugins.runs.folder import METRICS_BY_FEATURE
 from sae_plugins.runs.recorder import Recorder, read_rows
@@ -272,3 +273,16 @@ def test_values_are_formatted_for_people(value, text):
 def test_what_only_observes_is_no_part_of_the_provenance(tmp_path):
     trainer = train(tmp_path)
     assert "recorder" not in str(trainer.sae.cfg.metadata.sae_plugins)
+
+
+def test_a_figure_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch, caplog):
+    def broken(*_):
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(figures, "loss_and_l0", broken)
+    trainer = train(tmp_path)
+    assert trainer.n_training_steps == 23
+    assert (tmp_path / "training_summary.json").exists()
+    assert (tmp_path / "figures" / "metrics" / "chatty.png").exists()
+    assert "could not draw" in caplog.text
+    assert "no such font" in caplog.text
