@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 	$(UV) pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: env ## train a small SAE, offline, into runs/demo, and make the page of its features
+demo: env ## train a small SAE into runs/demo, offline, and show its features: replaces both
 	$(BIN)/sae-plugins train --recipe reorder-demo --output_path runs/demo --overwrite
 	$(BIN)/sae-plugins features runs/demo --overwrite
 

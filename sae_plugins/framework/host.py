@@ -75,7 +75,8 @@ class Host:
                     raise  # SIGINT or SIGTERM, which SAELens answers with a checkpoint
                 raise PluginError(
                     f"plugin {plugin.name!r} failed in event {event!r}: "
-                    f"{type(error).__name__}: {error} ({_where(error)})"
+                    f"{type(error).__name__}: {error} "
+                    f"({_where(error, type(plugin))})"
                 ) from error
             yield plugin, results[0] if results else None
 
@@ -98,7 +99,7 @@ def built(plugin: type[Plugin], options: Any) -> Plugin:
     except Exception as error:
         raise PluginError(
             f"plugin {plugin.name!r} failed when it was built: {type(error).__name__}: {error} "
-            f"({_where(error)})"
+            f"({_where(error, plugin)})"
         ) from error
 
 
@@ -143,7 +144,13 @@ def _check_arguments(plugin: type[Plugin], event: str, function: Callable[..., A
             )
 
 
-def _where(error: Exception) -> str:
-    """The innermost line of the traceback: file, line and code."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+def _where(error: Exception, plugin: type[Plugin]) -> str:
+    """The innermost line of the plugin's own file: file, line and code; else the innermost one."""
+    own = {
+        member.__code__.co_filename
+        for member in vars(plugin).values()
+        if hasattr(member, "__code__")
+    }
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if frame.filename in own), frames[-1])
     return f"{frame.filename}, line {frame.lineno}: {frame.line}"

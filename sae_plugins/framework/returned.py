@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.text import in_words
 from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.plugin import Plugin
 
@@ -61,13 +62,16 @@ def check_multiplier(
     what = "k" if name == "k" else f"the coefficient {name!r}"
     multiplies = f"plugin {plugin.name!r} multiplies {what}"
     if name not in coefficients:
-        known = sorted(coefficients) or "none"
+        known = in_words(sorted(coefficients)) if coefficients else "none"
         if name == "k" and row.k_per is not None:
             raise PluginError(
                 f"{multiplies} after the forward pass, which has chosen k features by then: return "
                 "it from before_forward"
             )
-        raise PluginError(f"{multiplies}, but {row.name} SAEs have {known}")
+        raise PluginError(
+            f"{multiplies}, but {row.name} SAEs have {known}: choose another --architecture, or say "
+            "in `unsupported` which ones the plugin is for"
+        )
     if not isinstance(multiplier, (float, int, Tensor)):
         raise PluginError(f"{multiplies} by {multiplier!r}: return a number or a tensor")
     if not isinstance(multiplier, Tensor) or multiplier.ndim == 0:

@@ -117,7 +117,7 @@ def test_no_gradient_flows_through_a_multiplier() -> None:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ({"l0": 2.0}, r"'p' multiplies the coefficient 'l0', but standard SAEs have \['l1'\]"),
+        ({"l0": 2.0}, r"'p' multiplies the coefficient 'l0', but standard SAEs have l1: "),
         ({"l1": torch.ones(32)}, "'l1' per token after the forward pass, .* multiply in before_f"),
         ({"l1": "x"}, "'l1' by 'x': return a number or a tensor"),
         (0.5, "'p': after_forward must return values by name"),
@@ -254,7 +254,7 @@ def test_where_nobody_multiplies_k_it_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("architecture", "returned", "message"),
     [
-        ("standard", {"early": {"k": 2}}, r"'p' multiplies k, but standard SAEs have \['l1'\]"),
+        ("standard", {"early": {"k": 2}}, r"'p' multiplies k, but standard SAEs have l1: "),
         ("topk", {"late": {"k": 2}}, "k after the forward pass, which has chosen k features by"),
         ("topk", {"early": {"k": torch.ones(32)}}, "k per token, and there is one for all"),
         ("topk", {"early": {"k": float("nan")}}, "'p' multiplies k by nan"),

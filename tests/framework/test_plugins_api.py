@@ -506,9 +506,9 @@ def multiplier(value: Any, coefficient: str = "l1", name: str = "p") -> Any:
         (
             "standard",
             multiplier(2.0, "l0"),
-            r"the coefficient 'l0', but standard SAEs have \['l1'\]",
+            r"the coefficient 'l0', but standard SAEs have l1: ",
         ),
-        ("topk", multiplier(2.0), r"the coefficient 'l1', but topk SAEs have \['k'\]"),
+        ("topk", multiplier(2.0), r"the coefficient 'l1', but topk SAEs have k: "),
         (
             "gated",
             multiplier(lambda s: s.sae_in.norm(dim=1)),
@@ -885,3 +885,23 @@ def test_names_are_words_with_hyphens() -> None:
     for name in ("a.b", "a/b", "A", ""):
         with pytest.raises(PluginError, match="words-with-hyphens"):
             resolve([define(name)])
+
+
+def test_a_failure_names_the_line_of_the_plugin() -> None:
+    class Wrong(Plugin):
+        name = "wrong"
+
+        @hookimpl
+        def after_update(self, run):
+            torch.zeros(2) @ torch.zeros(3, 4)  # which torch refuses
+            run.sae.W_decoder.sum()
+
+        @hookimpl
+        def step_ended(self, run):
+            run.sae.W_decoder.sum()
+
+    with pytest.raises(PluginError, match=r"test_plugins_api\.py, line \d+: torch\.zeros\(2\) @"):
+        train(Wrong, steps=1)
+    del Wrong.after_update
+    with pytest.raises(PluginError, match=r"test_plugins_api\.py, line \d+: run\.sae\.W_decoder"):
+        train(Wrong, steps=1)
