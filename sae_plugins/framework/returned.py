@@ -69,8 +69,8 @@ def check_multiplier(
                 "it from before_forward"
             )
         raise PluginError(
-            f"{multiplies}, but {row.name} SAEs have {known}: choose another --architecture, or say "
-            "in `unsupported` which ones the plugin is for"
+            f"{multiplies}, but {row.name} SAEs have {known}: choose another --architecture, or "
+            "say in `unsupported` which ones the plugin is for"
         )
     if not isinstance(multiplier, (float, int, Tensor)):
         raise PluginError(f"{multiplies} by {multiplier!r}: return a number or a tensor")
