@@ -383,7 +383,8 @@ def study_tables(name: str) -> Iterator[str]:
     """What `benchmarks/study_tables.py` has measured of a study."""
     file = BENCHMARKS.parent / "results" / f"{name}.md"
     command = "papers" if name in methods() else "tables"
-    yield file.read_text("utf-8") if file.is_file() else f"To be measured: `make {command}`."
+    found = file.read_text("utf-8") if file.is_file() else f"To be measured: `make {command}`."
+    yield from ('<div class="numbers" markdown>', "", found, "</div>")  # see assets/site.css
 
 
 PARTS = {
