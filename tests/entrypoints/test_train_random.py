@@ -159,6 +159,7 @@ def texts_of(kind: str, choices: tuple[str, ...]) -> list[str]:
         "list[int]": LISTS,
         "list[int|none]": LISTS,
         "list[str]": TEXTS,
+        "list[choice]": [*choices, choices[0][:-1] if choices else "", ""],
     }[kind]
 
 
