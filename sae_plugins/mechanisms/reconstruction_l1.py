@@ -97,7 +97,7 @@ class ReconstructionL1(Plugin):
         @classmethod
         def _not_below_least(cls, greatest: float, given: ValidationInfo) -> float:
             if greatest < given.data.get("least", 0):
-                raise ValueError(f"it is below least = {given.data['least']}")
+                raise ValueError(f"it is below --reconstruction-l1.least = {given.data['least']}")
             return greatest
 
     options: Options
