@@ -266,8 +266,9 @@ class RunFolder:
 
     def describe(self, files: Mapping[str, bytes], recipe: Mapping[str, Any] | None = None) -> None:
         """Write such files, and `run.yaml`, in place of those that the run began with."""
-        recipe_file.write_copies(self.unfinished, files)
-        if recipe is not None:
+        if recipe is None:
+            recipe_file.write_copies(self.unfinished, files)
+        else:
             recipe_file.write_recipe(self.unfinished / RECIPE, recipe, files)
 
     @property

@@ -241,9 +241,9 @@ def conclude(
         numbers: of the SAEs that were trained into this folder.
     """
     for number in numbers if names else ():
-        summary = folder / (SUMMARY if number == 1 else numbered(TRAINING_SUMMARY, number))
         try:
-            rows, known = read_rows(folder / numbered(METRICS, number)), read_json(summary)
+            rows = read_rows(folder / numbered(METRICS, number))
+            known = read_json(folder / summary_of(number))
             logs = Logs(names, folder, numbered("", number), project)
         except (OSError, ValueError, SaePluginsError) as error:
             logger.error("--log_to %s: the end is not logged: %s", " ".join(names), error)
@@ -257,6 +257,11 @@ def numbered(name: str, number: int) -> str:
     """The file `name` of the SAE with this number among those that train into one folder."""
     stem, dot, extension = name.partition(".")
     return name if number == 1 else f"{stem}-{number}{dot}{extension}"
+
+
+def summary_of(number: int) -> str:
+    """The file that sums up the training of the SAE with this number; the first one's has more."""
+    return SUMMARY if number == 1 else numbered(TRAINING_SUMMARY, number)
 
 
 def name_of(folder: Path) -> str:

@@ -29,7 +29,7 @@ from sae_plugins.runs.folder import (
     TRAINING_SUMMARY,
     UNFINISHED,
 )
-from sae_plugins.runs.logs import check, conclude, numbered
+from sae_plugins.runs.logs import check, conclude, numbered, summary_of
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.summary import lines_of, write_summary
 
@@ -72,8 +72,7 @@ class Record:
     @property
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says; empty until the training has ended."""
-        name = SUMMARY if self.number == 1 else numbered(TRAINING_SUMMARY, self.number)
-        path = self.folder / name
+        path = self.folder / summary_of(self.number)
         ended = not self._unfinished.exists() and path.exists()
         return dict(read_json(path)) if ended else {}
 
@@ -184,7 +183,8 @@ def recorded(
                 plan, seed=seed, checkpoints=checkpoints, profile=profile, text=text
             ):
                 yield RecordedPlan(**known, record=Record(place))
-            if _have_ended(scratch, trained):
+            _add_calibrations(trained)
+            if _have_ended(scratch, [recorder for recorder, _ in trained]):
                 measured = None if profile is None else profile.as_json()
                 write_summary(scratch, [], {}, time.perf_counter() - started, measured)
                 numbers = [recorder.number for recorder, _ in trained]
@@ -204,14 +204,18 @@ def _observed(plan: Plan, recorder: type[Recorder], options: Mapping[str, Any]) 
     return plan.observed_by(recorder, **{name: valid[name] for name in given})
 
 
-def _have_ended(scratch: Path, trained: Sequence[tuple[Recorder, Run]]) -> bool:
-    """Whether there are records of trainings, all of which have ended; says so if one has not."""
+def _add_calibrations(trained: Sequence[tuple[Recorder, Run]]) -> None:
+    """Say in summaries how thresholds were set, which is after they were written."""
     for recorder, run in trained:
         path = recorder.path(TRAINING_SUMMARY)
         if run.calibration is not None and path.exists():
             summary = {**read_json(path), **lines_of(run.calibration)}
             write(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    ended = [recorder.has_ended for recorder, _ in trained]
+
+
+def _have_ended(scratch: Path, recorders: Sequence[Recorder]) -> bool:
+    """Whether there are records of trainings, all of which have ended; says so if one has not."""
+    ended = [recorder.has_ended for recorder in recorders]
     if not all(ended):
         which = "it" if len(ended) == 1 else f"{ended.count(False)} of {len(ended)} trainings"
         logger.warning(
