@@ -1,0 +1,365 @@
+"""The processes that train together: which of them this one is, and what all of them agree on.
+
+torchrun starts them, or srun where MASTER_ADDR says at which address they meet. Whoever was started
+alone is rank 0 of 1 and asks nobody, so that all else is written once, for any number of ranks.
+
+Every wait has a limit. Who finds another rank gone closes its own connections, so that nobody waits
+for it in turn, and calls the roll over the store at which they met: a rank that failed has left its
+reason there, one that lives answers, and the others are named. Rank 0 speaks for all.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.base.errors import SaePluginsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LIMIT = 120.0
+"""Seconds that a rank waits for another, unless it is told otherwise."""
+_GRACE = 5.0
+"""Seconds in which whoever lives answers when the roll is called."""
+_INTERRUPTED = "interrupted"
+
+
+class RankError(SaePluginsError):
+    """Another rank is gone, or has said what ended this one; without a sentence where it has."""
+
+    exit_code = 1
+
+
+def started() -> tuple[int, int]:
+    """This process's rank and how many there are, as torchrun or srun says; no slow imports."""
+    found = os.environ
+    if "WORLD_SIZE" in found:
+        return int(found.get("RANK", "0")), int(found["WORLD_SIZE"])
+    if "MASTER_ADDR" in found and "SLURM_NTASKS" in found:
+        return int(found.get("SLURM_PROCID", "0")), int(found["SLURM_NTASKS"])
+    return 0, 1
+
+
+def restarts() -> int:
+    """How often torchrun has started the ranks again after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+class Ranks:
+    """The ranks of a training, as one of them sees them.
+
+    Attributes:
+        rank: this one's number.
+        size: how many there are.
+        limit: seconds that one waits for another.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, limit: float = LIMIT) -> None:
+        """A rank that has not met the others."""
+        self.rank, self.size, self.limit = rank, size, limit
+        self._store: Any = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the rank that writes files, prints and logs: rank 0."""
+        return self.rank == 0
+
+    def meet(self) -> None:
+        """Find the others.
+
+        Raises:
+            RankError: they did not all come in time.
+        """
+        import torch
+        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
+
+        if self.size == 1:
+            return
+        limit = timedelta(seconds=self.limit)
+        os.environ.setdefault("RANK", str(self.rank))
+        os.environ.setdefault("WORLD_SIZE", str(self.size))
+        try:
+            store, *_ = next(rendezvous("env://", timeout=limit))
+            # torchrun's store outlives the ranks: without a prefix, those that start again would
+            # find the addresses of those that died
+            self._store = dist.PrefixStore(f"attempt {restarts()}", store)
+            self._store.set(f"here/{self.rank}", "")
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=self._store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=limit,
+            )
+        except (RuntimeError, ValueError) as error:
+            missing = [rank for rank in range(self.size) if not self._knows(f"here/{rank}")]
+            who = _named(missing) if missing and self._store is not None else "the others"
+            raise RankError(
+                f"rank {self.rank} waited {self.limit:g} s for {who} ({error}): look at what they "
+                "said, or give --rank_timeout more seconds"
+            ) from error
+
+    # -- what they agree on --------------------------------------------------------------------
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Flags as any of the ranks has them; one small message.
+
+        Raises:
+            RankError: a rank is gone.
+        """
+        if self.size == 1:
+            return list(flags)
+        import torch
+        import torch.distributed as dist
+
+        common = torch.tensor(flags, dtype=torch.uint8, device="cpu")
+        with self._waiting():
+            dist.all_reduce(common, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in common]
+
+    def all(self, value: Any) -> list[Any]:
+        """A plain value of each rank, in their order.
+
+        Raises:
+            RankError: a rank is gone.
+        """
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        with self._waiting():
+            dist.all_gather_object(values, value)
+        return values
+
+    def first(self, value: Any) -> Any:
+        """A plain value as rank 0 has it; the others wait until it does.
+
+        Raises:
+            RankError: a rank is gone.
+        """
+        return self.all(value)[0]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """The rows [n, ...] of all ranks, in their order, [size * n, ...]; one all-gather.
+
+        Raises:
+            RankError: a rank is gone.
+        """
+        if self.size == 1:
+            return rows
+        import torch
+        import torch.distributed as dist
+
+        rows = rows.contiguous()
+        found = rows.new_empty(self.size * len(rows), *rows.shape[1:])
+        with self._waiting():  # as bytes, of which every backend takes any number
+            dist.all_gather_into_tensor(found.view(torch.uint8), rows.view(torch.uint8))
+        return found
+
+    def same(self, what: str, facts: dict[str, Any]) -> None:
+        """Refuse to go on where ranks differ in what must be the same.
+
+        Args:
+            what: they are, in words.
+            facts: JSON values by name.
+
+        Raises:
+            RankError: names the ranks, and what differs.
+        """
+        found = self.all(facts)
+        for rank, others in enumerate(found):
+            names = [n for n in {**found[0], **others} if found[0].get(n) != others.get(n)]
+            if names:
+                told = "; ".join(
+                    f"{name} is {_short(found[0].get(name))} on rank 0 and "
+                    f"{_short(others.get(name))} on rank {rank}"
+                    for name in names
+                )
+                raise self.only_first(f"{what} must be the same on all ranks: {told}", code=2)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What ends a rank inside ends all; what is wrong is said once, and whose it is.
+
+        Raises:
+            RankError: on the other ranks.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1 or isinstance(error, RankError):
+                raise
+            found = self.all((_told(error), getattr(error, "exit_code", 1)))
+            if self.writes or found[0] is None:
+                raise self._common(found) from error
+            raise RankError() from error
+        found = self.all(None)
+        if any(one is not None for one in found):
+            raise self._common(found)
+
+    def _common(self, found: list[tuple[list[str], int] | None]) -> RankError:
+        """What ranks say, as one error: once, where they say the same."""
+        by_text: dict[str, list[int]] = {}
+        for rank, one in enumerate(found):
+            for sentence in () if one is None else one[0]:
+                by_text.setdefault(sentence, []).append(rank)
+        everybody = [*range(self.size)]
+        sentences = [
+            text if ranks == everybody else f"{_named(ranks)}: {text}"
+            for text, ranks in by_text.items()
+        ]
+        return self.only_first(*sentences, code=max(one[1] for one in found if one))
+
+    def only_first(self, *sentences: str, code: int = 1) -> RankError:
+        """An error that all ranks raise, of which rank 0 tells."""
+        error = RankError(*sentences if self.writes else ())
+        error.exit_code = code
+        return error
+
+    # -- a rank that is gone -------------------------------------------------------------------
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Leave the others in the end, and tell them if an error is the reason."""
+        try:
+            yield
+        except RankError:
+            self._leave()
+            raise
+        except BaseException as error:
+            if self.size == 1:
+                raise
+            told, code = _told(error), getattr(error, "exit_code", 1)
+            self._tell(f"stopped/{self.rank}", "\n".join(told))
+            self._leave()
+            if self.writes or not self._awaited(lambda: self._is_told(told)):
+                raise
+            silent = RankError()
+            silent.exit_code = 130 if isinstance(error, KeyboardInterrupt) else code
+            raise silent from error
+        self._leave()
+
+    def _is_told(self, told: list[str]) -> bool:
+        """Whether rank 0 says what has ended this rank, which may be what has ended that one."""
+        same = self._knows("stopped/0") and self._known("stopped/0") == "\n".join(told)
+        return same or self._knows(f"told/{self.rank}")
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        since = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._lost(error, time.monotonic() - since) from error
+
+    def _lost(self, error: RuntimeError, waited: float) -> RankError:
+        """Call the roll, and say who is missing and why."""
+        self._tell(f"here-still/{self.rank}", "")
+        self._leave()
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        self._awaited(lambda: all(self._answers(rank) for rank in others))
+        reasons = {rank: self._known(f"stopped/{rank}") for rank in others if self._stopped(rank)}
+        silent = [rank for rank in others if not self._answers(rank)]
+        present = [self.rank, *(r for r in others if self._answers(r) and r not in reasons)]
+        if self.rank != min(present):
+            return RankError()
+        for rank in reasons:
+            self._tell(f"told/{rank}", "")
+        sentences = [f"rank {rank} stopped: {text}" for rank, text in reasons.items()]
+        if silent:
+            has = "has" if len(silent) == 1 else "have"
+            slow = waited >= 0.9 * self.limit
+            what = f"did not answer within {self.limit:g} s" if slow else f"{has} died"
+            sentences.append(f"{_named(silent)} {what}, so that the training stops")
+        return RankError(*sentences or [f"the ranks could not exchange their batches: {error}"])
+
+    def _answers(self, rank: int) -> bool:
+        return self._knows(f"here-still/{rank}") or self._stopped(rank)
+
+    def _stopped(self, rank: int) -> bool:
+        return self._knows(f"stopped/{rank}")
+
+    def _leave(self) -> None:
+        """Close the connections, so that nobody waits for this rank."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            with suppress(Exception):
+                dist.destroy_process_group()
+
+    # What the store, which may be gone with its rank, has: texts by name.
+
+    def _tell(self, name: str, text: str) -> None:
+        with suppress(Exception):
+            self._store.set(name, text)
+
+    def _knows(self, name: str) -> bool:
+        with suppress(Exception):
+            return bool(self._store.check([name]))
+        return False
+
+    def _known(self, name: str) -> str:
+        with suppress(Exception):
+            return str(self._store.get(name).decode())
+        return ""
+
+    @staticmethod
+    def _awaited(is_so: Callable[[], bool]) -> bool:
+        end = time.monotonic() + _GRACE
+        while not is_so():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def _told(error: BaseException) -> list[str]:
+    if isinstance(error, SaePluginsError):
+        return [str(sentence) for sentence in error.args]
+    if isinstance(error, KeyboardInterrupt):
+        return [_INTERRUPTED]
+    return [f"{type(error).__name__}: {error}"]
+
+
+def _named(ranks: list[int]) -> str:
+    names = ", ".join(map(str, ranks))
+    return f"rank {names}" if len(ranks) == 1 else f"ranks {names}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_own = Ranks()
+
+
+def ranks() -> Ranks:
+    """This process's, which are alone until `join`."""
+    return _own
+
+
+def join(limit: float = LIMIT) -> Ranks:
+    """Meet the other ranks, if this process was started as one of several.
+
+    Args:
+        limit: seconds that one waits for another.
+
+    Raises:
+        RankError: they did not all come in time.
+    """
+    global _own
+    if _own.size == 1 and started()[1] > 1:
+        met = Ranks(*started(), limit)
+        met.meet()
+        _own = met
+    return _own
