@@ -14,6 +14,7 @@ from types import FrameType
 from sae_plugins.base.children import SAFE_PATH, environment
 from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, reason
 from sae_plugins.base.patches import replaced
+from sae_plugins.base.ranks import started
 from sae_plugins.base.secrets import hidden, without_secrets
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.help import help_text
@@ -36,6 +37,8 @@ COMMANDS = {
 """The commands, each with what it does, so that help imports none of them."""
 _GO_ON = (["evaluate"], ["study"], ["upload"])
 """What does only what is missing when it is called again; `train` says itself how to go on."""
+_ON_RANKS = ("train", "study run")
+"""What several processes, which torchrun starts, do together."""
 _OF_PATHS = (
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -144,6 +147,15 @@ def _run(words: list[str]) -> int:
         print(help_text(command))
         return 0
     problems, flags = Problems(), command.flags()
+    rank, size = started()
+    if size > 1 and command.name not in _ON_RANKS:
+        if rank == 0:
+            problems.add(
+                f"sae-plugins {command.name} runs in one process, and {size} were started: leave "
+                "torchrun out"
+            )
+        problems.stop()
+        return 2
     line = parse(rest, flags, problems, operands=bool(command.operand))
     for name in dict.fromkeys(line.repeated):
         note = f"note: --{name} is given more than once; the last one counts"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import Problems, SaePluginsError, begun
+from sae_plugins.base.ranks import ranks
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import TrainProgress
 from sae_plugins.entrypoints.train_checkpoints import check_checkpoints, checkpoints_of
@@ -23,6 +24,13 @@ from sae_plugins.entrypoints.train_output import (
     print_plan,
     print_profile,
     print_summary,
+)
+from sae_plugins.entrypoints.train_ranks import (
+    check_alike,
+    check_shared,
+    goes_on,
+    settle_shards,
+    several,
 )
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import DASHBOARDS, all_flags
@@ -43,15 +51,18 @@ _OF_TORCH_SAVE = "inline_container"
 
 
 def _run(line: Line, problems: Problems) -> int:
-    settings, folder = (_resumed if line.given.get("resume") else _new)(line, problems)
-    try:
-        if line.given.get("dry_run"):
-            return dry_run(settings, folder)
-        if settings is not None:
-            _train(settings, folder)
-        _print_end(folder, settings)
-    finally:
-        folder.release()
+    with several(line, problems):
+        with ranks().together():
+            settings, folder = (_resumed if line.given.get("resume") else _new)(line, problems)
+        try:
+            if line.given.get("dry_run"):
+                return dry_run(settings, folder)
+            if ranks().first(settings is not None) and settings is not None:
+                _train(settings, folder)
+            if ranks().writes:
+                _print_end(folder, settings)
+        finally:
+            folder.release()
     return 0
 
 
@@ -68,9 +79,10 @@ COMMAND = Command(
 )
 
 
-def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
+def _new(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder]:
     """The settings and the folder, locked, of a run that starts."""
     from sae_plugins.runs.folder import default_path
+    from sae_plugins.settings.settings import NOT_IN_RUN_YAML
     from sae_plugins.settings.settle import settle  # imports pydantic and the plugins
 
     flags = {**line.given, **line.options}
@@ -82,7 +94,13 @@ def _new(line: Line, problems: Problems) -> tuple[Settings, RunFolder]:
     default = default_path(
         settings.names, settings.model_name, settings.architecture, settings.get("seed")
     )
-    folder = _folder(line, settings.get("output_path") or default)
+    settle_shards(settings, ranks())
+    path = settings.get("output_path") or default
+    if goes_on(Path(path)):
+        again = {n: v for n, v in line.given.items() if n in NOT_IN_RUN_YAML}
+        line.given = {**again, "resume": path}
+        return _resumed(line, problems)
+    folder = _folder(line, path)
     check_checkpoints(settings, folder)
     folder.check(bool(settings.get("overwrite")))
     return settings, folder
@@ -103,7 +121,9 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
     if not folder.reopen():
         return None, folder
     try:
-        return settle(of_resumed(given, folder.path)), folder
+        settings = settle(of_resumed(given, folder.path))
+        settle_shards(settings, ranks())
+        return settings, folder
     except BaseException:
         folder.release()
         raise
@@ -111,10 +131,10 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
 
 def _folder(line: Line, path: str | Path) -> RunFolder:
     """The folder, which stays as it is in a dry run."""
-    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.follower import folder_of_rank
     from sae_plugins.runs.untouched import UntouchedFolder
 
-    kind = UntouchedFolder if line.given.get("dry_run") else RunFolder
+    kind = UntouchedFolder if line.given.get("dry_run") else folder_of_rank
     return kind(Path(path).expanduser())
 
 
@@ -130,13 +150,18 @@ def _train(settings: Settings, folder: RunFolder) -> None:
     profile = Profile() if settings.get("profile") else None
     resumed = bool(settings.get("resume"))
     try:
-        earlier = folder.trained if resumed else None
-        checkpoints = checkpoints_of(settings, folder) if resumed and earlier is None else None
-        print(f"loading {settings.model_name} ...", flush=True)
-        with _part(profile, "loading"):
-            setup = load_setup(settings.for_saelens())
+        earlier = ranks().first(folder.trained if resumed else None)
+        if earlier is not None and not ranks().writes:
+            return
+        with ranks().together() if earlier is None else nullcontext():
+            checkpoints = checkpoints_of(settings, folder) if resumed and earlier is None else None
+            print(f"loading {settings.model_name} ...", flush=True)
+            with _part(profile, "loading"):
+                setup = load_setup(settings.for_saelens())
         if earlier is None:
             _fit(settings, setup, folder, checkpoints, started, profile)
+            if not ranks().writes:
+                return
         else:
             place, accepts = folder.unfinished / TRAINED, bool(settings.get("accept_changes"))
             Origin(earlier, place, accepts).add(setup.made_from())
@@ -169,14 +194,18 @@ def _fit(
     from sae_plugins.resume.origin import ACCEPTED
     from sae_plugins.settings.run_yaml import recipe_of
 
-    each = bytes_of_checkpoint(settings, setup)
-    folder.check_space(bytes_on_disk(settings, setup), most_checkpoints(settings) * each)
-    cached = setup.plan_cache()
     recipe = recipe_of(settings, setup)
-    with _disk_errors(folder):
-        if checkpoints is None:
-            folder.start(recipe, settings.plan.files)
-    checkpoints = checkpoints or checkpoints_of(settings, folder)
+    check_alike(settings, setup, recipe, ranks())
+    with ranks().together():
+        each = bytes_of_checkpoint(settings, setup)
+        folder.check_space(bytes_on_disk(settings, setup), most_checkpoints(settings) * each)
+        cached = setup.plan_cache()
+        with _disk_errors(folder):
+            if checkpoints is None:
+                folder.start(recipe, settings.plan.files)
+    with ranks().together():
+        check_shared(folder.checkpoints.parent, ranks())
+        checkpoints = checkpoints or checkpoints_of(settings, folder)
     checkpoints.origin.facts.update(setup.made_from())
     print_plan(settings, setup, folder, checkpoints.step, each, cached)
     print(flush=True)
@@ -228,6 +257,7 @@ def _trainable(
                 checkpoints=checkpoints,
                 profile=profile,
                 text=setup,
+                data_shards=settings.data_shards,
             ),
         ):
             yield

@@ -47,16 +47,17 @@ def checkpoints_of(
     from sae_plugins.settings.settings import CACHING
 
     resume = bool(settings.get("resume"))
-    place = folder.unfinished if scratch is None or resume else scratch
+    place = folder.checkpoints if scratch is None or resume else scratch / OUR_CHECKPOINTS
     kind = Checkpoints if scratch is None else UnwrittenCheckpoints
     try:
         checkpoints = kind(
-            place / OUR_CHECKPOINTS,
+            place,
             every=settings.get("checkpoint_every"),
             keep=settings.get("keep_checkpoints"),
             rows=settings.get("resume_buffer") == "exact",
             resume=resume,
             accept_changes=bool(settings.get("accept_changes")),
+            check_ranks=settings.get("check_ranks"),
         )
     except StateError as error:
         raise StateError(

@@ -30,6 +30,7 @@ GROUPS = {
     "training": "training settings that SAELens lacks (a method may set them):",
     "options": _OPTIONS,
     "resuming": "checkpoints to go on from (SAELens' own, --n_checkpoints, are SAEs to look at):",
+    "ranks": "one run on several GPUs (torchrun --nproc_per_node W --no_python sae-plugins train):",
     "dashboards": "where else the metrics of a run are shown (--log_to_wandb stands below):",
     "data": "which rows of a --dataset_path are read:",
     "caching": "activations that the next run need not compute (`sae-plugins cache` shows them):",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.secrets import redacted
 from sae_plugins.entrypoints.train_disk import bytes_of_buffer
 
@@ -55,6 +56,10 @@ def print_plan(
         + (f", {size(waiting)} of it waiting activations" if waiting else ""),
     }
     logs = [*described(settings.get("log_to") or (), folder.path, settings.get("trackio_project"))]
+    if settings.data_shards > 1:
+        readers = ranks().size
+        reading = f", read by {readers} ranks" if readers > 1 else ""
+        rows["data shards"] = f"{settings.data_shards}{reading}"
     if logs:
         rows["metrics in"] = logs
     if cached is not None:

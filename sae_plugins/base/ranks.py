@@ -46,8 +46,9 @@ def started() -> tuple[int, int]:
 
 
 def restarts() -> int:
-    """How often torchrun has started the ranks again after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """How often torchrun has started the ranks again after one died, or Slurm a job's script."""
+    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return sum(int(os.environ.get(name) or 0) for name in names)
 
 
 class Ranks:
@@ -88,7 +89,7 @@ class Ranks:
             store, *_ = next(rendezvous("env://", timeout=limit))
             # torchrun's store outlives the ranks: without a prefix, those that start again would
             # find the addresses of those that died
-            self._store = dist.PrefixStore(f"attempt {restarts()}", store)
+            self._store = dist.distributed_c10d.PrefixStore(f"attempt {restarts()}", store)
             self._store.set(f"here/{self.rank}", "")
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

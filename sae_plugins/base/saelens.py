@@ -198,16 +198,14 @@ def data_loader(
     )
 
 
-def prefetched(taken: Callable[[Any], None]) -> AbstractContextManager[None]:
-    """Tell `taken` each batch that leaves a prefetching queue, while this is open."""
+def prefetched(arrived: Callable[[Any], Any]) -> AbstractContextManager[None]:
+    """Give what `arrived` makes of each batch that leaves a prefetching queue, while open."""
     from sae_lens.training.prefetch import PrefetchingIterator
 
     own = PrefetchingIterator.__next__
 
     def following(self: PrefetchingIterator[Any]) -> Any:
-        batch = own(self)
-        taken(batch)
-        return batch
+        return arrived(own(self))
 
     return replaced(PrefetchingIterator, __next__=following)
 
@@ -408,6 +406,14 @@ def is_synthetic(provider: Any) -> bool:
     return module is not None and isinstance(provider, module.SyntheticActivationIterator)
 
 
+def reads_store(provider: Any) -> bool:
+    """Whether batches come from an activation store, also by a queue of prefetched ones."""
+    from sae_lens.training.activations_store import ActivationsStore
+    from sae_lens.training.prefetch import PrefetchingIterator
+
+    return isinstance(provider, (ActivationsStore, PrefetchingIterator))
+
+
 def computing(
     store: ActivationsStore, compute: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 ) -> None:
@@ -433,6 +439,11 @@ def first_batch_seen(store: ActivationsStore, see: Callable[[Tensor, Tensor | No
 def begin_reading(store: ActivationsStore) -> None:
     """Make the loader that a store would make at its first batch."""
     store._dataloader = store.get_data_loader()
+
+
+def read_from_start(store: ActivationsStore) -> None:
+    """Have a store read its text from the start."""
+    store.iterable_sequences, store.n_dataset_processed = store._iterate_tokenized_sequences(), 0
 
 
 def replace_text(

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.ranks import join
 from sae_plugins.framework.resolve import Plan, Selected, resolve
 from sae_plugins.framework.unused import unused
 
@@ -30,6 +31,7 @@ def plugins(
     checkpoints: Checkpoints | None = None,
     profile: Profile | None = None,
     text: HeldOut | None = None,
+    data_shards: int | None = None,
 ) -> Iterator[Plan]:
     """Make every `SAETrainer` that is built inside, by any SAELens runner, use these plugins.
 
@@ -46,6 +48,8 @@ def plugins(
         checkpoints: where the state of the training is kept, and resumed from; None for nowhere.
         profile: measures where the time goes; None for nothing.
         text: what has held-out text, which sets the thresholds of `calibrate_l0`.
+        data_shards: parts into which the text is cut, so that several ranks can read it; a number
+            that theirs divides. None for one part, or under torchrun for 8 if that can be.
 
     SAELens' own settings (learning rate, its schedule, ...) stay those of the runner's config; the
     ones that a method asks for are in the yielded plan's `sae_lens`.
@@ -56,16 +60,24 @@ def plugins(
     Raises:
         PluginError: unknown names or options (with suggestions), conflicts, or a plugin that does
             not work on the SAE's architecture; before any training.
+        RankError: other ranks did not come.
         RuntimeError: another `plugins` context is open.
     """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise PluginError(f"seed={seed!r}: give a whole number, or None")
     plan = plan_of(names, without=without, options=options, training=training)
-    from sae_plugins.base.saelens import data_loader, trainer_class
+    from sae_plugins.base.saelens import trainer_class
     from sae_plugins.base.seeds import seed_everything  # after resolve: errors need no torch
     from sae_plugins.framework.trainer import PluginTrainer
-    from sae_plugins.resume.stream import batches
+    from sae_plugins.resume.division import shards_for
+    from sae_plugins.resume.shards import loaded
 
+    size = join().size
+    if size > 1 and seed is None:
+        raise PluginError(
+            f"seed=None: {size} ranks train one SAE, and would draw different weights; give a seed"
+        )
+    shards = data_shards or shards_for(size)
     built = False
 
     class Bound(PluginTrainer):
@@ -82,8 +94,11 @@ def plugins(
     order = " -> ".join(plugin.name for plugin, _ in plan.plugins)
     logger.info("plugins, in order: %s", order or "none")
     Bound.checkpoints, Bound.profile, Bound.numbers = checkpoints, profile, itertools.count(1)
-    Bound.text = text
-    loading = data_loader(batches) if checkpoints is None else checkpoints.open()
+    Bound.text, Bound.shards = text, shards
+    loading = loaded(shards, Bound.seed)
+    if checkpoints is not None:
+        checkpoints.shards, checkpoints.seed = shards, Bound.seed
+        loading = checkpoints.open()
     with trainer_class(bound), ExitStack() as stack:
         if profile is not None:
             stack.enter_context(profile.open())

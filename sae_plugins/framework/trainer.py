@@ -49,6 +49,7 @@ from sae_plugins.framework.thresholds import (
 )
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.origin import ACCEPTED
+from sae_plugins.resume.shards import divided
 from sae_plugins.resume.state import check_fits
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
     profile: ClassVar[Profile | None] = None
     text: ClassVar[HeldOut | None] = None
     numbers: ClassVar[Iterator[int]]
+    shards: ClassVar[int] = 1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Build SAELens' trainer, then attach the plugins to it.
@@ -84,6 +86,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
             PluginError: a plugin cannot work on this SAE or is wrong in itself.
         """
         super().__init__(*args, **kwargs)
+        self.data_provider = divided(self.data_provider, self.shards, self.seed)
         if self.checkpoints is not None:
             self.checkpoints.check(self)
         settings = self.plan.training
@@ -286,6 +289,11 @@ class PluginTrainer(SAETrainer[Any, Any]):
             "features": self.run.features.state_dict() if self.host.plugins else None,
             "plugins": {plugin.name: plugin.state_dict() for plugin in self.host.plugins},
         }
+
+    def replicated(self) -> dict[str, Any]:
+        """The part of the state that must be the same on all ranks: without what only observes."""
+        acting = [plugin for plugin in self.host.plugins if not plugin.observes_only]
+        return {**self.state_dict(), "plugins": {one.name: one.state_dict() for one in acting}}
 
     def state_of_plugins(self) -> dict[str, Any]:
         """The part of the state that others have written, and that may be anything."""

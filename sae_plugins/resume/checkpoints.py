@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from inspect import isroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, StateError
 from sae_plugins.base.files import lock, versions
 from sae_plugins.base.identity import Fact
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.saelens import (
     begin_reading,
     continued_multi_training,
@@ -42,13 +44,18 @@ from sae_plugins.resume.files import (
     interval,
     newest,
     partial_files,
+    remove,
     step_of,
 )
 from sae_plugins.resume.origin import ACCEPTED, Origin, samples
+from sae_plugins.resume.replicas import check_replicas
+from sae_plugins.resume.resumable import Resumable
 from sae_plugins.resume.signals import Signals, handlers_kept
-from sae_plugins.resume.state import changes, check_state, write_state
+from sae_plugins.resume.state import changes, check_state
+from sae_plugins.resume.written import read_shards, savable, write_together
 
 if TYPE_CHECKING:
+    from sae_plugins.resume.shards import Shards
     from sae_plugins.resume.stream import Stream
 
 logger = logging.getLogger(__name__)
@@ -66,48 +73,6 @@ COMPILED_AND_AHEAD = (
     "sets back the random state from which the other thread shuffles; leave one of them out, or "
     "give up exactness with --resume_buffer refill (in Python: rows=False)"
 )
-
-
-class Resumable(Protocol):
-    """A trainer, as its checkpoints see it.
-
-    Attributes:
-        sae: the SAE in training.
-        data_provider: where its batches come from.
-        n_training_steps: completed training steps.
-    """
-
-    sae: Any
-    data_provider: Any
-    n_training_steps: int
-
-    def facts(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
-        ...
-
-    def made_from(self) -> dict[str, Fact | None]:
-        """What the SAE is made from besides the data, such as the code."""
-        ...
-
-    def versions(self) -> dict[str, str]:
-        """The versions of what takes part, by name; others may change the last digit."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the training depends on, between two steps."""
-        ...
-
-    def state_of_plugins(self) -> dict[str, Any]:
-        """The part of the state that others have written, and that may be anything."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put a trainer that was built in the same way where another one was."""
-        ...
-
-    def is_finite(self) -> bool:
-        """Whether no weight and no gradient that is held is NaN or infinite."""
-        ...
 
 
 class Checkpoints:
@@ -128,6 +93,7 @@ class Checkpoints:
         rows: bool = True,
         resume: bool = False,
         accept_changes: bool = False,
+        check_ranks: int = 100,
     ) -> None:
         """Describe the checkpoints of one run.
 
@@ -140,6 +106,7 @@ class Checkpoints:
             resume: go on from the newest whole checkpoint, or start where there is none.
             accept_changes: go on with changed data, model or code, which is noted in the SAE's
                 metadata; without it, they are refused.
+            check_ranks: steps after which several ranks compare their SAEs; 0 for never.
 
         Raises:
             PluginError: `every` is no interval, `keep` keeps none, or checkpoints exist that are
@@ -150,7 +117,9 @@ class Checkpoints:
         self.steps, self.seconds = interval(every)
         if keep < 1:
             raise PluginError(f"keep={keep}: the newest checkpoint must stay, so keep 1 or more")
-        self.keep, self.rows = keep, rows
+        self.keep, self.rows, self.check_ranks = keep, rows, check_ranks
+        self.shards, self.seed = 1, 0
+        """Of the run, as `sae_plugins.plugins` says."""
         self.saved: dict[str, Any] | None = None
         self.path: Path | None = None
         """The newest checkpoint, written or resumed from."""
@@ -168,7 +137,7 @@ class Checkpoints:
         self._trainers: list[Resumable] = []
         self._facts: list[dict[str, Any]] = []
         self._began = self._ended = False
-        self._stream: Stream | None = None
+        self._stream: Stream | Shards | None = None
         self._stream_facts: dict[str, Any] | None = None
         self._random = self.saved and self.saved["random"]
         self._signals = Signals()
@@ -184,8 +153,9 @@ class Checkpoints:
         """Watch over the trainers and activation stores that are built and used inside."""
         with ExitStack() as stack:
             self._take_folder(stack)
-            stack.enter_context(data_loader(self._stream_of))
-            stack.enter_context(prefetched(self.taken))
+            home = threading.get_ident()
+            stack.enter_context(data_loader(partial(self._stream_of, home=home)))
+            stack.enter_context(prefetched(self._arrived))
             stack.enter_context(continued_multi_training())
             stack.enter_context(interrupted_runs_unsaved())
             stack.enter_context(handlers_kept())
@@ -195,6 +165,8 @@ class Checkpoints:
         """Make the folder and lock it, so that no other run writes its checkpoints there."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not ranks().writes:
+                return
             busy = PluginError(f"{self.folder}: another run writes its checkpoints there")
             stack.enter_context(lock(self.folder, busy))
         except OSError as error:
@@ -250,13 +222,19 @@ class Checkpoints:
             return  # trained in lockstep with the first
         if not self._began:
             self._begin(trainer)
-        if self._signals.received:
+        step = trainer.n_training_steps
+        stops, is_due = ranks().agree(
+            self._signals.received, ranks().writes and step > 0 and self._is_due(step)
+        )
+        if stops:
+            self._signals.agreed()
             self.write()
-            step = trainer.n_training_steps
             saved = f"; saved in {self.path}" if self.step == step else self._kept()
             logger.warning("stopped after step %d%s", step, saved)
             raise interruption()
-        elif trainer.n_training_steps and self._is_due(trainer.n_training_steps):
+        if ranks().size > 1 and self.check_ranks and (step == 1 or step % self.check_ranks == 0):
+            check_replicas(self._trainers, ranks())
+        if is_due:
             self.write()
 
     def read_by_sae_lens(self, provider: Any) -> None:
@@ -268,6 +246,12 @@ class Checkpoints:
         """A batch has left the queue of prefetched ones, or reached a trainer."""
         if self._stream is not None:
             self._stream.taken(batch)
+
+    def _arrived(self, batch: Tensor | dict[str, Tensor]) -> Any:
+        """The batch that training gets of what has left the queue of prefetched ones."""
+        if self._stream is not None:
+            return self._stream.whole(batch)
+        return batch
 
     def ended(self) -> None:
         """Training has ended: the first signal lets the SAE be saved, the second stops at once."""
@@ -290,27 +274,29 @@ class Checkpoints:
         if not all(trainer.is_finite() for trainer in self._trainers):
             logger.error("no checkpoint at step %d: NaN or infinite weights%s", step, self._kept())
             return
-        try:
-            with nullcontext() if self._stream is None else self._stream.lock, _savable():
-                write_state(path, self._tree())
-        except (OSError, PluginError) as error:
-            reason = getattr(error, "strerror", None) or error
+        with nullcontext() if self._stream is None else self._stream.lock:
+            reason = write_together(path, self._tree, ranks())
+        if reason is not None:
             logger.error("no checkpoint at step %d: %s%s", step, reason, self._kept())
             return
         self.path = path
+        if ranks().writes:
+            self._remove_old(step)
+
+    def _remove_old(self, step: int) -> None:
         # those of later steps were found to be damaged, and what is partial was killed
         stale = [old for old in files(self.folder) if step_of(old) > step]
         kept = [old for old in files(self.folder) if step_of(old) <= step]
         for old in [*stale, *kept[self.keep :], *partial_files(self.folder)]:
             with suppress(OSError):
-                old.unlink()
+                remove(old)
 
     def _begin(self, trainer: Resumable) -> None:
         """The first step begins: everything that takes part is known, and nothing has moved."""
         self._began = True
         if self.saved is not None:
             self._resumed(self.saved)
-        with _savable():
+        with savable():
             check_state({"trainers": [trainer.state_of_plugins() for trainer in self._trainers]})
         compiled = isroutine(vars(trainer.sae).get("training_forward_pass"))  # the fast step is not
         if self.rows and compiled and hasattr(trainer.data_provider, "paused"):
@@ -342,21 +328,25 @@ class Checkpoints:
     def _kept(self) -> str:
         return f"; the last good one is {self.path}" if self.path else "; there is none before it"
 
-    def _tree(self) -> dict[str, Any]:
+    def _tree(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is saved, and the states of this rank's data shards by number."""
+        stream = self._stream and self._stream.state_dict(rows=self.rows)
+        parts = (stream or {}) if self.shards > 1 else {}
         provider: Any = self._trainers[0].data_provider
         self._check_provider(provider)
-        return {
+        tree = {
             "format": FORMAT,
             "facts": self._facts,
             "versions": self._versions(self._trainers[0]),
             "notes": self.notes,
             "made_from": self.origin.facts,
             "random": random_states(),
-            "stream": self._stream and self._stream.state_dict(rows=self.rows),
+            "stream": {"shards": self.shards} if parts else stream,
             "stream_facts": self._stream_facts,
             "provider": provider.state_dict() if self._is_stateful(provider) else None,
             "trainers": [trainer.state_dict() for trainer in self._trainers],
         }
+        return tree, parts
 
     def _versions(self, trainer: Resumable) -> dict[str, Any]:
         return versions(_VERSIONS) | trainer.versions()
@@ -414,37 +404,26 @@ class Checkpoints:
                 set_random_states(self._random)
             self._random = None
 
-    def _stream_of(self, store: Any, multi_hook: bool) -> Iterator[Any]:
+    def _stream_of(self, store: Any, multi_hook: bool, home: int) -> Iterator[Any]:
         """The batches of the run's activation store, from the place where the run is."""
-        from sae_plugins.resume.stream import Stream, batches
+        from sae_plugins.resume.shards import Shards, stream_of
+        from sae_plugins.resume.stream import batches
 
         if self._stream is not None:
             return batches(store, multi_hook)  # a store of somebody else's
-        self._stream = stream = Stream(
-            store, multi_hook=multi_hook, accept_changes=self.origin.accepts
+        self._stream = stream = stream_of(
+            store, self.shards, self.seed, home, multi_hook, self.origin.accepts
         )
         self._stream_facts = redacted(stream.facts())
         self._add(stream.made_from())
         if self.saved is not None and self.saved["stream"] is not None:
             self._compare(self.saved["stream_facts"], self._stream_facts)
+            saved = self.saved["stream"]
+            if isinstance(stream, Shards) and self.path is not None:
+                saved = read_shards(self.path, stream.own)
             with self._fitting():
-                stream.load_state_dict(self.saved["stream"])
+                stream.load_state_dict(saved)
             self.saved["stream"] = None
             # a thread that reads ahead shuffles before the first step begins
             self._restore_random()
         return stream
-
-
-@contextmanager
-def _savable() -> Iterator[None]:
-    """Name the plugin and the attribute that cannot be saved, and what to do about it."""
-    try:
-        yield
-    except TypeError as error:
-        plugin = re.fullmatch(r"trainers/\d+/plugins/([^/]+)/(.*)", str(error))
-        what = f"plugin {plugin[1]!r}: self.{plugin[2]}" if plugin else str(error)
-        raise PluginError(
-            f"no checkpoint can be made of {what}: keep numbers, strings, tensors and containers "
-            "of them there, or, on a plugin, name the attribute in `transient` or override "
-            "state_dict and load_state_dict"
-        ) from error

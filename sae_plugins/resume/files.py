@@ -40,20 +40,41 @@ def checkpoint(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}.safetensors"
 
 
+def shard_of(path: Path, k: int | str) -> Path:
+    """The file of a data shard of a checkpoint, beside it."""
+    return path.with_name(f"{path.stem}.shard{k}.safetensors")
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The files of all data shards of a checkpoint."""
+    return sorted(path.parent.glob(f"{path.stem}.shard*.safetensors"))
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, the main file first, without which its shards are none."""
+    shards = shards_of(path)
+    path.unlink(missing_ok=True)
+    for file in shards:
+        file.unlink(missing_ok=True)
+
+
 def files(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
-    return sorted(_named(folder, ""), key=step_of, reverse=True)
+    return sorted(_named(folder, r"\.safetensors"), key=step_of, reverse=True)
 
 
 def partial_files(folder: Path) -> list[Path]:
     """What processes that were killed have left of checkpoints that they were writing."""
     of_safetensors = folder.glob(".tmp??????")  # which gives them their names at the end
-    return [*_named(folder, r"\.partial"), *of_safetensors]
+    partial = _named(folder, r"(\.shard\d+)?\.safetensors\.partial")
+    shards = _named(folder, r"\.shard\d+\.safetensors")
+    without = [path for path in shards if not checkpoint(folder, step_of(path)).exists()]
+    return [*partial, *without, *of_safetensors]
 
 
 def _named(folder: Path, ending: str) -> list[Path]:
-    """Checkpoints by their names; whatever else is there is somebody's."""
-    name = re.compile(rf"step-\d+\.safetensors{ending}")
+    """Files of checkpoints by their names; whatever else is there is somebody's."""
+    name = re.compile(rf"step-\d+{ending}")
     return [path for path in folder.glob("step-*") if name.fullmatch(path.name)]
 
 
@@ -79,6 +100,8 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
                     f"{path} has format {tree.get('format')!r}, and this version of sae-plugins "
                     f"reads format {FORMAT}: go on with the version that wrote it"
                 )
+            for k in range((tree.get("stream") or {}).get("shards", 0)):
+                read_state(shard_of(path, k))
         except StateError as error:
             broken.append(str(error))
             continue

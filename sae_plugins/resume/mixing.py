@@ -37,7 +37,7 @@ class MixingBuffer(Iterator[Tensor]):
     """Batches [batch_size, ...] of rows that come in order, mixed with those that came before.
 
     Its state is `undelivered`, rows to serve before more come in, and `kept`, those to be mixed
-    with what comes next. The global random state, which it draws from, is not part of it.
+    with what comes next. The random state, which it draws from, is not part of it.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class MixingBuffer(Iterator[Tensor]):
         activations: Iterable[Tensor],
         mix_fraction: float = 0.5,
         largest: int = 0,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Make an empty one; nothing is read yet.
 
@@ -57,13 +58,14 @@ class MixingBuffer(Iterator[Tensor]):
             mix_fraction: of `size`, the part that stays; with 0, rows are served as they come.
             largest: how many rows come at a time, at most. Where more come, the buffer is copied
                 to make room.
+            generator: what shuffles; None for the global random state.
         """
         if size < batch_size:
             raise ValueError("Buffer size must be greater than or equal to batch size")
         if not 0 <= mix_fraction <= 1:
             raise ValueError("mix_fraction must be in [0, 1]")
         self._size, self._batch_size = size, batch_size
-        self._mix_fraction = mix_fraction
+        self._mix_fraction, self._generator = mix_fraction, generator
         self._room = most_rows(size, batch_size, mix_fraction, largest)
         self._rows: Tensor | None = None  # [room, ...]
         # Where in `_rows` the row number i is. Those from `_count` on are free, those before
@@ -93,7 +95,9 @@ class MixingBuffer(Iterator[Tensor]):
             del rows  # which takes memory while it is served
             if self._count >= self._size:
                 if self._mix_fraction > 0:
-                    order = torch.randperm(self._count).to(self._slots.device)
+                    order = torch.randperm(self._count, generator=self._generator).to(
+                        self._slots.device
+                    )
                     self._slots[: self._count] = self._slots[order]
                 spare = self._count - int(self._size * self._mix_fraction)
                 yield from self._serve(max(1, spare // self._batch_size))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.saelens import interruption
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -22,6 +23,7 @@ class Signals:
         self.received = False
         self._deferring = False
         self._training = True
+        self._is_said = False
 
     def defer(self) -> None:
         """Answer signals from now on, whoever did before."""
@@ -41,8 +43,16 @@ class Signals:
         if self.received or not self._deferring:
             raise interruption()
         self.received = True
-        what = "finishing the step and writing a checkpoint" if self._training else "saving the SAE"
-        _say(f"{what}; again to stop at once")
+        if not self._training:
+            _say("saving the SAE; again to stop at once")
+        elif ranks().size == 1:  # several agree on it first: one of them may be gone
+            self.agreed()
+
+    def agreed(self) -> None:
+        """A signal that some rank has received is answered now."""
+        if ranks().writes and not self._is_said:
+            self._is_said = True
+            _say("finishing the step and writing a checkpoint; again to stop at once")
 
 
 @contextmanager

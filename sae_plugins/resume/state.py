@@ -53,6 +53,13 @@ def write_state(path: Path, tree: Mapping[str, Any]) -> None:
         raise OSError(str(error)) from error
 
 
+def tensors_of(tree: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a tree by their place, as they would be written."""
+    tensors: dict[str, Tensor] = {}
+    _Encoder(tensors).encode(tree, "")
+    return tensors
+
+
 def check_state(tree: Mapping[str, Any]) -> None:
     """Raise the TypeError that writing such a tree would raise; does nothing with its tensors."""
     _Encoder(None).encode(tree, "")

@@ -49,7 +49,13 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
     """
 
     def __init__(
-        self, store: ActivationsStore, *, multi_hook: bool = False, accept_changes: bool = False
+        self,
+        store: ActivationsStore,
+        *,
+        multi_hook: bool = False,
+        accept_changes: bool = False,
+        share: int = 1,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Take over the reading of a store whose text has not been read yet.
 
@@ -57,6 +63,8 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
             store: whose batches they are.
             multi_hook: a batch has activations by hook.
             accept_changes: go on, by number, in text that is not the one of the state.
+            share: how many such streams share a batch and the buffer, each with as much of them.
+            generator: what shuffles; None for the global random state.
 
         Raises:
             PluginError: it has been.
@@ -64,48 +72,37 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         without_videos()
         self.store = store
         self.lock = threading.RLock()
-        self._widths = saelens.hook_widths(store) if multi_hook else None  # d_in by hook
+        self.widths = saelens.hook_widths(store) if multi_hook else None  # d_in by hook
         self._text = _Place(store, accept_changes)
-        self._mixer = _mixer(store, self._widths)
+        self._mixer = _mixer(store, self.widths, share, generator)
         self._at_rest, self._pulled = True, False
-        # Weakly: without a queue nobody tells when norm estimation is done with a batch, and a
-        # thousand of them would fill the memory. SAELens' queue keeps alive what waits in it.
-        self._delivered: deque[tuple[int, tuple[TensorWeakRef, ...]]] = deque()
-        self._delivered_lock = threading.Lock()  # not `lock`: training must not wait for a pull
+        self._in_flight = InFlight()
 
     # -- the batches ---------------------------------------------------------------------------
 
     def __next__(self) -> Tensor | dict[str, Tensor]:
         with self.lock:
-            self._at_rest, self._pulled = False, True
-            rows = next(self._mixer)
-            if self._widths is None:
-                self._remember(rows)
-                batch: Tensor | dict[str, Tensor] = rows
-            else:
-                batch = _by_hook(rows, self._widths)
-                self._remember(*batch.values())
-            self._at_rest = True
+            rows = self.pull()
+            batch = by_hook(rows, self.widths)
+            self._in_flight.add(batch)
             return batch
 
+    def pull(self) -> Tensor:
+        """The next rows, those of several hooks side by side; the caller keeps them in mind."""
+        with self.lock:
+            self._at_rest, self._pulled = False, True
+            rows = next(self._mixer)
+            self._at_rest = True
+            return rows
+
     def taken(self, batch: Tensor | dict[str, Tensor]) -> None:
-        """This batch, or the one that this tensor is part of, has left SAELens' queue.
+        """This batch, or the one that this tensor is part of, has left SAELens' queue."""
+        self._in_flight.taken(batch)
 
-        Batches come in order: it and all that were delivered before it are no longer in flight.
-        """
-        tensor = next(iter(batch.values())) if isinstance(batch, dict) else batch
-        with self._delivered_lock:
-            for before, (_, tensors) in enumerate(self._delivered):
-                if any(one() is tensor for one in tensors):
-                    for _ in range(before + 1):
-                        self._delivered.popleft()
-                    return
-
-    def _remember(self, *tensors: Tensor) -> None:
-        with self._delivered_lock:
-            while self._delivered and not _all_alive(self._delivered[0][1]):
-                self._delivered.popleft()
-            self._delivered.append((threading.get_ident(), tuple(map(TensorWeakRef, tensors))))
+    def whole(self, batch: Tensor | dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The batch that training gets of what has left SAELens' queue: this one."""
+        self.taken(batch)
+        return batch
 
     # -- the state -----------------------------------------------------------------------------
 
@@ -131,7 +128,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
                 "preparing a batch; resume from the checkpoint before"
             )
         undelivered, kept = self._mixer.state()
-        return {**state, "undelivered": [*self._in_flight(), *undelivered], "kept": kept}
+        return {**state, "undelivered": [*self._in_flight.rows(), *undelivered], "kept": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where another stream was; text is only read when new activations are needed.
@@ -149,10 +146,10 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
     def facts(self) -> dict[str, Any]:
         """Plain JSON values that must be equal for a resumed run to be exact."""
         store = self.store
-        if self._widths is None:
+        if self.widths is None:
             heads, widths = {store.hook_name: store.hook_head_index}, {store.hook_name: store.d_in}
         else:
-            heads, widths = saelens.hook_heads(store), self._widths
+            heads, widths = saelens.hook_heads(store), self.widths
         excluded = store.exclude_special_tokens
         return {
             "hooks": [[hook, heads.get(hook), d_in] for hook, d_in in widths.items()],
@@ -179,24 +176,44 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
 
     def made_from(self) -> dict[str, Fact | None]:
         """What is known of the language model, its tokenizer and the text, by what is in memory."""
-        model, text = self.store.model, getattr(self.store, "dataset", None)
-        cached = self.store.cached_activation_dataset
-        found: dict[str, Fact | None] = {"model": of_tensors(model.state_dict())}
-        if (tokenizer := getattr(model, "tokenizer", None)) is not None:
-            found["tokenizer"] = of_tokenizer(tokenizer)
-        if text is not None:
-            found["dataset"] = of_rows(text)
-        if cached is not None:
-            found["cached_activations_path"] = of_rows(cached)
-        return found
+        return made_from(self.store)
 
-    def _in_flight(self) -> list[Tensor]:
+
+class InFlight:
+    """The batches that a thread has pulled ahead, and that training has not taken yet."""
+
+    def __init__(self) -> None:
+        """Nothing is in flight."""
+        # Weakly: without a queue nobody tells when norm estimation is done with a batch, and a
+        # thousand of them would fill the memory. SAELens' queue keeps alive what waits in it.
+        self._delivered: deque[tuple[int, tuple[TensorWeakRef, ...]]] = deque()
+        self._lock = threading.Lock()  # not the stream's: training must not wait for a pull
+
+    def add(self, batch: Tensor | dict[str, Tensor]) -> None:
+        """This thread has pulled a batch."""
+        with self._lock:
+            while self._delivered and not _all_alive(self._delivered[0][1]):
+                self._delivered.popleft()
+            tensors = tuple(map(TensorWeakRef, _tensors(batch)))
+            self._delivered.append((threading.get_ident(), tensors))
+
+    def taken(self, batch: Tensor | dict[str, Tensor]) -> None:
+        """A batch is no longer in flight, and so are all before it: they come in order."""
+        tensor, *_ = _tensors(batch)
+        with self._lock:
+            for before, (_, tensors) in enumerate(self._delivered):
+                if any(one() is tensor for one in tensors):
+                    for _ in range(before + 1):
+                        self._delivered.popleft()
+                    return
+
+    def rows(self) -> list[Tensor]:
         """The rows of every batch that a thread pulled ahead, and that is alive as a whole.
 
         What the training's own thread pulled is taken, also where somebody still holds it.
         """
         here = threading.get_ident()
-        with self._delivered_lock:
+        with self._lock:
             delivered = [
                 [tensor() for tensor in tensors]
                 for thread, tensors in self._delivered
@@ -207,7 +224,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
             for tensors in delivered
             if all(tensor is not None for tensor in tensors)
         ]
-        return [rows[0] if self._widths is None else torch.cat(rows, dim=1) for rows in whole]
+        return [rows[0] if len(rows) == 1 else torch.cat(rows, dim=1) for rows in whole]
 
 
 class _Place:
@@ -308,39 +325,66 @@ class _Place:
         return rows[0, -1]
 
 
+def made_from(store: ActivationsStore) -> dict[str, Fact | None]:
+    """What is known of a store's language model, its tokenizer and the text, by what is there."""
+    model, text = store.model, getattr(store, "dataset", None)
+    cached = store.cached_activation_dataset
+    found: dict[str, Fact | None] = {"model": of_tensors(model.state_dict())}
+    if (tokenizer := getattr(model, "tokenizer", None)) is not None:
+        found["tokenizer"] = of_tokenizer(tokenizer)
+    if text is not None:
+        found["dataset"] = of_rows(text)
+    if cached is not None:
+        found["cached_activations_path"] = of_rows(cached)
+    return found
+
+
 def batches(store: ActivationsStore, multi_hook: bool) -> Iterator[Any]:
     """The batches of a `Stream`, without a state; the store's text may have been read before."""
     widths = saelens.hook_widths(store) if multi_hook else None
     mixer = _mixer(store, widths)
-    return mixer if widths is None else (_by_hook(rows, widths) for rows in mixer)
+    return mixer if widths is None else (by_hook(rows, widths) for rows in mixer)
 
 
-def _mixer(store: ActivationsStore, widths: Mapping[str, int] | None) -> MixingBuffer:
+def _mixer(
+    store: ActivationsStore,
+    widths: Mapping[str, int] | None,
+    share: int = 1,
+    generator: torch.Generator | None = None,
+) -> MixingBuffer:
     """What SAELens' loaders mix; in multi-hook mode a row per token, so that hooks move alike."""
     activations = (
         saelens.activations(store)
         if widths is None
         else (
-            torch.cat([by_hook[hook] for hook in widths], dim=1)
-            for by_hook in saelens.activations_by_hook(store)
+            torch.cat([acts[hook] for hook in widths], dim=1)
+            for acts in saelens.activations_by_hook(store)
         )
     )
     sliced = store.cached_activation_dataset is None
     positions = store.training_context_size if sliced else store.context_size
     return MixingBuffer(
-        store.n_batches_in_buffer * store.training_context_size,
-        store.train_batch_size_tokens,
+        store.n_batches_in_buffer * store.training_context_size // share,
+        store.train_batch_size_tokens // share,
         activations,
         store.activations_mixing_fraction,
         largest=store.store_batch_size_prompts * positions,
+        generator=generator,
     )
 
 
-def _by_hook(rows: Tensor, widths: Mapping[str, int]) -> dict[str, Tensor]:
+def by_hook(rows: Tensor, widths: Mapping[str, int] | None) -> Tensor | dict[str, Tensor]:
+    """Rows [n, sum of d_in] as activations [n, d_in] by hook; as they are without such widths."""
+    if widths is None:
+        return rows
     batch, start = {}, 0
     for hook, width in widths.items():
         batch[hook], start = rows[:, start : start + width], start + width
     return batch
+
+
+def _tensors(batch: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(batch.values()) if isinstance(batch, dict) else (batch,)
 
 
 def _all_alive(tensors: tuple[TensorWeakRef, ...]) -> bool:

@@ -116,8 +116,13 @@ def harvests(settings: SAELensSettings, d_in: int, threads: int | None = None) -
     if values.get("dataset_path"):  # of which so much is not trained on
         held += settings.unseen_tokens
     facts = _facts(settings, values, threads) | {"heldout": held}
-    parts: list[tuple[str, int | None]] = [
-        (f"{text} in the order of seed {settings.seed}", settings.seed)
+    shards = settings.data_shards
+    cut = f", cut into {shards}" if shards > 1 else ""
+    parts: list[tuple[str, Any]] = [
+        (
+            f"{text} in the order of seed {settings.seed}{cut}",
+            [settings.seed, shards] if cut else settings.seed,
+        )
     ]
     parts += [(f"held out of {text}", None)] if settings.heldout_tokens else []
     batch, to_train = _batches_to_train(settings, values)
@@ -138,11 +143,13 @@ def _batches_to_train(settings: SAELensSettings, values: Mapping[str, Any]) -> t
     """Tokens of a batch of the language model, and how many such batches SAELens' buffer takes."""
     positions = trained_positions(values["context_size"], values["seqpos_slice"])
     batch = values["store_batch_size_prompts"] * positions
-    size, buffer = values["train_batch_size_tokens"], values["n_batches_in_buffer"] * positions
-    wanted = -(-values["training_tokens"] // size)
+    shards = settings.data_shards  # each with its share of a batch and of the buffer
+    size = values["train_batch_size_tokens"] // shards
+    buffer = values["n_batches_in_buffer"] * positions // shards
+    wanted = -(-values["training_tokens"] // (size * shards))
     if settings.sae.get("normalize_activations") in ESTIMATED:
         wanted += values["n_batches_for_norm_estimate"]
-    wanted += -(-(settings.following_tokens - settings.unseen_tokens) // size)
+    wanted += -(-(settings.following_tokens - settings.unseen_tokens) // (size * shards))
     mixed = int(buffer * values["activations_mixing_fraction"])
     read = waiting = 0
     while wanted > 0:
@@ -152,7 +159,7 @@ def _batches_to_train(settings: SAELensSettings, values: Mapping[str, Any]) -> t
             served = max(1, (waiting - mixed) // size)
             wanted -= served
             waiting -= served * size
-    return batch, read
+    return batch, shards * read
 
 
 def _facts(
@@ -176,11 +183,11 @@ def _facts(
         "settings": redacted({name: values.get(name) for name in (*_OF_MODEL, *_OF_TEXT)}),
         "versions": versions(_VERSIONS),
         "code": of_code(_CODE),
-        "machine": _machine(settings, threads),
+        "machine": machine(settings, threads),
     }
 
 
-def _machine(settings: SAELensSettings, threads: int | None) -> dict[str, Any]:
+def machine(settings: SAELensSettings, threads: int | None = None) -> dict[str, Any]:
     """What the last bits of a product depend on."""
     device = torch.device(settings.runner.get("llm_device") or settings.device)
     found = {
@@ -314,10 +321,10 @@ class ActivationCache:
         """
         return plan(self._harvests, self.folder)
 
-    def serve(self, store: ActivationsStore, heldout: bool) -> None:
-        """Have a store over one part of the text get its activations here."""
+    def serve(self, store: ActivationsStore, heldout: bool, shards: int = 1) -> None:
+        """Have a store over one part of the text, or a shard of it, get its activations here."""
         harvest = self._harvests[heldout]
-        seen: set[str] = set()
+        seen: set[str] = set() if shards == 1 else {_WHOLE}  # of which one shard tells nothing
 
         def activations(compute: Compute, tokens: Tensor) -> Tensor:
             path = harvest.place(self.folder.path) / f"{fingerprint(tokens)}{kept.SUFFIX}"

@@ -31,11 +31,15 @@ class CachedActivations:
     held: int
     text: TextSplits
 
-    def narrow(self, store: ActivationsStore, heldout: bool) -> None:
-        """Have a store read one part of the rows."""
+    def narrow(
+        self, store: ActivationsStore, heldout: bool, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        """Have a store read one part of the rows; of those to train on, shard `k` of `count`."""
         assert store.cached_activation_dataset is not None
         first = self.rows - self.held
-        part = range(first, self.rows) if heldout else range(first)
+        k, count = shard
+        to_train = range(k * first // count, (k + 1) * first // count)
+        part = range(first, self.rows) if heldout else to_train
         store.cached_activation_dataset = store.cached_activation_dataset.select(part)
 
 

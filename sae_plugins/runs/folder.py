@@ -24,7 +24,7 @@ from sae_plugins.base.files import lock, next_free, size, write
 from sae_plugins.framework import plugin_files
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
-from sae_plugins.resume.files import partial_files
+from sae_plugins.resume.files import partial_files, remove, shards_of
 from sae_plugins.resume.signals import deferred
 from sae_plugins.runs import journal, recipe_file
 
@@ -99,6 +99,11 @@ class RunFolder:
         self._lock = ExitStack()
         self._started = self._ended = False
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints to go on from lie."""
+        return self.unfinished / OUR_CHECKPOINTS
+
     def check(self, overwrite: bool) -> None:
         """Refuse a folder that is taken or cannot be written to; make and lock it otherwise.
 
@@ -136,7 +141,7 @@ class RunFolder:
             if not (self.unfinished / RECIPE).is_file():
                 state = "is finished" if _is_saved(self.path) else "holds no unfinished run"
                 raise PluginError(f"--resume {self.path} {state}: there is nothing to go on with")
-            if not self._can_go_on():
+            if not self.can_go_on():
                 recipe = self.unfinished / RECIPE
                 again = f"{recipe}{recipe_file.named_again(recipe)}"
                 raise PluginError(
@@ -168,7 +173,7 @@ class RunFolder:
     def _checkpoints(self) -> list[Path]:
         return checkpoints_in(self.unfinished / OUR_CHECKPOINTS)
 
-    def _can_go_on(self) -> bool:
+    def can_go_on(self) -> bool:
         """Whether `unfinished/` has a run, and that something to go on from."""
         is_run = (self.unfinished / RECIPE).is_file()
         return is_run and (self.trained is not None or bool(self._checkpoints()))
@@ -186,7 +191,7 @@ class RunFolder:
             raise PluginError(
                 f"--output_path {self.path} cannot be read: {reason(error)}"
             ) from error
-        if taken and self._can_go_on() and not overwrite:
+        if taken and self.can_go_on() and not overwrite:
             raise PluginError(
                 f"--output_path {self.path} holds an unfinished run: go on with it "
                 f"({self._go_on}), choose another folder, or --overwrite to start again"
@@ -233,7 +238,8 @@ class RunFolder:
         """Bytes of disk that a run may take."""
         here = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         found = shutil.disk_usage(here).free
-        return found + sum(file.stat().st_size for file in self._checkpoints())  # which give way
+        old = [file for path in self._checkpoints() for file in (path, *shards_of(path))]
+        return found + sum(file.stat().st_size for file in old)  # which give way
 
     def check_space(self, sae: int, checkpoints: int) -> None:
         """Refuse a disk without room for so many bytes; a `PluginError` names all numbers."""
@@ -253,7 +259,7 @@ class RunFolder:
         checkpoints. One that was killed before its first is repeated by the same run, and goes.
         """
         same = recipe_file.is_of(self.unfinished / RECIPE, recipe, files)
-        if not self._can_go_on() and (same or not self._has_records()):
+        if not self.can_go_on() and (same or not self._has_records()):
             remove_run(self.unfinished)
         _remove_checkpoints(self.unfinished)
         _remove_empty_folders(self.unfinished)
@@ -374,7 +380,7 @@ class RunFolder:
             return f"the trained SAE is in {self.unfinished}; {go_on}"
         if not _is_saved(self.unfinished):
             self._remove_half_saved()
-        if self._can_go_on():
+        if self.can_go_on():
             return go_on
         if not self._has_records():
             remove_run(self.unfinished)
@@ -434,7 +440,7 @@ def _remove(folder: Path, patterns: Iterable[str], but: Iterable[Path] = ()) -> 
 def _remove_checkpoints(folder: Path) -> None:
     inside = folder / OUR_CHECKPOINTS
     for file in (*checkpoints_in(inside), *partial_files(inside)):
-        file.unlink(missing_ok=True)
+        remove(file)
 
 
 def _remove_empty_folders(folder: Path) -> None:

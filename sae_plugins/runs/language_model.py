@@ -22,6 +22,7 @@ from sae_plugins.base.saelens import (
     with_no_secrets_told,
 )
 from sae_plugins.base.seeds import isolated_random_state, seed_data
+from sae_plugins.resume.shards import divisible, split, stream_of
 from sae_plugins.resume.stream import batches
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.activation_cache import ActivationCache, harvests
@@ -206,6 +207,7 @@ class LanguageModelSetup:
             self._narrow(runner.activations_store, heldout=False)
             if isinstance(self.text.train, Documents):
                 watch(runner.activations_store, self.text.train, config)
+            divisible(runner.activations_store, self._part)
             for name, value in self.settings.provenance.items():
                 setattr(runner.sae.cfg.metadata, name, value)
             # SAELens' own evaluator reads on in the training text, so that logging would change
@@ -229,8 +231,15 @@ class LanguageModelSetup:
 
     def stream(self) -> Iterator[Tensor]:
         """The batches of a store over the training text."""
+        shards = self.settings.data_shards
         with quiet():
-            return batches(self._store(heldout=False), multi_hook=False)
+            store = self._store(heldout=False)
+            stream: Iterator[Any] = (
+                batches(store, multi_hook=False)
+                if shards == 1
+                else stream_of(divisible(store, self._part), shards, self.settings.seed)
+            )
+            return stream
 
     def unseen(self, tokens: int) -> list[Tensor]:
         """Activations of so many held-out tokens after those that score SAEs."""
@@ -273,24 +282,33 @@ class LanguageModelSetup:
                     f"{config.context_size} tokens: lower them, or set --heldout_tokens 0"
                 ) from None
 
-    def _store(self, *, heldout: bool) -> ActivationsStore:
+    def _store(self, *, heldout: bool, shard: tuple[int, int] = (0, 1)) -> ActivationsStore:
+        """A store over held-out text, or over shard `k` of `count` of the text to train on."""
         held, train = self.text.heldout, self.text.train
         rows = held if heldout and held is not None else train
+        if shard[1] > 1 and self.cached is None:
+            rows = split(rows, *shard)
         config = self.config(None)
-        store = ActivationsStore.from_config(self.model, config, override_dataset=rows)
+        with quiet():
+            store = ActivationsStore.from_config(self.model, config, override_dataset=rows)
         if isinstance(rows, Documents):
             watch(store, rows, config)
-        self._narrow(store, heldout)
+        self._narrow(store, heldout, shard)
         return store
 
-    def _narrow(self, store: ActivationsStore, heldout: bool) -> None:
+    def _part(self, k: int, count: int) -> ActivationsStore:
+        return self._store(heldout=False, shard=(k, count))
+
+    def _narrow(
+        self, store: ActivationsStore, heldout: bool, shard: tuple[int, int] = (0, 1)
+    ) -> None:
         """Have a store read activations from where they are, and look at what it trains on."""
-        if not heldout:
+        if not heldout and not shard[0]:
             watch_special_tokens(store, self.settings)
         if self.cached is not None:
-            self.cached.narrow(store, heldout)
+            self.cached.narrow(store, heldout, shard)
         elif self.activation_cache is not None:
-            self.activation_cache.serve(store, heldout)
+            self.activation_cache.serve(store, heldout, shard[1])
 
 
 def _activation_cache(settings: SAELensSettings, d_in: int) -> ActivationCache | None:

@@ -55,6 +55,7 @@ _OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {
     *("resume_from_checkpoint",),
 }
 """Settings of a run on which its batches do not depend."""
+_OWN = ("model_name", "seed", "heldout_tokens", "data_shards")
 _FLAGS = {"unseen_tokens": "--calibrate_l0 or --calibrate_tokens"}
 """What users call settings that are no flags."""
 _ALONE = (
@@ -112,7 +113,7 @@ def stream_key(settings: SAELensSettings) -> str:
     values = {**defaults_of(LanguageModelSAERunnerConfig, sae), **settings.sae, **settings.runner}
     known = {known.name for known in fields(LanguageModelSAERunnerConfig)}
     names = ({*known, *settings.runner} - _OF_ONE_SAE) | {"normalize_activations"}
-    own = {name: getattr(settings, name) for name in ("model_name", "seed", "heldout_tokens")}
+    own = {name: getattr(settings, name) for name in _OWN}
     if values.get("dataset_path"):  # of which more is held out then
         own["unseen_tokens"] = settings.unseen_tokens
     key = {**{name: values.get(name) for name in names}, **own, "device": settings.device}

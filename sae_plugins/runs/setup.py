@@ -57,6 +57,7 @@ class SAELensSettings:
         following_tokens: tokens that are read after the last one of the training.
         unseen_tokens: held-out tokens that set thresholds, besides those that score the SAE.
         recipe: name of the packaged recipe that the run follows, if it does.
+        data_shards: parts of the text, which several ranks can read at once.
     """
 
     model_name: str
@@ -70,6 +71,7 @@ class SAELensSettings:
     following_tokens: int = 0
     unseen_tokens: int = 0
     recipe: str | None = None
+    data_shards: int = 1
 
     @property
     def is_synthetic(self) -> bool:

@@ -19,6 +19,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework.architectures import architecture
+from sae_plugins.resume.shards import divided
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.checks import check_devices
 from sae_plugins.runs.folder import CONFIG, SPARSITY, WEIGHTS
@@ -149,12 +150,16 @@ class SyntheticSetup:
     def stream(self) -> Iterator[Tensor]:
         """Batches of samples."""
         config = self.config(None)
-        return SyntheticActivationIterator(
+        samples = SyntheticActivationIterator(
             self.model.feature_dict,
             self.model.activation_generator,
             config.batch_size,
             config.autocast_data,
         )
+        divided_samples: Iterator[Tensor] = divided(
+            samples, self.settings.data_shards, self.settings.seed
+        )
+        return divided_samples
 
     def unseen(self, tokens: int) -> list[Tensor]:
         """None: the samples that follow those of the training are as good."""

@@ -269,6 +269,28 @@ def our_flags() -> dict[str, Flag]:
             "resuming",
         ),
         Flag(
+            "data_shards",
+            "none | int",
+            "parts into which the text is cut, each with a share of a batch, so that as many ranks "
+            "as divide them give the same SAE (default: 1; under torchrun 8, or as many as ranks)",
+            None,
+            "ranks",
+        ),
+        Flag(
+            "check_ranks",
+            "int",
+            "steps after which the ranks compare their SAEs bit for bit; 0: never",
+            100,
+            "ranks",
+        ),
+        Flag(
+            "rank_timeout",
+            "float",
+            "seconds that a rank waits for another, also while that writes a checkpoint",
+            120.0,
+            "ranks",
+        ),
+        Flag(
             "log_to",
             "none | list[choice]",
             "dashboards that get the rows of metrics.jsonl as they come, and scores at the end; "

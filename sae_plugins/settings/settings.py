@@ -23,7 +23,10 @@ GROUPS = ("sae", "runner", "hub", "data", "synthetic", "logger")
 RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer", *DASHBOARDS)
 """What `run.yaml` has, and a run that goes on may have otherwise."""
 CACHING = ("activation_cache", "cache_budget")
-NOT_IN_RUN_YAML = ("checkpoint_path", "accept_changes", "dry_run", "profile", *CACHING)
+NOT_IN_RUN_YAML = (
+    *("checkpoint_path", "accept_changes", "dry_run", "profile", *CACHING),
+    *("check_ranks", "rank_timeout"),
+)
 
 
 @dataclass
@@ -110,7 +113,13 @@ class Settings:
             following_tokens=self.plan.training.following_tokens,
             unseen_tokens=self._unseen_tokens,
             recipe=self.recipe,
+            data_shards=self.data_shards,
         )
+
+    @property
+    def data_shards(self) -> int:
+        """Into how many parts the text is cut."""
+        return int(self.get("data_shards") or 1)
 
     @property
     def _unseen_tokens(self) -> int:
@@ -132,6 +141,8 @@ class Settings:
             if self.applies(name) and flag.group in GROUPS and name not in NOT_IN_RUN_YAML:
                 value = self.values.get(name, resolved.get(name, flag.default))
                 values[name] = list(value) if isinstance(value, tuple) else value
+        if self.data_shards > 1:
+            values["data_shards"] = self.data_shards
         options = {
             f"{plugin.name}.{name}": value
             for plugin, chosen in self.plan.plugins

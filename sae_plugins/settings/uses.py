@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sae_plugins.base.ranks import started
 from sae_plugins.base.saelens import ESTIMATED, SYNTHETIC_NAMES
 from sae_plugins.base.text import in_words
 from sae_plugins.framework.unused import OF_TRAINING, Rule, Values
@@ -147,6 +148,16 @@ RULES = (
         ("trackio_project",),
         lambda value: "trackio" in (value("log_to") or ()),
         "it needs --log_to trackio",
+    ),
+    Rule(
+        ("check_ranks", "rank_timeout"),
+        lambda value: started()[1] > 1,
+        "it is for a run on several ranks, which torchrun starts",
+    ),
+    Rule(
+        ("data_shards",),
+        lambda value: not value("resume_from_checkpoint"),
+        "a --resume_from_checkpoint of SAELens' goes on in one text",
     ),
     Rule(("cache_budget",), lambda value: value("activation_cache"), "it needs --activation_cache"),
     Rule(

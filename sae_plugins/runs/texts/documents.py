@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.resume.shards import split
 from sae_plugins.runs.texts.columns import TOKENS, Column, read_rows
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,14 @@ class Documents:
         self.tell_skipped()
         if not given:
             raise PluginError(self._nothing(read, skipped))
+
+    def part(self, k: int, count: int) -> Documents:
+        """Shard `k` of the documents, which counts for itself."""
+        place = f"{self.place}, data shard {k + 1} of {count}"
+        rows = split(self._rows, k, count)
+        part = Documents(rows, self._column, place, self._held_out)
+        part._is_told = self._is_told
+        return part
 
     def _nothing(self, read: int, skipped: int) -> str:
         if skipped == read:

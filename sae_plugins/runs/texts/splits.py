@@ -47,7 +47,8 @@ def load_text(settings: SAELensSettings, model: Any, vocabulary: int | None = No
     if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
         train = world.load_text("train").shuffle(seed=settings.seed)
         heldout = world.load_text("heldout") if settings.heldout_tokens else None
-        return TextSplits(_with_plain_lists(train), _with_plain_lists(heldout))
+        train = _with_plain_lists(train, settings.data_shards)
+        return TextSplits(train, _with_plain_lists(heldout))
     place = f"--dataset_path {settings.runner['dataset_path']}"
     rows = load_rows(settings)
     column = choose_column(rows, settings, place)
@@ -84,16 +85,16 @@ def text_facts(settings: SAELensSettings) -> list[Any]:
     how = ("use_chat_formatting", "disable_concat_sequences")
     of_runner = [settings.runner.get(name) for name in (*names, *sizes, *how)]
     held = (settings.heldout_tokens, settings.unseen_tokens)
-    return [settings.seed, *held, *of_runner, *model_facts(settings)]
+    return [settings.seed, settings.data_shards, *held, *of_runner, *model_facts(settings)]
 
 
-def _with_plain_lists(rows: Any) -> Any:
-    """The rows such that SAELens reads tokens as plain lists.
+def _with_plain_lists(rows: Any, shards: int = 1) -> Any:
+    """The rows, which can be read in so many shards, such that SAELens reads plain lists.
 
     It has a `Dataset` with tokens give tensors, which it copies with a warning for each; an
     `IterableDataset` it leaves alone.
     """
-    return rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
+    return rows.to_iterable_dataset(shards) if isinstance(rows, datasets.Dataset) else rows
 
 
 def _first_documents(

@@ -1,0 +1,101 @@
+"""What `sae-plugins train` does on several ranks: they agree, and rank 0 speaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_plugins.base.errors import Problems, SaePluginsError
+from sae_plugins.base.patches import replaced
+from sae_plugins.base.ranks import LIMIT, Ranks, join, restarts
+
+if TYPE_CHECKING:
+    from sae_plugins.runs.setup import Setup
+    from sae_plugins.settings.command_line import Line
+    from sae_plugins.settings.settings import Settings
+
+
+@contextmanager
+def several(line: Line, problems: Problems) -> Iterator[Ranks]:
+    """The ranks that were started, which meet here; what ends one inside ends all.
+
+    Rank 0 alone is heard.
+    """
+    import sys
+
+    together = join(float(line.given.get("rank_timeout", LIMIT)))
+    if together.size > 1 and line.given.get("dry_run"):
+        problems.add("--dry_run says what a run needs in one process: leave torchrun out")
+    with together.ending(), open(os.devnull, "w") as nowhere:
+        silent = {} if together.writes else {"stdout": nowhere, "stderr": nowhere}
+        with replaced(sys, **silent) if silent else nullcontext():
+            yield together
+
+
+def goes_on(path: Path) -> bool:
+    """Whether a run that torchrun starts again, since a rank died, has something to go on from."""
+    from sae_plugins.runs.folder import RunFolder
+
+    return bool(restarts()) and RunFolder(path).can_go_on()
+
+
+def settle_shards(settings: Settings, together: Ranks) -> None:
+    """Set the data shards of a run on several ranks, and refuse what cannot be divided.
+
+    Raises:
+        PluginError: the shards, or a batch.
+    """
+    if together.size == 1 and settings.data_shards == 1:
+        return
+    from sae_plugins.resume.division import check_shards, shards_for
+
+    if not settings.get("resume") and settings.get("data_shards") is None:
+        settings.values["data_shards"] = shards_for(together.size)
+    device = str(settings.get("device") or "")
+    if together.size > 1 and device.startswith("cuda:"):
+        raise SaePluginsError(
+            f"--device {device}: every rank has a GPU of its own; give --device cuda, or leave it "
+            "out"
+        )
+    batch = int(settings.get("train_batch_size_tokens"))
+    check_shards(settings.data_shards, batch, together.size)
+
+
+def check_alike(settings: Settings, setup: Setup, recipe: dict[str, Any], together: Ranks) -> None:
+    """Refuse ranks with other settings, versions, code, sources or devices.
+
+    Raises:
+        RankError: says which, and how they differ.
+    """
+    if together.size == 1:
+        return
+    from sae_plugins.base.code import TRAINING
+    from sae_plugins.base.fingerprints import of_value
+    from sae_plugins.base.identity import of_code
+    from sae_plugins.runs.activation_cache import machine
+
+    acting = [plugin for plugin, _ in settings.plan.plugins if not plugin.observes_only]
+    sources = {f"the files of the {name}": of_value(f) for name, f in setup.made_from().items()}
+    facts = {
+        **{f"--{name}": value for name, value in recipe.items()},
+        **{f"the machine's {name}": value for name, value in machine(setup.settings).items()},
+        "the code": of_value(of_code(TRAINING, acting)),
+        **sources,
+    }
+    together.same("a run's settings, code, files and devices", facts)
+
+
+def check_shared(path: Path, together: Ranks) -> None:
+    """Refuse a folder that is on rank 0's disk only, since all ranks write checkpoints into it.
+
+    Raises:
+        SaePluginsError: on the ranks that do not see it.
+    """
+    if together.size > 1 and not path.is_dir():
+        raise SaePluginsError(
+            f"{path} is not on this rank's machine, and all ranks write checkpoints there: choose "
+            "an --output_path on a disk that all of them share"
+        )

@@ -1,0 +1,39 @@
+"""How a run's text is cut into data shards, and which of them a rank reads; no slow imports."""
+
+from __future__ import annotations
+
+from sae_plugins.base.errors import PluginError
+from sae_plugins.base.ranks import Ranks
+
+SHARDS = 8
+"""Data shards of a run on several ranks that names no number, if that many can be divided."""
+
+
+def shards_for(ranks: int) -> int:
+    """Into how many data shards a run is cut that is started on so many ranks."""
+    return 1 if ranks == 1 else SHARDS if SHARDS % ranks == 0 else ranks
+
+
+def check_shards(count: int, batch: int, ranks: int) -> None:
+    """Refuse shards that cannot be shared by the ranks, or that cannot share a batch.
+
+    Raises:
+        PluginError: says which numbers do not divide.
+    """
+    if count < 1 or count % ranks:
+        more = f"--data_shards {shards_for(ranks)}" if ranks > 1 else "--data_shards 1"
+        raise PluginError(
+            f"the run has {count} data shards, and {ranks} ranks cannot share them: start it on "
+            f"a number of ranks that divides {count}, or, for a new run, give {more}"
+        )
+    if batch % count:
+        raise PluginError(
+            f"--data_shards {count}: a batch of {batch} tokens cannot be shared by them; give a "
+            f"--train_batch_size_tokens that {count} divides, such as {-(-batch // count) * count}"
+        )
+
+
+def own_shards(count: int, ranks: Ranks) -> range:
+    """The numbers of the shards that a rank reads."""
+    each = count // ranks.size
+    return range(ranks.rank * each, (ranks.rank + 1) * each)
