@@ -750,7 +750,7 @@ def test_where_prefetched_batches_leave_the_queue(
         SAETrainer, "step", lambda self, batch: (trained.append(batch), step(self, batch))[1]
     )
     own = PrefetchingIterator.__next__
-    with upstream.prefetched(taken.append):
+    with upstream.prefetched(lambda batch: (taken.append(batch), batch)[1]):
         runner_of(model, multi_hook, prefetch_llm_batches=2).run()
         assert len(taken) == len(trained) == 4
         runner_of(model, multi_hook).run()

@@ -319,7 +319,7 @@ def test_prefetching_with_stops(size: int, multi_hook: bool, folder: Any) -> Non
             source = iter(stream.store)
         provider = PrefetchingIterator(source, prefetch=size)
         # Being alive means nothing: the thread keeps the last batch until it has pulled another.
-        with closing(provider), prefetched(stream.taken):
+        with closing(provider), prefetched(stream.whole):
             if state is None:
                 estimated = [next(provider) for _ in range(10)]  # as the multi-SAE trainer does
             for _ in range(steps):
