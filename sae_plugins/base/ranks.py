@@ -11,6 +11,7 @@ reason there, one that lives answers, and the others are named. Rank 0 speaks fo
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,10 @@ LIMIT = 120.0
 """Seconds that a rank waits for another, unless it is told otherwise."""
 _GRACE = 5.0
 """Seconds in which whoever lives answers when the roll is called."""
+_POLL = 0.05
+"""Seconds between two looks at the store."""
+_BEAT = 5.0
+"""Seconds between two signs of life."""
 _INTERRUPTED = "interrupted"
 
 
@@ -64,6 +69,8 @@ class Ranks:
         """A rank that has not met the others."""
         self.rank, self.size, self.limit = rank, size, limit
         self._store: Any = None
+        self._rounds = 0
+        self._has_left = threading.Event()
 
     @property
     def writes(self) -> bool:
@@ -100,6 +107,7 @@ class Ranks:
                 world_size=self.size,
                 timeout=limit,
             )
+            threading.Thread(target=self._live, daemon=True).start()
         except (RuntimeError, ValueError) as error:
             missing = [rank for rank in range(self.size) if not self._knows(f"here/{rank}")]
             who = _named(missing) if missing and self._store is not None else "the others"
@@ -148,6 +156,37 @@ class Ranks:
             RankError: a rank is gone.
         """
         return self.all(value)[0]
+
+    def patiently(self) -> None:
+        """Wait until all ranks come here, however long that takes, as long as they live.
+
+        Raises:
+            RankError: one has given no sign of life for too long.
+        """
+        if self.size == 1:
+            return
+        self._rounds += 1
+        self._tell(f"came/{self._rounds}/{self.rank}", "")
+        seen: dict[int, tuple[str, float]] = {}
+        while missing := [
+            rank for rank in range(self.size) if not self._knows(f"came/{self._rounds}/{rank}")
+        ]:
+            now = time.monotonic()
+            for rank in missing:
+                beat = self._known(f"beat/{rank}") if self._knows(f"beat/{rank}") else ""
+                last, since = seen.setdefault(rank, (beat, now))
+                if beat != last:
+                    seen[rank] = (beat, now)
+                elif now - since > self.limit or self._stopped(rank):
+                    raise self._lost(RuntimeError(f"Timed out waiting for rank {rank}"))
+            time.sleep(_POLL)
+
+    def _live(self) -> None:
+        """Give signs of life, from a thread of its own."""
+        beats = 0
+        while not self._has_left.wait(_BEAT):
+            beats += 1
+            self._tell(f"beat/{self.rank}", str(beats))
 
     def whole(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] of all ranks, in their order, [size * n, ...]; one all-gather.
@@ -290,6 +329,7 @@ class Ranks:
 
     def _leave(self) -> None:
         """Close the connections, so that nobody waits for this rank."""
+        self._has_left.set()
         if self.size > 1:
             import torch.distributed as dist
 
@@ -318,7 +358,7 @@ class Ranks:
         while not is_so():
             if time.monotonic() > end:
                 return False
-            time.sleep(0.05)
+            time.sleep(_POLL)
         return True
 
 

@@ -56,7 +56,6 @@ def outcomes(
         started: told the numbers of the processes.
         environment: variables that they have besides torchrun's.
     """
-    import torch.distributed as dist
 
     from torch._C._distributed_c10d import TCPStore
 

@@ -44,7 +44,9 @@ def write_together(
             write_state(path, main)
 
     for write in (shards, last):
-        failures = [found for found in ranks.all(_failure(write)) if found is not None]
+        failure = _failure(write)
+        ranks.patiently()  # disks are slow, and rank 0 writes most
+        failures = [found for found in ranks.all(failure) if found is not None]
         reason: str | None = next(iter(failures), None)
         if reason is not None:
             for file in written:

@@ -25,11 +25,11 @@ from sae_lens import SAE
 from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import durable, write
+from sae_plugins.base.ranks import RankError, ranks
 from sae_plugins.base.saelens import interruption, no_bars
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.framework import attach
@@ -128,7 +128,8 @@ def train(
 ) -> dict[str, Exception]:
     """Train arms that see the same batches, and score them on the same held-out text.
 
-    As many as fit into memory train at once; the others follow, on the same batches again.
+    As many as fit into memory train at once; the others follow, on the same batches again. Several
+    ranks share the language model's work and the arms: each trains some of them on all batches.
 
     Args:
         arms: they have equal `stream_key`s; their lengths of training may differ.
@@ -137,7 +138,8 @@ def train(
         processes: how many train on the device at once, each with a language model of its own.
 
     Returns:
-        What ended the arms that failed, by name. Every other arm's folder is there.
+        What ended this rank's arms that failed, by name. The folder of every other one of its arms
+        is there.
 
     Raises:
         PluginError: the arms cannot be trained in lockstep.
@@ -157,12 +159,12 @@ def train(
                 quiet(),
                 no_bars(),
             ):
-                failures |= _train(together, advanced)
+                failures |= _train(together[0].setup, _own(together), advanced)
         finally:
-            for arm in together:
+            for arm in _own(together):
                 with suppress(OSError):
                     remove_run(arm.unfinished)
-        for arm in together:
+        for arm in _own(together):
             if arm.name not in failures:
                 finished(arm)
         done += length
@@ -201,15 +203,20 @@ def _passes(arms: Sequence[LockstepRun], processes: int) -> Iterator[list[Lockst
     own = memory_of(setup.settings.device) / processes
     room = SHARE_OF_MEMORY * (own - beside_saes(setup.needs(), setup.settings.device))
     together: list[LockstepRun] = []
-    taken = 0
+    taken = [0] * ranks().size
     for arm in arms:
-        needed = bytes_in_training(arm.setup.sae_config)
-        if together and taken + needed > room:
+        needed, rank = bytes_in_training(arm.setup.sae_config), len(together) % len(taken)
+        if taken[rank] and taken[rank] + needed > room:
             yield together
-            together, taken = [], 0
+            together, taken, rank = [], [0] * len(taken), 0
         together.append(arm)
-        taken += needed
+        taken[rank] += needed
     yield together
+
+
+def _own(together: Sequence[LockstepRun]) -> list[LockstepRun]:
+    """The arms that this rank trains: every so manyth."""
+    return [*together[ranks().rank :: ranks().size]]
 
 
 def _steps(arm: LockstepRun) -> int:
@@ -219,11 +226,12 @@ def _steps(arm: LockstepRun) -> int:
     return int(-(-samples // config.train_batch_size_samples))
 
 
-def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict[str, Exception]:
-    """`train`, for arms that fit into memory."""
+def _train(
+    setup: Setup, arms: Sequence[LockstepRun], advanced: Callable[[int], None]
+) -> dict[str, Exception]:
+    """`train`, for arms that fit into memory; `setup` is as all ranks have it."""
     started = time.perf_counter()
     failures: dict[str, Exception] = {}
-    setup = arms[0].setup
     unseen: dict[str, list[Tensor]] = {}
     text = _HeldOut(setup)
     running = []
@@ -232,10 +240,12 @@ def _train(arms: Sequence[LockstepRun], advanced: Callable[[int], None]) -> dict
             running.append(_Training(arm, text, unseen))
     seed_data(setup.settings.seed)
     stream = setup.stream()
-    scaler = _scaler(running[0].trainer, stream) if running else ActivationScaler()
+    scaler = ActivationScaler()
+    if ranks().agree(bool(running))[0]:
+        scaler = _scaler(setup, stream)
     running = _each(running, failures, lambda training: training.start(replace(scaler)))
     steps = 0
-    while running:
+    while ranks().agree(bool(running))[0]:  # all batches are whole, so that all ranks read them
         batch = next(stream, None)
         if batch is None:  # the data end where nothing is left to train on, or an arm fails
             _each(running, failures, lambda training: training.end())
@@ -342,7 +352,7 @@ def _ends_alone(arm: LockstepRun, failures: dict[str, Exception]) -> Iterator[No
     try:
         yield
     except Exception as error:
-        if isinstance(error, interruption()):
+        if isinstance(error, (interruption(), RankError)):
             raise
         logger.error("arm %s failed: %s: %s", arm.name, type(error).__name__, error)
         logger.debug("where arm %s failed:", arm.name, exc_info=True)
@@ -358,10 +368,10 @@ def without_frames(error: Exception) -> Exception:
     return error
 
 
-def _scaler(trainer: SAETrainer[Any, Any], stream: Iterator[Tensor]) -> ActivationScaler:
+def _scaler(setup: Setup, stream: Iterator[Tensor]) -> ActivationScaler:
     """What normalises the activations, from as many batches as SAELens' `fit` takes for it."""
-    scaler, config = ActivationScaler(), trainer.sae.cfg
-    batches = trainer.cfg.n_batches_for_norm_estimate
+    scaler, config = ActivationScaler(), setup.sae_config
+    batches = setup.config(None).to_sae_trainer_config().n_batches_for_norm_estimate
     if config.normalize_activations == "expected_average_only_in":
         scaler.estimate_scaling_factor(config.d_in, stream, batches)
     elif config.normalize_activations == "covariance_whitening":
@@ -373,6 +383,8 @@ def _step(
     running: Sequence[_Training], batch: Tensor, failures: dict[str, Exception]
 ) -> list[_Training]:
     """Give each arm the batch as it came, whatever those before it did to it."""
+    if not running:
+        return []
     batch = batch.to(running[0].trainer.sae.device)
     as_it_came = batch.clone()
 

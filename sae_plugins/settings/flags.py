@@ -286,7 +286,7 @@ def our_flags() -> dict[str, Flag]:
         Flag(
             "rank_timeout",
             "float",
-            "seconds that a rank waits for another, also while that writes a checkpoint",
+            "seconds that a rank waits for a sign of another",
             120.0,
             "ranks",
         ),

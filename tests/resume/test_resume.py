@@ -41,8 +41,9 @@ from sae_plugins.base import plots
 from sae_plugins.base.seeds import random_states
 from sae_plugins.framework.architectures import architecture as architecture_named
 from sae_plugins.mechanisms.input_norm_l1 import InputNormL1
-from sae_plugins.resume import checkpoints, written
+from sae_plugins.resume import checkpoints
 from sae_plugins.resume import files as checkpoint_files
+from sae_plugins.resume import written as writing
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.files import files, interval
 from sae_plugins.resume.state import StateError, read_state
@@ -748,7 +749,7 @@ def test_a_full_disk_costs_no_training(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """Once three checkpoints are written there is no room, for a while."""
-    module = written if failing == "write_state" else sys.modules["sae_plugins.resume.state"]
+    module = writing if failing == "write_state" else sys.modules["sae_plugins.resume.state"]
     write, calls = getattr(module, failing), itertools.count(1)
 
     def full(*arguments: Any) -> None:

@@ -31,7 +31,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_plugins import Plugin, hookimpl, plugins
 from sae_plugins.base.saelens import interruption
-from sae_plugins.resume import written
+from sae_plugins.resume import written as writing
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.files import files
 from sae_plugins.resume.signals import deferred, handlers_kept
@@ -171,14 +171,14 @@ def test_in_the_middle_of_a_step_with_plugins(number: int, raising: Any, tmp_pat
 
 def test_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That one is finished, and so is the step that follows."""
-    write = written.write_state
+    write = writing.write_state
 
     def interrupted(path: Path, tree: Any) -> None:
         if path.name.endswith("3.safetensors"):
             signal.raise_signal(signal.SIGINT)
         write(path, tree)
 
-    monkeypatch.setattr(written, "write_state", interrupted)
+    monkeypatch.setattr(writing, "write_state", interrupted)
     _, error = fit(tmp_path, every="3")
     assert type(error) is Interrupted
     assert saved(tmp_path) == [4, 3]
@@ -187,14 +187,14 @@ def test_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_run_stops_also_where_no_checkpoint_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    write = written.write_state
+    write = writing.write_state
 
     def full(path: Path, tree: Any) -> None:
         if not path.name.endswith("3.safetensors"):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, tree)
 
-    monkeypatch.setattr(written, "write_state", full)
+    monkeypatch.setattr(writing, "write_state", full)
     _, error = fit(tmp_path, at={4: raise_signal(signal.SIGTERM)}, every="3")
     assert type(error) is Interrupted
     assert saved(tmp_path) == [3]

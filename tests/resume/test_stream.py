@@ -468,7 +468,7 @@ def test_what_was_taken_and_what_is_gone_is_not_in_flight() -> None:
     stream = make_stream()
 
     def in_flight() -> int:
-        return len(stream._in_flight())
+        return len(stream._in_flight.rows())
 
     estimated = pulled_ahead(stream, 3)
     assert in_flight() == 3
@@ -489,13 +489,13 @@ def test_what_was_taken_and_what_is_gone_is_not_in_flight() -> None:
     assert in_flight() == 0
     for _ in range(50):
         next(stream)
-    assert len(stream._delivered) <= 1
+    assert len(stream._in_flight._delivered) <= 1
 
 
 def test_of_a_dict_that_is_gone_one_tensor_may_live_on() -> None:
     stream = make_stream(multi_hook=True)
     remembered = next(iter(pulled_ahead(stream, 1)[0].values()))
-    assert not stream._in_flight()
+    assert not stream._in_flight.rows()
     assert len(remembered)
 
 
