@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, begun, did_you_mean, prefixed
+from sae_plugins.base.ranks import ranks
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import StudyProgress
+from sae_plugins.entrypoints.train_ranks import several
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import Flag, all_flags, our_flags
 
@@ -75,18 +77,15 @@ def _show(line: Line, problems: Problems) -> int:
 
 
 def _run(line: Line, problems: Problems) -> int:
-    cache: Folder | None = None
-    with problems:
-        cache = _cache(line.given)
-    study, folder, known = _given(line, problems)
-    from sae_plugins.study.execute import run
-    from sae_plugins.study.prospects import refuse_hopeless
+    with several(line, problems):
+        return _run_on_rank(line, problems)
 
-    found = _status_of(study, folder, known, line)
-    trained = [cell for cell in (*known.pilots, *known.cells) if not cell.source]
-    to_train = any(cell.summary(folder) is None for cell in trained)
-    if to_train and not line.given.get("underpowered"):
-        refuse_hopeless(found, len(study.seeds))
+
+def _run_on_rank(line: Line, problems: Problems) -> int:
+    with ranks().together():
+        study, folder, cache = _begun(line, problems)
+    from sae_plugins.study.execute import run
+
     started = time.perf_counter()
     with begun():
         with closing(StudyProgress()) as progress:
@@ -96,6 +95,8 @@ def _run(line: Line, problems: Problems) -> int:
                 raise SaePluginsError(
                     f"{folder}: {error}; what is done is kept, and the same command goes on"
                 ) from error
+        if not ranks().writes:
+            return 0
         print(f"done in {(time.perf_counter() - started) / 60:.1f} min")
         findings = _reported(line, problems)
         if not findings.trained:
@@ -104,6 +105,26 @@ def _run(line: Line, problems: Problems) -> int:
                 "the values under sparsity as the warnings say"
             )
     return int(bool(findings.failures))
+
+
+def _begun(line: Line, problems: Problems) -> tuple[Study, Path, Folder | None]:
+    """What is to be run, where, and what keeps activations, if all that can be known is right."""
+    cache: Folder | None = None
+    with problems:
+        cache = _cache(line.given)
+    if ranks().size > 1 and "jobs" in line.given:
+        problems.add(
+            f"--jobs: {ranks().size} ranks share the study already; leave it, or torchrun, out"
+        )
+    study, folder, known = _given(line, problems)
+    from sae_plugins.study.prospects import refuse_hopeless
+
+    found = _status_of(study, folder, known, line)
+    trained = [cell for cell in (*known.pilots, *known.cells) if not cell.source]
+    to_train = any(cell.summary(folder) is None for cell in trained)
+    if to_train and not line.given.get("underpowered"):
+        refuse_hopeless(found, len(study.seeds))
+    return study, folder, cache
 
 
 def _cache(given: Mapping[str, Any]) -> Folder | None:
@@ -212,7 +233,10 @@ _FLAGS = {
             "processes, each with the language model in memory (default: one per core on a CPU, "
             "one on a GPU)",
         ),
-        *(replace(our_flags()[name], group="") for name in ("activation_cache", "cache_budget")),
+        *(
+            replace(our_flags()[name], group="")
+            for name in ("activation_cache", "cache_budget", "rank_timeout")
+        ),
         Flag(
             "noise_from",
             "none | str",
@@ -250,7 +274,7 @@ COMMAND = Command(
             "train, evaluate and compare what is missing, and write the report",
             _run,
             *("output_path", "jobs", "activation_cache", "cache_budget"),
-            *("noise_from", "underpowered"),
+            *("noise_from", "underpowered", "rank_timeout"),
         ),
         _action(
             "status",

@@ -21,10 +21,10 @@ def check_shards(count: int, batch: int, ranks: int) -> None:
         PluginError: says which numbers do not divide.
     """
     if count < 1 or count % ranks:
-        more = f"--data_shards {shards_for(ranks)}" if ranks > 1 else "--data_shards 1"
+        shards = f"{count} data shard" + ("" if count == 1 else "s")
         raise PluginError(
-            f"the run has {count} data shards, and {ranks} ranks cannot share them: start it on "
-            f"a number of ranks that divides {count}, or, for a new run, give {more}"
+            f"{shards} cannot be shared by {ranks} rank{'' if ranks == 1 else 's'}: start as many "
+            f"as divide {count}, or, for new SAEs, set data_shards to {shards_for(ranks)}"
         )
     if batch % count:
         raise PluginError(

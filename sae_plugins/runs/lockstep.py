@@ -15,15 +15,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
-from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
-from sae_lens.registry import get_sae_training_class
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
@@ -39,23 +37,14 @@ from sae_plugins.runs.heldout import AtHand, heldout_metrics
 from sae_plugins.runs.memory import beside_saes, bytes_in_training, memory_of
 from sae_plugins.runs.recipe_file import write_recipe
 from sae_plugins.runs.recorder import Recorder
-from sae_plugins.runs.setup import SAELensSettings, Setup, defaults_of, quiet
+from sae_plugins.runs.setup import Setup, quiet
+from sae_plugins.runs.stream_key import stream_key
 from sae_plugins.runs.summary import TUNING, saved_saes, write_summary
 
 logger = logging.getLogger(__name__)
 
 SHARE_OF_MEMORY = 0.5
 """What SAEs in training may take of the memory that the language model and its buffer leave."""
-_OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {
-    *("device", "n_batches_for_norm_estimate")
-} | {
-    *("sae", "from_pretrained_path", "training_tokens", "output_path"),
-    *("compile_sae", "sae_compilation_mode", "n_eval_batches", "eval_batch_size_prompts"),
-    *("eval_frequency", "eval_samples", "run_final_eval", "save_synthetic_model"),
-    *("resume_from_checkpoint",),
-}
-"""Settings of a run on which its batches do not depend."""
-_OWN = ("model_name", "seed", "heldout_tokens", "data_shards")
 _FLAGS = {"unseen_tokens": "--calibrate_l0 or --calibrate_tokens"}
 """What users call settings that are no flags."""
 _ALONE = (
@@ -101,23 +90,6 @@ class LockstepRun:
     def unfinished(self) -> Path:
         """Where its files are until all of them are there."""
         return self.folder.with_name(self.folder.name + ".unfinished")
-
-
-def stream_key(settings: SAELensSettings) -> str:
-    """What a run's batches depend on, as JSON: runs with equal keys see the same batches.
-
-    That includes how the activations are normalised, since the first batches serve to estimate it,
-    and the text that is held out.
-    """
-    _, sae = get_sae_training_class(settings.architecture)
-    values = {**defaults_of(LanguageModelSAERunnerConfig, sae), **settings.sae, **settings.runner}
-    known = {known.name for known in fields(LanguageModelSAERunnerConfig)}
-    names = ({*known, *settings.runner} - _OF_ONE_SAE) | {"normalize_activations"}
-    own = {name: getattr(settings, name) for name in _OWN}
-    if values.get("dataset_path"):  # of which more is held out then
-        own["unseen_tokens"] = settings.unseen_tokens
-    key = {**{name: values.get(name) for name in names}, **own, "device": settings.device}
-    return json.dumps(key, sort_keys=True, default=str)
 
 
 def train(

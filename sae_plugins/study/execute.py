@@ -11,23 +11,25 @@ does only what is missing. A key in a folder's name stands for all that its SAE 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.base.kept import Folder
+from sae_plugins.base.ranks import RankError, ranks
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.eval_suites.evaluation.sources import check_source
+from sae_plugins.resume.division import check_shards
 from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
 from sae_plugins.study import commits, naming, plugin_files, scored
 from sae_plugins.study.cells import SAES, Cell, grouped, tokens_after
+from sae_plugins.study.evaluated import EVALUATIONS, evaluate, suite_of
 from sae_plugins.study.makers import shared_flags
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.plan import StudyPlan, plan
@@ -39,9 +41,6 @@ if TYPE_CHECKING:
     from sae_plugins.runs.setup import SAELensSettings, Setup
 
 STUDY = "as_run.yaml"
-EVALUATIONS = "evaluations"
-HASHES = "saes.json"
-"""In an evaluation's folder: the SAEs' hashes, by the names of their folders."""
 FAILED = ".failed"
 """Ending of the file, beside a run's folder that is not there, that says why."""
 
@@ -99,22 +98,18 @@ def run(
     folder = folder.absolute()
     plan_of(study, folder)  # which refuses what is wrong before there is a folder
     jobs = jobs or default_jobs(len(study.models) * len(study.seeds))
-    with _locked(folder):
-        naming.remember(study, folder, results=(folder / EVALUATIONS).exists())
-        told, study = plugin_files.kept(study, folder)
-        write(folder / STUDY, as_yaml(told))  # as it was run last
-        commits.look_up(study, folder)
+    with _locked(folder) if ranks().writes else nullcontext():
+        with ranks().together():
+            begun = _begun(study, folder, jobs, progress, cache) if ranks().writes else study
+        study = Study.model_validate_json(ranks().first(begun.model_dump_json()))
         known = plan_of(study, folder)
-        scored.check([cell for cell in known.cells if cell.source], folder)
-        if cache is not None:
-            progress.say(_planned(study, known, folder, jobs, cache))
-        for cell in known.pilots:  # what has failed is tried again, once
-            _failed(cell, folder).unlink(missing_ok=True)
+        with ranks().together():
+            _check_shards([*known.pilots, *known.cells])
         # by the first pilots, the coefficients are known with which others try learning rates
         waiting = _waiting(known := plan_of(study, folder), folder)
         while waiting:
             progress.expect(len(waiting))
-            run_passes(work, _passes(study, folder, waiting, jobs, cache), jobs, progress)
+            _run_passes(_passes(study, folder, waiting, jobs, cache), jobs, progress)
             before = [cell.folder for cell in waiting]
             waiting = _waiting(known := plan_of(study, folder), folder)
             if [cell.folder for cell in waiting] == before:
@@ -123,7 +118,46 @@ def run(
                     "it again"
                 )
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
-        run_passes(work, _passes(study, folder, known.cells, jobs, cache), jobs, progress)
+        _run_passes(_passes(study, folder, known.cells, jobs, cache), jobs, progress)
+
+
+def _run_passes(tasks: list[Pass], jobs: int, progress: Progress) -> None:
+    """Do the tasks, in so many processes, or together with other ranks."""
+    if ranks().size == 1:
+        run_passes(work, tasks, jobs, progress)
+        return
+    for task in tasks:  # whose language model and arms the ranks share
+        _work(task, progress, evaluates=False)
+        ranks().patiently()  # all SAEs are in their places
+    for task in tasks[ranks().rank :: ranks().size]:
+        if not task.pilots:
+            _work(task, progress, trains=False)
+    ranks().patiently()
+
+
+def _begun(study: Study, folder: Path, jobs: int, progress: Overall, cache: Folder | None) -> Study:
+    """The study as its folder has it, once all is there that its passes need."""
+    naming.remember(study, folder, results=(folder / EVALUATIONS).exists())
+    told, study = plugin_files.kept(study, folder)
+    write(folder / STUDY, as_yaml(told))  # as it was run last
+    commits.look_up(study, folder)
+    known = plan_of(study, folder)
+    scored.check([cell for cell in known.cells if cell.source], folder)
+    if cache is not None:
+        progress.say(_planned(study, known, folder, jobs, cache))
+    for cell in known.pilots:  # what has failed is tried again, once
+        _failed(cell, folder).unlink(missing_ok=True)
+    return study
+
+
+def _check_shards(cells: Sequence[Cell]) -> None:
+    """Refuse SAEs whose text several ranks cannot share."""
+    problems = Problems()
+    for cell in cells if ranks().size > 1 else ():
+        batch = int(cell.settings.get("train_batch_size_tokens"))
+        with problems, prefixed(f"models.{cell.model}.train.data_shards"):
+            check_shards(cell.settings.data_shards, batch, ranks().size)
+    problems.stop()
 
 
 def _waiting(known: StudyPlan, folder: Path) -> list[Cell]:
@@ -178,20 +212,6 @@ def check_suites(study: Study) -> None:
     problems.stop()
 
 
-def suite_of(study: Study, model: str, name: str) -> tuple[Any, Any]:
-    """A suite with its settings on a model.
-
-    Raises:
-        SaePluginsError: there is none, or a setting is wrong.
-    """
-    from sae_plugins.eval_suites import registry
-
-    spec = study.models[model]
-    with prefixed(f"models.{model}.suites.{name}"):
-        suite = registry.load(name)
-        return suite, suite.settings(spec.preset, spec.suites[name])
-
-
 def undefined(study: Study, model: str, name: str) -> Collection[str]:
     """The metrics of a suite that mean nothing on a model of a study."""
     on = shared_flags(model, study.models[model]).get("model_name") or WORLD
@@ -242,6 +262,10 @@ def work(task: Pass, progress: Progress) -> None:
         import torch
 
         torch.set_num_threads(task.threads)
+    _work(task, progress)
+
+
+def _work(task: Pass, progress: Progress, trains: bool = True, evaluates: bool = True) -> None:
     study = Study.model_validate_json(task.study)
     known = plan_of(study, task.folder)
     cells = [
@@ -250,10 +274,14 @@ def work(task: Pass, progress: Progress) -> None:
         if (cell.model, cell.seed) == (task.model, task.seed)
         and (not task.pilots or cell.folder.name in task.pilots)
     ]
-    missing = [cell for cell in cells if not cell.source and cell.summary(task.folder) is None]
     existing = [cell for cell in cells if cell.source]
-    progress.advance(len(cells) - len(missing) - len(existing))
-    shared = _train(missing, task, progress)
+    shared: Setup | None = None
+    if trains:
+        missing = [cell for cell in cells if not cell.source and cell.summary(task.folder) is None]
+        progress.advance(len(cells) - len(missing) - len(existing))
+        shared = _train(missing, task, progress)
+    if not evaluates:
+        return
     done = scored.score(existing, task, progress, shared)
     for cell, error in done.items():
         _note(cell, task.folder, error)
@@ -262,7 +290,7 @@ def work(task: Pass, progress: Progress) -> None:
         trained = [cell for cell in there if cell.summary(task.folder) is not None]
         skipped = len(cells) - len(trained)
         progress.advance(skipped * len(study.models[task.model].suites))
-        _evaluate(study, trained, task, progress)
+        evaluate(study, trained, task, progress)
 
 
 def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | None:
@@ -272,12 +300,8 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
         A setup of theirs, if there is one.
     """
     from sae_plugins.runs.load import load_setup
-    from sae_plugins.runs.lockstep import (
-        LockstepRun,
-        stream_key,
-        train,
-        without_frames,
-    )
+    from sae_plugins.runs.lockstep import LockstepRun, train, without_frames
+    from sae_plugins.runs.stream_key import stream_key
     from sae_plugins.settings.run_yaml import recipe_of
 
     shared: Setup | None = None
@@ -314,10 +338,14 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
         def succeeded(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
             _note(cells_of[arm.name], task.folder, None)
 
+        if ranks().size > 1:  # an arm's name stands for all that its SAE depends on
+            ranks().same("a study's arms", {"their names": [arm.name for arm in arms.values()]})
         try:
             steps = _steps(len(arms), progress)
             saes = list(arms.values())
             failed = train(saes, steps, succeeded, task.processes) if saes else {}
+        except RankError:
+            raise
         except Exception as error:  # of what they share: the language model, or its text
             failed = {arm.name: error for arm in arms.values() if not arm.folder.exists()}
         progress.advance(len(failures))
@@ -378,69 +406,6 @@ def failed_since(cell: Cell, folder: Path) -> str | None:
         return _failed(cell, folder).read_text("utf-8").strip()
     except OSError:
         return None
-
-
-# -- evaluations ---------------------------------------------------------------------------------
-
-
-def evaluations(folder: Path, model: str, seed: int) -> Path:
-    """Where the results of a model's and a seed's SAEs are."""
-    return folder / EVALUATIONS / model / f"seed{seed}"
-
-
-def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progress) -> None:
-    from sae_plugins.eval_suites.evaluation.evaluate import Evaluation, Request
-    from sae_plugins.eval_suites.inputs.cache import default_folder
-
-    model = study.models[task.model]
-    if not cells or not model.suites:
-        return
-    name = f"{task.model}, seed {task.seed}"
-    progress.stage(f"{name}: evaluating {len(cells)} SAEs")
-    folder = evaluations(task.folder, task.model, task.seed)
-    sources = {cell.folder.name: cell.source or str(task.folder / cell.folder) for cell in cells}
-    request = Request(
-        sources=[*sources.values()],
-        suites={suite: suite_of(study, task.model, suite) for suite in model.suites},
-        seeds=[model.evaluation_seed],
-        preset=model.preset,
-        output_path=folder,
-        cache_path=default_folder(),
-        data=model.data,
-        device=cells[0].settings.for_saelens().device,
-    )
-    evaluation = Evaluation(request)
-    loaded = evaluation.hashes
-    found = {name: loaded[source] for name, source in sources.items() if source in loaded}
-    before = {name: sha for name, sha in hashes_in(folder).items() if name not in sources}
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / HASHES, json.dumps(before | found, indent=1) + "\n")
-    evaluation.run(_EvaluationProgress(name, progress))
-    # two SAEs that are the same have one row
-    progress.advance(len(cells) * len(model.suites) - len(evaluation.rows))
-
-
-def hashes_in(folder: Path) -> dict[str, str]:
-    """The hashes of the SAEs in an evaluation's folder, by the names of their own folders."""
-    try:
-        hashes: dict[str, str] = json.loads((folder / HASHES).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return hashes
-
-
-@dataclass
-class _EvaluationProgress:
-    """What an evaluation tells, told as a study's progress."""
-
-    name: str
-    progress: Progress
-
-    def stage(self, text: str) -> None:
-        self.progress.stage(f"{self.name}: {text}")
-
-    def finished(self, row: Any, again: bool) -> None:
-        self.progress.advance(1)
 
 
 def stale(known: StudyPlan, folder: Path) -> list[Path]:

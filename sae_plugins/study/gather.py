@@ -25,16 +25,8 @@ from sae_plugins.runs.summary import calibration_of
 from sae_plugins.settings.values import as_text
 from sae_plugins.study import ENOUGH_SEEDS, described, equal_l0, naming, plugin_files, seeds
 from sae_plugins.study.cells import L0, Cell, grouped
-from sae_plugins.study.execute import (
-    EVALUATIONS,
-    evaluations,
-    failed_since,
-    failure,
-    hashes_in,
-    plan_of,
-    suite_of,
-    undefined,
-)
+from sae_plugins.study.evaluated import EVALUATIONS, evaluations, hashes_in, suite_of
+from sae_plugins.study.execute import failed_since, failure, plan_of, undefined
 from sae_plugins.study.findings import (
     ArmInfo,
     Contrast,

@@ -23,9 +23,10 @@ from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.resolve import resolve
 from sae_plugins.runs import lockstep, memory
 from sae_plugins.runs.load import load_setup
-from sae_plugins.runs.lockstep import LockstepRun, stream_key, train
+from sae_plugins.runs.lockstep import LockstepRun, train
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import Setup
+from sae_plugins.runs.stream_key import stream_key
 from sae_plugins.settings.command_line import train_flags
 from sae_plugins.settings.settle import settle
 
