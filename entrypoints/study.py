@@ -230,8 +230,8 @@ _FLAGS = {
         Flag(
             "jobs",
             "int",
-            "processes, each with the language model in memory (default: one per core on a CPU, "
-            "one on a GPU)",
+            "processes, each with the language model in memory (default: one per GPU, or per core "
+            "where there is none)",
         ),
         *(
             replace(our_flags()[name], group="")

@@ -77,6 +77,12 @@ class Ranks:
         """Whether this is the rank that writes files, prints and logs: rank 0."""
         return self.rank == 0
 
+    @property
+    def beside(self) -> int:
+        """How many ranks are on this machine, this one included."""
+        found = os.environ
+        return int(found.get("LOCAL_WORLD_SIZE") or found.get("SLURM_NTASKS_PER_NODE") or self.size)
+
     def meet(self) -> None:
         """Find the others.
 

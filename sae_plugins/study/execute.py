@@ -33,7 +33,15 @@ from sae_plugins.study.evaluated import EVALUATIONS, evaluate, suite_of
 from sae_plugins.study.makers import shared_flags
 from sae_plugins.study.metrics import check_compared
 from sae_plugins.study.plan import StudyPlan, plan
-from sae_plugins.study.processes import Overall, Pass, Progress, default_jobs, run_passes
+from sae_plugins.study.processes import (
+    Overall,
+    Pass,
+    Progress,
+    default_jobs,
+    devices,
+    run_passes,
+    sharing,
+)
 from sae_plugins.study.spec import Study, as_yaml
 from sae_plugins.world import NAME as WORLD
 
@@ -82,7 +90,7 @@ def run(
 ) -> None:
     """Train and evaluate what is missing in a study's folder, in so many processes.
 
-    Where `jobs` is None, that is one per core on a CPU, and one on a GPU.
+    Where `jobs` is None, that is one per GPU, or per core where there is none.
 
     Args:
         study: the study.
@@ -97,7 +105,8 @@ def run(
     """
     folder = folder.absolute()
     plan_of(study, folder)  # which refuses what is wrong before there is a folder
-    jobs = jobs or default_jobs(len(study.models) * len(study.seeds))
+    several = ranks().size > 1
+    jobs = ranks().beside if several else jobs or default_jobs(len(study.models) * len(study.seeds))
     with _locked(folder) if ranks().writes else nullcontext():
         with ranks().together():
             begun = _begun(study, folder, jobs, progress, cache) if ranks().writes else study
@@ -105,6 +114,7 @@ def run(
         known = plan_of(study, folder)
         with ranks().together():
             _check_shards([*known.pilots, *known.cells])
+            _check_devices([*known.pilots, *known.cells], jobs)
         # by the first pilots, the coefficients are known with which others try learning rates
         waiting = _waiting(known := plan_of(study, folder), folder)
         while waiting:
@@ -157,6 +167,19 @@ def _check_shards(cells: Sequence[Cell]) -> None:
         batch = int(cell.settings.get("train_batch_size_tokens"))
         with problems, prefixed(f"models.{cell.model}.train.data_shards"):
             check_shards(cell.settings.data_shards, batch, ranks().size)
+    problems.stop()
+
+
+def _check_devices(cells: Sequence[Cell], jobs: int) -> None:
+    """Refuse SAEs on a GPU by its number, where each process gets one of its own."""
+    problems = Problems()
+    for cell in cells if jobs > 1 and devices() else ():
+        for name in ("device", "llm_device"):
+            if str(cell.settings.get(name) or "").startswith("cuda:"):
+                problems.add(
+                    f"models.{cell.model}.train.{name} {cell.settings.get(name)}: each of {jobs} "
+                    "processes gets a GPU of its own; say cuda, or give --jobs 1"
+                )
     problems.stop()
 
 
@@ -235,7 +258,8 @@ def _threads(jobs: int) -> int | None:
 
     Sums round by their number, so it does not follow how much there is left to do.
     """
-    return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    alone = jobs == 1 or ranks().size > 1  # torchrun says how many each rank has
+    return None if alone else max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _passes(
@@ -244,7 +268,7 @@ def _passes(
     """A task for each model and seed, for `jobs` processes."""
     text = study.model_dump_json()
     return [
-        Pass(text, folder, model, seed, _pilots(members), jobs, _threads(jobs), cache)
+        Pass(text, folder, model, seed, _pilots(members), sharing(jobs), _threads(jobs), cache)
         for (model, seed), members in grouped(cells, lambda c: (c.model, c.seed)).items()
     ]
 

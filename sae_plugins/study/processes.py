@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
@@ -52,7 +53,7 @@ class Pass:
     pilots: frozenset[str]
     """Train these pilots, by their folders' names, and evaluate nothing; none for all others."""
     processes: int
-    """How many there may be at once, this one included."""
+    """How many there may be at once that share its memory, this one included."""
     threads: int | None
     """Of torch; None for as many as it likes."""
     cache: Folder | None = None
@@ -79,8 +80,10 @@ def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> 
     with ExitStack() as stack:
         # one bar is drawn, here
         with safe_path(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"):
-            queue = context.Queue()
-            pool = stack.enter_context(ProcessPoolExecutor(count, context, _begin, (queue,)))
+            queue, gpus = context.Queue(), context.Queue()
+            for gpu in itertools.islice(itertools.cycle(devices() or [None]), count):
+                gpus.put(gpu)
+            pool = stack.enter_context(ProcessPoolExecutor(count, context, _begin, (queue, gpus)))
             futures = [pool.submit(_pass_elsewhere, work, task) for task in tasks]
         try:
             _listen(futures, queue, progress)
@@ -91,20 +94,38 @@ def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> 
 
 
 def default_jobs(tasks: int) -> int:
-    """Processes where nothing is said: one per core on a CPU, and one where there is a GPU."""
+    """Processes where nothing is said: one per GPU, or per core where there is none."""
+    return min(tasks, len(devices()) or os.cpu_count() or 1)
+
+
+def devices() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    return 1 if torch.cuda.is_available() else min(tasks, os.cpu_count() or 1)
+    count = torch.cuda.device_count()
+    named = os.environ.get(_VISIBLE)
+    return (named.split(",") if named else [*map(str, range(count))])[:count]
 
 
+def sharing(jobs: int) -> int:
+    """How many of so many processes share one GPU's memory, or that of the machine."""
+    return -(-jobs // (len(devices()) or 1))
+
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _queue: Any = None
 """In a process that was started: where what it says goes."""
 
 
-def _begin(queue: Any) -> None:
-    """Say what is done into `queue`, and end when the process that started this one has ended."""
+def _begin(queue: Any, gpus: Any) -> None:
+    """Say what is done into `queue`, and end when the process that started this one has ended.
+
+    What is next in `gpus` is the GPU of this process, which sees no other.
+    """
     global _queue
     _queue = queue
+    if (gpu := gpus.get()) is not None:
+        os.environ[_VISIBLE] = gpu  # before CUDA begins
     parent = os.getppid()
 
     def watch() -> None:
