@@ -40,7 +40,8 @@ CHANGE_NOTHING = (
     *("framework/plugin_files.py", "framework/unused.py"),
     *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load", "logs")),
     *(f"runs/{name}.py" for name in ("downloads", "probe", "recipe_file", "recorder", "sources")),
-    *("runs/feature_history.py", "runs/untouched.py", "runs/weights_and_biases.py"),
+    *(f"runs/{name}.py" for name in ("dashboards", "feature_history", "run_folder", "untouched")),
+    "runs/weights_and_biases.py",
     "eval_suites/registry.py",
 )
 """Files of these rooms that only find, check, keep or show."""

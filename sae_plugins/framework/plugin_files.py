@@ -72,6 +72,11 @@ def copy_of(selected: type) -> str | None:
     return f"{FOLDER}/{path}:{name}"
 
 
+def is_copy(name: str) -> bool:
+    """Whether a recipe's name of a plugin is of a copy in the folder of the run."""
+    return name.startswith(f"{FOLDER}/") and ".." not in Path(parted(name)[0]).parts
+
+
 def copies(selected: Iterable[type]) -> dict[str, bytes]:
     """The files to copy for these classes, by their paths in `FOLDER`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sae_plugins.base.errors import HubError
@@ -16,7 +17,6 @@ from sae_plugins.framework import plugin_files
 from sae_plugins.runs.folder import (
     CONFIG,
     FIGURES,
-    METRIC_FIGURES,
     METRICS,
     METRICS_BY_FEATURE,
     RECIPE,
@@ -24,6 +24,7 @@ from sae_plugins.runs.folder import (
     SUMMARY,
     TRAINING_SUMMARY,
     WEIGHTS,
+    own_files,
 )
 
 Content = Path | bytes
@@ -32,12 +33,9 @@ HUB_RESULTS = "results"
 """Folder of the evaluations, beside an SAE's weights."""
 _FILES = (
     *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS, METRICS_BY_FEATURE),
-    f"{Path(TRAINING_SUMMARY).stem}*.json",
-    f"{FIGURES}/*.png",
-    f"{METRIC_FIGURES}/*.png",
-    f"{plugin_files.FOLDER}/**/*.py",
+    *(f"{Path(TRAINING_SUMMARY).stem}*.json", f"{FIGURES}/*", f"{plugin_files.FOLDER}/*"),
 )
-"""All that is uploaded of a run. SAELens' `runner_cfg.json` names folders of this machine."""
+"""What is uploaded of the files that a run has written."""
 _TEXTS = (".json", ".jsonl", ".yaml", ".py")
 
 
@@ -84,10 +82,9 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
     found = {file.name: (file, r) for file, r in _results(folder, rows, subject.hash)}
     failed = sorted({row.suite for _, row in rows if row.status == "failed"})
     files: dict[str, Content] = {
-        file.relative_to(folder).as_posix(): _public(file)
-        for pattern in _FILES
-        for file in sorted(folder.glob(pattern))
-        if file.is_file()
+        name: _public(folder / name)
+        for name in own_files(folder)
+        if any(fnmatchcase(name, pattern) for pattern in _FILES)
     }
     results = []
     for name, (file, result) in found.items():
