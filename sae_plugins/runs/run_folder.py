@@ -11,7 +11,6 @@ runs have written.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from sae_plugins.base.files import (
     size,
     write,
 )
+from sae_plugins.base.places import from_here
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import shards_of
 from sae_plugins.resume.signals import deferred
@@ -300,9 +300,9 @@ class RunFolder:
 
         What is not a run's own moves along, unless something is in its place.
         """
-        for config in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
-            if (self.unfinished / config).exists():
-                self._correct_paths(self.unfinished / config)
+        for name in own_files(self.unfinished):
+            if Path(name).name in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
+                self._correct_paths(self.unfinished / name)
         stay = working_files(self.unfinished)
         own = {*list_own(self.unfinished, but=stay)}
         names = []
@@ -322,10 +322,9 @@ class RunFolder:
     def _correct_paths(self, config: Path) -> None:
         """SAELens notes where it wrote; the files are about to move."""
         contents = json.loads(config.read_text("utf-8"))
-        path = Path(os.path.abspath(self.path))
-        contents["output_path"] = str(path)
-        if contents.get("checkpoint_path") == str(path / UNFINISHED / SAELENS_CHECKPOINTS):
-            contents["checkpoint_path"] = str(path / SAELENS_CHECKPOINTS)
+        contents["output_path"] = from_here(self.path)
+        if contents.get("checkpoint_path") == from_here(self.unfinished / SAELENS_CHECKPOINTS):
+            contents["checkpoint_path"] = from_here(self.path / SAELENS_CHECKPOINTS)
         write(config, json.dumps(contents, indent=1))
 
     def abandon(self) -> str | None:

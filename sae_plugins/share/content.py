@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sae_plugins.base.errors import HubError
 from sae_plugins.base.hub import CARD, local
+from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import line_with_secret, redacted_text, without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
@@ -91,7 +92,7 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
         whose = result.sae.model_copy(update={"name": sae_id, "source": f"{repo}:{sae_id}"})
         results.append(result.model_copy(update={"sae": whose}))
         text = results[-1].model_dump_json(indent=1) + "\n"
-        files[f"{HUB_RESULTS}/{name}"] = _without_home(text).encode()
+        files[f"{HUB_RESULTS}/{name}"] = _told(text, ".json").encode()
         raw = file.parent / Path(result.raw or "").name
         if raw.is_file():
             files[f"{HUB_RESULTS}/{raw.name}"] = _public(raw)
@@ -147,7 +148,7 @@ def _results(
 
 
 def _public(file: Path) -> Content:
-    """A file as it is, or a text without the home folder and tokens."""
+    """A file as it is, or a text without the folders of this machine and tokens."""
     if file.suffix not in _TEXTS:
         return file
     try:
@@ -161,15 +162,12 @@ def _public(file: Path) -> Content:
                 "nothing runs unless it is named, or remove the copy"
             )
         return file
-    shown = _without_home(redacted_text(text, file.suffix))
+    shown = _told(redacted_text(text, file.suffix), file.suffix)
     return file if shown == text else shown.encode()
 
 
-def _without_home(text: str) -> str:
-    home = str(Path.home())
-    if len(Path(home).parts) > 1:
-        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    return without_secrets(text)
+def _told(text: str, suffix: str) -> str:
+    return without_secrets(without_places(text, suffix))
 
 
 def size_of(content: Content) -> int:

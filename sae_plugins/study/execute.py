@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
-from sae_plugins.base.files import lock, write
+from sae_plugins.base.files import lock, read_json, write
 from sae_plugins.base.kept import Folder
+from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.eval_suites.evaluation.sources import check_source
 from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
@@ -364,7 +365,7 @@ def _note(cell: Cell, folder: Path, error: Exception | None) -> None:
         _failed(cell, folder).unlink(missing_ok=True)
     else:
         _failed(cell, folder).parent.mkdir(parents=True, exist_ok=True)
-        write(_failed(cell, folder), f"{reason_of(error)}\n")
+        write(_failed(cell, folder), f"{without_places(reason_of(error))}\n")
 
 
 def failure(cell: Cell, folder: Path) -> str | None:
@@ -423,10 +424,9 @@ def _evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progres
 def hashes_in(folder: Path) -> dict[str, str]:
     """The hashes of the SAEs in an evaluation's folder, by the names of their own folders."""
     try:
-        hashes: dict[str, str] = json.loads((folder / HASHES).read_text("utf-8"))
+        return dict(read_json(folder / HASHES))
     except (OSError, ValueError):
         return {}
-    return hashes
 
 
 @dataclass

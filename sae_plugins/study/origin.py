@@ -15,6 +15,7 @@ from typing import Any
 
 from sae_plugins.base.fingerprints import of_value
 from sae_plugins.base.identity import Compared, Fact, compare
+from sae_plugins.base.places import from_here
 from sae_plugins.runs.folder import ORIGIN, RECIPE
 from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings.flags import all_flags
@@ -42,10 +43,16 @@ def facts(
     whole = {
         "settings": {**_without_places(kept, made_from), "untrained": untrained},
         "versions": versions,
-        "made_from": made_from,
+        "made_from": {name: _told(fact) for name, fact in made_from.items()},
     }
     found: dict[str, Any] = json.loads(json.dumps(whole, default=str))
     return found
+
+
+def _told(fact: Fact | None) -> Fact | None:
+    """A fact without the folders of this machine, on which nothing depends."""
+    is_here = fact is not None and {"at", "files"} <= fact.keys()
+    return {**fact, "at": from_here(fact["at"])} if fact is not None and is_here else fact
 
 
 def _without_places(

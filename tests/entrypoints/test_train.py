@@ -88,7 +88,7 @@ def test_a_run_leaves_a_folder_that_sae_lens_loads(
     assert numbers["heldout/tokens"] >= 256
     assert "reorder/reorderings" in numbers
     config = json.loads((run / "runner_cfg.json").read_text())
-    assert (config["output_path"], config["checkpoint_path"]) == (str(Path("run").absolute()), None)
+    assert (config["output_path"], config["checkpoint_path"]) == ("run", None)
     plan, table = said.split("\n\n")[0], said
     assert (
         "reorder (interval 8, start 5) -> input-norm-l1 -> unit-norm-decoder -> nan-guard" in plan
@@ -400,7 +400,7 @@ def test_what_fails_after_the_sae_is_saved_does_not_cost_it(
 def test_a_run_that_cannot_be_moved_into_place(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from sae_plugins.runs import run_folder as runs
+    from sae_plugins.runs import journal
 
     run = train("run")
     before = {name: (run / name).read_bytes() for name in FILES}
@@ -423,7 +423,7 @@ def test_a_run_that_cannot_be_moved_into_place(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "replace", full)
+        patch.setattr(journal.os, "replace", full)
         train("run", "--overwrite", "--seed", "1", code=1)
     said = capsys.readouterr()
     assert "moving the trained SAE to run failed" in said.err

@@ -425,7 +425,7 @@ def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
     earlier: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from sae_plugins.runs import run_folder as runs
+    from sae_plugins.runs import journal
 
     for path in earlier.iterdir():
         path.rename(unfinished / path.name)  # as with --overwrite
@@ -437,7 +437,7 @@ def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
         replace(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.os, "replace", replacing)
+        patched.setattr(journal.os, "replace", replacing)
         train("--resume", "run", code=130)
     train("--resume", "run")
     assert contents(unfinished) == contents(whole)
