@@ -98,6 +98,11 @@ class Cell:
         settings |= {"sae": self.existing.sae} if self.existing else {}
         return origin.facts(settings, self.untrained, found, self.made_from)
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What its file says of that."""
+        return origin.told(self.facts)
+
     @cached_property
     def key(self) -> str:
         """A hash of all that the SAE depends on."""

@@ -305,7 +305,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
                 folder=folder,
                 plan=settings.plan,
                 recipe=recipe,
-                made_from=cell.facts,
+                made_from=cell.told,
                 figures=False,  # the report has those of all
                 untrained=cell.untrained,
                 tuning_tokens=cell.tuning_tokens,

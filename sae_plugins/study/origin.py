@@ -43,16 +43,19 @@ def facts(
     whole = {
         "settings": {**_without_places(kept, made_from), "untrained": untrained},
         "versions": versions,
-        "made_from": {name: _told(fact) for name, fact in made_from.items()},
+        "made_from": made_from,
     }
     found: dict[str, Any] = json.loads(json.dumps(whole, default=str))
     return found
 
 
-def _told(fact: Fact | None) -> Fact | None:
-    """A fact without the folders of this machine, on which nothing depends."""
-    is_here = fact is not None and {"at", "files"} <= fact.keys()
-    return {**fact, "at": from_here(fact["at"])} if fact is not None and is_here else fact
+def told(of: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as their file has them, without the folders of this machine: nothing depends on them."""
+    made_from = {
+        name: {**fact, "at": from_here(fact["at"])} if fact and {"at", "files"} <= {*fact} else fact
+        for name, fact in of["made_from"].items()
+    }
+    return {**of, "made_from": made_from}
 
 
 def _without_places(

@@ -290,7 +290,7 @@ def test_data_that_are_replaced_under_the_same_path_give_other_saes(tmp_path: Pa
     assert now.key != first.key
     assert now.found_in(saes).folder == now.folder != first.folder
     assert now.found_in(saes).compared.changes == [
-        f"the dataset in {text.name} changed: 1 file (train.jsonl)"
+        f"the dataset in {text} changed: 1 file (train.jsonl)"
     ]
 
 
