@@ -50,7 +50,7 @@ def facts(
 
 
 def told(of: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts as their file has them, without the folders of this machine: nothing depends on them."""
+    """Facts as their file has them: without the folders of this machine, which decide nothing."""
     made_from = {
         name: {**fact, "at": from_here(fact["at"])} if fact and {"at", "files"} <= {*fact} else fact
         for name, fact in of["made_from"].items()
