@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sae_plugins.framework.profile import Profile
     from sae_plugins.framework.run import Run
     from sae_plugins.resume.checkpoints import Checkpoints
-    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.run_folder import RunFolder
     from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.settings import Settings
 

@@ -9,7 +9,7 @@ from sae_plugins.base.errors import SaePluginsError, StateError
 
 if TYPE_CHECKING:
     from sae_plugins.resume.checkpoints import Checkpoints
-    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.run_folder import RunFolder
     from sae_plugins.settings.settings import Settings
 
 

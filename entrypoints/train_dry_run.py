@@ -22,8 +22,8 @@ from sae_plugins.entrypoints.train_output import print_plan, print_rows
 
 if TYPE_CHECKING:
     from sae_plugins.resume.checkpoints import Checkpoints
-    from sae_plugins.runs.folder import RunFolder
     from sae_plugins.runs.probe import Speed
+    from sae_plugins.runs.run_folder import RunFolder
     from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.settings import Settings
 

@@ -15,7 +15,7 @@ from sae_plugins.entrypoints.train_disk import bytes_of_buffer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.run_folder import RunFolder
     from sae_plugins.runs.setup import Setup
     from sae_plugins.settings.settings import Settings
 

@@ -37,7 +37,7 @@ def several(line: Line, problems: Problems) -> Iterator[Ranks]:
 
 def goes_on(path: Path) -> bool:
     """Whether a run that torchrun starts again, since a rank died, has something to go on from."""
-    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.run_folder import RunFolder
 
     return bool(restarts()) and RunFolder(path).can_go_on()
 

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import sys
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from contracts import pytest_collection_modifyitems
@@ -41,6 +43,21 @@ def _few_objects() -> None:
     """No search for garbage looks at what imports have left: that would take half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_threads_stay() -> Iterator[None]:
+    """No thread of a library runs beside the tests of other modules, some of which compile.
+
+    A bar starts one that watches all bars, and wandb some that serve it, until the process ends.
+    """
+    tqdm.monitor_interval = 0
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+    of_libraries = ("wandb", "tqdm")
+    left = [each.name for each in threading.enumerate() if each.name.startswith(of_libraries)]
+    assert left == []
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock, write
+from sae_plugins.base.places import without_places
 from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.eval_suites.evaluation.tables import details_table, results_table
@@ -94,7 +95,7 @@ class Folder:
         self.write(Path(MANIFEST), self.manifest.model_dump_json(indent=1) + "\n")
 
     def write(self, file: Path, text: str) -> None:
-        """Write a file, by its path in the folder.
+        """Write a file, by its path in the folder; it names no folders of this machine.
 
         Raises:
             SaePluginsError: that fails; it says what is kept.
@@ -102,7 +103,7 @@ class Folder:
         path = self.path / file
         with self._writing(str(file)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, text)
+            write(path, without_places(text, path.suffix))
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sae_plugins.base.code import code
 from sae_plugins.base.errors import Problems
 from sae_plugins.base.files import versions
+from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.eval_suites import DATA
 from sae_plugins.eval_suites.evaluation.manifest import Row
@@ -140,7 +141,8 @@ def plan(
         try:
             subject = load_subject(source)
         except Exception as error:
-            failed = {"sae": source, "source": source, "status": "failed"}
+            told = without_places(source)
+            failed = {"sae": told, "source": told, "status": "failed"}
             made.failed += [
                 Row(suite=n, seed=seed, reason=reason_of(error), settings=hashes[n], **failed)
                 for n, seed in places
@@ -155,8 +157,8 @@ def plan(
         for name, seed in places:
             suite, settings = suites[name]
             row = Row(
-                suite=name, sae=subject.name, source=subject.source, sae_hash=subject.hash,
-                seed=seed, settings=hashes[name],
+                suite=name, sae=subject.name, source=without_places(source),
+                sae_hash=subject.hash, seed=seed, settings=hashes[name],
             )  # fmt: skip
             made.tasks.append(Task(row, subject, suite, settings))
     made.tasks.sort(key=lambda task: (task.subject.model_name, task.group))

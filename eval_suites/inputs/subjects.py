@@ -20,11 +20,11 @@ from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.base.fingerprints import fingerprint
+from sae_plugins.base.names import file_name
 from sae_plugins.runs.folder import CONFIG
 from sae_plugins.runs.language_models.hooks import as_transformer_lens
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
-_LONGEST_NAME = 80
 _UNIT_NORM = 1e-3
 """How far from 1 a decoder row's norm may be without a warning."""
 
@@ -105,7 +105,7 @@ def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Su
     _check_function(source, sae, architecture)
     _check_numbers(source, sae)
     return Subject(
-        name=re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII).strip(".-")[:_LONGEST_NAME] or "sae",
+        name=file_name(name),
         source=source,
         hash=_hash(sae, architecture),
         sae=sae,

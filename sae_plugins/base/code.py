@@ -9,6 +9,7 @@ is imported by a computed name is not seen. Comments, docstrings and layout mean
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from typing import Any
 
 import xxhash
 
+from sae_plugins.base.files import versions
 from sae_plugins.base.fingerprints import Remembered, hash_of
 
 TRAINING = (
@@ -40,7 +42,8 @@ CHANGE_NOTHING = (
     *("framework/plugin_files.py", "framework/unused.py"),
     *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load", "logs")),
     *(f"runs/{name}.py" for name in ("downloads", "probe", "recipe_file", "recorder", "sources")),
-    *("runs/feature_history.py", "runs/untouched.py", "runs/weights_and_biases.py"),
+    *(f"runs/{name}.py" for name in ("dashboards", "feature_history", "run_folder", "untouched")),
+    "runs/weights_and_biases.py",
     "eval_suites/registry.py",
 )
 """Files of these rooms that only find, check, keep or show."""
@@ -93,6 +96,8 @@ def _of_class(plugin: type) -> dict[str, str | None]:
         file, loader = (getattr(module, name, None) for name in ("__file__", "__loader__"))
         if isinstance(loader, LoadedOnce):  # its files may say something else by now
             found |= {own.path: own.meaning for own in loader.own.values()}
+            for name, place in loader.elsewhere.items():
+                found |= _closure(name, place)
             continue
         files: dict[str, str | None] = {}
         if file is not None and each.__module__ != "__main__":
@@ -139,9 +144,12 @@ class LoadedOnce:
 
     Attributes:
         own: the modules by name.
+        elsewhere: the files of modules that these import and that are no installed package's, as
+            of a folder in PYTHONPATH, by name.
     """
 
     own: Mapping[str, OwnModule]
+    elsewhere: Mapping[str, Path]
 
 
 def _closure(name: str, file: Path) -> dict[str, str | None]:
@@ -167,6 +175,34 @@ def read_modules(file: Path) -> Iterator[OwnModule]:
         OSError: one cannot be read.
     """
     return _followed(file.stem, file, file.parent, file.parent, _read)
+
+
+def modules_elsewhere(imports: Iterable[str]) -> dict[str, Path]:
+    """The files of imported modules that belong neither to Python nor to an installed package."""
+    found: dict[str, Path | None] = {}
+    roots: dict[str, Path | None] = {}
+    for name in imports:
+        top = name.partition(".")[0]
+        if top not in roots:
+            roots[top] = _root_elsewhere(top)
+        root = roots[top]
+        found[name] = None if root is None else _source(name, root)
+    return {name: file for name, file in sorted(found.items()) if file is not None}
+
+
+def _root_elsewhere(top: str) -> Path | None:
+    """The folder in which such a module or package lies; None where it is installed."""
+    if top in sys.stdlib_module_names or versions([top.replace("_", "-")]):
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # the latter of a module without a spec
+        return None
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
+        return None
+    root = Path(next(iter(spec.submodule_search_locations or [str(spec.origin)]))).parent
+    installed = {"site-packages", "dist-packages"} & {*root.parts}
+    return None if installed else root
 
 
 def _followed(

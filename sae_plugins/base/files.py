@@ -168,6 +168,21 @@ def write(path: Path, text: str) -> None:
         partial.write_text(text, "utf-8")
 
 
+def remove_if_empty(folder: Path) -> bool:
+    """Remove a folder that holds nothing; whether it did."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def remove_empty_folders(folder: Path) -> None:
+    """Remove what holds no file, the folder itself included."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        remove_if_empty(Path(path))
+
+
 def next_free(path: Path) -> Path:
     """The first of NAME-1, NAME-2, ... beside a path that is not there."""
     names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))

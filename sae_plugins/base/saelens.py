@@ -113,6 +113,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.patches import replaced
+from sae_plugins.base.places import rootless
 from sae_plugins.base.secrets import redacted
 
 if TYPE_CHECKING:
@@ -296,10 +297,10 @@ def not_passed(thresholds: list[int], trainer: SAETrainer[Any, Any]) -> list[int
 
 
 def with_no_secrets_told(config_class: type[Any]) -> type[Any]:
-    """A runner's config class whose objects write, and tell Weights & Biases, no secrets."""
+    """A runner's config class whose objects tell files and Weights & Biases no secrets."""
 
     def to_dict(self: Any) -> dict[str, Any]:
-        return dict(redacted(config_class.to_dict(self)))
+        return rootless(redacted(config_class.to_dict(self)), "output_path", "checkpoint_path")
 
     return type(config_class.__name__, (config_class,), {"to_dict": to_dict})
 

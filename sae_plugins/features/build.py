@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from sae_plugins.base.errors import HubError, SuiteError
 from sae_plugins.base.files import versions
 from sae_plugins.base.hub import local
+from sae_plugins.base.places import without_places
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.models import expected
 from sae_plugins.eval_suites.inputs.subjects import Subject
@@ -187,7 +188,7 @@ def _shown(
 
 def _facts(subject: Subject) -> list[tuple[str, str]]:
     facts = {
-        "language model": subject.model_name,
+        "language model": without_places(subject.model_name),
         "hook": subject.hook_name,
         "head": subject.hook_head_index,
         "architecture": subject.architecture,

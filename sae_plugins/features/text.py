@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError, SuiteError
+from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.inputs.data import OPEN_TEXT
 from sae_plugins.eval_suites.inputs.models import LanguageModel
@@ -196,4 +197,5 @@ def _rows(
     column = choose_column(rows, settings, place)
     if column.kind == TOKENS:
         check_tokenized(rows, column, settings, model.hooked, model.hooked.cfg.d_vocab)
-    return Documents(numbered(rows, column), column, place), without_secrets(str(path))
+    told = without_secrets(without_places(str(path)))
+    return Documents(numbered(rows, column), column, place), told

@@ -12,6 +12,7 @@ import builtins
 import hashlib
 import importlib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -23,13 +24,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sae_plugins.base.code import LoadedOnce, OwnModule, read_modules
+from sae_plugins.base.code import LoadedOnce, OwnModule, modules_elsewhere, read_modules
 from sae_plugins.base.errors import PluginError, did_you_mean, nearest, reason
+from sae_plugins.base.text import in_words
 from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method, Plugin, check_name
 
 FOLDER = "plugin_files"
 """Of a run: where the copies of such files are."""
+logger = logging.getLogger(__name__)
+_WARNED: set[str] = set()
 _RESERVED = ("recorder",)
 """Names of plugins that the framework adds, and that are no entry points."""
 
@@ -53,6 +57,7 @@ def load(given: str, folder: Path | None = None) -> type[Plugin] | type[Method]:
         raise PluginError(f"the plugin file {file} cannot be read: {reason(error)}") from error
     chosen = _chosen(file, wanted, modules.run(file.stem, file))
     _check_free(file, chosen)
+    _warn_of_elsewhere(file, modules)
     return chosen
 
 
@@ -70,6 +75,11 @@ def copy_of(selected: type) -> str | None:
     path = modules.own[selected.__module__.partition(".")[2]].path
     name = next(n for n, value in _defined(sys.modules[selected.__module__]) if value is selected)
     return f"{FOLDER}/{path}:{name}"
+
+
+def is_copy(name: str) -> bool:
+    """Whether a recipe's name of a plugin is of a copy in the folder of the run."""
+    return name.startswith(f"{FOLDER}/") and ".." not in Path(parted(name)[0]).parts
 
 
 def copies(selected: Iterable[type]) -> dict[str, bytes]:
@@ -177,6 +187,21 @@ def _check_free(file: Path, chosen: type[Any]) -> None:
     )
 
 
+def _warn_of_elsewhere(file: Path, modules: _Modules) -> None:
+    """Name what a run has no copy of, once in a process."""
+    tops: dict[str, Path] = {}
+    for name, place in modules.elsewhere.items():
+        tops.setdefault(_top(name), place)
+    if tops and modules.package not in _WARNED:
+        _WARNED.add(modules.package)
+        logger.warning(
+            "%s imports %s, which no package installs: a run has no copy of that, and goes on only "
+            "where it is found again and is as it was; put it beside the file to have it copied",
+            file.name,
+            in_words([f"{top} ({place})" for top, place in sorted(tops.items())]),
+        )
+
+
 # -- running a file --------------------------------------------------------------------------------
 
 
@@ -212,8 +237,14 @@ class _Modules(LoadedOnce):
                 if file.is_symlink() and isinstance(error, ImportError)
                 else ""
             )
+            lost = (
+                "; install it, put it beside the file, or have its folder in PYTHONPATH, as when "
+                "the run began"
+                if isinstance(error, ModuleNotFoundError) and not link
+                else ""
+            )
             raise PluginError(
-                f"{file} cannot be imported: {type(error).__name__}: {error}{line}{link}"
+                f"{file} cannot be imported: {type(error).__name__}: {error}{line}{link}{lost}"
             ) from error
 
     def find_spec(
@@ -273,7 +304,11 @@ def _modules(file: Path) -> _Modules:
         digest.update(f"{name} {len(own.text)} ".encode() + own.text)
     package = f"_sae_plugins_file_{digest.hexdigest()[:16]}"
     known = getattr(sys.modules.get(package), "__loader__", None)
-    return known if isinstance(known, _Modules) else _Modules(found, package)
+    if isinstance(known, _Modules):
+        return known
+    imports = {name for own in found.values() for name in own.imports}
+    left = [name for name in imports if _tops([name]).isdisjoint({*_tops(found), "sae_plugins"})]
+    return _Modules(found, modules_elsewhere(left), package)
 
 
 def _check_imports(file: Path, found: Mapping[str, OwnModule]) -> None:
@@ -310,7 +345,11 @@ def _check_imports(file: Path, found: Mapping[str, OwnModule]) -> None:
 
 
 def _tops(names: Iterable[str]) -> set[str]:
-    return {name.partition(".")[0] for name in names}
+    return set(map(_top, names))
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _package_of(file: Path, top: str) -> Path | None:

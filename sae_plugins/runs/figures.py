@@ -5,8 +5,6 @@ Matplotlib is loaded when something is drawn.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
@@ -29,8 +27,8 @@ _DRAWN = {"losses", "metrics", "sparsity", "details", CHANGES.rstrip("/")}
 
 HEADING = {"step", "samples", "updates", "seconds"}
 """What every row begins with."""
-_LONGEST, _PANELS = 60, 24
-"""Letters of a figure's file name, and panels of a figure."""
+_PANELS = 24
+"""Of a figure."""
 
 LOG_FROM_RATIO = 20.0
 """Positive data that spans more than this factor is drawn on a log axis."""
@@ -140,14 +138,6 @@ def groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         if name not in HEADING and not (slash and group in _DRAWN):
             found.setdefault((slash and group) or "other", []).append(name)
     return found
-
-
-def file_name(group: str) -> str:
-    """A file's name for a group: short, and of letters that any disk takes."""
-    name = re.sub(r"[^A-Za-z0-9_+-]+", "-", group)
-    if name == group and len(name) <= _LONGEST:
-        return name
-    return f"{name[:_LONGEST]}-{hashlib.sha256(group.encode()).hexdigest()[:6]}"
 
 
 def of_group(

@@ -1,32 +1,36 @@
-"""The folder of a run: which files it has, how they get there, and what is never touched.
+"""The files of a run's folder: what they are called, and which of those that lie there are its own.
 
-A run writes into `unfinished/` inside its folder, and moves everything to its place when the SAE
-is saved and scored: what an earlier run left stays whole until then, and a full disk costs nothing
-of it. `unfinished/` stays behind only when a run fails or is interrupted: with its checkpoints,
-from which it can go on, and its `metrics.jsonl`. A new run into the folder renames it to
-`unfinished-1`. A run locks its folder, so that two never share one, and removes only files that
-runs write.
+A run lists what it has written in `files.json`, and nothing else in its folder is ever removed but
+what has a name that is a run's alone, such as `cfg.json`. Where there is no list, as in
+`unfinished/` and in folders of earlier versions, what is there tells which names a run gave: its
+rows of metrics those of figures, its recipe those of copied code.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sae_plugins.base.errors import PluginError, reason
-from sae_plugins.base.files import lock, next_free, size, write
+import yaml
+
+from sae_plugins.base import yaml_files
+from sae_plugins.base.code import read_modules
+from sae_plugins.base.files import (
+    read_json,
+    read_rows,
+    remove_empty_folders,
+    remove_if_empty,
+    write,
+)
+from sae_plugins.base.names import file_name, own_file_name
 from sae_plugins.framework import plugin_files
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
-from sae_plugins.resume.files import partial_files, remove, shards_of
-from sae_plugins.resume.signals import deferred
-from sae_plugins.runs import journal, recipe_file
+from sae_plugins.resume.files import partial_files
+from sae_plugins.resume.files import remove as remove_checkpoint
 
 WEIGHTS = "sae_weights.safetensors"
 SPARSITY = "sparsity.safetensors"
@@ -40,372 +44,223 @@ ORIGIN = "made_from.json"
 """Of an SAE of a study: the facts about what it was made from."""
 SUMMARY = "summary.json"
 TRAINING_SUMMARY = "training_summary.json"
+FILES = "files.json"
+"""The list of the files that a run has written."""
 UNFINISHED = "unfinished"
 FIGURES = "figures"
-EVENTS = "tensorboard{}/events.out.tfevents.0"  # the suffix tells SAEs apart
-METRIC_FIGURES = f"{FIGURES}/metrics"
-_NUMBERED = "loss_and_l0", "firing_by_position"
-FIGURE_FILES = (*(f"{FIGURES}/{n}{end}.png" for n in _NUMBERED for end in ("", "-[0-9]*")),
-                f"{METRIC_FIGURES}/*.png")  # fmt: skip
+LOSS_AND_L0 = f"{FIGURES}/loss_and_l0.png"
+FIRING_BY_POSITION = f"{FIGURES}/firing_by_position.png"
 SAELENS_CHECKPOINTS = "checkpoints"
 OUR_CHECKPOINTS = "resume"
 """Folder of the checkpoints to go on from; `SAELENS_CHECKPOINTS` has SAELens' own."""
 TRAINED = "trained.json"
 """In `unfinished/`: what is known of an SAE that is saved, and has only to be scored."""
+_EVAL_STATS = "eval_stats.json"
+_SYNTHETIC_MODEL = (
+    "synthetic_model_config.json",
+    "synthetic_model.safetensors",
+    "hierarchy.json",
+)
 _CHECKPOINT_FILES = (
     "trainer_state.pt",
     "activation_scaler.json",
+    "activation_whitening.safetensors",
     "activations_store_state.safetensors",
 )
 _KEPT = f"{UNCALIBRATED}/{WEIGHTS}", f"{UNCALIBRATED}/{CONFIG}"
 _SAE_FILES = (WEIGHTS, SPARSITY, RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG, CONFIG, *_KEPT)
-_PATTERNS = (
-    *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, "eval_stats.json"),
-    *("metrics*.jsonl", METRICS_BY_FEATURE),
-    "training_summary*.json",
-    f"{plugin_files.FOLDER}/**/*.py",
-    *(*FIGURE_FILES, EVENTS.format("*")),
-    "synthetic_model/*.json",
-    "synthetic_model/synthetic_model.safetensors",
-    *(f"{SAELENS_CHECKPOINTS}/*/{name}" for name in (*_SAE_FILES, *_CHECKPOINT_FILES)),
+_NAMED = (
+    *(METRICS, METRICS_BY_FEATURE, LOSS_AND_L0, FIRING_BY_POSITION),
+    *(*_SAE_FILES, RECIPE, ORIGIN, SUMMARY, FILES, _EVAL_STATS),
+    *(f"synthetic_model/{name}" for name in _SYNTHETIC_MODEL),
 )
-"""Everything that a run leaves in its folder."""
-_PARTIAL = (
-    *(f"{pattern}.partial" for pattern in (*_PATTERNS, TRAINED)),
-    *(f"{folder}*.partial/{name}" for folder in ("", f"{SAELENS_CHECKPOINTS}/*/")
-      for name in (WEIGHTS, CONFIG)),
-    *(f"{folder}.tmp??????" for folder in ("", "*.partial/", "synthetic_model/",
-      f"{SAELENS_CHECKPOINTS}/*/", f"{SAELENS_CHECKPOINTS}/*/*.partial/")),
-)  # fmt: skip
-"""What a process that is killed leaves of files that it was writing; safetensors names its own."""
-_WORKING = (TRAINED, TRAINING_SUMMARY, *_PARTIAL)
-"""What is in `unfinished/` only, besides the checkpoints to go on from."""
-_MOVING = "moving the run's files to their places"
+"""Names that are a run's alone."""
+
+
+# -- what they are called --------------------------------------------------------------------------
 
 
 def default_path(names: Iterable[str], model_name: str, architecture: str, seed: int) -> Path:
     """Where a run goes that names no folder."""
     parts = ["+".join(names) or "plain", architecture, model_name, f"seed{seed}"]
-    return Path("runs") / "_".join(re.sub(r"[^\w.+-]+", "-", part).strip(".-") for part in parts)
+    return Path("runs") / "_".join(map(file_name, parts))
 
 
-class RunFolder:
-    """One run's folder, from the first check to the last file."""
-
-    def __init__(self, path: Path) -> None:
-        """Name the folder; nothing happens yet."""
-        self.path = path
-        self.unfinished = path / UNFINISHED
-        self._lock = ExitStack()
-        self._started = self._ended = False
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints to go on from lie."""
-        return self.unfinished / OUR_CHECKPOINTS
-
-    def check(self, overwrite: bool) -> None:
-        """Refuse a folder that is taken or cannot be written to; make and lock it otherwise.
-
-        Raises:
-            PluginError: what is wrong, and what to do about it.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise PluginError(f"--output_path {self.path} is a file; name a folder")
-        self._make()
-        self._take_lock()
-        try:
-            self._moved_rest()
-            self._check_contents(overwrite)
-            self._check_writable()
-        except BaseException:
-            self.release()
-            raise
-
-    def reopen(self) -> bool:
-        """Lock the folder of an unfinished run, to go on with it.
-
-        Returns:
-            Whether there is anything to go on with. Otherwise the run had ended, and its files,
-            which were being moved, are in their places now.
-
-        Raises:
-            PluginError: it holds none, or none that can go on.
-        """
-        if not self.path.is_dir():
-            raise PluginError(f"--resume {self.path}: there is no such folder")
-        self._take_lock()
-        try:
-            if self._moved_rest():
-                return False
-            if not (self.unfinished / RECIPE).is_file():
-                state = "is finished" if _is_saved(self.path) else "holds no unfinished run"
-                raise PluginError(f"--resume {self.path} {state}: there is nothing to go on with")
-            if not self.can_go_on():
-                recipe = self.unfinished / RECIPE
-                again = f"{recipe}{recipe_file.named_again(recipe)}"
-                raise PluginError(
-                    f"--resume {self.path}: the run ended before its first checkpoint; start it "
-                    f"again: sae-plugins train --recipe {again} --output_path {self.path}"
-                    f"{' --overwrite' if self._taken() else ''}"
-                )
-        except BaseException:
-            self.release()
-            raise
-        self._started = True
-        if self.trained is None:
-            self._remove_half_saved()
-        return True
-
-    @property
-    def trained(self) -> dict[str, Any] | None:
-        """What `note_trained` wrote, for a run that has only to be scored and moved."""
-        try:
-            trained: Any = json.loads((self.unfinished / TRAINED).read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        return trained if isinstance(trained, dict) else None
-
-    def note_trained(self, known: Mapping[str, Any]) -> None:
-        """The SAE is saved: from now on the run goes on by being scored, without training."""
-        write(self.unfinished / TRAINED, json.dumps(known) + "\n")
-
-    def _checkpoints(self) -> list[Path]:
-        return checkpoints_in(self.unfinished / OUR_CHECKPOINTS)
-
-    def can_go_on(self) -> bool:
-        """Whether `unfinished/` has a run, and that something to go on from."""
-        is_run = (self.unfinished / RECIPE).is_file()
-        return is_run and (self.trained is not None or bool(self._checkpoints()))
-
-    def _make(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._not_writable(error) from error
-
-    def _check_contents(self, overwrite: bool) -> None:
-        try:
-            taken = self._taken()
-        except OSError as error:
-            raise PluginError(
-                f"--output_path {self.path} cannot be read: {reason(error)}"
-            ) from error
-        if taken and self.can_go_on() and not overwrite:
-            raise PluginError(
-                f"--output_path {self.path} holds an unfinished run: go on with it "
-                f"({self._go_on}), choose another folder, or --overwrite to start again"
-            )
-        if taken and not overwrite:
-            raise PluginError(
-                f"--output_path {self.path} is not empty (it holds {', '.join(taken[:3])}"
-                f"{', ...' if len(taken) > 3 else ''}): choose another folder, or --overwrite to "
-                "replace the run in it (other files stay)"
-            )
-
-    def _check_writable(self) -> None:
-        try:
-            # a name that is in nobody's way, if this process is killed here
-            probe = self.path / f"{UNFINISHED}-0"
-            probe.mkdir(exist_ok=True)
-            _remove_if_empty(probe)
-        except OSError as error:
-            raise self._not_writable(error) from error
-
-    def _not_writable(self, error: OSError) -> PluginError:
-        return PluginError(f"--output_path {self.path} cannot be written to: {reason(error)}")
-
-    def _take_lock(self) -> None:
-        busy = f"--output_path {self.path}: another run is writing into it; choose another folder"
-        self._lock = lock(self.path, PluginError(busy))
-
-    def release(self) -> None:
-        """Let other runs have the folder."""
-        self._lock.close()
-
-    def _taken(self) -> list[str]:
-        """Names in the folder, less those of failed runs that left no checkpoint and no SAE."""
-        return sorted(
-            entry.name
-            for entry in self.path.iterdir()
-            if not re.fullmatch(rf"{UNFINISHED}(-\d+)?", entry.name)
-            or (entry / SAELENS_CHECKPOINTS).exists()
-            or (checkpoints_in(entry / OUR_CHECKPOINTS) and (entry / RECIPE).is_file())
-            or _is_saved(entry)
-        )
-
-    def free(self) -> int:
-        """Bytes of disk that a run may take."""
-        here = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-        found = shutil.disk_usage(here).free
-        old = [file for path in self._checkpoints() for file in (path, *shards_of(path))]
-        return found + sum(file.stat().st_size for file in old)  # which give way
-
-    def check_space(self, sae: int, checkpoints: int) -> None:
-        """Refuse a disk without room for so many bytes; a `PluginError` names all numbers."""
-        free = self.free()
-        if free < sae + checkpoints:
-            raise PluginError(
-                f"--output_path {self.path}: the SAE needs {size(sae)} of disk and the checkpoints "
-                f"to go on from {size(checkpoints)}, and {size(free)} are free: make room, choose "
-                "a folder on another disk, or lower --keep_checkpoints; --resume_buffer refill "
-                "and --checkpoint_every 0 need less, and say in --help what that costs"
-            )
-
-    def start(self, recipe: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
-        """Make an empty `unfinished/` with `run.yaml` and such files in it, and return it.
-
-        An earlier one, which failed or `--overwrite` gave up, keeps its records and loses its
-        checkpoints. One that was killed before its first is repeated by the same run, and goes.
-        """
-        same = recipe_file.is_of(self.unfinished / RECIPE, recipe, files)
-        if not self.can_go_on() and (same or not self._has_records()):
-            remove_run(self.unfinished)
-        _remove_checkpoints(self.unfinished)
-        _remove_empty_folders(self.unfinished)
-        if self.unfinished.exists():
-            self.unfinished.rename(next_free(self.unfinished))
-        self.unfinished.mkdir()
-        self._started = True
-        recipe_file.write_recipe(self.unfinished / RECIPE, recipe, files)
-        return self.unfinished
-
-    def describe(self, files: Mapping[str, bytes], recipe: Mapping[str, Any] | None = None) -> None:
-        """Write such files, and `run.yaml`, in place of those that the run began with."""
-        if recipe is None:
-            recipe_file.write_copies(self.unfinished, files)
-        else:
-            recipe_file.write_recipe(self.unfinished / RECIPE, recipe, files)
-
-    @property
-    def _go_on(self) -> str:
-        again = recipe_file.named_again(self.unfinished / RECIPE)
-        return f"sae-plugins train --resume {self.path}{again}"
-
-    def _has_records(self) -> bool:
-        """Whether `unfinished/` has an SAE, rows of metrics, or SAELens' checkpoints."""
-        kept = (f"{SAELENS_CHECKPOINTS}/*/*", "metrics*.jsonl")
-        records = _matching(self.unfinished, kept)
-        return _is_saved(self.unfinished) or any(file.stat().st_size for file in records)
-
-    def finish(self) -> list[str]:
-        """Move everything out of `unfinished/`, in place of an earlier run's files.
-
-        Returns:
-            What stays there: files of others, whose places are taken or among the checkpoints.
-
-        Raises:
-            PluginError: that failed; no file that the run wrote is lost.
-        """
-        with deferred(_MOVING):
-            try:
-                names = self._names()
-                journal.begin(self.unfinished, self.path, names)
-            except OSError as error:
-                raise PluginError(
-                    f"the trained SAE could not be moved to {self.path}, where nothing was "
-                    f"changed: {error}"
-                ) from error
-            self._move(names)
-        left = self.unfinished.rglob("*")
-        return sorted(str(path.relative_to(self.path)) for path in left if not path.is_dir())
-
-    def _moved_rest(self) -> bool:
-        """Move what is left to be moved of a run that has ended, if there is anything."""
-        names = journal.pending(self.path)
-        if names is None:
-            return False
-        with deferred(_MOVING):
-            self._move(names)
-        return True
-
-    def _move(self, names: list[str]) -> None:
-        """Do what the journal says, or the rest of it."""
-        try:
-            if (self.unfinished / CONFIG).exists():
-                # until its own is there, new weights beside an old cfg.json would pass for an SAE
-                (self.path / CONFIG).unlink(missing_ok=True)
-            journal.carry_out(self.unfinished, self.path, names)
-            _remove(self.path, _PATTERNS, but={self.path / name for name in names})
-            _remove(self.unfinished, _WORKING)
-            _remove_checkpoints(self.unfinished)
-            _remove_empty_folders(self.unfinished)
-            journal.end(self.path)
-            self._ended = True
-        except OSError as error:
-            raise PluginError(f"moving the trained SAE to {self.path} failed: {error}") from error
-
-    def _names(self) -> list[str]:
-        """The files that move, `cfg.json` last; makes their folders, and checks what can be.
-
-        What is not a run's own moves along, unless something is in its place.
-        """
-        for config in (RUNNER_CONFIG, SYNTHETIC_RUNNER_CONFIG):
-            if (self.unfinished / config).exists():
-                self._correct_paths(self.unfinished / config)
-        own, stay = ({*_matching(self.unfinished, of)} for of in (_PATTERNS, _WORKING))
-        names = []
-        for file in sorted(self.unfinished.rglob("*")):
-            name = file.relative_to(self.unfinished)
-            place = self.path / name
-            if file.is_dir() or file in stay or name.parts[0] == OUR_CHECKPOINTS:
-                continue
-            if place.is_dir() and file in own:
-                raise IsADirectoryError(f"{place} is a folder")
-            if file in own or not place.exists():
-                place.parent.mkdir(exist_ok=True, parents=True)
-                names.append(name.as_posix())
-        return sorted(names, key=CONFIG.__eq__)
-
-    def _correct_paths(self, config: Path) -> None:
-        """SAELens notes where it wrote; the files are about to move."""
-        contents = json.loads(config.read_text("utf-8"))
-        path = Path(os.path.abspath(self.path))
-        contents["output_path"] = str(path)
-        if contents.get("checkpoint_path") == str(path / UNFINISHED / SAELENS_CHECKPOINTS):
-            contents["checkpoint_path"] = str(path / SAELENS_CHECKPOINTS)
-        write(config, json.dumps(contents, indent=1))
-
-    def abandon(self) -> str | None:
-        """Remove what a failed run saved only in part; say where the rest is, if anything is."""
-        if not self._started:
-            _remove_if_empty(self.path)
-            return None
-        if self._ended:
-            return f"the trained SAE is in {self.path}"
-        go_on = f"go on with it: {self._go_on}"
-        if (self.path / journal.JOURNAL).exists():
-            return f"the trained SAE is being moved to {self.path}; {go_on}"
-        if self.trained is not None:
-            return f"the trained SAE is in {self.unfinished}; {go_on}"
-        if not _is_saved(self.unfinished):
-            self._remove_half_saved()
-        if self.can_go_on():
-            return go_on
-        if not self._has_records():
-            remove_run(self.unfinished)
-        if not self.unfinished.exists():
-            _remove_if_empty(self.path)
-            return None
-        # so that `start` tells it from a run that was killed
-        recipe_file.note_early_end(self.unfinished / RECIPE)
-        if _is_saved(self.unfinished):
-            return f"the trained SAE is in {self.unfinished}"
-        return f"what the run recorded until then is in {self.unfinished}"
-
-    def _remove_half_saved(self) -> None:
-        _remove(self.unfinished, (*_SAE_FILES, "eval_stats.json", *_PARTIAL))
-        _remove_if_empty(self.unfinished / OUR_CHECKPOINTS)
-
-    def being_saved(self) -> Path:
-        """The tensors that were being saved: those of the newest file, else the weights."""
-        files = [*self.unfinished.rglob("*.safetensors"), *self.unfinished.rglob("*.pt")]
-        files = [file for file in files if file.parent != self.unfinished / OUR_CHECKPOINTS]
-        newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
-        return newest or self.unfinished / WEIGHTS
+def numbered(name: str, number: int) -> str:
+    """The file `name` of the SAE with this number among those that train into one folder."""
+    stem, dot, extension = name.partition(".")
+    return name if number == 1 else f"{stem}-{number}{dot}{extension}"
 
 
-def _is_saved(folder: Path) -> bool:
+def summary_of(number: int) -> str:
+    """The file that sums up the training of the SAE with this number; the first one's has more."""
+    return SUMMARY if number == 1 else numbered(TRAINING_SUMMARY, number)
+
+
+def metrics_figure(group: str, number: int) -> str:
+    """The figure of a group of metrics of the SAE with this number."""
+    return f"{FIGURES}/{numbered('metrics', number)}/{own_file_name(group)}.png"
+
+
+def events(number: int) -> str:
+    """TensorBoard's file of the SAE with this number; it tells trainings apart by folders."""
+    return f"{numbered('tensorboard', number)}/events.out.tfevents.0"
+
+
+def metrics_files(folder: Path) -> Iterator[Path]:
+    """The rows of all SAEs that train, or have trained, into a folder."""
+    number = 1
+    while (path := folder / numbered(METRICS, number)).is_file():
+        yield path
+        number += 1
+
+
+# -- which of them are a run's own -----------------------------------------------------------------
+
+
+def own_files(folder: Path) -> list[str]:
+    """The files in a folder that runs have written, by their paths in it."""
+    listed = _listed(folder)
+    names = [*_NAMED, *(_told(folder) if listed is None else listed)]
+    return [name for name in dict.fromkeys(names) if _is_there(folder / name)]
+
+
+def own_records(folder: Path) -> list[str]:
+    """Those of them that say how SAEs have trained."""
+    kinds = (Path(METRICS).stem, Path(TRAINING_SUMMARY).stem, SUMMARY, f"{FIGURES}/", "tensorboard")
+    return [name for name in own_files(folder) if name.startswith(kinds)]
+
+
+def list_own(folder: Path, but: Collection[str] = ()) -> list[str]:
+    """Write the list of what a run has written into a folder, and return it.
+
+    Args:
+        folder: where it is.
+        but: what is left out.
+    """
+    (folder / FILES).unlink(missing_ok=True)
+    names = sorted({*own_files(folder), FILES}.difference(but))
+    write(folder / FILES, json.dumps({"files": names}, indent=1) + "\n")
+    return names
+
+
+def is_inside(name: Any) -> bool:
+    """Whether it is a path that cannot lead out of a folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """What a list says; None where there is none that can be read."""
+    try:
+        names = read_json(folder / FILES)["files"]
+        return [str(name) for name in names if is_inside(name)]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _told(folder: Path) -> Iterator[str]:
+    """The names that follow from what is in a folder; what tells others comes before them."""
+    for number, path in enumerate(metrics_files(folder), 1):
+        for name in (METRICS, METRICS_BY_FEATURE, TRAINING_SUMMARY, LOSS_AND_L0):
+            yield numbered(name, number)
+        yield numbered(FIRING_BY_POSITION, number)
+        yield events(number)
+        yield from (metrics_figure(group, number) for group in _groups(path))
+    yield from _code(folder)
+    for place in sorted(folder.glob(f"{SAELENS_CHECKPOINTS}/*")):
+        if re.fullmatch(r"(final_)?\d+", place.name):  # as SAELens calls them
+            names = (*_SAE_FILES, *_CHECKPOINT_FILES)
+            yield from (f"{SAELENS_CHECKPOINTS}/{place.name}/{name}" for name in names)
+
+
+def _groups(metrics: Path) -> Iterable[str]:
+    from sae_plugins.runs.figures import groups  # imports numpy
+
+    try:
+        return groups(read_rows(metrics))
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def _code(folder: Path) -> Iterator[str]:
+    """The copies of the files that a recipe names as plugins, and of what these import there."""
+    try:
+        names = yaml_files.parse((folder / RECIPE).read_text("utf-8")).get("plugin", [])
+        for name in filter(plugin_files.is_copy, names):
+            file = folder / plugin_files.parted(name)[0]
+            yield from (own.file.relative_to(folder).as_posix() for own in read_modules(file))
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
+        return
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_symlink() or path.is_file()
+
+
+# -- what is removed -------------------------------------------------------------------------------
+
+
+def working_files(folder: Path) -> list[str]:
+    """What is in `unfinished/` only, besides the checkpoints to go on from.
+
+    With it is what a process that is killed leaves of files that it was writing; safetensors names
+    its own.
+    """
+    inside = ("", f"{SAELENS_CHECKPOINTS}/*/")
+    patterns = [f"{place}*.partial/{name}" for place in inside for name in (WEIGHTS, CONFIG)]
+    places = (
+        "",
+        "*.partial/",
+        "synthetic_model/",
+        *(f"{inside[1]}{p}" for p in ("", "*.partial/")),
+    )
+    patterns += [f"{place}.tmp??????" for place in places]
+    names = [TRAINED, TRAINING_SUMMARY]
+    names += [f"{name}.partial" for name in (*_NAMED, *names, *_told(folder))]
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    found |= {folder / name for name in names}
+    return [path.relative_to(folder).as_posix() for path in sorted(found) if _is_there(path)]
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove such files of a folder, and the folders inside that are empty then.
+
+    The last ones go first: what tells that others are a run's own comes before them.
+    """
+    for name in reversed([*names]):
+        path = folder / name
+        path.unlink(missing_ok=True)
+        for parent in path.parents:
+            if parent == folder or not remove_if_empty(parent):
+                break
+
+
+def remove_run(folder: Path) -> None:
+    """Remove all that a run has written into a folder, and the folder unless more is in it."""
+    remove(folder, [*own_files(folder), *working_files(folder)])
+    remove_checkpoints(folder)
+    remove_empty_folders(folder)
+
+
+def remove_half_saved(folder: Path) -> None:
+    """Remove what there is of an SAE that is not whole."""
+    partial = (name for name in working_files(folder) if name not in (TRAINED, TRAINING_SUMMARY))
+    remove(folder, [*_SAE_FILES, _EVAL_STATS, *partial])
+    remove_if_empty(folder / OUR_CHECKPOINTS)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints to go on from."""
+    inside = folder / OUR_CHECKPOINTS
+    for file in (*checkpoints_in(inside), *partial_files(inside)):
+        remove_checkpoint(file)
+
+
+# -- what is in it ---------------------------------------------------------------------------------
+
+
+def is_saved(folder: Path) -> bool:
     """Whether a whole SAE is in the folder: `cfg.json` is written after the weights."""
     try:
         json.loads((folder / CONFIG).read_text("utf-8"))
@@ -414,44 +269,8 @@ def _is_saved(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file()
 
 
-def _matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
-    for pattern in patterns:
-        yield from (path for path in sorted(folder.glob(pattern)) if not path.is_dir())
-
-
-def remove_run(folder: Path) -> None:
-    """Remove all that a run has written into a folder, and the folder unless more is in it."""
-    _remove(folder, (*_PATTERNS, *_WORKING))
-    _remove_checkpoints(folder)
-    _remove_empty_folders(folder)
-
-
-def _remove(folder: Path, patterns: Iterable[str], but: Iterable[Path] = ()) -> None:
-    """Remove what matches, and the folders inside that are empty then."""
-    keep = set(but)
-    for path in list(_matching(folder, patterns)):
-        if path not in keep:
-            path.unlink(missing_ok=True)
-            for parent in path.parents:
-                if parent == folder or not _remove_if_empty(parent):
-                    break
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    inside = folder / OUR_CHECKPOINTS
-    for file in (*checkpoints_in(inside), *partial_files(inside)):
-        remove(file)
-
-
-def _remove_empty_folders(folder: Path) -> None:
-    """Remove what holds no file, the folder itself included."""
-    for path, _, _ in os.walk(folder, topdown=False):
-        _remove_if_empty(Path(path))
-
-
-def _remove_if_empty(folder: Path) -> bool:
-    try:
-        folder.rmdir()
-    except OSError:
-        return False
-    return True
+def has_records(folder: Path) -> bool:
+    """Whether there is an SAE, a row of metrics, or one of SAELens' checkpoints."""
+    checkpoints = (n for n in own_files(folder) if n.startswith(f"{SAELENS_CHECKPOINTS}/"))
+    records = (*metrics_files(folder), *(folder / name for name in checkpoints))
+    return is_saved(folder) or any(file.stat().st_size for file in records)

@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sae_plugins.base.ranks import ranks
-from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED, RunFolder
+from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED
+from sae_plugins.runs.run_folder import RunFolder
 
 
 class FollowersFolder(RunFolder):

@@ -21,20 +21,17 @@ from typing import Any, Protocol
 
 from sae_plugins.base.errors import PluginError, SaePluginsError
 from sae_plugins.base.files import read_json, read_rows, whole
-from sae_plugins.runs.folder import EVENTS, METRICS, SUMMARY, TRAINING_SUMMARY, UNFINISHED
+from sae_plugins.runs.folder import METRICS, UNFINISHED, events, numbered, summary_of
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 """A row of `metrics.jsonl`."""
 
-PROJECT = "sae-plugins"
-"""The project of trackio that runs are in, unless they name another."""
-
 
 class Log(Protocol):
     """One dashboard's log of one SAE's training."""
 
-    def __init__(self, folder: Path, suffix: str, project: str) -> None:
+    def __init__(self, folder: Path, number: int, project: str) -> None:
         """Import the dashboard's package; nothing is written yet."""
 
     def open(self, rows: Sequence[Row], resumed: bool) -> None:
@@ -62,13 +59,13 @@ class TensorBoard:
     after the machine.
     """
 
-    def __init__(self, folder: Path, suffix: str, project: str) -> None:
+    def __init__(self, folder: Path, number: int, project: str) -> None:
         """Name the file."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._writer = Event, RecordWriter
-        self.file = folder / EVENTS.format(suffix)
+        self.file = folder / events(number)
 
     def open(self, rows: Sequence[Row], resumed: bool) -> None:
         """Write the file again, with these rows as if each had come at its second."""
@@ -102,12 +99,13 @@ class TensorBoard:
 class Trackio:
     """A run of trackio's, in its own folder of the user's, or where its variables say."""
 
-    def __init__(self, folder: Path, suffix: str, project: str) -> None:
+    def __init__(self, folder: Path, number: int, project: str) -> None:
         """Name the run."""
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
-        self._trackio, self.project, self.name = trackio, project, f"{name_of(folder)}{suffix}"
+        self._trackio, self.project = trackio, project
+        self.name = f"{name_of(folder)}{numbered('', number)}"
         self._context = contextvars.Context()  # in which no run of the caller's is, to be ended
         self._run: Any = None
         self._held = -1
@@ -180,13 +178,13 @@ def _is_installed(name: str) -> bool:
 class Logs:
     """All logs of one SAE's training that are wanted; the first row opens them."""
 
-    def __init__(self, names: Sequence[str], folder: Path, suffix: str, project: str) -> None:
+    def __init__(self, names: Sequence[str], folder: Path, number: int, project: str) -> None:
         """Import what the logs need.
 
         Args:
             names: of `LOGS`.
             folder: where the training is recorded.
-            suffix: tells apart SAEs that train at once into one folder.
+            number: of the SAE among those that train into one folder.
             project: of trackio's run.
 
         Raises:
@@ -197,7 +195,7 @@ class Logs:
         self._are_open = False
         for name in dict.fromkeys(names):
             try:
-                self._logs[name] = LOGS[name](folder, suffix, project)
+                self._logs[name] = LOGS[name](folder, number, project)
             except ImportError as error:
                 raise PluginError(f"--log_to {name}: it cannot be imported: {error}") from error
 
@@ -244,24 +242,13 @@ def conclude(
         try:
             rows = read_rows(folder / numbered(METRICS, number))
             known = read_json(folder / summary_of(number))
-            logs = Logs(names, folder, numbered("", number), project)
+            logs = Logs(names, folder, number, project)
         except (OSError, ValueError, SaePluginsError) as error:
             logger.error("--log_to %s: the end is not logged: %s", " ".join(names), error)
             continue
         logs.open(rows)
         logs.summarise({**known, "step": rows[-1]["step"] if rows else 0})
         logs.close()
-
-
-def numbered(name: str, number: int) -> str:
-    """The file `name` of the SAE with this number among those that train into one folder."""
-    stem, dot, extension = name.partition(".")
-    return name if number == 1 else f"{stem}-{number}{dot}{extension}"
-
-
-def summary_of(number: int) -> str:
-    """The file that sums up the training of the SAE with this number; the first one's has more."""
-    return SUMMARY if number == 1 else numbered(TRAINING_SUMMARY, number)
 
 
 def name_of(folder: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from sae_plugins.base import yaml_files
-from sae_plugins.base.files import whole, write
+from sae_plugins.base.files import remove_empty_folders, whole, write
 from sae_plugins.base.secrets import line_with_secret
 from sae_plugins.framework import plugin_files
 from sae_plugins.framework.registry import names_file
@@ -77,9 +76,7 @@ def write_copies(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, path in _copies(folder).items():
         if name not in files:
             path.unlink()
-    for each, _, _ in os.walk(folder / plugin_files.FOLDER, topdown=False):
-        with suppress(OSError):  # it is not empty
-            os.rmdir(each)
+    remove_empty_folders(folder / plugin_files.FOLDER)
 
 
 def add_copies(folder: Path, files: Mapping[str, bytes]) -> None:

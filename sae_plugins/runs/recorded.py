@@ -12,24 +12,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, prefixed, reason
-from sae_plugins.base.files import lock, next_free, read_json, read_rows, write
+from sae_plugins.base.files import (
+    lock,
+    next_free,
+    read_json,
+    read_rows,
+    remove_empty_folders,
+    remove_if_empty,
+    write,
+)
 from sae_plugins.base.values import validated
 from sae_plugins.framework import attach
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.resolve import Plan, Selected
 from sae_plugins.runs import journal
 from sae_plugins.runs.folder import (
-    EVENTS,
-    FIGURE_FILES,
     FIGURES,
-    METRIC_FIGURES,
     METRICS,
     RECIPE,
-    SUMMARY,
     TRAINING_SUMMARY,
     UNFINISHED,
+    list_own,
+    metrics_files,
+    numbered,
+    own_records,
+    summary_of,
 )
-from sae_plugins.runs.logs import check, conclude, numbered, summary_of
+from sae_plugins.runs.logs import check, conclude
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.summary import lines_of, write_summary
 
@@ -44,10 +53,6 @@ logger = logging.getLogger(__name__)
 _ONE_RECORDER = (
     "recorded: it brings a recorder of its own: leave yours out, with its options, and give "
     "`every`, `figures` and `log_to` to `recorded`"
-)
-_RECORDS = (
-    *("metrics*.jsonl", SUMMARY, "training_summary*.json"),
-    *(*FIGURE_FILES, EVENTS.format("*")),
 )
 
 
@@ -233,7 +238,7 @@ def _check(folder: Path, overwrite: bool) -> None:
             f"recorded: {folder} holds a run of sae-plugins train, whose {RECIPE} would say "
             "nothing of this one: choose another folder"
         )
-    held = [file.name for pattern in _RECORDS for file in folder.glob(pattern)]
+    held = own_records(folder)
     if held and not overwrite:
         raise PluginError(
             f"recorded: {folder} holds the records of a training ({', '.join(held[:3])}): choose "
@@ -243,7 +248,7 @@ def _check(folder: Path, overwrite: bool) -> None:
 
 def _put_aside(scratch: Path) -> None:
     """Keep what a training that failed had recorded under another name."""
-    if any(file.stat().st_size for file in scratch.glob("metrics*.jsonl")):
+    if any(file.stat().st_size for file in metrics_files(scratch)):
         scratch.rename(next_free(scratch))
 
 
@@ -251,32 +256,25 @@ def _finish(folder: Path) -> None:
     """Move the records to their places, in place of earlier ones."""
     scratch = folder / UNFINISHED
     (scratch / TRAINING_SUMMARY).unlink(missing_ok=True)  # `summary.json` has it
-    files = [file for pattern in _RECORDS for file in scratch.glob(pattern)]
-    names = [file.relative_to(scratch).as_posix() for file in files]
-    journal.begin(scratch, folder, names)
-    for pattern in _RECORDS:
-        for file in folder.glob(pattern):
-            if file.relative_to(folder).as_posix() not in names:
-                file.unlink()
+    names = list_own(scratch)
+    gone = [name for name in own_records(folder) if name not in names]
+    journal.begin(scratch, folder, journal.Moves(names, gone))
     _move_rest(folder)
 
 
 def _move_rest(folder: Path) -> None:
-    """Move what the journal lists, if there is one."""
-    names = journal.pending(folder)
-    if names is not None:
-        journal.carry_out(folder / UNFINISHED, folder, names)
+    """Do what the journal says, if there is one."""
+    moves = journal.pending(folder)
+    if moves is not None:
+        journal.carry_out(folder / UNFINISHED, folder, moves)
         _remove_if_empty(folder)
         journal.end(folder)
 
 
 def _remove_if_empty(folder: Path) -> None:
     """Remove the folders that a training has not filled."""
-    scratch = folder / UNFINISHED
-    for file in scratch.glob("metrics*.jsonl"):
+    for file in [*metrics_files(folder / UNFINISHED)]:
         if not file.stat().st_size:
             file.unlink()
-    events = scratch.glob(Path(EVENTS.format("*")).parts[0])
-    for each in (*events, scratch / METRIC_FIGURES, scratch / FIGURES, scratch, folder):
-        if each.is_dir() and not any(each.iterdir()):
-            each.rmdir()
+    remove_empty_folders(folder / UNFINISHED)
+    remove_if_empty(folder)

@@ -23,15 +23,18 @@ from sae_plugins.framework.features import FeatureChange, Permuted, Reset
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.runs import figures, weights_and_biases
+from sae_plugins.runs.dashboards import TRACKIO_PROJECT
 from sae_plugins.runs.feature_history import FeatureHistory
 from sae_plugins.runs.folder import (
-    FIGURES,
-    METRIC_FIGURES,
+    FIRING_BY_POSITION,
+    LOSS_AND_L0,
     METRICS,
     METRICS_BY_FEATURE,
     TRAINING_SUMMARY,
+    metrics_figure,
+    numbered,
 )
-from sae_plugins.runs.logs import PROJECT, Logs, numbered
+from sae_plugins.runs.logs import Logs
 from sae_plugins.runs.summary import LAST_K
 
 if TYPE_CHECKING:
@@ -94,7 +97,7 @@ class Recorder(Plugin):
         log_to: tuple[Literal["tensorboard", "trackio"], ...] = Field(
             (), description="dashboards that get the rows, too", exclude=True
         )
-        trackio_project: str = Field(PROJECT, description="of trackio's run", exclude=True)
+        trackio_project: str = Field(TRACKIO_PROJECT, description="of trackio's run", exclude=True)
 
     options: Options
 
@@ -108,9 +111,7 @@ class Recorder(Plugin):
         self.has_ended = False
         self.path(METRICS).write_text("")
         chosen = self.options
-        self.logs = Logs(
-            chosen.log_to, self.folder, numbered("", run.number), chosen.trackio_project
-        )
+        self.logs = Logs(chosen.log_to, self.folder, run.number, chosen.trackio_project)
         self.lines = bytearray()
         self.written = 0
         self.full = False
@@ -173,13 +174,13 @@ class Recorder(Plugin):
         """Draw the curves of the training and of each plugin, and how often features fired."""
         rows = read_rows(self.path(METRICS)) if self.path(METRICS).exists() else []
         drawings: dict[Path, Callable[[], Figure]] = {
-            self.path(f"{FIGURES}/loss_and_l0.png"): partial(figures.loss_and_l0, rows),
-            self.path(f"{FIGURES}/firing_by_position.png"): partial(
+            self.path(LOSS_AND_L0): partial(figures.loss_and_l0, rows),
+            self.path(FIRING_BY_POSITION): partial(
                 figures.firing_by_position, self.snapshots, run.features.d_sae
             ),
         }
         for group, names in figures.groups(rows).items():
-            path = self.path(f"{METRIC_FIGURES}/{figures.file_name(group)}.png")
+            path = self.folder / metrics_figure(group, self.number)
             drawings[path] = partial(figures.of_group, rows, names, _meanings(run, group))
         drawn = []
         for path, draw in drawings.items():

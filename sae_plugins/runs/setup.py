@@ -24,6 +24,7 @@ from torch import Tensor
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.kept import Folder
+from sae_plugins.base.places import rootless
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.framework.architectures import architecture
@@ -255,8 +256,9 @@ class Log(LoggingConfig):
 
     @never_breaks_a_run
     def log(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        """Log what it is given, with all of the trainer's config but the secrets in it."""
-        config = SimpleNamespace(**redacted(vars(trainer.cfg)))
+        """Log what it is given, with the trainer's config, without secrets and folders."""
+        told = rootless(redacted(vars(trainer.cfg)), "checkpoint_path")
+        config = SimpleNamespace(**told)
         super().log(SimpleNamespace(sae=trainer.sae, cfg=config), *args, **kwargs)
 
 

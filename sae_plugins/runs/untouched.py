@@ -6,7 +6,7 @@ import errno
 import os
 
 from sae_plugins.runs import journal
-from sae_plugins.runs.folder import RunFolder
+from sae_plugins.runs.run_folder import RunFolder
 
 
 class UntouchedFolder(RunFolder):

@@ -8,7 +8,6 @@ is interrupted. What fails here costs the log, never the training.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.names import file_name
 from sae_plugins.base.secrets import redacted_words
 
 logger = logging.getLogger(__name__)
@@ -116,8 +116,8 @@ def log_sae(files: Sequence[Path], name: str) -> None:
 def _log_artifact(name: str, kind: str, files: Sequence[Path], aliases: Sequence[str] = ()) -> None:
     import wandb
 
-    # other characters than these are refused
-    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", name), type=kind)
+    # only these characters are taken, without +
+    artifact = wandb.Artifact(file_name(name.replace("+", "-")), type=kind)
     for file in files:
         artifact.add_file(str(file))
     wandb.log_artifact(artifact, aliases=[*aliases])

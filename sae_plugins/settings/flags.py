@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.framework.architectures import CALIBRATED, HAVING_A_FAST_STEP, SHARING_A_THRESHOLD
+from sae_plugins.runs.dashboards import TRACKIO_PROJECT
 
 FLAGS_FILE = Path(__file__).with_name("sae_lens_flags.json")
 DASHBOARDS = ("log_to", "trackio_project")
@@ -303,7 +304,7 @@ def our_flags() -> dict[str, Flag]:
             "trackio_project",
             "str",
             "what trackio calls the runs that belong together",
-            "sae-plugins",
+            TRACKIO_PROJECT,
             "dashboards",
         ),
         Flag("keep_checkpoints", "int", "how many of the newest stay", 2, "resuming"),

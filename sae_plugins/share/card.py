@@ -27,6 +27,7 @@ from markupsafe import Markup
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.hub import MAIN
+from sae_plugins.base.places import without_folders
 from sae_plugins.base.secrets import redacted, without_secrets
 from sae_plugins.base.text import arrow, as_markdown, format_value
 from sae_plugins.base.yaml_files import parse
@@ -44,9 +45,6 @@ _GEMMA_TERMS = re.compile(r"google/gemma-[1237]")
 """The first three generations, whose terms reach what derives from them."""
 _SECTION, _RESULTS = ("begin", "end"), ("results-begin", "results-end")
 """The words of the comments before and after an SAE's section, and its results."""
-_ROOT = r"(?:file:|[A-Za-z]:|~\w*|\.\.?)?[/\\]"
-_FOLDERS = re.compile(rf"(?<![\w/:.]){_ROOT}+(?:[^\s/\\'\"`]+[/\\]+)+")
-"""The folders of a path of this machine, in a text."""
 
 
 def card(
@@ -260,9 +258,7 @@ def _environment() -> Environment:
 
 def _public(text: str) -> str:
     """Text without tokens and without the folders of this machine."""
-    if re.match(_ROOT, text):  # a path by itself, which may have spaces
-        text = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
-    return without_secrets(_FOLDERS.sub("", text))
+    return without_secrets(without_folders(text))
 
 
 def _shown(value: Any) -> Any:

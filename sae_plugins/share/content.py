@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sae_plugins.base.errors import HubError
 from sae_plugins.base.hub import CARD, local
+from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import line_with_secret, redacted_text, without_secrets
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
@@ -16,7 +18,6 @@ from sae_plugins.framework import plugin_files
 from sae_plugins.runs.folder import (
     CONFIG,
     FIGURES,
-    METRIC_FIGURES,
     METRICS,
     METRICS_BY_FEATURE,
     RECIPE,
@@ -24,6 +25,7 @@ from sae_plugins.runs.folder import (
     SUMMARY,
     TRAINING_SUMMARY,
     WEIGHTS,
+    own_files,
 )
 
 Content = Path | bytes
@@ -32,12 +34,9 @@ HUB_RESULTS = "results"
 """Folder of the evaluations, beside an SAE's weights."""
 _FILES = (
     *(CONFIG, WEIGHTS, SPARSITY, RECIPE, SUMMARY, METRICS, METRICS_BY_FEATURE),
-    f"{Path(TRAINING_SUMMARY).stem}*.json",
-    f"{FIGURES}/*.png",
-    f"{METRIC_FIGURES}/*.png",
-    f"{plugin_files.FOLDER}/**/*.py",
+    *(f"{Path(TRAINING_SUMMARY).stem}*.json", f"{FIGURES}/*", f"{plugin_files.FOLDER}/*"),
 )
-"""All that is uploaded of a run. SAELens' `runner_cfg.json` names folders of this machine."""
+"""What is uploaded of the files that a run has written."""
 _TEXTS = (".json", ".jsonl", ".yaml", ".py")
 
 
@@ -84,17 +83,16 @@ def prepare(source: str, evaluations: Iterable[Path], repo: str) -> Upload:
     found = {file.name: (file, r) for file, r in _results(folder, rows, subject.hash)}
     failed = sorted({row.suite for _, row in rows if row.status == "failed"})
     files: dict[str, Content] = {
-        file.relative_to(folder).as_posix(): _public(file)
-        for pattern in _FILES
-        for file in sorted(folder.glob(pattern))
-        if file.is_file()
+        name: _public(folder / name)
+        for name in own_files(folder)
+        if any(fnmatchcase(name, pattern) for pattern in _FILES)
     }
     results = []
     for name, (file, result) in found.items():
         whose = result.sae.model_copy(update={"name": sae_id, "source": f"{repo}:{sae_id}"})
         results.append(result.model_copy(update={"sae": whose}))
         text = results[-1].model_dump_json(indent=1) + "\n"
-        files[f"{HUB_RESULTS}/{name}"] = _without_home(text).encode()
+        files[f"{HUB_RESULTS}/{name}"] = _told(text, ".json").encode()
         raw = file.parent / Path(result.raw or "").name
         if raw.is_file():
             files[f"{HUB_RESULTS}/{raw.name}"] = _public(raw)
@@ -150,7 +148,7 @@ def _results(
 
 
 def _public(file: Path) -> Content:
-    """A file as it is, or a text without the home folder and tokens."""
+    """A file as it is, or a text without the folders of this machine and tokens."""
     if file.suffix not in _TEXTS:
         return file
     try:
@@ -164,15 +162,12 @@ def _public(file: Path) -> Content:
                 "nothing runs unless it is named, or remove the copy"
             )
         return file
-    shown = _without_home(redacted_text(text, file.suffix))
+    shown = _told(redacted_text(text, file.suffix), file.suffix)
     return file if shown == text else shown.encode()
 
 
-def _without_home(text: str) -> str:
-    home = str(Path.home())
-    if len(Path(home).parts) > 1:
-        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    return without_secrets(text)
+def _told(text: str, suffix: str) -> str:
+    return without_secrets(without_places(text, suffix))
 
 
 def size_of(content: Content) -> int:

@@ -143,7 +143,7 @@ def facts_of(
     run = next(filter(None, settings), {})
     summary = _mapping(folder / runs.SUMMARY) or _mapping(folder / runs.TRAINING_SUMMARY)
     dataset = place.get("dataset_path") or run.get("dataset_path") or None
-    evaluations = list(_evaluations(results))
+    evaluations, own = list(_evaluations(results)), runs.own_files(folder)
     return SAEFacts(
         sae_id=sae_id,
         architecture=config["architecture"],
@@ -169,13 +169,13 @@ def facts_of(
         has_recipe=bool(recipe),
         recipe_plugins=_recipe_plugins(sae_id, recipe),
         files=sorted(
-            file.relative_to(folder).as_posix()
-            for file in folder.glob(f"{plugin_files.FOLDER}/**/*.py")
-            if re.fullmatch(_FILE, file.relative_to(folder).as_posix())
+            name
+            for name in own
+            if name.startswith(f"{plugin_files.FOLDER}/") and re.fullmatch(_FILE, name)
         ),
         versions=recipe.get("versions") or {"sae-lens": place.get("sae_lens_version") or "unknown"},
         heldout={k: v for k, v in summary.items() if k.startswith(("heldout/", "truth/"))},
-        figures=sorted(path.name for path in (folder / runs.FIGURES).glob("*.png")),
+        figures=sorted(Path(name).name for name in own if Path(name).parent == Path(runs.FIGURES)),
         evaluations=evaluations,
         failed=sorted(failed),
     )

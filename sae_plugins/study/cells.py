@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from sae_plugins.base.files import versions
 from sae_plugins.base.identity import Compared, Fact
+from sae_plugins.base.names import file_name
 from sae_plugins.base.secrets import redacted
 from sae_plugins.runs.folder import ORIGIN, RECIPE, SUMMARY
 from sae_plugins.runs.summary import TUNING
@@ -31,6 +31,8 @@ _LEAST_AFTER, _MOST_AFTER = 4_096, 65_536
 """Tokens that are read after the last one of a training."""
 _KEYED_VERSIONS = ("sae-lens",)
 """Other versions than these do not make an SAE another one; our own is known by its code."""
+_LONGEST = 150
+"""Letters of an arm's name in a folder's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +98,11 @@ class Cell:
         settings |= {"sae": self.existing.sae} if self.existing else {}
         return origin.facts(settings, self.untrained, found, self.made_from)
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What its file says of that."""
+        return origin.told(self.facts)
+
     @cached_property
     def key(self) -> str:
         """A hash of all that the SAE depends on."""
@@ -109,7 +116,7 @@ class Cell:
     @property
     def _stem(self) -> str:
         parts = [self.arm, self.sparsity, self.purpose, f"seed{self.seed}"]
-        return "_".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+        return "_".join(file_name(part, _LONGEST) for part in parts if part)
 
     def found_in(self, study_folder: Path) -> Cell:
         """The cell, with the place of an SAE in the folder that was made from the same."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import prefixed
-from sae_plugins.base.files import write
+from sae_plugins.base.files import read_json, write
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.processes import Pass, Progress
 from sae_plugins.study.spec import Study
@@ -74,10 +74,9 @@ def evaluate(study: Study, cells: Sequence[Cell], task: Pass, progress: Progress
 def hashes_in(folder: Path) -> dict[str, str]:
     """The hashes of the SAEs in an evaluation's folder, by the names of their own folders."""
     try:
-        hashes: dict[str, str] = json.loads((folder / HASHES).read_text("utf-8"))
+        return dict(read_json(folder / HASHES))
     except (OSError, ValueError):
         return {}
-    return hashes
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.base.kept import Folder
+from sae_plugins.base.places import without_places
 from sae_plugins.base.ranks import RankError, ranks
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.eval_suites.evaluation.sources import check_source
@@ -352,7 +353,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
                 folder=folder,
                 plan=settings.plan,
                 recipe=recipe,
-                made_from=cell.facts,
+                made_from=cell.told,
                 figures=False,  # the report has those of all
                 untrained=cell.untrained,
                 tuning_tokens=cell.tuning_tokens,
@@ -416,7 +417,7 @@ def _note(cell: Cell, folder: Path, error: Exception | None) -> None:
         _failed(cell, folder).unlink(missing_ok=True)
     else:
         _failed(cell, folder).parent.mkdir(parents=True, exist_ok=True)
-        write(_failed(cell, folder), f"{reason_of(error)}\n")
+        write(_failed(cell, folder), f"{without_places(reason_of(error))}\n")
 
 
 def failure(cell: Cell, folder: Path) -> str | None:

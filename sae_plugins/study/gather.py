@@ -14,6 +14,7 @@ from typing import Any
 
 from sae_plugins.base.files import versions
 from sae_plugins.base.fingerprints import fingerprint
+from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
@@ -289,7 +290,9 @@ def _results(
 def _is_of(row: Row, cell: Cell, hashes: Mapping[str, str]) -> bool:
     name = cell.folder.name
     if row.sae_hash is None:  # it could not be loaded
-        same = row.source == cell.source if cell.source else Path(row.source).name == name
+        place = cell.source or name
+        told = {place, without_places(place), Path(place).name}  # from here, or from elsewhere
+        same = row.source in told if cell.source else Path(row.source).name == name
         return same and name not in hashes
     return hashes.get(name) == row.sae_hash
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sae_plugins.base.fingerprints import of_value
 from sae_plugins.base.identity import Compared, Fact, compare
+from sae_plugins.base.places import from_here
 from sae_plugins.runs.folder import ORIGIN, RECIPE
 from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings.flags import all_flags
@@ -46,6 +47,15 @@ def facts(
     }
     found: dict[str, Any] = json.loads(json.dumps(whole, default=str))
     return found
+
+
+def told(of: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as their file has them: without the folders of this machine, which decide nothing."""
+    made_from = {
+        name: {**fact, "at": from_here(fact["at"])} if fact and {"at", "files"} <= {*fact} else fact
+        for name, fact in of["made_from"].items()
+    }
+    return {**of, "made_from": made_from}
 
 
 def _without_places(

@@ -143,6 +143,6 @@ def _score(cell: Cell, folder: Path, setup: Callable[[], Setup]) -> None:
     with whole(place / DECODER) as partial:
         rows = subject.sae.W_dec.detach().to("cpu", torch.float32).contiguous()
         save_file({"W_dec": rows}, partial)
-    write(place / ORIGIN, json.dumps(cell.facts, indent=1) + "\n")
+    write(place / ORIGIN, json.dumps(cell.told, indent=1) + "\n")
     summary = {_HASH: subject.hash, **{f"{HELDOUT}/{name}": value for name, value in found.items()}}
     write(place / SUMMARY, json.dumps(summary, indent=1) + "\n")  # last: with it, the cell is whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -13,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from sae_plugins.base.names import own_file_name
 from sae_plugins.base.plots import save
 from sae_plugins.base.text import arrow, natural
 from sae_plugins.runs.folder import FIGURES
@@ -317,7 +317,7 @@ def _image(facts: Facts, name: str, panels: Sequence[Panel], *, all_arms: bool =
 
 
 def _save(facts: Facts, name: str, figure: Figure) -> str:
-    stem = f"{FIGURES}/{re.sub(r'[^A-Za-z0-9.+-]+', '_', name)}"
+    stem = f"{FIGURES}/{own_file_name(name)}"
     for kind in ("png", *facts.formats):
         save(figure, facts.folder / f"{stem}.{kind}")
     return f"{stem}.png"

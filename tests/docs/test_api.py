@@ -24,7 +24,7 @@ from sae_plugins.eval_suites.inputs.data import Data
 from sae_plugins.eval_suites.inputs.models import LanguageModel
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.registry import GROUP as SUITES
-from sae_plugins.framework import hookspecs, registry
+from sae_plugins.framework import hookspecs, plugin_files, registry
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import EVENTS
 from sae_plugins.framework.run import Run
@@ -115,12 +115,10 @@ def test_entry_point_groups() -> None:
 def test_files() -> None:
     """All that a run writes, but for what SAELens adds and what is there for a while only."""
     of_saelens = {folder.RUNNER_CONFIG, folder.SYNTHETIC_RUNNER_CONFIG, "eval_stats.json"}
-    of_saelens |= {f"{folder.SAELENS_CHECKPOINTS}/", "synthetic_model/"}
-    for_a_while = {"*.partial", "training_summary*.json"}
-    written = (*folder._PATTERNS, f"{folder.UNFINISHED}/", journal.JOURNAL)
-    names = [pattern.partition("/") for pattern in written]
-    files = {first + slash for first, slash, _ in names} - of_saelens - for_a_while
-    assert {*listed("Files of a run")} == {name.replace("*", "") for name in files}
+    of_saelens |= {"synthetic_model/"}
+    written = (*folder._NAMED, folder.events(1), f"{plugin_files.FOLDER}/", journal.JOURNAL)
+    names = [name.partition("/") for name in (*written, f"{folder.UNFINISHED}/")]
+    assert {*listed("Files of a run")} == {first + slash for first, slash, _ in names} - of_saelens
 
 
 def test_exit_codes() -> None:

@@ -27,6 +27,7 @@ RUN = [
 """31 steps, and one of what is left of the 2000 tokens."""
 OTHER = "--normalize_activations expected_average_only_in --model_name"
 FILES = {
+    "files.json",
     *("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json"),
     *("run.yaml", "metrics.jsonl", "summary.json"),
     *("figures/loss_and_l0.png", "figures/firing_by_position.png"),
@@ -87,7 +88,7 @@ def test_a_run_leaves_a_folder_that_sae_lens_loads(
     assert numbers["heldout/tokens"] >= 256
     assert "reorder/reorderings" in numbers
     config = json.loads((run / "runner_cfg.json").read_text())
-    assert (config["output_path"], config["checkpoint_path"]) == (str(Path("run").absolute()), None)
+    assert (config["output_path"], config["checkpoint_path"]) == ("run", None)
     plan, table = said.split("\n\n")[0], said
     assert (
         "reorder (interval 8, start 5) -> input-norm-l1 -> unit-norm-decoder -> nan-guard" in plan
@@ -283,7 +284,7 @@ def test_bad_input(
 def test_a_disk_that_is_too_small(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from sae_plugins.runs import folder as runs
+    from sae_plugins.runs import run_folder as runs
 
     usage = runs.shutil.disk_usage
     monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
@@ -399,7 +400,7 @@ def test_what_fails_after_the_sae_is_saved_does_not_cost_it(
 def test_a_run_that_cannot_be_moved_into_place(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from sae_plugins.runs import folder as runs
+    from sae_plugins.runs import journal
 
     run = train("run")
     before = {name: (run / name).read_bytes() for name in FILES}
@@ -422,7 +423,7 @@ def test_a_run_that_cannot_be_moved_into_place(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "replace", full)
+        patch.setattr(journal.os, "replace", full)
         train("run", "--overwrite", "--seed", "1", code=1)
     said = capsys.readouterr()
     assert "moving the trained SAE to run failed" in said.err
@@ -440,7 +441,7 @@ def test_a_run_that_cannot_be_moved_into_place(
 
 def test_a_folder_belongs_to_one_run_at_a_time(capsys: pytest.CaptureFixture[str]):
     from sae_plugins.base.errors import PluginError
-    from sae_plugins.runs.folder import RunFolder
+    from sae_plugins.runs.run_folder import RunFolder
 
     first = RunFolder(Path("run"))
     first.check(overwrite=False)

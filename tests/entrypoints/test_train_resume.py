@@ -425,7 +425,7 @@ def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
     earlier: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from sae_plugins.runs import folder as runs
+    from sae_plugins.runs import journal
 
     for path in earlier.iterdir():
         path.rename(unfinished / path.name)  # as with --overwrite
@@ -437,7 +437,7 @@ def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
         replace(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.os, "replace", replacing)
+        patched.setattr(journal.os, "replace", replacing)
         train("--resume", "run", code=130)
     train("--resume", "run")
     assert contents(unfinished) == contents(whole)
@@ -494,13 +494,13 @@ def test_saelens_checkpoints_are_on_the_disk_before_ours_go(monkeypatch: pytest.
 def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
     unfinished: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from sae_plugins.runs import folder as runs
+    from sae_plugins.runs import run_folder as runs
 
     def interrupted(_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "_remove_checkpoints", interrupted)
+        patched.setattr(runs, "remove_checkpoints", interrupted)
         train("--resume", "run", code=130)
     assert list((unfinished / UNFINISHED / OUR_CHECKPOINTS).iterdir())
     train(*SHORT, "--output_path", "run", code=2)  # an SAE is there

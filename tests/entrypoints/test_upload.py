@@ -72,11 +72,15 @@ def run(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / name
         sae.save_model(folder)
         save_file({"sparsity": torch.zeros(16)}, folder / "sparsity.safetensors")
-        (folder / "run.yaml").write_text(f"seed: {seed}\ndataset_path: {Path.home()}/text\n")
+        (folder / "run.yaml").write_text(
+            f"seed: {seed}\ndataset_path: {Path.home()}/text\n"
+            f"cached_activations_path: /data/acme corp/cache\nstop: {Path.cwd()}/data/x\n"
+        )
         (folder / "summary.json").write_text('{"training/l0": 7.5}\n')
         (folder / "metrics.jsonl").write_text('{"step": 1}\n')
         (folder / "runner_cfg.json").write_text(json.dumps({"output_path": str(folder)}))
         for inner in ("figures/loss_and_l0.png", "checkpoints/5/sae_weights.safetensors",
+                      "figures/own.png", "figures/metrics/own.png", "plugin_files/own.py",
                       "unfinished/resume/step.safetensors", "notes.txt"):  # fmt: skip
             (folder / inner).parent.mkdir(exist_ok=True, parents=True)
             (folder / inner).write_bytes(PNG)
@@ -169,7 +173,9 @@ def test_sae_lens_alone_loads_what_was_uploaded(
     assert loopback_hub.titles(REPO) == ["Upload SAE demo", "initial commit"]
     everything = b"".join(loopback_hub.files(REPO).values())
     assert str(Path.home()).encode() not in everything
-    assert loopback_hub.files(REPO)["demo/run.yaml"] == b"seed: 0\ndataset_path: ~/text\n"
+    assert loopback_hub.files(REPO)["demo/run.yaml"] == (
+        b"seed: 0\ndataset_path: ~/text\ncached_activations_path: cache\nstop: data/x\n"
+    )
 
 
 @pytest.fixture

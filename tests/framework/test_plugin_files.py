@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sae_plugins import Method, Plugin, plugins
+from sae_plugins.base import code as code_module
 from sae_plugins.base.code import code, read_modules
 from sae_plugins.base.errors import PluginError
 from sae_plugins.framework import plugin_files
@@ -95,6 +97,54 @@ def lazily():
     assert own == found
     assert str(folder) not in sys.path
     assert not {"helper", "sibling", "late", "inner", "unasked"} & sys.modules.keys()
+
+
+@pytest.fixture
+def lab(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder as in PYTHONPATH, with a package, a module, and what nobody imports."""
+    place = folder / "lab home"
+    written("SCALE = 2.0", f"{place}/lab_tools/scales/fixed.py")
+    written("", f"{place}/lab_tools/__init__.py")
+    written("from lab_tools.scales.fixed import SCALE", f"{place}/lab_shared.py")
+    written("raise AssertionError", f"{place}/lab_other.py")
+    monkeypatch.syspath_prepend(str(place))
+    yield place
+    for name in [name for name in sys.modules if name.startswith("lab_")]:
+        del sys.modules[name]
+
+
+def hashes_of(selected: type) -> dict[str, str | None]:
+    """As a new process would know it."""
+    for each in (code_module._code, code_module._of_class):
+        each.cache_clear()
+    return code((), [selected])
+
+
+def test_what_is_found_through_pythonpath_is_named_and_known_but_not_copied(
+    lab: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = "import lab_shared\nimport yaml, json\nfrom lab_tools.scales import fixed\n"
+    written(IDEA.replace("from pydantic", f"{lines}from pydantic"))
+    idea = load("idea.py:Idea")
+    load("idea.py:Idea")
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"idea.py imports lab_shared ({lab}/lab_shared.py) and lab_tools ({lab}/lab_tools/"
+        "__init__.py), which no package installs: a run has no copy of that"
+    )
+    assert {*copies([idea])} == {"idea.py"}
+    before = hashes_of(idea)
+    outside = {"lab_shared.py", "lab_tools/__init__.py", "lab_tools/scales/fixed.py"}
+    assert {name for name in before if not name.startswith("framework/")} == {"idea.py", *outside}
+    (lab / "lab_tools/scales/fixed.py").write_text("SCALE = 3.0")
+    after = hashes_of(idea)
+    assert {name for name in before if before[name] != after[name]} == {"lab_tools/scales/fixed.py"}
+
+
+def test_a_module_that_is_not_found_any_more_is_named_with_the_cure() -> None:
+    written("import lab_gone\n")
+    with pytest.raises(PluginError, match=r"No module named 'lab_gone' .*its folder in PYTHONPATH"):
+        load("idea.py:Idea")
 
 
 def test_a_helper_that_changes_is_another_plugin() -> None:

@@ -1,5 +1,7 @@
 """The figures hold the data they are given, whatever it is, and leave matplotlib alone."""
 
+from pathlib import PurePath
+
 import matplotlib
 import numpy as np
 import pytest
@@ -7,12 +9,12 @@ import pytest
 from sae_plugins.base.plots import save
 from sae_plugins.runs.figures import (
     Snapshot,
-    file_name,
     firing_by_position,
     groups,
     loss_and_l0,
     of_group,
 )
+from sae_plugins.runs.folder import metrics_figure
 
 
 def row(step, **values):
@@ -120,7 +122,6 @@ def test_a_plugin_s_metrics_have_a_panel_each_with_what_they_are():
     assert size.get_title() == "size (log scale)\nhow large it is"
     np.testing.assert_allclose(size.get_lines()[0].get_xydata(), [[1, 1], [100, 100]])
     assert odd.get_title() == "../odd"
-    assert file_name("..").startswith("--")
 
 
 def test_values_of_zero_are_on_the_axis():
@@ -133,12 +134,24 @@ def test_any_name_of_a_metric_can_be_drawn(tmp_path):
     rows = [{"step": step, **dict.fromkeys(names, 1.0)} for step in (1, 2)]
     found = groups(rows)
     assert sorted(name for group in found.values() for name in group) == sorted(names)
-    files = [file_name(group) for group in found]
+    files = [metrics_figure(group, 1) for group in found]
     assert len(set(files)) == len(files)
-    assert max(map(len, files)) < 80
+    assert max(map(len, files)) < 100
     for group, members in found.items():
-        save(of_group(rows, members, {}), tmp_path / f"{file_name(group)}.png")
+        path = tmp_path / metrics_figure(group, 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(of_group(rows, members, {}), path)
     save(loss_and_l0([{"step": 1, "losses/$x^$": 1.0}]), tmp_path / "loss.png")
+
+
+def test_no_two_groups_of_any_sae_share_a_figure():
+    groups = ["a", "a-2", "a.2", "a-2-2", "..", "a/2", "A 2", "metrics-2/a"]
+    files = {metrics_figure(group, number) for group in groups for number in (1, 2, 22)}
+    assert len(files) == 3 * len(groups)
+    assert {str(PurePath(file).parent) for file in files} == {
+        *("figures/metrics", "figures/metrics-2", "figures/metrics-22"),
+    }
+    assert metrics_figure("reorder", 1) == "figures/metrics/reorder.png"
 
 
 def test_a_figure_of_hundreds_of_metrics_says_how_many_it_leaves_out():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ import pytest
 
 from sae_plugins.base import files
 from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.folder import RunFolder, remove_run
+from sae_plugins.runs.folder import remove_run
 from sae_plugins.runs.journal import JOURNAL
 from sae_plugins.runs.recipe_file import write_copies
+from sae_plugins.runs.run_folder import RunFolder
 
 OF_A_RUN = {
+    "files.json",
     *("sae_weights.safetensors", "sparsity.safetensors", "metrics.jsonl", "summary.json"),
     *("figures/loss_and_l0.png", "checkpoints/128/cfg.json", "checkpoints/256/cfg.json"),
     "cfg.json",
 }
 STEP = "step-000000005.safetensors"
-RECIPE = {"seed": 1}
-CODE = {"a.py": b"1", "b/c.py": b"1"}
+RECIPE: dict[str, Any] = {"seed": 1}
+TRIED = {**RECIPE, "plugin": ["plugin_files/a.py:A"]}
+CODE = {"a.py": b"import b.c", "b/c.py": b"1"}
 """Of a plugin that is a file."""
 
 
@@ -38,11 +42,12 @@ def fill(folder: Path, *names: str) -> None:
         (folder / name).write_text("{}" if name.endswith("json") else f"of a run: {name}")
 
 
-def trained(overwrite: bool = False) -> RunFolder:
+def trained(overwrite: bool = False, more: Iterable[str] = ()) -> RunFolder:
     """A run whose SAE is saved and scored."""
     folder = RunFolder(Path("run"))
     folder.check(overwrite)
-    fill(folder.start(RECIPE, {}), *OF_A_RUN, f"resume/{STEP}", f"resume/{STEP}.partial")
+    names = (*OF_A_RUN - {"files.json"}, *more)
+    fill(folder.start(RECIPE, {}), *names, f"resume/{STEP}", f"resume/{STEP}.partial")
     fill(folder.unfinished, "training_summary.json", "export.partial/cfg.json")
     folder.note_trained({"found": {}, "seconds": 1.0})
     return folder
@@ -80,10 +85,9 @@ class Failing:
 
 def finish_failing(at: int, patch: pytest.MonkeyPatch) -> int:
     """A run ends in place of another, and fails at a move or a removal; how many there were."""
-    earlier = trained()
+    earlier = trained(more=["checkpoints/512/cfg.json"])  # and of the next run no such one
     earlier.finish()
     earlier.release()
-    fill(Path("run"), "checkpoints/512/cfg.json")  # of this earlier run, and not of the next
     folder = trained(overwrite=True)
     with patch.context() as context:
         failing = Failing(at, context)
@@ -194,6 +198,94 @@ def test_files_of_others_stay() -> None:
     assert (folder.path / "taken.txt").read_text() == "mine"
 
 
+GROUP = "figures/metrics/reorder.png"
+"""A figure of a group of metrics."""
+ROWS = '{"step": 1, "reorder/event": 1}\n'
+LOOKS_LIKE_IT = {
+    *("figures/metrics/own.png", "figures/loss_and_l0-2.png", "plugin_files/own.py"),
+    *("metrics_own.jsonl", "metrics-mine.jsonl", "metrics-2.jsonl", "training_summary_own.json"),
+    *("checkpoints/best/cfg.json", "tensorboard-own/events.out.tfevents.0"),
+    *("synthetic_model/own.json", "metrics-2/own.txt"),
+}
+"""What a user may put into a folder, and what earlier versions took for a run's."""
+
+
+def written(version: str) -> None:
+    """A run in `run/`, with everything that has a name of its own, of an earlier version or now."""
+    folder = RunFolder(Path("run"))
+    folder.check(overwrite=False)
+    fill(folder.start(TRIED, CODE), *OF_A_RUN - {"files.json"}, GROUP)
+    (folder.unfinished / "metrics.jsonl").write_text(ROWS)
+    folder.note_trained({})
+    assert folder.finish() == []
+    folder.release()
+    if version == "earlier":
+        (folder.path / "files.json").unlink()
+
+
+@pytest.mark.parametrize("version", ["earlier", "now"])
+def test_what_looks_like_a_run_s_file_stays(version: str) -> None:
+    written(version)
+    fill(Path("run"), *LOOKS_LIKE_IT)
+    if version == "earlier":  # when a second SAE may have trained there, too
+        for name in ("metrics-2.jsonl", "figures/loss_and_l0-2.png"):
+            Path("run", name).unlink()
+    others = LOOKS_LIKE_IT & found()
+    following = trained(overwrite=True)
+    assert following.finish() == []
+    assert found() == {*OF_A_RUN, "run.yaml", *others}
+    following.release()
+    remove_run(Path("run"))
+    assert found() == others
+
+
+def test_it_stays_also_where_it_was_put_during_a_run() -> None:
+    folder = trained()
+    fill(folder.unfinished, *LOOKS_LIKE_IT - {"metrics-2.jsonl", "figures/loss_and_l0-2.png"})
+    others = LOOKS_LIKE_IT & {name.removeprefix("unfinished/") for name in found()}
+    folder.finish()
+    folder.release()
+    trained(overwrite=True).finish()
+    assert found() == {*OF_A_RUN, "run.yaml", *others}
+
+
+def test_files_of_a_second_sae_are_a_run_s() -> None:
+    own = {
+        *("metrics-2.jsonl", "metrics_by_feature-2.jsonl", "figures/loss_and_l0-2.png"),
+        *("tensorboard-2/events.out.tfevents.0", "figures/metrics-2/reorder.png"),
+    }
+    folder = trained(more=own)
+    (folder.unfinished / "metrics-2.jsonl").write_text(ROWS)
+    folder.finish()
+    folder.release()
+    assert own < found()
+    trained(overwrite=True).finish()
+    assert found() == {*OF_A_RUN, "run.yaml"}
+
+
+@pytest.mark.parametrize("listed", ["[", '{"files": 1}', '{"files": ["../kept.txt", "/kept.txt"]}'])
+def test_a_list_that_cannot_be_trusted_removes_nothing_else(listed: str) -> None:
+    written("now")
+    Path("run/files.json").write_text(listed)
+    Path("kept.txt").touch()
+    trained(overwrite=True).finish()
+    assert Path("kept.txt").exists()
+    assert {*OF_A_RUN, "run.yaml"} <= found()
+
+
+def test_a_run_that_an_earlier_version_was_moving_ends() -> None:
+    written("earlier")
+    fill(Path("run"), "metrics_own.jsonl")
+    Path("run/unfinished").mkdir()
+    for name in ("cfg.json", "metrics.jsonl"):
+        Path("run", name).rename(Path("run/unfinished", name))
+    moves = ["metrics.jsonl", "cfg.json", "sae_weights.safetensors"]
+    Path("run", JOURNAL).write_text(json.dumps({"moves": moves}))
+    assert not RunFolder(Path("run")).reopen()
+    assert {*moves, "metrics_own.jsonl"} <= found()
+    assert not found() & {JOURNAL, "unfinished/cfg.json", "sparsity.safetensors"}
+
+
 def test_a_run_that_is_given_up_leaves_them() -> None:
     folder = trained()
     fill(folder.unfinished, "resume/notes.txt")
@@ -222,11 +314,11 @@ def killed(*records: str) -> None:
     """After it had begun, and had no checkpoint."""
     folder = RunFolder(Path("run"))
     folder.check(overwrite=False)
-    fill(folder.start(RECIPE, CODE), "metrics.jsonl", *records)
+    fill(folder.start(TRIED, CODE), "metrics.jsonl", *records)
     folder.release()
 
 
-def again(recipe: dict[str, int], code: Mapping[str, bytes] = CODE) -> set[str]:
+def again(recipe: Mapping[str, Any], code: Mapping[str, bytes] = CODE) -> set[str]:
     folder = RunFolder(Path("run"))
     folder.check(overwrite=False)
     folder.start(recipe, code)
@@ -236,7 +328,7 @@ def again(recipe: dict[str, int], code: Mapping[str, bytes] = CODE) -> set[str]:
 
 def test_the_same_run_repeats_it() -> None:
     killed()
-    assert again(RECIPE) == {"unfinished/run.yaml"}
+    assert again(TRIED) == {"unfinished/run.yaml"}
 
 
 def test_another_run_keeps_its_records() -> None:
@@ -250,7 +342,7 @@ def test_another_run_keeps_its_records() -> None:
 def test_the_same_recipe_with_other_code_is_another_run(code: dict[str, bytes]) -> None:
     killed()
     kept = {"run.yaml", "metrics.jsonl", *(f"plugin_files/{name}" for name in CODE)}
-    assert again(RECIPE, code) == {"unfinished/run.yaml", *(f"unfinished-1/{n}" for n in kept)}
+    assert again(TRIED, code) == {"unfinished/run.yaml", *(f"unfinished-1/{n}" for n in kept)}
 
 
 def test_code_takes_the_place_of_earlier_code(tmp_path: Path) -> None:
@@ -277,11 +369,11 @@ def test_what_a_run_recorded_that_failed_stays() -> None:
     assert folder.abandon() == "what the run recorded until then is in run/unfinished"
     folder.release()
     kept = {"unfinished-1/run.yaml", "unfinished-1/metrics.jsonl"}
-    assert again(RECIPE) == {"unfinished/run.yaml", *kept}
+    assert again(TRIED) == {"unfinished/run.yaml", *kept}
 
 
 @pytest.mark.parametrize("left", ["unfinished-0", "unfinished", "unfinished/resume"])
 def test_what_it_leaves_before_it_begins_is_in_nobodys_way(left: str) -> None:
     Path("run", left).mkdir(parents=True)
-    assert again(RECIPE) == {"unfinished/run.yaml"}
+    assert again(TRIED) == {"unfinished/run.yaml"}
     assert [path.name for path in Path("run").iterdir()] == ["unfinished"]

@@ -20,7 +20,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import read_rows
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import logs
-from sae_plugins.runs.folder import EVENTS
+from sae_plugins.runs.folder import events
 from sae_plugins.testing import TOKENS, tiny_batches, tiny_sae, tiny_trainer
 
 SHORT = (
@@ -96,9 +96,9 @@ def train(output: str, *arguments: str, code: int = 0) -> Path:
     return Path(output)
 
 
-def in_tensorboard(folder: Path, suffix: str = "") -> list[Value]:
+def in_tensorboard(folder: Path, number: int = 1) -> list[Value]:
     """The values that TensorBoard finds, with nothing left out, and as often as they are there."""
-    place = (folder / EVENTS.format(suffix)).parent
+    place = (folder / events(number)).parent
     found = EventAccumulator(str(place), {"scalars": 0})
     found.Reload()
     return sorted(
@@ -213,7 +213,7 @@ def test_a_training_in_python_is_logged_too(tmp_path: Path, trackio: Dashboard) 
         fit(4)
         fit(6)
     same(in_tensorboard(tmp_path / "x"), recorded_in(tmp_path / "x"))
-    assert {step for step, *_ in in_tensorboard(tmp_path / "x", "-2")} == {2, 4, 6}
+    assert {step for step, *_ in in_tensorboard(tmp_path / "x", 2)} == {2, 4, 6}
     assert [run.name for run in trackio.runs[1:]] == [
         logs.name_of(tmp_path / "x"), f"{logs.name_of(tmp_path / 'x')}-2",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from sae_plugins.testing import TOKENS, tiny_batches, tiny_sae, tiny_trainer
 pytestmark = pytest.mark.usefixtures("sketched")
 OPTIONS = {"reorder": {"interval": 4, "start": 2}}
 RECORDS = {
-    *("metrics.jsonl", "summary.json"),
+    *("files.json", "metrics.jsonl", "summary.json"),
     *("figures/loss_and_l0.png", "figures/firing_by_position.png", "figures/metrics/reorder.png"),
 }
 
@@ -67,7 +67,9 @@ def test_records_are_replaced_only_on_demand_and_a_failed_training_replaces_none
 ) -> None:
     with sae_plugins.recorded(tmp_path / "x", every=1):
         fit(3)
-    (tmp_path / "x" / "figures" / "mine.txt").write_text("mine")
+    for name in ("figures/mine.txt", "figures/metrics/mine.png", "metrics_mine.jsonl"):
+        (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_text("mine")
     before = (tmp_path / "x" / "metrics.jsonl").read_text()
     with (
         pytest.raises(PluginError, match=r"holds the records of .*overwrite=True to replace"),
@@ -87,7 +89,8 @@ def test_records_are_replaced_only_on_demand_and_a_failed_training_replaces_none
         fit(5)
     assert len(plan.record.metrics) == 5
     kept = {name for name in files(tmp_path / "x") if not name.startswith("unfinished")}
-    assert kept == {"metrics.jsonl", "summary.json", "figures/mine.txt"}
+    mine = {"figures/mine.txt", "figures/metrics/mine.png", "metrics_mine.jsonl"}
+    assert kept == {"files.json", "metrics.jsonl", "summary.json", *mine}
 
 
 @pytest.mark.parametrize("then", [0, 3])

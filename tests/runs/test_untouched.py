@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sae_plugins.base.errors import PluginError
-from sae_plugins.runs.folder import RunFolder
 from sae_plugins.runs.journal import JOURNAL
+from sae_plugins.runs.run_folder import RunFolder
 from sae_plugins.runs.untouched import UntouchedFolder
 
 

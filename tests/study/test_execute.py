@@ -407,6 +407,17 @@ def test_an_arm_that_fails_is_tried_again_when_it_is_mended(tmp_path: Path) -> N
     assert findings.failures == []
 
 
+def test_what_may_be_shared_names_no_folder(done: tuple[Path, Findings, Heard]) -> None:
+    folder, findings, _ = done
+    names = ("manifest.json", "made_from.json", "summary.json", "results.csv")
+    files = [file for name in names for file in folder.rglob(name)]
+    files += [*folder.glob("evaluations/**/*-seed*.json"), *folder.rglob("*.failed")]
+    assert {*names[:2]} < {file.name for file in files}
+    for file in files:
+        assert str(folder) not in file.read_text(), file
+    assert str(folder) not in findings.model_dump_json()
+
+
 def test_files_of_others_stay_where_an_sae_would_lie(copy: Path) -> None:
     one, other = sorted(copy.glob("saes/toy/topk*seed0*"))
     for folder in (one, other):
@@ -416,7 +427,7 @@ def test_files_of_others_stay_where_an_sae_would_lie(copy: Path) -> None:
     assert [*one.iterdir()] == [one / "notes.txt"]
     assert (other / "summary.json").is_file()
     (failure,) = findings.failures
-    assert f"{one} holds no whole run, but files of others: move them away" in failure
+    assert f"{one.name} holds no whole run, but files of others: move them away" in failure
 
 
 def test_two_arms_that_are_the_same_sae_both_have_scores(tmp_path: Path) -> None:

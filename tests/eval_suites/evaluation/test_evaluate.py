@@ -452,6 +452,23 @@ def test_two_evaluations_do_not_share_a_folder(evaluate, tmp_path):
     assert statuses(evaluate())["a", 42] == "ok"
 
 
+def test_files_name_no_folder_and_a_failed_row_goes_when_it_is_mended(evaluate, loaders, tmp_path):
+    suite = Dummy()
+    whole = str(tmp_path / "runs" / "a")
+    suite.breaks = {"a": OSError(f"{tmp_path}/texts/x.jsonl: no such file")}
+    done = evaluate(whole, suites=[suite])
+    (row,) = done.rows
+    assert row.status == "failed"
+    folder = done.output.path
+    for file in folder.rglob("*.*"):
+        assert file.suffix == ".png" or str(tmp_path) not in file.read_text(), file
+    (kept,) = Manifest.read(folder).rows
+    assert (kept.source, kept.reason) == ("a", "OSError: x.jsonl: no such file")
+    suite.breaks = {}
+    evaluate(whole, suites=[suite])
+    assert [row.status for row in Manifest.read(folder).rows] == ["ok"]
+
+
 def test_a_damaged_manifest_is_named_and_results_survive_its_removal(evaluate, tmp_path):
     evaluate()
     (tmp_path / "OUT" / "manifest.json").write_text("{")
