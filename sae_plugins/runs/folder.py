@@ -21,6 +21,7 @@ from typing import Any
 
 from sae_plugins.base.errors import PluginError, reason
 from sae_plugins.base.files import lock, next_free, size, write
+from sae_plugins.base.nearby import not_there
 from sae_plugins.framework import plugin_files
 from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.resume.files import files as checkpoints_in
@@ -133,7 +134,7 @@ class RunFolder:
             PluginError: it holds none, or none that can go on.
         """
         if not self.path.is_dir():
-            raise PluginError(f"--resume {self.path}: there is no such folder")
+            raise PluginError(f"--resume {self.path}{not_there(self.path)}")
         self._take_lock()
         try:
             if self._moved_rest():
