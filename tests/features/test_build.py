@@ -239,12 +239,10 @@ def test_what_no_page_can_show_is_refused_in_its_own_words(
         build(Request([sae], tmp_path / "out"))
     assert "SAEBench" not in str(caught.value)
     gone = changed(runs[0], tmp_path / "gone", dataset_path="./gone.jsonl")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(SuiteError, match="name another text"),
-    ):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Expected, "load", None)  # it is said before
-        build(Request([gone], tmp_path / "out"))
+        with pytest.raises(SuiteError, match="name another text"):
+            build(Request([gone], tmp_path / "out"))
 
 
 def test_a_page_says_what_an_sae_was_trained_as_and_counts_its_silent_features(
@@ -254,7 +252,7 @@ def test_a_page_says_what_an_sae_was_trained_as_and_counts_its_silent_features(
     assert dict(about["facts"])["architecture"] == "standard"
     ((name, said),) = about["silent"]
     assert name == "training/dead_features"
-    assert said == "0 of 96 have been silent for 1,000 steps, which the training did not have"
+    assert said == "0 of 96 have been silent for 200 steps, which the training did not have"
     sae = load_subject(changed(runs[0], tmp_path / "sae", training_architecture="batchtopk"))
     assert dict(module._facts(sae))["architecture"] == "standard, trained as batchtopk"
 
