@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, begun, did_you_mean, prefixed
+from sae_plugins.base.nearby import meant
 from sae_plugins.base.ranks import ranks
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command

@@ -19,7 +19,7 @@ from typing import Any
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.nearby import meant
 from sae_plugins.study.evaluated import suite_of
-from sae_plugins.study.execute import suite_of, undefined
+from sae_plugins.study.execute import undefined
 from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.gather import FINDINGS
 from sae_plugins.study.metrics import least_seeds, shown
