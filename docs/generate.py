@@ -51,6 +51,7 @@ from reading import (
     mechanisms,
     members,
     methods,
+    numbers,
     option_table,
     refused,
     signature,
@@ -226,9 +227,8 @@ def suite_costs(_: str) -> Iterator[str]:
                 cost = suite.cost(subject, suite.settings(preset, {}))
                 counts = [f"{n / 1e6:.1f} M" for n in (cost.llm_tokens, cost.sae_tokens)]
                 rows.append([suite.name, preset, *counts, f"{cost.disk / 1e9:.1f} GB"])
-    yield from table(
-        ["suite", "preset", "tokens of the language model", "tokens of each SAE", "disk"], rows
-    )
+    head = ["suite", "preset", "tokens of the language model", "tokens of each SAE", "disk"]
+    yield from numbers(table(head, rows))
 
 
 def drawing(_: str) -> list[str]:
@@ -384,7 +384,7 @@ def study_tables(name: str) -> Iterator[str]:
     file = BENCHMARKS.parent / "results" / f"{name}.md"
     command = "papers" if name in methods() else "tables"
     found = file.read_text("utf-8") if file.is_file() else f"To be measured: `make {command}`."
-    yield from ('<div class="numbers" markdown>', "", found, "</div>")  # see assets/site.css
+    yield from numbers([found.rstrip()])
 
 
 PARTS = {

@@ -235,3 +235,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     for row in (head, ["---"] * len(head), *rows):
         cells = (" ".join(cell.split()).replace("|", "\\|") for cell in row)
         yield "| " + " | ".join(cells) + " |"
+
+
+def numbers(lines: Iterable[str]) -> Iterator[str]:
+    """Tables of numbers, which `assets/site.css` arranges on phones."""
+    yield from ('<div class="numbers" markdown>', "", *lines, "", "</div>")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reading import code, table
+from reading import code, numbers, table
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "smollm2.json"
 HEADS = {
@@ -28,13 +28,11 @@ def with_bos_and_without(_: str) -> Iterator[str]:
     of = {(row["method"], row["bos"]): row for row in rows}
     yield f"{results['steps']} steps, one seed, on {results['machine']['date']}:"
     yield ""
-    yield from table(
-        ["method", *HEADS.values()],
-        [
-            [code(method), *(_pair(name, of[method, True], of[method, False]) for name in HEADS)]
-            for method in dict.fromkeys(row["method"] for row in rows)
-        ],
-    )
+    found = [
+        [code(method), *(_pair(name, of[method, True], of[method, False]) for name in HEADS)]
+        for method in dict.fromkeys(row["method"] for row in rows)
+    ]
+    yield from numbers(table(["method", *HEADS.values()], found))
 
 
 def _pair(name: str, with_bos: dict[str, Any], without: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from reading import table
+from reading import numbers, table
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json"
 CHART = Path(__file__).parent / "assets" / "speed.svg"
@@ -62,7 +62,7 @@ def times(_: str) -> Iterator[str]:
         cells = [found.get((arm, s["shape"])) for s in shapes]
         texts = ["{ratio:.3f} [{low:.3f}, {high:.3f}]".format(**c) if c else "" for c in cells]
         rows.append([arm, *texts])
-    yield from table(["arm", *heads], rows)
+    yield from numbers(table(["arm", *heads], rows))
 
 
 def memory(_: str) -> Iterator[str]:
@@ -73,7 +73,7 @@ def memory(_: str) -> Iterator[str]:
     for arm in dict.fromkeys(arm for arm, _ in found):
         cells = [found.get((arm, s["shape"])) for s in shapes]
         rows.append([arm, *("{ratio:.3f} ({mib:.0f} MiB)".format(**c) if c else "" for c in cells)])
-    yield from table(["arm", *(s["shape"] for s in shapes)], rows)
+    yield from numbers(table(["arm", *(s["shape"] for s in shapes)], rows))
 
 
 def chart() -> str:

@@ -118,11 +118,12 @@ def _remove(gone: Sequence[Entry]) -> None:
 def _folders(operands: Sequence[str], problems: Problems) -> list[Path]:
     """Those that are given, or the user's own where it is there."""
     from sae_plugins.base.files import user_cache
+    from sae_plugins.base.nearby import not_there
 
     given = [Path(text).expanduser() for text in operands]
     for folder in given:
         if not folder.is_dir():
-            problems.add(f"{folder}: there is no such folder")
+            problems.add(f"{folder}{not_there(folder)}")
     own = user_cache() / "evaluation"
     return list(dict.fromkeys(given)) or ([own] if own.is_dir() else [])
 

@@ -12,7 +12,8 @@ from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import FeaturesProgress
 from sae_plugins.eval_suites.evaluation.sources import check_source
-from sae_plugins.features.folder import check_place
+from sae_plugins.features.folder import check_place, default_place
+from sae_plugins.runs.places import check_places
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import Flag
 
@@ -61,13 +62,16 @@ def _run(line: Line, problems: Problems) -> int:
     """Make the pages."""
     given = {name: line.given.get(name, flag.default) for name, flag in _FLAGS.items()}
     problems.add(*_wrong_sources(line), *_wrong_flags(given))
+    with problems:
+        check_places(given)
+    named = given["output_path"]
+    output = default_place(line.operands) if named is None else Path(named).expanduser()
+    if named is not None or not problems:  # without SAEs, there is no name
+        with problems:
+            check_place(output, given["overwrite"])
     if given["device"] is not None and not problems:  # asking torch takes seconds
         with problems:
             check_device("device", given["device"])
-    output = None if given["output_path"] is None else Path(given["output_path"]).expanduser()
-    if output is not None:
-        with problems:
-            check_place(output, given["overwrite"])
     problems.stop()
     from sae_plugins.features.build import Request, build, export
     from sae_plugins.features.text import FLAGS
@@ -89,9 +93,12 @@ def _run(line: Line, problems: Problems) -> int:
     for note in pages.index["notes"]:
         print(f"note: {note}")
     for about in pages.index["saes"]:
-        fires = sum(count > 0 for count in about["count"])
+        fires, all_of_them = sum(count > 0 for count in about["count"]), len(about["count"])
         twins = "" if about["twins"] is None else f", {about['twins']:.0%} of these have a twin"
-        print(f"{about['name']}: {fires:,} of {len(about['count']):,} features fire{twins}")
+        print(
+            f"{about['name']}: {fires:,} of {all_of_them:,} features fire{twins}; "
+            f"{all_of_them - fires:,} fire at none of {pages.index['counted']:,} tokens"
+        )
     print(f"open {pages.page} in a browser")
     return 0
 

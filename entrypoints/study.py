@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, begun, did_you_mean, prefixed
+from sae_plugins.base.nearby import meant
 from sae_plugins.base.ranks import ranks
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
@@ -117,11 +118,16 @@ def _begun(line: Line, problems: Problems) -> tuple[Study, Path, Folder | None]:
             f"--jobs: {ranks().size} ranks share the study already; leave it, or torchrun, out"
         )
     study, folder, known = _given(line, problems)
+    from sae_plugins.runs.places import check_places
     from sae_plugins.study.prospects import refuse_hopeless
 
-    found = _status_of(study, folder, known, line)
     trained = [cell for cell in (*known.pilots, *known.cells) if not cell.source]
-    to_train = any(cell.summary(folder) is None for cell in trained)
+    to_train = [cell for cell in trained if cell.summary(folder) is None]
+    for cell in to_train:
+        with problems, prefixed(f"models.{cell.model}.train"):
+            check_places(cell.settings.values)
+    problems.stop()
+    found = _status_of(study, folder, known, line)
     if to_train and not line.given.get("underpowered"):
         refuse_hopeless(found, len(study.seeds))
     return study, folder, cache
@@ -172,9 +178,8 @@ def _reported(line: Line, problems: Problems) -> Findings:
     """Write the report, and print what it comes to."""
     study, folder, known = _given(line, problems)
     if not folder.is_dir():
-        raise SaePluginsError(
-            f"--output_path {folder}: there is no such folder; run the study first"
-        )
+        cure = meant(folder) or "run the study first"
+        raise SaePluginsError(f"--output_path {folder}: there is no such folder; {cure}")
     from sae_plugins.base.files import write
     from sae_plugins.entrypoints import study_tables
     from sae_plugins.study import report

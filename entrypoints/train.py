@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -18,13 +17,7 @@ from sae_plugins.entrypoints.train_checkpoints import check_checkpoints, checkpo
 from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk, most_checkpoints
 from sae_plugins.entrypoints.train_dry_run import dry_run
 from sae_plugins.entrypoints.train_help import ABOUT, EXAMPLES, GROUPS, NOTES
-from sae_plugins.entrypoints.train_output import (
-    meanings,
-    print_next,
-    print_plan,
-    print_profile,
-    print_summary,
-)
+from sae_plugins.entrypoints.train_output import print_end, print_plan
 from sae_plugins.entrypoints.train_ranks import (
     check_alike,
     check_shared,
@@ -60,7 +53,7 @@ def _run(line: Line, problems: Problems) -> int:
             if ranks().first(settings is not None) and settings is not None:
                 _train(settings, folder)
             if ranks().writes:
-                _print_end(folder, settings)
+                print_end(folder.path, settings)
         finally:
             folder.release()
     return 0
@@ -90,7 +83,7 @@ def _new(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder]:
         problems.add(
             "--accept_changes is for --resume, to go on with what has changed; leave it out"
         )
-    settings = settle(flags, unknown=line.unknown, problems=problems)
+    settings = settle(flags, unknown=line.unknown, problems=problems, is_to_start=True)
     default = default_path(
         settings.names, settings.model_name, settings.architecture, settings.get("seed")
     )
@@ -121,7 +114,7 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
     if not folder.reopen():
         return None, folder
     try:
-        settings = settle(of_resumed(given, folder.path))
+        settings = settle(of_resumed(given, folder.path), is_to_start=True)
         settle_shards(settings, ranks())
         return settings, folder
     except BaseException:
@@ -337,15 +330,3 @@ def _score(setup: Setup, folder: RunFolder, seconds: float, profile: Profile | N
     with _disk_errors(folder, f"The trained SAE is in {folder.unfinished}"):
         measured = None if profile is None else profile.as_json()
         write_summary(folder.unfinished, heldout, found, seconds, measured)
-
-
-def _print_end(folder: RunFolder, settings: Settings | None) -> None:
-    """What has come of the run, which is in its place."""
-    from sae_plugins.runs.folder import SUMMARY
-
-    summary = json.loads((folder.path / SUMMARY).read_text("utf-8"))
-    measured = summary.pop("profile", None)
-    print_summary(str(folder.path), summary, meanings(settings))
-    if measured:
-        print_profile(measured)
-    print_next(folder.path)

@@ -106,8 +106,8 @@ def print_summary(
 ) -> None:
     """Print a table of names and values, grouped by what precedes the first "/" of a name.
 
-    Groups come in the order of their first row. Beside a value stands what it is, of rows that
-    have a meaning.
+    Groups come in the order of their first row. Beside a group or a value stands what it is, if
+    that is known.
     """
     from rich.console import Console
     from rich.table import Table
@@ -125,7 +125,7 @@ def print_summary(
     table.add_column(style="dim")
     for group, members in groups.items():
         if group:
-            table.add_row(Text(group, style="bold"))
+            table.add_row(Text(group, style="bold"), "", Text(meanings.get(group, "")))
         for name, value in members:
             meaning = meanings.get(f"{group}/{name}" if group else name, "")
             shown = Text(f"  {name}" if group else name)
@@ -140,23 +140,41 @@ def meanings(settings: Settings | None) -> dict[str, str]:
     from sae_plugins.framework.resolve import UNCALIBRATED
     from sae_plugins.runs.summary import HELDOUT, MEANINGS
 
-    window = "--dead_feature_window" if settings is None else settings.get("dead_feature_window")
-    own = {name: text.format(dead_feature_window=window) for name, text in MEANINGS.items()}
     of_groups: dict[str, Mapping[str, str]] = {
         place: {metric.name: metric.meaning for metric in OF_THE_RUN}
         for place in (HELDOUT, UNCALIBRATED)
     }
     if settings is not None:
         of_groups |= {plugin.name: plugin.meanings for plugin, _ in settings.plan.plugins}
-    return own | {
+    return MEANINGS | {
         f"{group}/{name}": meaning
         for group, known in of_groups.items()
         for name, meaning in known.items()
     }
 
 
+def print_end(folder: Path, settings: Settings | None) -> None:
+    """What has come of a run, which is in its place, and what to do next."""
+    from sae_plugins.base.files import read_json
+    from sae_plugins.runs.folder import SUMMARY
+    from sae_plugins.runs.silent import WHY, silent
+
+    summary = read_json(folder / SUMMARY)
+    measured = summary.pop("profile", None)
+    counts = silent(folder)
+    shown = summary | {each.name: each.count for each in counts}
+    known = meanings(settings) | {each.name: each.tokens for each in counts}
+    print_summary(str(folder), shown, known)
+    if len(counts) > 1:
+        print(f"note: {WHY}")
+    if measured:
+        print_profile(measured)
+    print_next(folder)
+
+
 def print_next(folder: Path) -> None:
     """Where the figures are, and what to do with the SAE."""
+    from sae_plugins.eval_suites.saebench.installed import is_installed
     from sae_plugins.runs.folder import FIGURES, SYNTHETIC_RUNNER_CONFIG
 
     drawn = sorted((folder / FIGURES).glob("**/*.png"))
@@ -168,7 +186,7 @@ def print_next(folder: Path) -> None:
     look = f"sae-plugins features {name}   # what each feature fires on"
     score = f"sae-plugins evaluate {name}"
     synthetic = (folder / SYNTHETIC_RUNNER_CONFIG).exists()  # which has no text to look at
-    rows["next"] = [score] if synthetic else [look, score]
+    rows["next"] = [score] if synthetic else [look, *([score] if is_installed() else [])]
     rows["in Python"] = f"SAE.load_from_disk({json.dumps(str(folder), ensure_ascii=False)})"
     print_rows(rows)
 

@@ -132,6 +132,7 @@ def _prepared(sources: Sequence[str], repo: str, folders: Sequence[Path]) -> lis
 
 
 def _evaluations(given: Sequence[str] | None) -> list[Path]:
+    from sae_plugins.base.nearby import meant
     from sae_plugins.entrypoints.evaluate_flags import FLAGS
     from sae_plugins.eval_suites.evaluation.manifest import MANIFEST
 
@@ -144,8 +145,10 @@ def _evaluations(given: Sequence[str] | None) -> list[Path]:
     folders, problems = [Path(name).expanduser() for name in given], Problems()
     for folder in folders:
         if not (folder / MANIFEST).is_file():
+            cure = None if folder.exists() else meant(folder)
             problems.add(
                 f"--results {folder} is no folder of `sae-plugins evaluate`: it has no {MANIFEST}"
+                f"{f'; {cure}' if cure else ''}"
             )
     problems.stop()
     return folders

@@ -30,6 +30,31 @@ _UNIT_NORM = 1e-3
 
 
 @dataclass(frozen=True)
+class Reader:
+    """Who works with an SAE, for sentences that refuse it.
+
+    Attributes:
+        name: who.
+        transcoder: what it would do with one.
+        temporal: what it would do with an SAE that predicts from the tokens before.
+        negative: what it does with negative activations.
+    """
+
+    name: str
+    transcoder: str
+    temporal: str
+    negative: str
+
+
+SAEBENCH = Reader(
+    "SAEBench",
+    "SAEBench would score it as if it reconstructed that one",
+    "SAEBench decodes codes alone, and would leave out what is predicted from the tokens before",
+    "SAEBench's feature densities count as inactive",
+)
+
+
+@dataclass(frozen=True)
 class Subject:
     """An SAE to be evaluated, and what is known about it."""
 
@@ -85,11 +110,13 @@ class Subject:
 # -- what is known about it ---------------------------------------------------------------------
 
 
-def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Subject:
+def subject_of(
+    name: str, source: str, sae: Any, facts: Mapping[str, Any], reader: Reader = SAEBENCH
+) -> Subject:
     """An SAE with what is known about it, also by the config of the run that trained it.
 
     Raises:
-        SuiteError: SAEBench cannot evaluate it, or its config does not say where it belongs.
+        SuiteError: its reader cannot work with it, or its config does not say where it belongs.
     """
     where = _where(sae)
     model_name, hook_name = where.model_name, as_transformer_lens(where.hook_name or "")
@@ -102,7 +129,7 @@ def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Su
             )
     architecture = sae.cfg.architecture
     architecture = architecture() if callable(architecture) else architecture
-    _check_function(source, sae, architecture)
+    _check_function(source, sae, architecture, reader)
     _check_numbers(source, sae)
     return Subject(
         name=file_name(name),
@@ -113,17 +140,17 @@ def subject_of(name: str, source: str, sae: Any, facts: Mapping[str, Any]) -> Su
         d_in=sae.cfg.d_in,
         d_sae=sae.cfg.d_sae,
         hook_name=hook_name,
-        hook_layer=0 if synthetic else layer_of(hook_name),
+        hook_layer=0 if synthetic else layer_of(hook_name, reader),
         hook_head_index=where.hook_head_index,
         model_name=model_name,
         dataset=facts.get("dataset_path") or where.dataset_path or None,
         training_tokens=facts.get("training_tokens") or facts.get("training_samples"),
         l0=facts.get("l0"),
-        warnings=tuple(_warnings(sae, architecture, synthetic)),
+        warnings=tuple(_warnings(sae, architecture, synthetic, reader)),
     )
 
 
-def layer_of(hook_name: str) -> int:
+def layer_of(hook_name: str, reader: Reader = SAEBENCH) -> int:
     """The layer of a hook as SAEBench reads it: the first number in its name.
 
     Raises:
@@ -131,7 +158,7 @@ def layer_of(hook_name: str) -> int:
     """
     number = re.search(r"\d+", hook_name)
     if number is None:
-        raise SuiteError(f"hook {hook_name}: SAEBench needs a layer's number in its name")
+        raise SuiteError(f"hook {hook_name}: {reader.name} needs a layer's number in its name")
     return int(number.group())
 
 
@@ -140,20 +167,17 @@ def _where(sae: Any) -> Any:
     return getattr(sae.cfg, "metadata", sae.cfg)
 
 
-def _check_function(source: str, sae: Any, architecture: str) -> None:
+def _check_function(source: str, sae: Any, architecture: str, reader: Reader) -> None:
     """Refuse what is no autoencoder of single activations."""
     where = _where(sae)
     hook_name_out = where.hook_name_out if where is not sae.cfg else None
     if hasattr(sae.cfg, "d_out") or hook_name_out not in (None, where.hook_name):
         raise SuiteError(
             f"{source} is a {architecture}: it predicts another activation than the one that it "
-            "encodes, and SAEBench would score it as if it reconstructed that one"
+            f"encodes, and {reader.transcoder}"
         )
     if architecture == "temporal":
-        raise SuiteError(
-            f"{source} is a temporal SAE: SAEBench decodes codes alone, and would leave out what "
-            "is predicted from the tokens before"
-        )
+        raise SuiteError(f"{source} is a temporal SAE: {reader.temporal}")
     acts = torch.ones(1, 2, sae.cfg.d_in, dtype=sae.dtype, device=sae.W_dec.device)
     if getattr(sae, "hook_z_reshaping_mode", False):
         acts = acts[:, :, None]
@@ -172,8 +196,8 @@ def _check_function(source: str, sae: Any, architecture: str) -> None:
     d_in, d_sae = sae.cfg.d_in, sae.cfg.d_sae
     if shapes != [(1, 2, d_sae), (1, 2, d_in), (d_in, d_sae), (d_sae, d_in)]:
         raise SuiteError(
-            f"{source}: SAEBench needs codes, reconstructions, W_enc and W_dec of the shapes that "
-            f"d_in={d_in} and d_sae={d_sae} say, but for 2 activations they are {shapes}"
+            f"{source}: {reader.name} needs codes, reconstructions, W_enc and W_dec of the shapes "
+            f"that d_in={d_in} and d_sae={d_sae} say, but for 2 activations they are {shapes}"
         )
 
 
@@ -196,7 +220,7 @@ def _hash(sae: Any, architecture: str) -> str:
     return fingerprint(architecture, config, place, sae.state_dict())
 
 
-def _warnings(sae: Any, architecture: str, synthetic: bool) -> Iterator[str]:
+def _warnings(sae: Any, architecture: str, synthetic: bool, reader: Reader) -> Iterator[str]:
     where, scaling = _where(sae), sae.cfg.normalize_activations
     norms = sae.W_dec.detach().float().norm(dim=1)
     off = int(((norms - 1).abs() > _UNIT_NORM).sum())
@@ -220,9 +244,7 @@ def _warnings(sae: Any, architecture: str, synthetic: bool) -> Iterator[str]:
             "and it is given unscaled ones here"
         )
     if architecture == "abstopk":
-        yield (
-            "its activations may be negative, which SAEBench's feature densities count as inactive"
-        )
+        yield f"its activations may be negative, which {reader.negative}"
     if synthetic:
         return
     if where.hook_name != as_transformer_lens(where.hook_name):
@@ -239,7 +261,8 @@ def _warnings(sae: Any, architecture: str, synthetic: bool) -> Iterator[str]:
     }
     if processing:
         yield (
-            f"it was trained on a model loaded with {processing}; SAEBench evaluates without that"
+            f"it was trained on a model loaded with {processing}; {reader.name} loads it without "
+            "that"
         )
 
 

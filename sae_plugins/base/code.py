@@ -41,10 +41,10 @@ CHANGE_NOTHING = (
     *("framework/beside.py", "framework/profile.py", "framework/registry.py"),
     *("framework/plugin_files.py", "framework/unused.py"),
     *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load", "logs")),
-    *(f"runs/{name}.py" for name in ("downloads", "probe", "recipe_file", "recorder", "sources")),
+    *(f"runs/{name}.py" for name in ("downloads", "places", "probe", "recipe_file", "recorder")),
     *(f"runs/{name}.py" for name in ("dashboards", "feature_history", "run_folder", "untouched")),
-    "runs/weights_and_biases.py",
-    "eval_suites/registry.py",
+    *(f"runs/{name}.py" for name in ("follower", "silent", "sources", "weights_and_biases")),
+    *("framework/forked.py", "eval_suites/registry.py"),
 )
 """Files of these rooms that only find, check, keep or show."""
 _ROOT = Path(__file__).parents[1]

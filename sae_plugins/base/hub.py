@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sae_plugins.base.errors import HubError
+from sae_plugins.base.nearby import meant
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -54,7 +55,8 @@ def local(source: str, tries: int = TRIES) -> Path:
     if folder.is_dir():
         return folder
     if "/" not in repo or not sae_id:
-        raise HubError(f"{source} is no folder; name one, or give USER/REPO:SAE_ID")
+        cure = meant(folder) or "name one, or give USER/REPO:SAE_ID"
+        raise HubError(f"{source} is no folder; {cure}")
     check_repo(repo)
     parts = sae_id.split("/")
     if {"", ".", ".."} & {*parts} or re.search(r"[*?\[\]\\]", sae_id):

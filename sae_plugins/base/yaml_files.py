@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, did_you_mean, nearest, prefixed
 from sae_plugins.base.files import not_too_deep
+from sae_plugins.base.nearby import meant
 from sae_plugins.base.secrets import redacted
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def _find(kind: str, name_or_file: str, packaged: Path, folder: Path) -> Path:
         path = folder / Path(name_or_file).expanduser()
         if not path.is_file():
             near = nearest(path.stem, known)
-            cure = f": {did_you_mean(path.stem, known)}" if near else ""
+            cure = did_you_mean(path.stem, known) if near else meant(path, is_folder=False)
+            cure = f": {cure}" if cure else ""
             raise PluginError(f"there is no {kind} file {name_or_file}{cure}")
         return path
     if not re.fullmatch(r"[\w-]+", name_or_file) or name_or_file not in known:

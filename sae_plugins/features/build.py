@@ -15,10 +15,10 @@ from sae_plugins.base.hub import local
 from sae_plugins.base.places import without_places
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.models import expected
-from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.inputs.subjects import Reader, Subject
 from sae_plugins.eval_suites.saebench.facts import default_batch_size, default_dtype
 from sae_plugins.features.collect import Collected, collect
-from sae_plugins.features.folder import check_place, new_folder
+from sae_plugins.features.folder import check_place, default_place, new_folder
 from sae_plugins.features.history import history
 from sae_plugins.features.logits import readout
 from sae_plugins.features.neighbours import directions
@@ -27,13 +27,22 @@ from sae_plugins.features.order import order_of
 from sae_plugins.features.pages import Pages, Shown
 from sae_plugins.features.result import FeaturePages
 from sae_plugins.features.shards import DATA, FEATURES, INDEX, script, shard_name
-from sae_plugins.features.text import prompts_of, where_of
-from sae_plugins.features.twins import twins_of
+from sae_plugins.features.text import check_text, prompts_of, where_of
+from sae_plugins.features.twins import ALIKE, twins_of
 from sae_plugins.features.vocabulary import Vocabulary
+from sae_plugins.runs.silent import WHY, silent
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 PAGE = {"page.html": "index.html", "page.css": "page.css", "page.js": "page.js"}
 """The files of the page, and what they are called in its folder."""
+
+_READER = Reader(
+    "a feature page",
+    "a feature page would show its decoder rows as directions of the wrong one",
+    "a feature page shows codes alone, and would leave out what is predicted from the tokens "
+    "before",
+    "a feature page shows without their signs",
+)
 
 
 @dataclass(frozen=True)
@@ -99,15 +108,16 @@ Writer = Callable[[Path, Sequence[Pages], dict[str, Any], Subject], None]
 
 
 def _make(request: Request, progress: Progress, write: Writer) -> Path:
-    progress.stage("loading the SAEs")
-    subjects = [load_subject(source) for source in request.sources]
-    check_together(subjects)
-    output = request.output_path or Path("features") / "-vs-".join(s.name for s in subjects)
+    output = request.output_path or default_place(request.sources)
     check_place(output, request.overwrite)
+    progress.stage("loading the SAEs")
+    subjects = [load_subject(source, reader=_READER) for source in request.sources]
+    check_together(subjects)
     name = subjects[0].model_name
     config = expected(name, default_dtype(name), request.model_class)
     for subject in subjects:
         config.check(subject, "", None)
+    check_text(subjects[0], request.text)
     with new_folder(output, request.overwrite) as folder:
         progress.stage(f"loading {name}")
         model = config.load(request.device)
@@ -178,6 +188,7 @@ def _shown(
                 sae.W_dec,
                 rows[number],
                 to_logits,
+                () if folder is None else silent(folder),
                 past,
                 order_of(density, rows[number]) if past.is_ordered else None,
                 twins_of(found.acts, rows, number) if len(subjects) > 1 else None,
@@ -186,12 +197,18 @@ def _shown(
     return made
 
 
+def _architecture(subject: Subject) -> str:
+    trained = getattr(where_of(subject), "training_architecture", None)
+    is_other = trained not in (None, subject.architecture)  # SAELens saves some as others
+    return f"{subject.architecture}, trained as {trained}" if is_other else subject.architecture
+
+
 def _facts(subject: Subject) -> list[tuple[str, str]]:
     facts = {
         "language model": without_places(subject.model_name),
         "hook": subject.hook_name,
         "head": subject.hook_head_index,
-        "architecture": subject.architecture,
+        "architecture": _architecture(subject),
         "d_in": f"{subject.d_in:,}",
         "d_sae": f"{subject.d_sae:,}",
         "trained on": subject.training_tokens and f"{subject.training_tokens:,} tokens",
@@ -221,6 +238,8 @@ def _about(request: Request, found: Collected, text: str) -> dict[str, Any]:
         "notes": notes,
         "version": versions(["sae-plugins"]).get("sae-plugins", ""),
         "shard": FEATURES,
+        "alike": ALIKE,
+        "why_silent": WHY,
     }
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sae_plugins.base.errors import SaePluginsError, reason
 from sae_plugins.base.files import whole_folder
+from sae_plugins.eval_suites.evaluation.sources import name_of
 from sae_plugins.features.shards import INDEX
 
 FIRST_BATCH = "batch-0.json"
 """By which a folder for Neuronpedia is known."""
 _OURS = re.compile(r"index\.html|page\.css|page\.js|data|batch-\d+\.json")
+
+
+def default_place(sources: Sequence[str]) -> Path:
+    """The folder of pages for which nobody names one."""
+    return Path("features") / "-vs-".join(map(name_of, sources))
 
 
 def check_place(path: Path, overwrite: bool) -> None:

@@ -17,13 +17,16 @@ const SAE_FEATURES = (() => {
     return element;
   }
   const visible = (text) => text.replace(/\r?\n/g, "↵").replace(/\t/g, "→");
-  const token = (text) => make("span", {class: "token"}, visible(text));
+  const shown = (text) => visible(text).split(/(⟨[0-9A-F]{2}⟩)/).map((part, i) =>
+    i % 2 ? make("i", {class: "byte", title: "a byte, which is a part of a letter"}, part) : part);
+  const token = (text) => make("span", {class: "token"}, ...shown(text));
   const percent = (share) => {
     const value = 100 * share;
     return (value >= 10 ? value.toFixed(1) : value >= 0.1 ? value.toFixed(2)
             : value ? value.toPrecision(2) : "0") + "%";
   };
-  const short = (value) => Math.abs(value) >= 1000 ? value.toLocaleString("en")
+  const many = (count) => count.toLocaleString("en");
+  const short = (value) => Math.abs(value) >= 1000 ? many(value)
                                                    : String(+value.toPrecision(3));
   const address = (number, which = sae) => `#${which ? `${which + 1}:` : ""}${number}`;
   const link = (number, which = sae) =>
@@ -58,25 +61,26 @@ const SAE_FEATURES = (() => {
              show: (times) => times ? `${times} ×` : "", by: (s) => s.merges && ((i, j) => s.merges[j] - s.merges[i])},
   };
 
+  const NOT_AT_ALL = 3;
+
+  function nearness(s, query) {  // of each feature to what is searched, the nearest first
+    const digits = /^#?(\d+)$/.exec(query)?.[1];
+    const words = s.words.map((word) => {
+      const text = visible(word).toLowerCase();
+      return text === query ? 0 : text.trim() === query ? 1 : !digits && text.includes(query) ? 2 : NOT_AT_ALL;
+    });
+    return s.tops.map((top, i) => digits && i === +digits ? -1
+      : Math.min(digits && String(i).startsWith(digits) ? 1 : NOT_AT_ALL, ...top.map((w) => words[w])));
+  }
+
   function arrange() {
-    const s = about(), query = $("search").value, asked = query.trim().toLowerCase();
-    let matching = s.count.map((_, i) => i);
-    if (/^#?\d+$/.test(asked)) {
-      const digits = asked.replace("#", "");
-      matching = matching.filter((i) => String(i).startsWith(digits)
-        || s.tops[i].some((w) => s.words[w].trim() === digits));
-      const exact = matching.indexOf(+digits);
-      if (exact > 0) matching.unshift(...matching.splice(exact, 1));
-    } else if (query) {
-      const wanted = asked || query;
-      const hit = s.words.map((word) => word.toLowerCase().includes(wanted));
-      matching = matching.filter((i) => s.tops[i].some((w) => hit[w]));
-    }
-    const by = SORTS[$("sort").value].by(s);
-    order = by ? matching.sort(by) : matching;
-    const all = s.count.length.toLocaleString("en");
+    const s = about(), query = $("search").value.toLowerCase();  // a token may begin with a space
+    const rank = query ? nearness(s, query) : null, by = SORTS[$("sort").value].by(s) || (() => 0);
+    order = s.count.map((_, i) => i).filter((i) => !rank || rank[i] < NOT_AT_ALL);
+    order.sort((i, j) => (rank ? rank[i] - rank[j] : 0) || by(i, j));
+    const all = many(s.count.length);
     $("found").replaceChildren(
-      order.length === s.count.length ? `${all} features` : `${order.length.toLocaleString("en")} of ${all} features`,
+      order.length === s.count.length ? `${all} features` : `${many(order.length)} of ${all} features`,
       make("a", {href: address("about")}, "about this SAE"));
     $("list").scrollTop = 0;
     draw();
@@ -135,13 +139,13 @@ const SAE_FEATURES = (() => {
     for (let i = 0; i < fires.length; i += 2) values.set(fires[i], fires[i + 1]);
     const line = make("span", {class: "words"});
     tokens.forEach((word, i) => {
-      const value = values.get(i), shown = visible(words[word]);
+      const value = values.get(i);
       const alpha = value ? Math.min(1, 0.1 + 0.75 * value / largest).toFixed(3) : 0;
       line.append(make("span", {
         class: i === peak ? "peak" : null,
         style: value ? `background: rgb(var(--heat) / ${alpha})` : null,
         title: value ? `${JSON.stringify(words[word])} ${short(value)}` : null,
-      }, shown));
+      }, ...shown(words[word])));
     });
     return make("p", {class: "text"}, make("span", {class: "value"}, short(values.get(peak))), line);
   }
@@ -175,13 +179,17 @@ const SAE_FEATURES = (() => {
         make("td", {title: hint}, value)))));
   }
 
+  const twinhood = () => "the feature of the other SAE that fires most alike on this text, if the cosine of "
+    + `their activations is at least ${data.alike}`;
+
   async function twin([number, acts, rows, byRows, byRowsCosine]) {
-    const other = 1 - sae, box = make("section", {class: "twin"});
+    const other = 1 - sae, box = make("section", {class: "twin"}), isOne = acts >= data.alike;
     if (number < 0) return make("p", {class: "soft"}, `No twin in ${about(other).name}: nothing there fires where it does.`);
-    box.append(make("div", {class: "head"}, make("strong", {}, acts >= 0.5 ? "Twin" : "No twin"),
-      make("span", {class: "soft"}, acts >= 0.5 ? `in ${about(other).name}:` : `in ${about(other).name}; nearest is`),
+    box.append(make("div", {class: "head"}, make("strong", {}, isOne ? "Twin" : "No twin"),
+      make("span", {class: "soft"}, isOne ? `in ${about(other).name}:` : `in ${about(other).name}; nearest is`),
       link(number, other), ...tops(number, other).slice(0, 2).map(token),
-      make("small", {}, `activation cosine ${acts.toFixed(2)}, decoder cosine ${rows.toFixed(2)}`)));
+      make("small", {}, `activation cosine ${acts.toFixed(2)}, decoder cosine ${rows.toFixed(2)}`)),
+      make("p", {class: "soft"}, make("small", {}, `A twin is ${twinhood()}.`)));
     if (byRows !== number)
       box.append(make("p", {class: "soft"}, "nearest decoder row: ", link(byRows, other),
         ` ${byRowsCosine.toFixed(2)}`));
@@ -255,8 +263,8 @@ const SAE_FEATURES = (() => {
     const largest = s.largest[number] || 1, share = s.count[number] / data.counted;
     const head = make("div", {class: "head"}, make("h1", {}, `Feature ${number}`), ...tops(number).map(token));
     const lead = s.count[number]
-      ? `fires on ${percent(share)} of tokens (${s.count[number].toLocaleString("en")}), at most ${short(largest)}`
-      : `never fires on these ${data.counted.toLocaleString("en")} tokens`;
+      ? `fires on ${percent(share)} of tokens (${many(s.count[number])}), at most ${short(largest)}`
+      : `never fires on these ${many(data.counted)} tokens`;
     $("shown").replaceChildren(head, make("p", {class: "soft"}, lead), ...past(number, found.past), found.twinBox || "",
       make("div", {class: "columns"}, examples(found, largest), besides(found, s)));
     $("shown").scrollTop = 0;
@@ -265,15 +273,17 @@ const SAE_FEATURES = (() => {
   // -- the SAE as a whole -----------------------------------------------------------------------
 
   function showAbout() {
-    const s = about(), alive = s.count.filter(Boolean).length;
+    const s = about(), all = s.count.length, alive = s.count.filter(Boolean).length;
     document.title = `Features of ${s.name}`;
-    const facts = [...s.facts, ["text", `${data.text}: ${data.counted.toLocaleString("en")} tokens, special ones left out, in prompts of ${data.context}`],
-      ["alive", `${alive.toLocaleString("en")} of ${s.count.length.toLocaleString("en")} features fire`]];
-    if (s.twin) facts.push(["twins", `${percent(s.twins)} of them have a twin in ${about(1 - sae).name}: a feature whose activations have a cosine of at least 0.5`]);
+    const facts = [...s.facts, ["text", `${data.text}: ${many(data.counted)} tokens, special ones left out, in prompts of ${data.context}`],
+      ["alive", `${many(alive)} of ${many(all)} features fire`],
+      ["silent", `${many(all - alive)} of ${many(all)} fire at none of these ${many(data.counted)} tokens`],
+      ...s.silent];
+    if (s.twin) facts.push(["twins", `${percent(s.twins)} of those that fire have a twin in ${about(1 - sae).name}: ${twinhood()}`]);
     facts.push(["logits", s.readout || "not shown: this hook is not in the residual stream"]);
     const list = make("dl", {class: "facts"});
     for (const [label, value] of facts) list.append(make("dt", {}, label), make("dd", {}, value));
-    const said = [...s.history, ...data.notes, ...s.notes];
+    const said = [...s.history, ...(s.silent.length ? [data.why_silent] : []), ...data.notes, ...s.notes];
     $("shown").replaceChildren(make("h1", {}, s.name), list,
       ...said.map((sentence) => make("p", {class: "said"}, sentence)),
       ...(s.order ? picture(s) : densities(s)));

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from sae_plugins.features.shards import FEATURES, Words
 from sae_plugins.features.twins import Twins
 from sae_plugins.features.vocabulary import Vocabulary
 from sae_plugins.runs.feature_history import Past
+from sae_plugins.runs.silent import Silent
 
 BANDS = 4
 """Parts of equal size into which the firings of a feature are divided by their strength."""
@@ -42,6 +44,7 @@ class Shown:
         W_dec: [d_sae, d_in].
         directions: decoder rows of length 1.
         readout: how its features reach the logits, if they do.
+        silent: how many of them its run found silent, and at which tokens.
         history: what happened to its features.
         order: a picture of their order, if that means something.
         twins: those in the other SAE, if there is one.
@@ -53,6 +56,7 @@ class Shown:
     W_dec: Tensor
     directions: Tensor
     readout: Readout | None
+    silent: Sequence[Silent] = ()
     history: History = field(default_factory=History)
     order: Order | None = None
     twins: Twins | None = None
@@ -75,9 +79,9 @@ class Pages:
         if shown.readout is not None:
             found = promoted(shown.readout, shown.W_dec, _TOKENS)
             self._logits = [each.numpy() for each in found]
-        self._top = _Examples(self._sae.top.kept(), collected.tokens)
+        self._top = _Examples(self._sae.top.kept(), collected.tokens, vocabulary)
         sample = self._sae.sample.kept()
-        self._sample = _Examples(sample, collected.tokens)
+        self._sample = _Examples(sample, collected.tokens, vocabulary)
         shares = self._sae.histogram.quantile(sample.feature.long(), sample.value)
         self._band = (shares * BANDS).long().clamp(max=BANDS - 1).cpu().numpy()
         self._counts = self._sae.histogram.counts.cpu().numpy()
@@ -98,8 +102,9 @@ class Pages:
             "facts": shown.facts,
             "notes": shown.notes,
             "history": shown.history.sentences,
+            "silent": [(each.name, f"{each.count} {each.tokens}") for each in shown.silent],
             "readout": None if shown.readout is None else shown.readout.path,
-            "words": [*map(self._vocabulary.text, words.tokens())],
+            "words": self._texts(words),
             "tops": tops,
             "count": self._sae.count.tolist(),
             "largest": [_short(value) for value in self._sae.histogram.largest.tolist()],
@@ -124,7 +129,10 @@ class Pages:
             features = [
                 self._feature(i, words) for i in range(first, min(self.d_sae, first + FEATURES))
             ]
-            yield {"words": [*map(self._vocabulary.text, words.tokens())], "features": features}
+            yield {"words": self._texts(words), "features": features}
+
+    def _texts(self, words: Words) -> list[str]:
+        return [self._vocabulary.text(*tokens) for tokens in words.tokens()]
 
     def _top_tokens(self, feature: int) -> list[int]:
         """The tokens at which a feature fires most strongly, the most common ones first."""
@@ -171,8 +179,11 @@ class Pages:
 class _Examples:
     """Kept firings, with the text around them."""
 
-    def __init__(self, entries: Entries, tokens: Tensor) -> None:
+    def __init__(self, entries: Entries, tokens: Tensor, vocabulary: Vocabulary) -> None:
         self._tokens, self._size = tokens.numpy().ravel(), tokens.shape[1]
+        self._vocabulary = vocabulary
+        parts = [token for token in np.unique(self._tokens) if vocabulary.is_part(int(token))]
+        self._is_part = np.isin(self._tokens, parts)
         self._position = entries.position.cpu().numpy()
         self._value, self._window = entries.value.cpu().numpy(), entries.window.cpu().numpy()
         feature = entries.feature.cpu().numpy()
@@ -193,17 +204,27 @@ class _Examples:
         return int(self._position[entry]) // self._size
 
     def example(self, entry: int, words: Words) -> list[Any]:
-        """Which of the tokens shown it is, these tokens, and where the feature fires how much."""
+        """Which of the texts shown it is, these texts, and where the feature fires how much.
+
+        Tokens that make a letter only together are one text, at which the feature fires as
+        strongly as at the strongest of them.
+        """
         position = int(self._position[entry])
         start = position // self._size * self._size
         first, last = max(start, position - BEFORE), min(start + self._size, position + AFTER + 1)
-        tokens = [words.number(token) for token in self._tokens[first:last].tolist()]
+        tokens = self._tokens[first:last].tolist()
         offset = first - (position - BEFORE)
         window = self._window[entry, offset : offset + len(tokens)]
         values = self._value[entry] * window.astype(np.float32)
+        begins = [*range(len(tokens))]
+        if self._is_part[first:last].any():
+            begins = self._vocabulary.letters(tokens)
+            values = np.maximum.reduceat(values, begins)
+        ends = [*begins[1:], len(tokens)]
+        texts = [words.number(*tokens[i:j]) for i, j in zip(begins, ends, strict=True)]
         where = values.nonzero()[0]
         fires = [x for i in where.tolist() for x in (i, _short(values[i]))]
-        return [position - first, tokens, fires]
+        return [bisect_right(begins, position - first) - 1, texts, fires]
 
 
 def _short(number: float) -> float:

@@ -54,16 +54,16 @@ def activations(example: list[Any]) -> list[float]:
 
 
 class Words:
-    """The tokens of a shard: each text once, and everywhere else its number."""
+    """The texts of a shard: each once, and everywhere else its number."""
 
     def __init__(self) -> None:
         """None yet."""
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[tuple[int, ...], int] = {}
 
-    def number(self, token: int) -> int:
-        """The number of a token."""
-        return self._numbers.setdefault(token, len(self._numbers))
+    def number(self, *tokens: int) -> int:
+        """The number of a token, or of some that make a letter together."""
+        return self._numbers.setdefault(tokens, len(self._numbers))
 
-    def tokens(self) -> list[int]:
-        """All tokens, by their numbers."""
+    def tokens(self) -> list[tuple[int, ...]]:
+        """All of them, by their numbers."""
         return list(self._numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from sae_plugins.runs.setup import SAELensSettings, quiet
 from sae_plugins.runs.sources import ROWS
 from sae_plugins.runs.texts.columns import TOKENS, choose_column
 from sae_plugins.runs.texts.documents import Documents, numbered
+from sae_plugins.runs.texts.found import how_to_load
 from sae_plugins.runs.texts.loading import load_rows
 from sae_plugins.runs.texts.tokenized import check_tokenized
 
@@ -163,37 +165,67 @@ def _separator(where: Any, tokenizer: Any) -> Any:
     return None if is_lacking else named
 
 
-def _rows(
-    subject: Subject, model: LanguageModel, size: int, flags: Mapping[str, Any]
-) -> tuple[Any, str]:
-    """The rows of a text, and the text in words."""
+def check_text(subject: Subject, flags: Mapping[str, Any]) -> None:
+    """Refuse a text of which its name alone tells that it cannot be read.
+
+    Args:
+        subject: as `prompts_of` takes it.
+        flags: as `prompts_of` takes them.
+
+    Raises:
+        SuiteError: nobody says which text, or the SAE's own is not there.
+        PluginError: the one that flags name is not there.
+    """
+    if named := _named(subject, flags):
+        with _blaming(subject, flags):
+            how_to_load(named)
+
+
+def _named(subject: Subject, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that say which text is read; none for the embedded world's own."""
     where = where_of(subject)
     given = {name: flags[name] for name in FLAGS if flags.get(name) is not None}
-    path = given.get("dataset_path") or subject.dataset
-    if path is None:
-        if model.name == world.NAME:
-            text = WorldData().text(OPEN_TEXT, 0, _SEED)
-            return text, "held-out text of the embedded world"
-        raise SuiteError(
-            f"{subject.source}: its config does not say which text it was trained on; name one "
-            "with --dataset_path"
-        )
-    if "dataset_path" not in given:  # what belongs to the SAE's own text goes with it
+    if "dataset_path" in given:
+        return given
+    if subject.dataset is not None:  # what belongs to the SAE's own text goes with it
         own = {name: getattr(where, name, None) for name in FLAGS}
-        given = {**{name: value for name, value in own.items() if value}, **given}
-    settings = SAELensSettings(
-        model.name, runner={**given, "dataset_path": str(path), "context_size": size}
+        own = {name: value for name, value in own.items() if value}
+        return {**own, **given, "dataset_path": str(subject.dataset)}
+    if subject.model_name == world.NAME:
+        return {}
+    raise SuiteError(
+        f"{subject.source}: its config does not say which text it was trained on; name one with "
+        "--dataset_path"
     )
-    place = f"--dataset_path {path}"
+
+
+@contextmanager
+def _blaming(subject: Subject, flags: Mapping[str, Any]) -> Iterator[None]:
+    """What is wrong with the text of an SAE is no fault of a flag."""
     try:
-        rows = load_rows(settings)
+        yield
     except PluginError as error:
         if flags.get("dataset_path") is not None:
             raise
         raise SuiteError(
-            f"{subject.source} was trained on {without_secrets(str(path))}, which cannot be read "
-            f"({error}); name another text with --dataset_path"
+            f"{subject.source} was trained on {without_secrets(str(subject.dataset))}, which "
+            f"cannot be read ({error}); name another text with --dataset_path"
         ) from error
+
+
+def _rows(
+    subject: Subject, model: LanguageModel, size: int, flags: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """The rows of a text, and the text in words."""
+    named = _named(subject, flags)
+    if not named:
+        text = WorldData().text(OPEN_TEXT, 0, _SEED)
+        return text, "held-out text of the embedded world"
+    path = named["dataset_path"]
+    settings = SAELensSettings(model.name, runner={**named, "context_size": size})
+    place = f"--dataset_path {path}"
+    with _blaming(subject, flags):
+        rows = load_rows(settings)
     column = choose_column(rows, settings, place)
     if column.kind == TOKENS:
         check_tokenized(rows, column, settings, model.hooked, model.hooked.cfg.d_vocab)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -30,7 +30,7 @@ def _bytes() -> dict[str, int]:
 
 
 class Vocabulary:
-    """The tokens of a tokenizer, each by itself."""
+    """The tokens of a tokenizer, each by itself, or as many as make whole letters."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Look at how it writes them."""
@@ -38,28 +38,69 @@ class Vocabulary:
         known = tokenizer.get_vocab()
         self._is_on_bytes = any(token.startswith(_SPACE_AS_BYTE) for token in known)
         self._added = {*map(int, getattr(tokenizer, "added_tokens_decoder", {}))}
-        self._known: dict[int, str] = {}
+        self._known: dict[int, str | bytes] = {}
 
     def __len__(self) -> int:
         return len(self._tokenizer)
 
-    def text(self, token: int) -> str:
-        """A token with its spaces; bytes that are no letter by themselves as \\xE4."""
+    def text(self, *tokens: int) -> str:
+        """A passage as `letters` has it, with its spaces; bytes that are no letter as ⟨C3⟩."""
+        found = [self._piece(token) for token in tokens]
+        raw = b"".join(piece for piece in found if isinstance(piece, bytes))
+        text = "".join(piece for piece in found if isinstance(piece, str))
+        text += raw.decode("utf-8", "surrogateescape")
+        return re.sub("[\udc80-\udcff]", lambda byte: f"⟨{ord(byte[0]) - 0xDC00:02X}⟩", text)
+
+    def is_part(self, token: int) -> bool:
+        """Whether a token begins or ends inside a letter."""
+        return isinstance(self._piece(token), bytes)
+
+    def letters(self, tokens: Sequence[int]) -> list[int]:
+        """Where each of the shortest passages begins that have whole letters.
+
+        A token with a part of a letter whose rest is not there is a passage, too.
+        """
+        begins, at = list[int](), 0
+        while at < len(tokens):
+            begins.append(at)
+            at = self._end(tokens, at)
+        return begins
+
+    def _end(self, tokens: Sequence[int], first: int) -> int:
+        """Where the passage ends that begins with the first token."""
+        raw = b""
+        for at in range(first, len(tokens)):
+            piece = self._piece(tokens[at])
+            if not isinstance(piece, bytes):
+                break
+            raw += piece
+            if isinstance(_letters(raw), str):
+                return at + 1
+        return first + 1
+
+    def _piece(self, token: int) -> str | bytes:
+        """A token's text, or its bytes where they are no whole letters."""
         if token not in self._known:
-            self._known[token] = self._text(token)
+            self._known[token] = self._read(token)
         return self._known[token]
 
-    def _text(self, token: int) -> str:
+    def _read(self, token: int) -> str | bytes:
         piece = self._tokenizer.convert_ids_to_tokens(token)
         if piece is None:
             return f"[{token}]"
         if token in self._added:
             return str(piece)
         if self._is_on_bytes and all(letter in _bytes() for letter in piece):
-            raw = bytes(_bytes()[letter] for letter in piece)
-            return raw.decode("utf-8", "backslashreplace")
+            return _letters(bytes(_bytes()[letter] for letter in piece))
         if byte := _A_BYTE.fullmatch(piece):
-            return bytes([int(byte[1], 16)]).decode("utf-8", "backslashreplace")
+            return _letters(bytes([int(byte[1], 16)]))
         if _WORD_BEGINS in piece:
             return str(piece.replace(_WORD_BEGINS, " "))
         return str(piece)
+
+
+def _letters(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw

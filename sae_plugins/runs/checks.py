@@ -15,6 +15,7 @@ from sae_lens.constants import (
 from sae_plugins import world
 from sae_plugins.base.devices import check_device
 from sae_plugins.base.errors import PluginError
+from sae_plugins.runs.places import check_places
 from sae_plugins.runs.setup import SAELensSettings
 
 
@@ -39,7 +40,12 @@ _FOLDERS = {
 
 
 def check_sources(settings: SAELensSettings) -> None:
-    """Refuse a run that does not say where its activations or its checkpoint come from."""
+    """Refuse a run that does not say where its activations or its checkpoint come from.
+
+    Raises:
+        PluginError: it does not, or what it names is not there.
+    """
+    check_places({"model_name": settings.model_name, **settings.runner})
     used = settings.runner.get("use_cached_activations") or None
     if used and not settings.runner.get("cached_activations_path"):
         raise PluginError("--use_cached_activations needs --cached_activations_path FOLDER")
@@ -47,8 +53,6 @@ def check_sources(settings: SAELensSettings) -> None:
         folder = settings.runner.get(name)
         if folder is None or (name, used) == ("cached_activations_path", None):
             continue
-        if not Path(folder).is_dir():
-            raise PluginError(f"--{name} {folder} is no folder; name another, or leave it out")
         missing = [file for file in files if not (Path(folder) / file).is_file()]
         if missing:
             raise PluginError(

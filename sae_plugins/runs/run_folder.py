@@ -27,6 +27,7 @@ from sae_plugins.base.files import (
     size,
     write,
 )
+from sae_plugins.base.nearby import not_there
 from sae_plugins.base.places import from_here
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import shards_of
@@ -100,7 +101,7 @@ class RunFolder:
             PluginError: it holds none, or none that can go on.
         """
         if not self.path.is_dir():
-            raise PluginError(f"--resume {self.path}: there is no such folder")
+            raise PluginError(f"--resume {self.path}{not_there(self.path)}")
         self._take_lock()
         try:
             if self._moved_rest():

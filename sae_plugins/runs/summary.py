@@ -28,20 +28,23 @@ MEANINGS = {
     "training/loss": "last batch, inputs as training scales them",
     "training/l0": "active features per token, last batch",
     "training/explained_variance": "last batch",
-    "training/dead_features": "silent for over {dead_feature_window} steps",
     "training/steps": "batches",
     "training/updates": "steps of the optimizer",
     "training/seconds": "of the training alone",
     "run/seconds": "the whole",
-    "calibration/l0": "what is wanted",
-    "calibration/reached": "L0 on the tokens that set the thresholds",
-    "calibration/most": "L0 without any threshold",
-    "calibration/spread": "half the 95% interval of L0 on as many other tokens, as a share of it",
-    "calibration/tokens": "how many set the thresholds",
-    "calibration/threshold": "of activations times the norms of decoder rows",
-    "calibration/lowers": "whether it lowers the thresholds of the training",
+    "calibration/l0": "the L0 that is wanted",
+    "calibration/reached": "the L0 that there is, on the tokens that set the thresholds",
+    "calibration/most": "the L0 without any threshold: the most that can be reached",
+    "calibration/spread": "by this share, L0 may differ on as many other tokens (95%)",
+    "calibration/tokens": "on how many tokens the thresholds were set",
+    "calibration/threshold": "what an activation times its decoder row's norm must exceed",
+    "calibration/lowers": "yes: no feature's threshold is above that; no: none is below",
+    "calibration": "thresholds set after training, so that L0 is what is wanted",
+    HELDOUT: "the saved SAE, on text that it was not trained on",
+    UNCALIBRATED: "the SAE as it was before its thresholds were set, on that text",
+    "training": "the SAE in training",
 }
-"""What the lines of a summary are that no metric's or plugin's table has; flags in braces."""
+"""What the groups and the lines of a summary are that no metric's or plugin's table has."""
 
 
 def saved_saes(folder: Path, device: str) -> list[SAE[Any]]:

@@ -11,6 +11,7 @@ from sae_plugins.framework import plugin_files
 from sae_plugins.framework.plugin import Method
 from sae_plugins.framework.resolve import Plan, TrainingSettings
 from sae_plugins.recipes import names as recipe_names
+from sae_plugins.runs.places import check_places
 from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings import choice
 from sae_plugins.settings.checks import (
@@ -48,6 +49,7 @@ def settle(
     *,
     unknown: Iterable[str] = (),
     problems: Problems | None = None,
+    is_to_start: bool = False,
 ) -> Settings:
     """Settings from a command line's flags, with everything checked that needs no SAELens.
 
@@ -58,6 +60,7 @@ def settle(
         recipe: the contents of one, in place of that.
         unknown: flags that were given, too, and that there are not.
         problems: what is known to be wrong.
+        is_to_start: whether the run is to start now, so that what it reads must be there.
 
     Raises:
         SaePluginsError: with a sentence for each thing that is wrong.
@@ -104,6 +107,9 @@ def settle(
             check({**given[0], **given[1], **values})  # what does not apply here, too
     with problems:
         check_secrets({**recipe, **flags})
+    if is_to_start and not blind:
+        with problems:
+            check_places(values)
     if plan is None:
         problems.stop()
     assert plan is not None

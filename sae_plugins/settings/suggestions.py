@@ -114,7 +114,18 @@ def unknown_option(key: str, owners: Owners) -> str:
             if near:
                 return f"{wrong}: {owners.did_you_mean([f'{owner}.{one}' for one in near])}"
             return f"{wrong}: did you mean {owner!r}?" + f" It has {', '.join(has)}" * bool(has)
-    return f"{wrong}: {did_you_mean(name, owners.chosen or owners.installed)}"
+    return f"{wrong}: {_how_to_add(name, owners)}"
+
+
+def _how_to_add(name: str, owners: Owners) -> str:
+    """What to say about an owner that is like none."""
+    if owners.kind != "plugin":
+        return did_you_mean(name, owners.installed)
+    chosen = [own for own in owners.chosen if own != "nan-guard"]  # which nobody has to choose
+    return (
+        "--plugin FILE.py:CLASS adds one from a file, --plugin NAME one of those that "
+        "`sae-plugins plugins list` lists" + (f"; chosen: {', '.join(chosen)}" if chosen else "")
+    )
 
 
 def _having(option: str, known: Mapping[str, Iterable[str]]) -> list[str]:

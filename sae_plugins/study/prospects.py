@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.nearby import meant
 from sae_plugins.study.evaluated import suite_of
 from sae_plugins.study.execute import undefined
 from sae_plugins.study.findings import ReportedMetric
@@ -155,9 +156,9 @@ def known_noise(study: Study, folder: Path, earlier: Path | None) -> Noise:
     if earlier is None:
         return own
     if not (earlier / FINDINGS).is_file():
-        raise SaePluginsError(
-            f"--noise_from {earlier}: there is no {FINDINGS}; name a study's folder with a report"
-        )
+        cure = None if earlier.exists() else meant(earlier)
+        cure = cure or "name a study's folder with a report"
+        raise SaePluginsError(f"--noise_from {earlier}: there is no {FINDINGS}; {cure}")
     theirs = _noise(earlier / FINDINGS)
     models = sorted({model for model, _, _ in theirs})
     if not study.models.keys() & {*models}:

@@ -153,6 +153,37 @@ def test_a_page_looks_right(driver: Any, site: Path, page: str, width: int) -> N
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_no_table_is_wider_than_its_page(driver: Any, site: Path, width: int) -> None:
+    beyond = (
+        "return [...document.querySelectorAll('article table')].filter(t => t.offsetParent)"
+        ".filter(t => [t, t.closest('.md-typeset__scrollwrap'), ...t.querySelectorAll('td')]"
+        ".some(e => e && (e.getBoundingClientRect().left + e.scrollWidth > innerWidth"
+        " || e.getBoundingClientRect().right > innerWidth))).map(t => t.rows[0].textContent)"
+    )
+    for page in sorted(site.rglob("*.html")):
+        if page.name != "404.html":
+            browser.open_page(driver, page, width)
+            assert driver.execute_script(beyond) == [], page.name
+
+
+@pytest.mark.browser
+def test_heads_stand_above_their_numbers_on_a_phone(driver: Any, site: Path) -> None:
+    browser.open_page(driver, site / "calibration.html", PHONE)
+    lefts = (
+        "return [...document.querySelectorAll('.numbers table')].map(t => [t.rows[0], t.rows[1]]"
+        ".map(row => [...row.cells].map(cell => Math.round(cell.getBoundingClientRect().left))))"
+    )
+    tables = driver.execute_script(lefts)
+    assert len(tables) == 8
+    for head, row in tables:
+        assert head == row
+        assert len({*row}) == 3, "three to a line"
+    sticks = "return getComputedStyle(document.querySelector('.numbers thead')).position"
+    assert driver.execute_script(sticks) == "sticky"
+
+
+@pytest.mark.browser
 def test_search_works_from_disk(driver: Any, site: Path) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -45,6 +45,12 @@ CASES = [
         "--plugin reorder --reordr.interval 5",
         "no plugin 'reordr' is installed: did you mean '--reorder.interval'?",
     ),
+    (
+        "--spread.weight 0.5",
+        "--spread.weight: no plugin 'spread' is installed: --plugin FILE.py:CLASS adds one from a "
+        "file, --plugin NAME one of those that `sae-plugins plugins list` lists\n",
+    ),
+    ("--plugin reorder --spread.weight 0.5", "plugins list` lists; chosen: reorder"),
     ("--plugin hybrid-order --interval 5", "did you mean '--reorder.interval'"),
     ("--trainin_tokens 5", "there is no flag --trainin_tokens: did you mean '--training_tokens'"),
     ("--training-tokens 5", "did you mean '--training_tokens'"),
@@ -112,7 +118,7 @@ CASES = [
         "decays from --lr_end 0.0, which must be greater than 0",
     ),
     ("--checkpoint_path full --n_checkpoints 1", "/full is not empty: choose another"),
-    ("--resume_from_checkpoint full/unfinished/x --output_path full", "choose another --output"),
+    ("--resume_from_checkpoint kept/unfinished/x --output_path kept", "choose another --output"),
     ("--training_tokens 5", "is less than one batch"),
     ("--training_tokens 0", "must be at least 1"),
     ("--lr_warm_up_steps 5000", "do not fit into the run's 976 steps"),
@@ -135,6 +141,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "foreign.txt").write_text("mine")
+    (tmp_path / "kept" / "unfinished" / "x").mkdir(parents=True)
     (tmp_path / "file").write_text("mine")
     for name, text in RECIPES.items():
         (tmp_path / name).write_text(text)

@@ -15,6 +15,7 @@ from sae_plugins.entrypoints.main import main
         ("", "name one SAE or two, and not 0"),
         ("one two three", "name one SAE or two, and not 3"),
         ("nowhere", "nowhere is no folder; name one, or give RELEASE:SAE_ID"),
+        ("heer", "heer is no folder; did you mean 'here'?"),
         ("here --tokens 0", "--tokens 0: at least 1 must be read"),
         ("here --text_column words", "--text_column words: it says how a --dataset_path is read"),
         ("here --device tpu9", "--device tpu9"),
@@ -30,6 +31,19 @@ def test_wrong_lines(
     assert main(["features", *line.split()]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "features").exists()
+
+
+def test_pages_that_are_there_stay_and_that_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is loaded: the folders of the SAEs are empty."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/one", "runs/two", "features/one-vs-two/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "features/one-vs-two/data/index.js").touch()
+    assert main(["features", "runs/one", "runs/two"]) == 2
+    said = capsys.readouterr().err
+    assert "features/one-vs-two holds feature pages already; add --overwrite" in said
 
 
 def test_help_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:

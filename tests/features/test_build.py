@@ -16,7 +16,7 @@ from sae_plugins import world
 from sae_plugins.base.errors import PluginError, SaePluginsError, SuiteError
 from sae_plugins.base.files import read_rows
 from sae_plugins.eval_suites.evaluation.loading import load_subject
-from sae_plugins.eval_suites.inputs.models import load_language_model
+from sae_plugins.eval_suites.inputs.models import Expected, load_language_model
 from sae_plugins.features import build as module
 from sae_plugins.features.build import Request, build, check_together
 from sae_plugins.features.result import FeaturePages
@@ -229,6 +229,32 @@ def test_saes_that_do_not_belong_together_are_refused(
     other = changed(runs[0], tmp_path / "other", **metadata)
     with pytest.raises(SuiteError, match=message):
         check_together([load_subject(str(runs[0])), load_subject(other)])
+
+
+def test_what_no_page_can_show_is_refused_in_its_own_words(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    sae = changed(runs[0], tmp_path / "sae", hook_name_out="blocks.1.hook_mlp_out")
+    with pytest.raises(SuiteError, match="a feature page would show its decoder rows") as caught:
+        build(Request([sae], tmp_path / "out"))
+    assert "SAEBench" not in str(caught.value)
+    gone = changed(runs[0], tmp_path / "gone", dataset_path="./gone.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Expected, "load", None)  # it is said before
+        with pytest.raises(SuiteError, match="name another text"):
+            build(Request([gone], tmp_path / "out"))
+
+
+def test_a_page_says_what_an_sae_was_trained_as_and_counts_its_silent_features(
+    pages: FeaturePages, runs: list[Path], tmp_path: Path
+) -> None:
+    about = pages.index["saes"][0]
+    assert dict(about["facts"])["architecture"] == "standard"
+    ((name, said),) = about["silent"]
+    assert name == "training/dead_features"
+    assert said == "0 of 96 have been silent for 200 steps, which the training did not have"
+    sae = load_subject(changed(runs[0], tmp_path / "sae", training_architecture="batchtopk"))
+    assert dict(module._facts(sae))["architecture"] == "standard, trained as batchtopk"
 
 
 def test_a_model_that_cannot_be_loaded_is_said(runs: list[Path], tmp_path: Path) -> None:

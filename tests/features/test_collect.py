@@ -23,7 +23,7 @@ from sae_plugins.features.keep import Best, Entries, rank_at_random
 from sae_plugins.features.neighbours import directions
 from sae_plugins.features.order import order_of
 from sae_plugins.features.pages import Pages, Shown
-from sae_plugins.features.shards import script
+from sae_plugins.features.shards import activations, script
 from sae_plugins.features.twins import twins_of
 from sae_plugins.features.vocabulary import Vocabulary
 
@@ -228,7 +228,7 @@ def test_an_sae_that_never_fires_has_pages(given_prompts: Any) -> None:
     rows = directions(silent.W_dec)
     order = order_of(np.zeros(5), rows)
     twins = twins_of([found.acts[0], found.acts[0]], [rows, rows], 0)
-    shown = Shown("silent", [], [], silent.W_dec, rows, None, History(), order, twins)
+    shown = Shown("silent", [], [], silent.W_dec, rows, None, (), History(), order, twins)
     pages = Pages(0, shown, found, Vocabulary(on_bytes()))
     assert pages.index()["count"] == [0] * 5
     (shard,) = pages.shards()
@@ -236,6 +236,29 @@ def test_an_sae_that_never_fires_has_pages(given_prompts: Any) -> None:
         assert each["top"] == each["with"] == each["bars"] == []
         assert not any(each["sample"])
     assert script("shard", 0, 0, shard)
+
+
+def test_tokens_that_make_a_letter_together_are_shown_as_it(given_prompts: Any) -> None:
+    """Half of the letter's two tokens fire weakly, and half strongly."""
+    made = on_bytes()
+    made.add_tokens(["Ġĉ"])
+    a, first, second = (made.convert_tokens_to_ids(letter) for letter in "aÃ¶")
+    tokens = torch.tensor([[a, first, second, a, second] + [a] * 11])
+    acts = torch.zeros(1, 16, 8)
+    acts[0, :5, 0] = torch.tensor([0.0, 2.0, 5.0, 0.0, 3.0])
+    sae: Any = StandardSAE(StandardSAEConfig(d_in=8, d_sae=1))
+    with torch.no_grad():
+        sae.W_enc[:] = torch.eye(8)[:, :1]
+    found = collect(type(given_prompts)(tokens, acts), [sae], 16, 1)
+    shown = Shown("one", [], [], sae.W_dec, directions(sae.W_dec), None)
+    pages = Pages(0, shown, found, Vocabulary(made))
+    ((one,), words) = (shard := next(pages.shards()))["features"], shard["words"]
+    peak, texts, _ = one["top"][0]
+    read = [words[text] for text in texts]
+    assert read[:4] == ["a", "ö", "a", "⟨B6⟩"]
+    assert peak == 1
+    assert activations(one["top"][0])[:4] == [0, 5, 0, 3]
+    assert [pages.index()["words"][word] for word in pages.index()["tops"][0]] == ["⟨B6⟩"]
 
 
 def test_activations_that_are_no_numbers_are_refused(encoders: list[Any]) -> None:

@@ -31,7 +31,7 @@ def one(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> FeaturePa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             Vocabulary, "text",
-            lambda self, token: NASTY if len(own(self, token)) == 2 else own(self, token),
+            lambda self, *tokens: NASTY if len(own(self, *tokens)) == 2 else own(self, *tokens),
         )  # fmt: skip
         out = tmp_path_factory.mktemp("pages") / "one"
         return build(Request([str(runs[0])], out, tokens=20_000))
@@ -165,11 +165,47 @@ def test_searching(driver: Any, pages: FeaturePages) -> None:
     assert choose(driver, "position", "17")[0] == 17
     assert choose(driver, "position", "#17") == [17]
     word = next(w.strip() for w in about["words"] if len(w.strip()) > 2)
-    expected = [i for i, tops in enumerate(about["tops"])
-                if any(word.lower() in about["words"][t].lower() for t in tops)]  # fmt: skip
-    assert choose(driver, "position", word)[: len(expected)] == expected
+    hit = {i: [about["words"][t].lower() for t in tops] for i, tops in enumerate(about["tops"])}
+    expected = {i for i, texts in hit.items() if any(word.lower() in text for text in texts)}
+    assert {*choose(driver, "position", word)} == expected
     assert choose(driver, "position", "no such token") == []
     assert text(driver, "#found").startswith("0 of 96 features")
+
+
+def test_a_search_tells_spaces_apart_and_has_exact_tokens_first(
+    driver: Any, pages: FeaturePages
+) -> None:
+    about = pages.index["saes"][0]
+    words = [about["words"][i].lower() for tops in about["tops"] for i in tops]
+    spaced = next(w for w in words if w.startswith(" ") and len(w) > 2 and w.strip() in words)
+    show(driver, pages, "", DESKTOP)
+    for wanted in (spaced, spaced.strip()):
+        found = choose(driver, "density", wanted)
+        texts = [[about["words"][t].lower() for t in about["tops"][i]] for i in found]
+        assert all(any(wanted in text for text in each) for each in texts)
+        exact = [wanted in each for each in texts]
+        assert exact == sorted(exact, reverse=True)
+        assert exact[0], wanted
+
+
+def test_bytes_are_subdued_and_twins_and_silence_explained(
+    driver: Any, runs: list[Path], tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        own = Vocabulary.text
+        patch.setattr(
+            Vocabulary, "text",
+            lambda self, *tokens: own(self, *tokens).replace("e", "⟨C3⟩"),
+        )  # fmt: skip
+        made = build(Request([*map(str, runs)], tmp_path / "bytes", tokens=2048))
+    show(driver, made, "#17", DESKTOP)
+    assert "⟨C3⟩" in text(driver, ".byte")
+    assert "if the cosine of their activations is at least 0.5" in text(driver, ".twin")
+    show(driver, made, "#about", PHONE)
+    said = text(driver, "#shown")
+    assert "fire at none of these" in said
+    assert "which the training did not have" in said
+    assert "Each count of silent features is at other tokens" in said
 
 
 def test_text_is_never_taken_for_markup(driver: Any, one: FeaturePages) -> None:

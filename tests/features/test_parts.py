@@ -20,7 +20,7 @@ from sae_plugins.features.logits import promoted, readout
 from sae_plugins.features.neighbours import decoder_twins, directions, nearest
 from sae_plugins.features.order import order_of
 from sae_plugins.features.shards import INDEX, read, script
-from sae_plugins.features.vocabulary import Vocabulary
+from sae_plugins.features.vocabulary import Vocabulary, _bytes
 from sae_plugins.runs.feature_history import Past
 from sae_plugins.runs.folder import METRICS_BY_FEATURE
 
@@ -111,9 +111,12 @@ def test_bytes_are_letters_where_they_can_be() -> None:
     words = Vocabulary(made)
     assert words.text(made.convert_tokens_to_ids("Ġ")) == " "
     assert words.text(made.convert_tokens_to_ids("a")) == "a"
-    assert words.text(made.convert_tokens_to_ids("Ã")) == "\\xc3"
+    assert words.text(made.convert_tokens_to_ids("Ã")) == "⟨C3⟩"
     assert words.text(made.bos_token_id) == "<s>"
     assert words.text(10**6) == "[1000000]"
+
+
+LETTERS = {byte: letter for letter, byte in _bytes().items()}
 
 
 def test_sentencepiece_has_spaces() -> None:
@@ -123,7 +126,23 @@ def test_sentencepiece_has_spaces() -> None:
             convert_ids_to_tokens=["▁of", "<0xE4>", "<0x0A>"].__getitem__,
         )
     )
-    assert [words.text(0), words.text(1), words.text(2)] == [" of", "\\xe4", "\n"]
+    assert [words.text(0), words.text(1), words.text(2)] == [" of", "⟨E4⟩", "\n"]
+
+
+def test_tokens_that_make_letters_together_are_found() -> None:
+    made = on_bytes()
+    made.add_tokens(["Ġĉ"])
+    words = Vocabulary(made)
+
+    def passages(text: bytes) -> list[str]:
+        tokens = [made.convert_tokens_to_ids(byte_letter) for byte_letter in map(LETTERS.get, text)]
+        begins = words.letters(tokens)
+        ends = [*begins[1:], len(tokens)]
+        return [words.text(*tokens[i:j]) for i, j in zip(begins, ends, strict=True)]
+
+    assert passages("aö€b🦉c".encode()) == ["a", "ö", "€", "b", "🦉", "c"]
+    assert passages("ö€".encode()[1:-1]) == ["⟨B6⟩", "⟨E2⟩", "⟨82⟩"]
+    assert passages(b"\xc3a\xb6") == ["⟨C3⟩", "a", "⟨B6⟩"]
 
 
 # -- logits ----------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def model() -> LanguageModel:
 def prompts(model: LanguageModel, dataset: str | None, **metadata: Any) -> Any:
     cfg = SimpleNamespace(metadata=SAEMetadata(**metadata))
     subject: Any = SimpleNamespace(
-        sae=SimpleNamespace(cfg=cfg), source="runs/a", dataset=dataset, d_in=8,
+        sae=SimpleNamespace(cfg=cfg), source="runs/a", dataset=dataset, d_in=8, model_name="small",
         hook_name="blocks.0.hook_resid_post", hook_head_index=None,
     )  # fmt: skip
     return prompts_of(subject, model, {})

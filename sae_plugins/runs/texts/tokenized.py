@@ -15,7 +15,7 @@ from sae_plugins.base.errors import PluginError, prefixed
 from sae_plugins.runs.models import check_range
 from sae_plugins.runs.setup import SAELensSettings
 from sae_plugins.runs.texts.columns import Column
-from sae_plugins.runs.texts.loading import TOKENIZATION
+from sae_plugins.runs.texts.found import TOKENIZATION
 
 logger = logging.getLogger(__name__)
 

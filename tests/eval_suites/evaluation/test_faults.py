@@ -102,7 +102,7 @@ def test_a_mistyped_path_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("sae_lens.SAE.load_from_disk", None)
     assert evaluate([good, tmp_path / "goood", file], tmp_path / "out") == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'goood'} is no folder; name one, or give RELEASE:SAE_ID" in said
+    assert f"{tmp_path / 'goood'} is no folder; did you mean '{tmp_path / 'good'}'?" in said
     assert f"{file} is a file; name the folder {tmp_path / 'good'}" in said
     assert not (tmp_path / "out").exists()
 
