@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock, write
-from sae_plugins.base.places import without_places
+from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.eval_suites.evaluation.tables import details_table, results_table

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sae_plugins.base.code import code
 from sae_plugins.base.errors import Problems
 from sae_plugins.base.files import versions
-from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import reason_of
+from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites import DATA
 from sae_plugins.eval_suites.evaluation.manifest import Row
 from sae_plugins.eval_suites.evaluation.results import KEYED_VERSIONS, NOT_APPLICABLE

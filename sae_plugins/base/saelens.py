@@ -113,8 +113,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.patches import replaced
-from sae_plugins.base.places import rootless
 from sae_plugins.base.secrets import redacted
+from sae_plugins.base.shown_paths import rootless
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,11 +126,9 @@ if TYPE_CHECKING:
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 TRAINER_COUNTERS = ("act_freq_scores", "n_forward_passes_since_fired")
-
 POINTS_OF_A_STEP = (
     *("hook_sae_input", "hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons"),
 )
-
 SYNTHETIC_NAMES = {
     "training_tokens": "training_samples",
     "train_batch_size_tokens": "batch_size",
@@ -139,7 +137,6 @@ SYNTHETIC_NAMES = {
 """Settings that SAELens' runner on synthetic models spells differently."""
 ESTIMATED = ("expected_average_only_in", "covariance_whitening")
 """Ways to normalise activations for which batches are read before the first step."""
-
 _substitute: Callable[[], type[SAETrainer[Any, Any]]] | None = None
 
 
@@ -405,14 +402,6 @@ def is_synthetic(provider: Any) -> bool:
     """Whether batches are drawn from a synthetic model; their module, if unused, stays unloaded."""
     module = sys.modules.get("sae_lens.synthetic.training")  # which imports plotly
     return module is not None and isinstance(provider, module.SyntheticActivationIterator)
-
-
-def reads_store(provider: Any) -> bool:
-    """Whether batches come from an activation store, also by a queue of prefetched ones."""
-    from sae_lens.training.activations_store import ActivationsStore
-    from sae_lens.training.prefetch import PrefetchingIterator
-
-    return isinstance(provider, (ActivationsStore, PrefetchingIterator))
 
 
 def computing(

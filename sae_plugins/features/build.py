@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from sae_plugins.base.errors import HubError, SuiteError
 from sae_plugins.base.files import versions
 from sae_plugins.base.hub import local
-from sae_plugins.base.places import without_places
+from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.models import expected
 from sae_plugins.eval_suites.inputs.subjects import Reader, Subject

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError, SuiteError
-from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import without_secrets
+from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites.inputs.data import OPEN_TEXT
 from sae_plugins.eval_suites.inputs.models import LanguageModel
 from sae_plugins.eval_suites.inputs.subjects import Subject

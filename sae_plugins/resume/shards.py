@@ -193,7 +193,11 @@ def divided(provider: Any, shards: int, seed: int) -> Any:
 
         check_shards(shards, provider.batch_size, ranks().size)
         return SyntheticShards(provider, shards, seed, ranks())
-    if not saelens.reads_store(provider) and operator.length_hint(provider, 1):
+    from sae_lens.training.activations_store import ActivationsStore
+    from sae_lens.training.prefetch import PrefetchingIterator
+
+    of_store = isinstance(provider, (ActivationsStore, PrefetchingIterator))
+    if not of_store and operator.length_hint(provider, 1):
         raise PluginError(
             f"{shards} data shards: the batches come from a {type(provider).__name__}, which "
             "nobody can divide; train with it in one process, with data_shards=1"

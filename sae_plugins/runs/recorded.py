@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import PluginError, prefixed, reason
@@ -21,6 +23,7 @@ from sae_plugins.base.files import (
     remove_if_empty,
     write,
 )
+from sae_plugins.base.ranks import join
 from sae_plugins.base.values import validated
 from sae_plugins.framework import attach
 from sae_plugins.framework.hookspecs import hookimpl
@@ -118,6 +121,7 @@ def recorded(
     log_to: Sequence[str] | None = None,
     trackio_project: str | None = None,
     overwrite: bool = False,
+    data_shards: int | None = None,
 ) -> Iterator[RecordedPlan]:
     """As `sae_plugins.plugins`, and a folder gets what a run of `sae-plugins train` records.
 
@@ -144,6 +148,7 @@ def recorded(
             they come, and the summary; none, or as in such a plan.
         trackio_project: what trackio calls the runs that belong together.
         overwrite: replace the records that are in the folder.
+        data_shards: as for `plugins`; of several ranks, rank 0 alone leaves records.
 
     Yields:
         The resolved plan, whose `record` reads what is recorded.
@@ -155,7 +160,8 @@ def recorded(
     if "recorder" in (options or {}):
         raise PluginError(_ONE_RECORDER)
     plan = attach.plan_of(names, without=without, options=options, training=training)
-    place = Path(folder).expanduser().absolute()
+    is_seen = join().writes
+    place = Path(folder if is_seen else mkdtemp(prefix="sae-plugins-")).expanduser().absolute()
     scratch = place / UNFINISHED
     trained: list[tuple[Recorder, Run]] = []
 
@@ -177,6 +183,8 @@ def recorded(
         unlock = lock(place, PluginError(f"recorded: {place} is being recorded into already"))
     except OSError as error:
         raise PluginError(f"recorded: {place} cannot be written to: {reason(error)}") from error
+    if not is_seen:
+        unlock.callback(rmtree, place, ignore_errors=True)
     with unlock:
         _move_rest(place)
         _check(place, overwrite)
@@ -185,7 +193,12 @@ def recorded(
         started = time.perf_counter()
         try:
             with attach.plugins(
-                plan, seed=seed, checkpoints=checkpoints, profile=profile, text=text
+                plan,
+                seed=seed,
+                checkpoints=checkpoints,
+                profile=profile,
+                text=text,
+                data_shards=data_shards,
             ):
                 yield RecordedPlan(**known, record=Record(place))
             _add_calibrations(trained)

@@ -28,7 +28,7 @@ from sae_plugins.base.files import (
     write,
 )
 from sae_plugins.base.nearby import not_there
-from sae_plugins.base.places import from_here
+from sae_plugins.base.shown_paths import from_here
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.resume.files import shards_of
 from sae_plugins.resume.signals import deferred

@@ -24,9 +24,9 @@ from torch import Tensor
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.kept import Folder
-from sae_plugins.base.places import rootless
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
+from sae_plugins.base.shown_paths import rootless
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs.folder import SAELENS_CHECKPOINTS
 from sae_plugins.runs.sources import REVISIONS, ROWS

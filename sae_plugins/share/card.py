@@ -27,8 +27,8 @@ from markupsafe import Markup
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.hub import MAIN
-from sae_plugins.base.places import without_folders
 from sae_plugins.base.secrets import redacted, without_secrets
+from sae_plugins.base.shown_paths import without_folders
 from sae_plugins.base.text import arrow, as_markdown, format_value
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites import registry as suites

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sae_plugins.base.errors import HubError
 from sae_plugins.base.hub import CARD, local
-from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import line_with_secret, redacted_text, without_secrets
+from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.framework import plugin_files

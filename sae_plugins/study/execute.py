@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.base.kept import Folder
-from sae_plugins.base.places import without_places
 from sae_plugins.base.ranks import RankError, ranks
 from sae_plugins.base.secrets import reason_of
+from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites.evaluation.sources import check_source
 from sae_plugins.resume.division import check_shards
 from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run

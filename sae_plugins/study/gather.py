@@ -14,8 +14,8 @@ from typing import Any
 
 from sae_plugins.base.files import versions
 from sae_plugins.base.fingerprints import fingerprint
-from sae_plugins.base.places import without_places
 from sae_plugins.base.secrets import redacted
+from sae_plugins.base.shown_paths import without_places
 from sae_plugins.base.yaml_files import parse
 from sae_plugins.eval_suites.evaluation.manifest import Manifest, Row
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING

@@ -15,7 +15,7 @@ from typing import Any
 
 from sae_plugins.base.fingerprints import of_value
 from sae_plugins.base.identity import Compared, Fact, compare
-from sae_plugins.base.places import from_here
+from sae_plugins.base.shown_paths import from_here
 from sae_plugins.runs.folder import ORIGIN, RECIPE
 from sae_plugins.runs.sources import REVISIONS
 from sae_plugins.settings.flags import all_flags

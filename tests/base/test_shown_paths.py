@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sae_plugins.base.places import from_here, rootless, without_places
+from sae_plugins.base.shown_paths import from_here, rootless, without_places
 
 
 @pytest.fixture(autouse=True)
