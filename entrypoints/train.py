@@ -21,6 +21,7 @@ from sae_plugins.entrypoints.train_output import print_end, print_plan
 from sae_plugins.entrypoints.train_ranks import (
     check_alike,
     check_shared,
+    for_saelens,
     goes_on,
     settle_shards,
     several,
@@ -150,7 +151,7 @@ def _train(settings: Settings, folder: RunFolder) -> None:
             checkpoints = checkpoints_of(settings, folder) if resumed and earlier is None else None
             print(f"loading {settings.model_name} ...", flush=True)
             with _part(profile, "loading"):
-                setup = load_setup(settings.for_saelens())
+                setup = load_setup(for_saelens(settings, ranks()))
         if earlier is None:
             _fit(settings, setup, folder, checkpoints, started, profile)
             if not ranks().writes:
@@ -238,7 +239,8 @@ def _trainable(
             with _part(profile, "figures"):
                 super().draw_figures(run)
 
-    own = {name: settings.get(name) for name in DASHBOARDS if settings.get(name)}
+    shown = DASHBOARDS if ranks().writes else ()
+    own = {name: settings.get(name) for name in shown if settings.get(name)}
     plan = settings.plan.observed_by(Shown, output_path=str(folder.unfinished), **own)
     try:
         with (
@@ -266,7 +268,7 @@ def _part(profile: Profile | None, name: str) -> AbstractContextManager[None]:
 def _wandb(settings: Settings, checkpoints: Checkpoints) -> AbstractContextManager[None]:
     from sae_plugins.runs.weights_and_biases import one_log
 
-    if not settings.get("log_to_wandb"):
+    if not (settings.get("log_to_wandb") and ranks().writes):
         return nullcontext()
     resumed = checkpoints.step is not None
     return one_log(checkpoints.notes, settings.get("wandb_id"), resumed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from sae_plugins.base.patches import replaced
 from sae_plugins.base.ranks import LIMIT, Ranks, join, restarts
 
 if TYPE_CHECKING:
-    from sae_plugins.runs.setup import Setup
+    from sae_plugins.runs.setup import SAELensSettings, Setup
     from sae_plugins.settings.command_line import Line
     from sae_plugins.settings.settings import Settings
 
@@ -62,6 +63,12 @@ def settle_shards(settings: Settings, together: Ranks) -> None:
         )
     batch = int(settings.get("train_batch_size_tokens"))
     check_shards(settings.data_shards, batch, together.size)
+
+
+def for_saelens(settings: Settings, together: Ranks) -> SAELensSettings:
+    """The settings that are SAELens' own; rank 0 alone logs to Weights & Biases."""
+    own = settings.for_saelens()
+    return own if together.writes else replace(own, logger={})
 
 
 def check_alike(settings: Settings, setup: Setup, recipe: dict[str, Any], together: Ranks) -> None:

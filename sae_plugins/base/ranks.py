@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.gpus import see_only, visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +96,7 @@ class Ranks:
 
         if self.size == 1:
             return
+        self._take_gpu()
         limit = timedelta(seconds=self.limit)
         os.environ.setdefault("RANK", str(self.rank))
         os.environ.setdefault("WORLD_SIZE", str(self.size))
@@ -104,8 +106,6 @@ class Ranks:
             # find the addresses of those that died
             self._store = dist.distributed_c10d.PrefixStore(f"attempt {restarts()}", store)
             self._store.set(f"here/{self.rank}", "")
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                 store=self._store,
@@ -121,6 +121,18 @@ class Ranks:
                 f"rank {self.rank} waited {self.limit:g} s for {who} ({error}): look at what they "
                 "said, or give --rank_timeout more seconds"
             ) from error
+
+    def _take_gpu(self) -> None:
+        """See one GPU alone, which is then `cuda` in all threads and on all ranks."""
+        gpus, found = visible(), os.environ
+        local = int(found.get("LOCAL_RANK") or found.get("SLURM_LOCALID") or 0)
+        if len(gpus) > 1 and local >= len(gpus):
+            raise SaePluginsError(
+                f"{self.beside} ranks were started on a machine with {len(gpus)} GPUs: each needs "
+                "one of its own, so start no more than there are"
+            )
+        if gpus:
+            see_only(gpus[local % len(gpus)])
 
     # -- what they agree on --------------------------------------------------------------------
 

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_plugins.base.ranks import ranks
-
 
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch (all devices).
@@ -44,16 +42,13 @@ def _derived(seed: int, name: str) -> int:
 
 
 def random_states() -> dict[str, Any]:
-    """The global random states of python, numpy and torch, on the CPU and on every GPU.
-
-    Of several ranks each has a GPU of its own, whose state is the only one.
-    """
+    """The global random states of python, numpy and torch, on the CPU and on every GPU."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": [name, np.asarray(keys), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state(device) for device in _gpus()],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
@@ -63,16 +58,10 @@ def set_random_states(states: Mapping[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(states["torch"])
-    for device, state in zip(_gpus(), states["cuda"], strict=False):
+    for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
         torch.cuda.set_rng_state(state, device)
     if states["mps"] is not None and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
-
-
-def _gpus() -> list[int]:
-    if ranks().size > 1 and torch.cuda.is_available():
-        return [torch.cuda.current_device()]
-    return [*range(torch.cuda.device_count())]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
+from sae_plugins.base.gpus import visible
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.ranks import RankError, ranks
 from sae_plugins.base.secrets import reason_of
@@ -39,7 +40,6 @@ from sae_plugins.study.processes import (
     Pass,
     Progress,
     default_jobs,
-    devices,
     run_passes,
     sharing,
 )
@@ -174,7 +174,7 @@ def _check_shards(cells: Sequence[Cell]) -> None:
 def _check_devices(cells: Sequence[Cell], jobs: int) -> None:
     """Refuse SAEs on a GPU by its number, where each process gets one of its own."""
     problems = Problems()
-    for cell in cells if jobs > 1 and devices() else ():
+    for cell in cells if jobs > 1 and visible() else ():
         for name in ("device", "llm_device"):
             if str(cell.settings.get(name) or "").startswith("cuda:"):
                 problems.add(

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from sae_plugins.base.children import safe_path
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.gpus import see_only, visible
 from sae_plugins.base.kept import Folder
 
 
@@ -81,7 +82,7 @@ def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> 
         # one bar is drawn, here
         with safe_path(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"):
             queue, gpus = context.Queue(), context.Queue()
-            for gpu in itertools.islice(itertools.cycle(devices() or [None]), count):
+            for gpu in itertools.islice(itertools.cycle(visible() or [None]), count):
                 gpus.put(gpu)
             pool = stack.enter_context(ProcessPoolExecutor(count, context, _begin, (queue, gpus)))
             futures = [pool.submit(_pass_elsewhere, work, task) for task in tasks]
@@ -95,24 +96,14 @@ def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> 
 
 def default_jobs(tasks: int) -> int:
     """Processes where nothing is said: one per GPU, or per core where there is none."""
-    return min(tasks, len(devices()) or os.cpu_count() or 1)
-
-
-def devices() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    count = torch.cuda.device_count()
-    named = os.environ.get(_VISIBLE)
-    return (named.split(",") if named else [*map(str, range(count))])[:count]
+    return min(tasks, len(visible()) or os.cpu_count() or 1)
 
 
 def sharing(jobs: int) -> int:
     """How many of so many processes share one GPU's memory, or that of the machine."""
-    return -(-jobs // (len(devices()) or 1))
+    return -(-jobs // (len(visible()) or 1))
 
 
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _queue: Any = None
 """In a process that was started: where what it says goes."""
 
@@ -125,7 +116,7 @@ def _begin(queue: Any, gpus: Any) -> None:
     global _queue
     _queue = queue
     if (gpu := gpus.get()) is not None:
-        os.environ[_VISIBLE] = gpu  # before CUDA begins
+        see_only(gpu)
     parent = os.getppid()
 
     def watch() -> None:
