@@ -31,7 +31,7 @@ _GRACE = 5.0
 _POLL = 0.05
 """Seconds between two looks at the store."""
 _BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two signs of life, or less where the limit is short."""
 _INTERRUPTED = "interrupted"
 
 
@@ -202,7 +202,7 @@ class Ranks:
     def _live(self) -> None:
         """Give signs of life, from a thread of its own."""
         beats = 0
-        while not self._has_left.wait(_BEAT):
+        while not self._has_left.wait(min(_BEAT, self.limit / 4)):
             beats += 1
             self._tell(f"beat/{self.rank}", str(beats))
 
