@@ -108,6 +108,7 @@ def test_what_sae_lens_writes_and_logs_has_no_secrets(
     # which refuses the kwargs that are known to be secret
     monkeypatch.setattr(language_model, "model_loader", lambda _: loader_of(world.NAME, HOOKED))
     monkeypatch.setattr(language_model, "load_text", lambda *_: splits)
+    monkeypatch.setattr("sae_plugins.runs.checks.check_places", lambda _: None)  # no addresses
     monkeypatch.setattr(
         "sys.argv", ["sae-plugins", "--x.api_key", SECRET, f"--y={{'pwd': '{SECRET}'}}"]
     )

@@ -56,6 +56,7 @@ ELSEWHERE = {
     **dict.fromkeys(("activation_cache", "cache_budget"), "test_activation_cache"),
     **dict.fromkeys(("model_class_name", "model_from_pretrained_kwargs"), "models that are loaded"),
     **dict.fromkeys(("log_to", "trackio_project"), "test_logs"),
+    **dict.fromkeys(("data_shards", "check_ranks", "rank_timeout"), "test_train_ranks"),
     "matmul_precision": "test_step: a CPU may know one precision only",
     **dict.fromkeys(("model_revision", "dataset_revision", "accept_changes"), "test_identity"),
 }

@@ -18,12 +18,15 @@ def test_the_rest_of_the_files_moves(tmp_path: Path) -> None:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)
     folder.mkdir()
+    (folder / "old").write_text("of an earlier run")
+    moves = journal.Moves(names, ["old"])
     assert journal.pending(folder) is None
-    journal.begin(source, folder, names)
+    journal.begin(source, folder, moves)
     (source / "a").rename(folder / "a")
-    assert journal.pending(folder) == names
-    journal.carry_out(source, folder, names)
-    journal.carry_out(source, folder, names)
+    assert journal.pending(folder) == moves
+    journal.carry_out(source, folder, moves)
+    journal.carry_out(source, folder, moves)
+    assert not (folder / "old").exists()
     assert [(folder / name).read_text() for name in names] == names
     journal.end(folder)
     assert journal.pending(folder) is None

@@ -203,7 +203,7 @@ def test_each_arm_is_its_separate_run(names: list[str]) -> None:
     assert train(together) == {}
     for one in together:
         assert same(one.folder, alone(one.name)), one.name
-        assert files(one.folder) == files(Path("alone") / one.name) - {"run.yaml"}
+        assert files(one.folder) == files(Path("alone") / one.name) - {"run.yaml", "files.json"}
 
 
 def test_the_arms_of_that_test_change_features() -> None:
