@@ -29,7 +29,7 @@ from sae_plugins.base.identity import Fact
 from sae_plugins.base.ranks import Ranks, ranks
 from sae_plugins.base.seeds import generator
 from sae_plugins.resume.division import check_shards, own_shards
-from sae_plugins.resume.stream import InFlight, Stream, batches, by_hook, made_from
+from sae_plugins.resume.stream import BROKEN_OFF, InFlight, Stream, batches, by_hook, made_from
 
 if TYPE_CHECKING:
     from sae_lens.training.activations_store import ActivationsStore
@@ -76,7 +76,7 @@ class Shards(Iterator["Tensor | dict[str, Tensor]"]):
         self.own = own_shards(count, ranks)
         self.lock = threading.RLock()
         self._home = threading.get_ident() if home is None else home
-        self._in_flight = InFlight()
+        self._in_flight, self._at_rest = InFlight(), True
         self._random = {k: generator(seed, f"shard {k} of {count}") for k in self.own}
         self._streams = {
             k: Stream(
@@ -91,9 +91,11 @@ class Shards(Iterator["Tensor | dict[str, Tensor]"]):
 
     def __next__(self) -> Tensor | dict[str, Tensor]:
         with self.lock:
+            self._at_rest = False
             parts = [stream.pull() for stream in self._streams.values()]
             rows = parts[0] if len(parts) == 1 else torch.cat(parts)
             self._in_flight.add(rows)
+            self._at_rest = True
         return self.whole(rows) if threading.get_ident() == self._home else rows
 
     def whole(self, rows: Any) -> Tensor | dict[str, Tensor]:
@@ -118,6 +120,8 @@ class Shards(Iterator["Tensor | dict[str, Tensor]"]):
         Raises:
             PluginError: a pull was broken off.
         """
+        if rows and not self._at_rest:
+            raise PluginError(BROKEN_OFF)
         ahead = [batch.chunk(len(self.own)) for batch in self._in_flight.rows()]
         states = {}
         for place, (k, stream) in enumerate(self._streams.items()):

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     from sae_lens.training.activations_store import ActivationsStore
 
 
+BROKEN_OFF = (
+    "no exact checkpoint can be made here: the run was interrupted while SAELens was preparing a "
+    "batch; resume from the checkpoint before"
+)
+
+
 class Stream(Iterator["Tensor | dict[str, Tensor]"]):
     """The training batches of a SAELens `ActivationsStore`, bitwise those of its own loader.
 
@@ -123,10 +129,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         if not rows:
             return state
         if not self._at_rest:
-            raise PluginError(
-                "no exact checkpoint can be made here: the run was interrupted while SAELens was "
-                "preparing a batch; resume from the checkpoint before"
-            )
+            raise PluginError(BROKEN_OFF)
         undelivered, kept = self._mixer.state()
         return {**state, "undelivered": [*self._in_flight.rows(), *undelivered], "kept": kept}
 
