@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from sae_plugins.base import clock  # noqa: F401 - which begins to count here
 from sae_plugins.base.children import SAFE_PATH, environment
-from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean, reason
+from sae_plugins.base.errors import Paused, Problems, SaePluginsError, did_you_mean, reason
 from sae_plugins.base.patches import replaced
 from sae_plugins.base.ranks import started
 from sae_plugins.base.secrets import hidden, without_secrets
@@ -37,6 +38,8 @@ COMMANDS = {
 """The commands, each with what it does, so that help imports none of them."""
 _GO_ON = (["evaluate"], ["study"], ["upload"])
 """What does only what is missing when it is called again; `train` says itself how to go on."""
+_ENDING = {signal.SIGTERM: KeyboardInterrupt, signal.SIGUSR1: Paused}
+"""What signals raise that would kill this process."""
 _ON_RANKS = ("train", "study run")
 """What several processes, which torchrun starts, do together."""
 _OF_PATHS = (
@@ -65,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code.
 
     0: done. 1: training or an evaluation failed, or what was printed is lost. 2: the user should
-    change something. 130: interrupted.
+    change something. 75: a scheduler's signal, or `--max_time`, has stopped it, and it goes on by
+    the same command. 130: interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = " ".join(["sae-plugins", *(word for word in words[:1] if word in COMMANDS)])
@@ -89,10 +93,12 @@ def _answered(words: list[str], name: str) -> int:
         for sentence in error.args:
             print(f"{name}: error: {without_secrets(str(sentence))}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         goes_on = "; the same command goes on from there" if words[:1] in _GO_ON else ""
-        print(f"{name}: interrupted{goes_on}", file=sys.stderr)
-        return 130
+        pauses = isinstance(error, Paused) and words[:1] in (["train"], *_GO_ON)
+        what = "paused" if pauses else "interrupted"
+        print(f"{name}: {what}{goes_on}", file=sys.stderr)
+        return Paused.exit_code if pauses else 130
     except RuntimeError as error:
         if str(error) != _NO_HOME:
             raise
@@ -109,20 +115,23 @@ def _answered(words: list[str], name: str) -> int:
 
 @contextmanager
 def _terminations() -> Iterator[None]:
-    """SIGTERM ends what is inside as Ctrl-C does, unless somebody answers it already."""
+    """SIGTERM ends what is inside as Ctrl-C does, unless somebody answers it already.
+
+    So does SIGUSR1, which schedulers send to what is to go on later.
+    """
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    ours = [n for n in _ENDING if is_main and signal.getsignal(n) is signal.SIG_DFL]
 
-    def terminated(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def ended(number: int, frame: FrameType | None) -> None:
+        raise _ENDING[signal.Signals(number)]
 
-    signal.signal(signal.SIGTERM, terminated)
+    for each in ours:
+        signal.signal(each, ended)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _origin(words: list[str], path: str) -> str:

@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_plugins.base.errors import Problems, SaePluginsError, begun
+from sae_plugins.base.errors import Paused, Problems, SaePluginsError, begun
 from sae_plugins.base.ranks import ranks
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import TrainProgress
+from sae_plugins.entrypoints.train_again import as_resumed, state_of
 from sae_plugins.entrypoints.train_checkpoints import check_checkpoints, checkpoints_of
 from sae_plugins.entrypoints.train_disk import bytes_of_checkpoint, bytes_on_disk, most_checkpoints
 from sae_plugins.entrypoints.train_dry_run import dry_run
@@ -22,7 +23,6 @@ from sae_plugins.entrypoints.train_ranks import (
     check_alike,
     check_shared,
     for_saelens,
-    goes_on,
     settle_shards,
     several,
 )
@@ -46,8 +46,7 @@ _OF_TORCH_SAVE = "inline_container"
 
 def _run(line: Line, problems: Problems) -> int:
     with several(line, problems):
-        with ranks().together():
-            settings, folder = (_resumed if line.given.get("resume") else _new)(line, problems)
+        settings, folder = _opened(line, problems)
         try:
             if line.given.get("dry_run"):
                 return dry_run(settings, folder)
@@ -73,27 +72,53 @@ COMMAND = Command(
 )
 
 
-def _new(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder]:
-    """The settings and the folder, locked, of a run that starts."""
+def _opened(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder]:
+    """The settings and the folder, locked, of a run that starts or goes on; None if it has ended.
+
+    Raises:
+        SaePluginsError: what is wrong; on several ranks, on all of them.
+    """
+    if line.given.get("resume"):
+        with ranks().together():
+            return _resumed(line, problems)
+    state = None
+    with ranks().together():
+        settings, path = _settled(line, problems)
+        if ranks().writes:
+            state = state_of(settings, path)
+    state = ranks().first(state)
+    with ranks().together():
+        if state == "ended":
+            print(f"the run in {path} has ended; this command has nothing to go on with")
+            return None, _folder(line, path)
+        if state == "unfinished":
+            line.given, line.options = as_resumed(line, path), {}
+            return _resumed(line, problems)
+        return _new(line, settings, path)
+
+
+def _settled(line: Line, problems: Problems) -> tuple[Settings, Path]:
+    """The settings and the folder that a command line says."""
     from sae_plugins.runs.folder import default_path
-    from sae_plugins.settings.settings import NOT_IN_RUN_YAML
     from sae_plugins.settings.settle import settle  # imports pydantic and the plugins
 
     flags = {**line.given, **line.options}
-    if flags.get("accept_changes"):
+    if flags.get("accept_changes") and not flags.get("go_on"):
         problems.add(
             "--accept_changes is for --resume, to go on with what has changed; leave it out"
         )
+    if flags.get("go_on") and flags.get("overwrite"):
+        problems.add("--go_on keeps what an earlier run has left: leave --overwrite out")
     settings = settle(flags, unknown=line.unknown, problems=problems, is_to_start=True)
     default = default_path(
         settings.names, settings.model_name, settings.architecture, settings.get("seed")
     )
+    return settings, Path(settings.get("output_path") or default).expanduser()
+
+
+def _new(line: Line, settings: Settings, path: Path) -> tuple[Settings, RunFolder]:
+    """The settings and the folder, locked, of a run that starts."""
     settle_shards(settings, ranks())
-    path = settings.get("output_path") or default
-    if goes_on(Path(path)):
-        again = {n: v for n, v in line.given.items() if n in NOT_IN_RUN_YAML}
-        line.given = {**again, "resume": path}
-        return _resumed(line, problems)
     folder = _folder(line, path)
     check_checkpoints(settings, folder)
     folder.check(bool(settings.get("overwrite")))
@@ -106,7 +131,7 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
     from sae_plugins.settings.settle import settle
 
     given = {**line.given, **line.options}
-    for name in ("recipe", "output_path", "overwrite"):
+    for name in ("recipe", "output_path", "overwrite", "go_on"):
         if name in given:
             problems.add(f"--{name} cannot be combined with --resume, which goes on as it was")
     problems.add(*(unknown_flag(name, all_flags()) for name in line.unknown))
@@ -214,6 +239,7 @@ def _fit(
                 folder.describe(settings.plan.files, told)
             known = {"found": found, "made_from": checkpoints.origin.facts}
             folder.note_trained(known | {"seconds": time.perf_counter() - started})
+    checkpoints.pause_in_the_end()
 
 
 @contextmanager
@@ -257,7 +283,7 @@ def _trainable(
         ):
             yield
     except interruption() as error:
-        raise KeyboardInterrupt from error
+        raise (Paused if checkpoints.paused else KeyboardInterrupt) from error
 
 
 def _part(profile: Profile | None, name: str) -> AbstractContextManager[None]:

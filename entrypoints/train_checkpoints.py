@@ -58,6 +58,7 @@ def checkpoints_of(
             resume=resume,
             accept_changes=bool(settings.get("accept_changes")),
             check_ranks=settings.get("check_ranks"),
+            max_time=settings.get("max_time") if scratch is None else None,
         )
     except StateError as error:
         raise StateError(

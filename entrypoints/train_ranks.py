@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.base.patches import replaced
-from sae_plugins.base.ranks import LIMIT, Ranks, join, restarts
+from sae_plugins.base.ranks import LIMIT, Ranks, join
 
 if TYPE_CHECKING:
     from sae_plugins.runs.setup import SAELensSettings, Setup
@@ -34,13 +34,6 @@ def several(line: Line, problems: Problems) -> Iterator[Ranks]:
         silent = {} if together.writes else {"stdout": nowhere, "stderr": nowhere}
         with replaced(sys, **silent) if silent else nullcontext():
             yield together
-
-
-def goes_on(path: Path) -> bool:
-    """Whether a run that torchrun starts again, since a rank died, has something to go on from."""
-    from sae_plugins.runs.run_folder import RunFolder
-
-    return bool(restarts()) and RunFolder(path).can_go_on()
 
 
 def settle_shards(settings: Settings, together: Ranks) -> None:

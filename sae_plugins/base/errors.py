@@ -43,6 +43,13 @@ class SuiteError(SaePluginsError):
     """An evaluation cannot be done, or its result cannot be trusted; the message says why."""
 
 
+class Paused(KeyboardInterrupt):
+    """A scheduler's signal, or the end of the time that a run was given: it goes on later."""
+
+    exit_code = 75
+    """As EX_TEMPFAIL of sysexits.h: the same will work later."""
+
+
 @contextmanager
 def prefixed(where: str) -> Iterator[None]:
     """Begin every sentence of an error inside with the place where it is wrong."""

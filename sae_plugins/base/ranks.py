@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.gpus import see_only, visible
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ _POLL = 0.05
 """Seconds between two looks at the store."""
 _BEAT = 5.0
 """Seconds between two signs of life, or less where the limit is short."""
+_PORT = "29500"
+"""Where ranks meet that srun has started, if MASTER_PORT says nothing; torchrun's own default."""
 _INTERRUPTED = "interrupted"
+_PAUSED = "paused"
+"""In the store, for ranks that torchrun starts again at once: their run goes on later."""
 
 
 class RankError(SaePluginsError):
@@ -46,7 +50,8 @@ def started() -> tuple[int, int]:
     found = os.environ
     if "WORLD_SIZE" in found:
         return int(found.get("RANK", "0")), int(found["WORLD_SIZE"])
-    if "MASTER_ADDR" in found and "SLURM_NTASKS" in found:
+    # a batch script has the number of tasks as well, and is none of them
+    if {"MASTER_ADDR", "SLURM_NTASKS", "SLURM_STEP_ID"} <= {*found}:
         return int(found.get("SLURM_PROCID", "0")), int(found["SLURM_NTASKS"])
     return 0, 1
 
@@ -70,6 +75,7 @@ class Ranks:
         """A rank that has not met the others."""
         self.rank, self.size, self.limit = rank, size, limit
         self._store: Any = None
+        self._whole_store: Any = None
         self._rounds = 0
         self._has_left = threading.Event()
 
@@ -89,6 +95,7 @@ class Ranks:
 
         Raises:
             RankError: they did not all come in time.
+            Paused: the run has stopped to go on later, and torchrun has started it again at once.
         """
         import torch
         import torch.distributed as dist
@@ -100,10 +107,14 @@ class Ranks:
         limit = timedelta(seconds=self.limit)
         os.environ.setdefault("RANK", str(self.rank))
         os.environ.setdefault("WORLD_SIZE", str(self.size))
+        os.environ.setdefault("MASTER_PORT", _PORT)
         try:
             store, *_ = next(rendezvous("env://", timeout=limit))
             # torchrun's store outlives the ranks: without a prefix, those that start again would
             # find the addresses of those that died
+            self._whole_store = store
+            if self._is_paused():
+                raise Paused if self.writes else self.only_first(code=Paused.exit_code)
             self._store = dist.distributed_c10d.PrefixStore(f"attempt {restarts()}", store)
             self._store.set(f"here/{self.rank}", "")
             dist.init_process_group(
@@ -296,15 +307,24 @@ class Ranks:
         except BaseException as error:
             if self.size == 1:
                 raise
-            told, code = _told(error), getattr(error, "exit_code", 1)
+            told, code = _told(error), _code(error)
+            if isinstance(error, Paused):
+                with suppress(Exception):
+                    self._whole_store.set(_PAUSED, "")
             self._tell(f"stopped/{self.rank}", "\n".join(told))
             self._leave()
             if self.writes or not self._awaited(lambda: self._is_told(told)):
                 raise
             silent = RankError()
-            silent.exit_code = 130 if isinstance(error, KeyboardInterrupt) else code
+            silent.exit_code = code
             raise silent from error
         self._leave()
+
+    def _is_paused(self) -> bool:
+        """Whether a rank has paused, now or before torchrun started this one."""
+        with suppress(Exception):
+            return bool(self._whole_store.check([_PAUSED]))
+        return False
 
     def _is_told(self, told: list[str]) -> bool:
         """Whether rank 0 says what has ended this rank, which may be what has ended that one."""
@@ -316,7 +336,10 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            raise self._lost(error) from error
+            lost = self._lost(error)
+            if self._is_paused():
+                lost.exit_code = Paused.exit_code
+            raise lost from error
 
     def _lost(self, error: RuntimeError) -> RankError:
         """Call the roll, and say who is missing and why."""
@@ -384,8 +407,12 @@ def _told(error: BaseException) -> list[str]:
     if isinstance(error, SaePluginsError):
         return [str(sentence) for sentence in error.args]
     if isinstance(error, KeyboardInterrupt):
-        return [_INTERRUPTED]
+        return [_PAUSED if isinstance(error, Paused) else _INTERRUPTED]
     return [f"{type(error).__name__}: {error}"]
+
+
+def _code(error: BaseException) -> int:
+    return int(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
 
 
 def _named(ranks: list[int]) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sae_plugins.base.errors import PluginError, StateError
+from sae_plugins.base.errors import Paused, PluginError, StateError
 from sae_plugins.base.files import lock, versions
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.ranks import ranks
@@ -79,7 +79,7 @@ class Checkpoints:
     """When the run inside `plugins(checkpoints=...)` is saved, where, and whether it goes on.
 
     SIGINT and SIGTERM end the step in progress, write a checkpoint and then raise what SAELens
-    raises; a second one stops at once. A data provider that is neither SAELens' activation store
+    raises; a second one stops at once. SIGUSR1 and the end of `max_time` do the same. A data provider that is neither SAELens' activation store
     nor draws from the global random state must have `state_dict` and `load_state_dict`, or start
     by itself where the checkpoint was taken.
     """
@@ -94,6 +94,7 @@ class Checkpoints:
         resume: bool = False,
         accept_changes: bool = False,
         check_ranks: int = 100,
+        max_time: str | None = None,
     ) -> None:
         """Describe the checkpoints of one run.
 
@@ -107,8 +108,10 @@ class Checkpoints:
             accept_changes: go on with changed data, model or code, which is noted in the SAE's
                 metadata; without it, they are refused.
             check_ranks: steps after which several ranks compare their SAEs; 0 for never.
+            max_time: of this process, after which the run pauses: "3h50m"; None for no end.
 
         Raises:
+            SaePluginsError: `max_time` is no length of time.
             PluginError: `every` is no interval, `keep` keeps none, or checkpoints exist that are
                 not to be resumed.
             StateError: none of the checkpoints that exist is whole.
@@ -118,6 +121,8 @@ class Checkpoints:
         if keep < 1:
             raise PluginError(f"keep={keep}: the newest checkpoint must stay, so keep 1 or more")
         self.keep, self.rows, self.check_ranks = keep, rows, check_ranks
+        self.paused = False
+        """Whether the run has stopped to go on later."""
         self.shards, self.seed = 1, 0
         """Of the run, as `sae_plugins.plugins` says."""
         self.saved: dict[str, Any] | None = None
@@ -140,7 +145,7 @@ class Checkpoints:
         self._stream: Stream | Shards | None = None
         self._stream_facts: dict[str, Any] | None = None
         self._random = self.saved and self.saved["random"]
-        self._signals = Signals()
+        self._signals = Signals(max_time)
         self._written = time.monotonic()
 
     @property
@@ -223,19 +228,25 @@ class Checkpoints:
         if not self._began:
             self._begin(trainer)
         step = trainer.n_training_steps
-        stops, is_due = ranks().agree(
-            self._signals.received, ranks().writes and step > 0 and self._is_due(step)
+        stops, pauses, is_due = ranks().agree(
+            self._signals.stops,
+            self._signals.pauses,
+            ranks().writes and step > 0 and self._is_due(step),
         )
-        if stops:
-            self._signals.agreed()
-            self.write()
-            saved = f"; saved in {self.path}" if self.step == step else self._kept()
-            logger.warning("stopped after step %d%s", step, saved)
-            raise interruption()
+        if stops or pauses:
+            self._stop(step, pauses and not stops)
         if ranks().size > 1 and self.check_ranks and (step == 1 or step % self.check_ranks == 0):
             check_replicas(self._trainers, ranks())
         if is_due:
             self.write()
+
+    def _stop(self, step: int, pauses: bool) -> None:
+        self._signals.agreed()
+        self.write()
+        saved = f"; saved in {self.path}" if self.step == step else self._kept()
+        logger.warning("stopped after step %d%s", step, saved)
+        self.paused = pauses
+        raise interruption()
 
     def read_by_sae_lens(self, provider: Any) -> None:
         """SAELens is about to look for its place in a store's text: count what it reads."""
@@ -257,6 +268,16 @@ class Checkpoints:
         """Training has ended: the first signal lets the SAE be saved, the second stops at once."""
         self._ended = True
         self._signals.training_ended()
+
+    def pause_in_the_end(self) -> None:
+        """Training has ended, and the SAE is saved: do no more now, if the run is to pause.
+
+        Raises:
+            Paused: on all ranks.
+        """
+        (self.paused,) = ranks().agree(self._signals.pauses)
+        if self.paused:
+            raise Paused
 
     # -- writing -------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM, answered between two steps, or two states of a folder, and not within."""
+"""Signals, answered between two steps, or two states of a folder, and not within.
+
+SIGINT and SIGTERM stop a run. SIGUSR1 pauses it, which schedulers send before its time is over.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,57 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sae_plugins.base.clock import age, seconds_in
+from sae_plugins.base.errors import PluginError
 from sae_plugins.base.ranks import ranks
 from sae_plugins.base.saelens import interruption
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PAUSE = signal.SIGUSR1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, _PAUSE)
 
 
 class Signals:
-    """Remembers the first signal until the step in progress has ended; the second stops at once."""
+    """Remembers signals until the step in progress has ended; a second to stop does it at once.
 
-    def __init__(self) -> None:
-        """Nothing is received, and nothing deferred yet."""
-        self.received = False
+    Attributes:
+        stops: whether the run is to stop.
+    """
+
+    def __init__(self, max_time: str | None = None) -> None:
+        """Nothing is received, and nothing deferred yet.
+
+        Args:
+            max_time: of this process, after which the run is to pause; None for no end.
+
+        Raises:
+            SaePluginsError: that is no length of time.
+        """
+        self.stops = self._is_told_to_pause = False
+        self._max_time = max_time
+        self._life = None if max_time is None else seconds_in(max_time)
         self._deferring = False
         self._training = True
         self._is_said = False
 
+    @property
+    def pauses(self) -> bool:
+        """Whether the run is to stop and to go on later; rank 0 looks at the clock."""
+        return self._is_told_to_pause or self._is_over()
+
+    def _is_over(self) -> bool:
+        return self._life is not None and ranks().writes and age() >= self._life
+
     def defer(self) -> None:
-        """Answer signals from now on, whoever did before."""
+        """Answer signals from now on, whoever did before.
+
+        Raises:
+            PluginError: the time is over already.
+        """
+        if self._life is not None and ranks().agree(self._is_over())[0]:
+            raise PluginError(
+                f"the time of {self._max_time} was over before the first step, so that the run "
+                "would never get on: give it more, of which loading takes a part"
+            )
         if self._deferring or not _in_main_thread():
             return
         self._deferring = True
@@ -36,15 +72,18 @@ class Signals:
     def training_ended(self) -> None:
         """From now on the first signal lets the SAE be saved: there is nothing to go on from."""
         self._training = False
-        if self.received:
-            _say("training has ended meanwhile, and the SAE is being saved; again to stop at once")
+        if self.stops or self.pauses:
+            _say(f"training has ended meanwhile, and the SAE is being saved{self._again}")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received or not self._deferring:
+        if number == _PAUSE:
+            self._is_told_to_pause = True
+        elif self.stops or not self._deferring:
             raise interruption()
-        self.received = True
+        else:
+            self.stops = True
         if not self._training:
-            _say("saving the SAE; again to stop at once")
+            _say(f"saving the SAE{self._again}")
         elif ranks().size == 1:  # several agree on it first: one of them may be gone
             self.agreed()
 
@@ -52,7 +91,11 @@ class Signals:
         """A signal that some rank has received is answered now."""
         if ranks().writes and not self._is_said:
             self._is_said = True
-            _say("finishing the step and writing a checkpoint; again to stop at once")
+            _say(f"finishing the step and writing a checkpoint{self._again}")
+
+    @property
+    def _again(self) -> str:
+        return "; again to stop at once" if self.stops else ""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sae_plugins.base.clock import seconds_in
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import bytes_in
 from sae_plugins.base.secrets import HIDDEN, holds_hidden
@@ -83,12 +84,15 @@ def check_dashboards(values: Mapping[str, Any]) -> None:
 
 
 def check_interval(values: Mapping[str, Any]) -> None:
-    """Refuse what is no interval between checkpoints."""
+    """Refuse what is no interval between checkpoints, and no length of time."""
     from sae_plugins.resume.files import interval
 
     if "checkpoint_every" in values:
         with prefixed("--checkpoint_every"):
             interval(values["checkpoint_every"])
+    if values.get("max_time") is not None:
+        with prefixed("--max_time"):
+            seconds_in(values["max_time"])
 
 
 def check_budget(values: Mapping[str, Any]) -> None:

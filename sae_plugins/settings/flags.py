@@ -112,6 +112,23 @@ def our_flags() -> dict[str, Flag]:
         Flag("overwrite", "bool", "replace an earlier run in that folder", False, "run"),
         Flag("resume", "none | str", "folder of an unfinished run: go on with it", group="run"),
         Flag(
+            "go_on",
+            "bool",
+            "the same command starts the run, goes on with it where it was stopped, and does "
+            "nothing where it has ended; another run in its folder is refused",
+            False,
+            "run",
+        ),
+        Flag(
+            "max_time",
+            "none | str",
+            "from the start of the command until it stops to go on later, such as 3h50m, 90min, 2d "
+            "or 13800 (seconds): the step ends, a checkpoint is written, nothing is scored, and "
+            "the exit code is 75, as after SIGUSR1",
+            None,
+            "run",
+        ),
+        Flag(
             "dry_run",
             "bool",
             "print what the run would be, what it needs, and about how long it takes, from a few "

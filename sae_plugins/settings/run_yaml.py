@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.secrets import holds_hidden, redacted
+from sae_plugins.framework.resolve import TrainingSettings
+from sae_plugins.settings.flags import all_flags
 from sae_plugins.settings.paths import placed
 from sae_plugins.settings.settings import NOT_IN_RUN_YAML, RESUMING, Settings
 from sae_plugins.settings.values import as_text
@@ -57,20 +59,11 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     from sae_plugins.runs.folder import RECIPE, UNFINISHED
 
     recipe = folder / UNFINISHED / RECIPE
-    began = load(str(recipe))
-    free = {name: flags[name] for name in (*RESUMING, *NOT_IN_RUN_YAML) if name in flags}
-    began, told = placed(began), redacted(placed(flags))  # as run.yaml has them
+    began = placed(load(str(recipe)))
+    free, told = not_of_the_run(flags), redacted(placed(flags))  # as run.yaml has them
     if any(map(names_file, told.get("plugin", []))):
-        free["plugin"] = flags["plugin"]
         told["plugin"] = [_copied(name, began.get("plugin", [])) for name in told["plugin"]]
-    free |= {name: flags[name] for name, shown in told.items() if holds_hidden(shown)}
-    changed = [
-        f"--{name} {as_text(value)}, it began with {as_text(began.get(name)) or 'none'}"
-        for name, value in told.items()
-        if name != "resume"
-        and name not in (*RESUMING, *NOT_IN_RUN_YAML)
-        and not _same(value, began.get(name))
-    ]
+    changed = _changed({n: v for n, v in told.items() if n != "resume"}, began)
     if changed:
         raise SaePluginsError(
             f"--resume {folder} goes on with the run as it began; leave these out, or start "
@@ -80,6 +73,39 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if began.get("resume_from_checkpoint"):  # where it began is behind it
         free["resume_from_checkpoint"] = None
     return run | free
+
+
+def not_of_the_run(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a run that goes on may be given, whatever its `run.yaml` says."""
+    from sae_plugins.framework.registry import names_file
+
+    shown, free = redacted(flags), {*RESUMING, *NOT_IN_RUN_YAML}
+    return {
+        name: value
+        for name, value in flags.items()
+        if name in free
+        or holds_hidden(shown[name])
+        or (name == "plugin" and any(map(names_file, value)))
+    }
+
+
+def differences(settings: Settings, recipe: Path) -> list[str]:
+    """How the run of a command line differs from that of a `run.yaml`, a sentence each."""
+    from sae_plugins.recipes import load
+
+    told = settings.as_recipe({})
+    by_default = {name for name in all_flags() if name not in settings.values}
+    by_default -= {*TrainingSettings.model_fields, "plugin", "without", "architecture"}
+    kept = {name: value for name, value in told.items() if name not in by_default}
+    return _changed(redacted(placed(kept)), placed(load(str(recipe))))
+
+
+def _changed(told: Mapping[str, Any], began: Mapping[str, Any]) -> list[str]:
+    return [
+        f"--{name} {as_text(value)}, it began with {as_text(began.get(name)) or 'none'}"
+        for name, value in told.items()
+        if name not in (*RESUMING, *NOT_IN_RUN_YAML) and not _same(value, began.get(name))
+    ]
 
 
 def _copied(name: str, known: Sequence[str]) -> str:

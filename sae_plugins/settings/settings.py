@@ -25,7 +25,7 @@ RESUMING = ("checkpoint_every", "keep_checkpoints", "resume_buffer", *DASHBOARDS
 CACHING = ("activation_cache", "cache_budget")
 NOT_IN_RUN_YAML = (
     *("checkpoint_path", "accept_changes", "dry_run", "profile", *CACHING),
-    *("check_ranks", "rank_timeout"),
+    *("check_ranks", "rank_timeout", "max_time", "go_on"),
 )
 
 
