@@ -8,7 +8,7 @@ import time
 from sae_plugins.base.errors import SaePluginsError
 
 _STARTED = time.monotonic()
-_LENGTH = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?")
+_LENGTH = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
 
 
 def age() -> float:
@@ -22,7 +22,8 @@ def seconds_in(text: str) -> int:
     Raises:
         SaePluginsError: it is none.
     """
-    match = _LENGTH.fullmatch(text.strip())
+    text = f"{text}s" if text.isdecimal() else text
+    match = _LENGTH.fullmatch(text)
     numbers = [int(number or 0) for number in match.groups()] if match else []
     if not any(numbers):
         raise SaePluginsError(

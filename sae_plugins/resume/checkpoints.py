@@ -79,9 +79,9 @@ class Checkpoints:
     """When the run inside `plugins(checkpoints=...)` is saved, where, and whether it goes on.
 
     SIGINT and SIGTERM end the step in progress, write a checkpoint and then raise what SAELens
-    raises; a second one stops at once. SIGUSR1 and the end of `max_time` do the same. A data provider that is neither SAELens' activation store
-    nor draws from the global random state must have `state_dict` and `load_state_dict`, or start
-    by itself where the checkpoint was taken.
+    raises; a second one stops at once. SIGUSR1 and the end of `max_time` do the same. A provider of
+    data that is neither SAELens' activation store nor draws from the global random state must have
+    `state_dict` and `load_state_dict`, or start by itself where the checkpoint was taken.
     """
 
     def __init__(

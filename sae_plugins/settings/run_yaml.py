@@ -93,11 +93,13 @@ def differences(settings: Settings, recipe: Path) -> list[str]:
     """How the run of a command line differs from that of a `run.yaml`, a sentence each."""
     from sae_plugins.recipes import load
 
-    told = settings.as_recipe({})
-    by_default = {name for name in all_flags() if name not in settings.values}
-    by_default -= {*TrainingSettings.model_fields, "plugin", "without", "architecture"}
-    kept = {name: value for name, value in told.items() if name not in by_default}
-    return _changed(redacted(placed(kept)), placed(load(str(recipe))))
+    began, told = placed(load(str(recipe))), redacted(placed(settings.as_recipe({})))
+    # a default of none stands for a value that the model decides; options belong to plugins
+    left_out = {name for name, flag in all_flags().items() if flag.default is None}
+    left_out = (left_out - {*settings.values, *TrainingSettings.model_fields}) | {
+        name for name in told if "." in name and name not in began
+    }
+    return _changed({name: told[name] for name in told if name not in left_out}, began)
 
 
 def _changed(told: Mapping[str, Any], began: Mapping[str, Any]) -> list[str]:

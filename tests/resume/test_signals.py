@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end the step in progress and leave a checkpoint; a second does not wait."""
+"""Signals end the step in progress and leave a checkpoint; a second to stop does not wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from sae_lens.synthetic import (
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_plugins import Plugin, hookimpl, plugins
+from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.saelens import interruption
 from sae_plugins.resume import written as writing
 from sae_plugins.resume.checkpoints import Checkpoints
@@ -47,6 +50,7 @@ from sae_plugins.testing import (
 Interrupted = interruption()
 QUIET = LoggingConfig(log_to_wandb=False)
 BOTH = (signal.SIGINT, signal.SIGTERM)
+ALL = (*BOTH, signal.SIGUSR1)
 STEPS = 8
 ENDING = -1
 """In place of a step: when training has ended."""
@@ -84,11 +88,11 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     def at(steps: dict[int, tuple[int, ...]]) -> None:
         monkeypatch.setattr(Raising, "at", {step: list(numbers) for step, numbers in steps.items()})
 
-    before = [signal.getsignal(number) for number in BOTH]
+    before = [signal.getsignal(number) for number in ALL]
     at({})
     yield at
-    after = [signal.getsignal(number) for number in BOTH]
-    for number, handler in zip(BOTH, before, strict=True):
+    after = [signal.getsignal(number) for number in ALL]
+    for number, handler in zip(ALL, before, strict=True):
         signal.signal(number, handler)
     assert after == before
 
@@ -120,10 +124,12 @@ def fit(
     folder: Path | None,
     *names: Any,
     at: dict[int, Callable[[], Any]] | None = None,
-    every: str = "0",
+    kept: Checkpoints | None = None,
+    **how: Any,
 ) -> tuple[Any, BaseException | None]:
     """Train, or go on; the trainer, and what was raised."""
-    kept = None if folder is None else Checkpoints(folder, every=every, resume=True)
+    if folder is not None:
+        kept = Checkpoints(folder, **{"every": "0", "resume": True, **how})
     with plugins(*names, checkpoints=kept):
         trainer = tiny_trainer(tiny_sae("standard"), tiny_batches(steps=STEPS))
         trainer.data_provider = Batches(at)
@@ -207,6 +213,89 @@ def test_in_the_last_step_the_run_finishes(raising: Any, tmp_path: Path) -> None
     assert error is None
     assert trainer.n_training_steps == STEPS
     assert saved(tmp_path) == []
+
+
+# -- to go on later ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """How old this process is, to be set."""
+    age = [0.0]
+    monkeypatch.setattr("sae_plugins.resume.signals.age", lambda: age[0])
+    return age
+
+
+def test_a_run_pauses_at_a_scheduler_s_signal_and_once_is_as_good_as_twice(
+    raising: Any, tmp_path: Path, capfd: Any
+) -> None:
+    raising({3: (signal.SIGUSR1, signal.SIGUSR1)})
+    kept = Checkpoints(tmp_path, every="0")
+    _, error = fit(None, Raising, kept=kept)
+    assert type(error) is Interrupted
+    assert kept.paused
+    assert saved(tmp_path) == [3]
+    said = capfd.readouterr().err
+    assert said.count("finishing the step and writing a checkpoint\n") == 1
+    assert "to stop at once" not in said
+    raising({})
+    rest, error = fit(tmp_path, Raising)
+    assert error is None
+    whole, _ = fit(None, Raising)
+    assert differences(snapshot(rest), snapshot(whole)) == {}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["paused first", "stopped first"])
+def test_a_signal_to_stop_beside_one_to_pause_stops_after_the_step(
+    order: tuple[int, int], raising: Any, tmp_path: Path
+) -> None:
+    numbers = (signal.SIGUSR1, signal.SIGINT)
+    raising({3: tuple(numbers[place] for place in order)})
+    kept = Checkpoints(tmp_path, every="0")
+    _, error = fit(None, Raising, kept=kept)
+    assert type(error) is Interrupted
+    assert not kept.paused
+    assert saved(tmp_path) == [3]
+
+
+def test_a_run_pauses_when_its_time_is_over(clock: list[float], tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, every="0", max_time="1h")
+    at = {place: partial(clock.__setitem__, 0, age) for place, age in ((3, 3599), (5, 3600))}
+    _, error = fit(None, at=at, kept=kept)
+    assert type(error) is Interrupted
+    assert kept.paused
+    assert saved(tmp_path) == [6]
+    clock[0] = 0
+    rest, error = fit(tmp_path, max_time="1h")
+    assert error is None
+    whole, _ = fit(None)
+    assert differences(snapshot(rest), snapshot(whole)) == {}
+
+
+def test_a_time_in_which_no_step_fits_is_refused(clock: list[float], tmp_path: Path) -> None:
+    clock[0] = 60
+    _, error = fit(tmp_path, max_time="60s")
+    assert "the time of 60s was over before the first step" in str(error)
+    assert saved(tmp_path) == []
+
+
+def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SaePluginsError, match="is no length of time"):
+        Checkpoints(tmp_path, max_time="4 hours")
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_what_follows_training_is_left_for_later(
+    pauses: bool, raising: Any, tmp_path: Path
+) -> None:
+    raising({ENDING: (signal.SIGUSR1,) if pauses else ()})
+    kept = Checkpoints(tmp_path, every="0")
+    trainer, error = fit(None, Raising, kept=kept)
+    assert error is None
+    assert trainer.n_training_steps == STEPS
+    with pytest.raises(Paused) if pauses else nullcontext():
+        kept.pause_in_the_end()
+    assert kept.paused is pauses
 
 
 # -- when there is nothing to wait for ---------------------------------------------------------
