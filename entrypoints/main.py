@@ -166,7 +166,7 @@ def _run(words: list[str]) -> int:
         problems.stop()
         return 2
     line = parse(rest, flags, problems, operands=bool(command.operand))
-    for name in dict.fromkeys(line.repeated):
+    for name in dict.fromkeys(line.repeated if rank == 0 else ()):
         note = f"note: --{name} is given more than once; the last one counts"
         print(f"sae-plugins {command.name}: {note}", file=sys.stderr)
     if not command.owners:

@@ -62,13 +62,13 @@ def prefixed(where: str) -> Iterator[None]:
 
 @contextmanager
 def begun() -> Iterator[None]:
-    """What a command is to do has begun: an error inside ends it with exit code 1."""
+    """What a command is to do has begun: an error inside ends it with exit code 1, not 2."""
     try:
         yield
     except StateError:  # of what there is to go on from: nothing has begun
         raise
     except SaePluginsError as error:
-        error.exit_code = 1
+        error.exit_code = 1 if error.exit_code == 2 else error.exit_code
         raise
 
 

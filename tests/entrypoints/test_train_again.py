@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import faults
 import pytest
 
+from sae_plugins.base import ranks
 from sae_plugins.base.errors import Paused
 from sae_plugins.entrypoints.main import main
+from sae_plugins.framework.forked import on_ranks
 from sae_plugins.framework.trainer import PluginTrainer
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.runs import journal
@@ -259,3 +264,116 @@ def test_what_was_stopped_before_it_could_replace_another_run_does(
     assert main(["train", *RUN]) == 2
     assert main(["train", *RUN, "--overwrite"]) == 0
     assert contents()["sae_weights.safetensors"] == whole["sae_weights.safetensors"]
+
+
+# -- on several ranks ------------------------------------------------------------------------------
+
+
+def on_two(act: Callable[[], Any]) -> list[Any]:
+    return on_ranks(2, act)
+
+
+def trained(*arguments: str) -> int:
+    """The exit code; what is said is in the log of the rank."""
+    rank = os.environ.get("RANK") or os.environ["SLURM_PROCID"]
+    with Path(f"log-{rank}").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        return main(["train", *arguments])
+
+
+def said(rank: int) -> str:
+    return Path(f"log-{rank}").read_text()
+
+
+def told_on(rank: int, row: int, then: Callable[[], Any]) -> None:
+    """Do that on a rank, which is this process, when so many rows are written."""
+    if os.environ["RANK"] == str(rank):
+        Recorder.flush = faults.flush_then(row, then)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_end_with_the_code_wherever_the_signal_comes(rank: int) -> None:
+    def act() -> int:
+        told_on(rank, 4, lambda: signal.raise_signal(signal.SIGUSR1))
+        return trained(*RUN)
+
+    assert on_two(act) == [75, 75]
+    assert said(0).count(GOES_ON) == said(0).count("sae-plugins train: paused") == 1
+    assert said(1) == ""
+    assert len(saved()) == 1
+    assert main(["train", "--resume", "run"]) == 0
+
+
+def test_rank_0_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def act() -> int:
+        age = [10**6 * int(os.environ["RANK"])]  # rank 1's is wrong
+        monkeypatch.setattr("sae_plugins.resume.signals.age", lambda: age[0])
+        told_on(0, 4, lambda: age.insert(0, 3600))
+        return trained(*RUN, "--max_time", "1h")
+
+    assert on_two(act) == [75, 75]
+    assert saved() == ["step-000000005.safetensors"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_torchrun_starts_again_after_a_pause_does_nothing(rank: int) -> None:
+    """Its --max-restarts are for ranks that die; the time is over for all of them."""
+
+    def act() -> list[int]:
+        told_on(rank, 4, lambda: signal.raise_signal(signal.SIGUSR1))
+        codes = [trained(*RUN)]
+        ranks.forget()
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+        return [*codes, trained(*RUN)]
+
+    assert on_two(act) == [[75, 75], [75, 75]]
+    assert len(saved()) == 1
+
+
+def test_a_rank_that_is_told_before_the_first_step_ends_all_with_the_code() -> None:
+    def act() -> int:
+        if os.environ["RANK"] == "1":
+            PluginTrainer.fit = lambda _: signal.raise_signal(  # type: ignore[method-assign]
+                signal.SIGUSR1
+            )
+        return trained(*RUN)
+
+    assert on_two(act) == [75, 75]
+
+
+@pytest.mark.parametrize("step", [True, False], ids=["srun", "the batch script"])
+def test_what_srun_starts_are_ranks_and_a_batch_script_is_none(
+    step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variables are Slurm's; a batch script has the number of tasks, too."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+
+    def act() -> tuple[int, int]:
+        rank = os.environ.pop("RANK")
+        for name in ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE"):
+            del os.environ[name]
+        slurm = {"PROCID": rank, "LOCALID": rank, "NTASKS": "2"} | (
+            {"STEP_ID": "0"} if step else {}
+        )
+        os.environ.update({f"SLURM_{name}": value for name, value in slurm.items()})
+        os.environ["MASTER_PORT"] = str(port)
+        code = trained(*RUN, "--output_path", "run" if step else f"run-{rank}")
+        return ranks.ranks().size, code
+
+    assert on_two(act) == [((2 if step else 1), 0)] * 2
+    assert ("data shards 8, read by 2 ranks" in said(0)) == step
+    assert (said(1) == "") == step
+
+
+def test_a_run_on_ranks_goes_on_by_the_same_command_line_on_one(told: Told) -> None:
+    def act() -> int:
+        told_on(0, 4, lambda: signal.raise_signal(signal.SIGUSR1))
+        return trained(*RUN, "--go_on")
+
+    assert on_two(act) == [75, 75]
+    assert main(["train", *RUN, "--go_on"]) == 0
+    assert "data_shards: 8" in Path("run/run.yaml").read_text()
+    assert main(["train", *RUN, "--data_shards", "4", "--go_on"]) == 2
+    assert on_two(lambda: trained(*RUN, "--go_on")) == [0, 0]
