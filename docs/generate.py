@@ -363,6 +363,11 @@ def command_reference(_: str) -> Iterator[str]:
         yield ""
 
 
+def slurm_script(name: str) -> list[str]:
+    """A script for `sbatch`, as it lies beside the pages."""
+    return fenced("sh", (FOLDER / "slurm" / f"{name}.sh").read_text("utf-8").rstrip())
+
+
 def contract_tests(_: str) -> Iterator[str]:
     """Every test of the contract: what it checks, and what it says where that fails."""
     for name, test in vars(PluginContract).items():
@@ -398,6 +403,10 @@ PARTS = {
     "mechanisms": mechanism_pages,
     "recipes": recipe_list,
     "run_view": run_view,
+    **{
+        script.stem.replace("-", "_"): lambda _, name=script.stem: slurm_script(name)
+        for script in sorted((FOLDER / "slurm").glob("*.sh"))
+    },
     "speed": times,
     "speed_memory": memory,
     "suite_metrics": suite_metrics,

@@ -17,6 +17,7 @@ EXAMPLES = """\
 """
 NOTES = """\
 Ctrl-C and SIGTERM end the step in progress and write a checkpoint; a second one stops at once.
+SIGUSR1 and --max_time do so to go on later: exit code 75. --go_on goes on by the same command line.
 A method's settings override the defaults, a recipe's those, and flags override all of them.
 Whole numbers may be written as 1e6, 100k or 2m.
 """
