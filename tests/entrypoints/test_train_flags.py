@@ -50,6 +50,7 @@ OF_DATA = {
 """The flags that may act otherwise on other data; all others are tried on the world's own text."""
 ELSEWHERE = {
     **dict.fromkeys(("recipe", "plugin", "without", "overwrite", "resume"), "test_train"),
+    **dict.fromkeys(("go_on", "max_time"), "test_train_again"),
     **dict.fromkeys(("output_path", "model_name"), "every run here has it"),
     **{"dry_run": "test_train_dry_run", "profile": "test_train_profile"},
     **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "resume_buffer"), "test_train_resume"),
