@@ -32,8 +32,6 @@ _POLL = 0.05
 """Seconds between two looks at the store."""
 _BEAT = 5.0
 """Seconds between two signs of life, or less where the limit is short."""
-_PORT = "29500"
-"""Where ranks meet that srun has started, if MASTER_PORT says nothing; torchrun's own default."""
 _INTERRUPTED = "interrupted"
 _PAUSED = "paused"
 """In the store, for ranks that torchrun starts again at once: their run goes on later."""
@@ -107,7 +105,7 @@ class Ranks:
         limit = timedelta(seconds=self.limit)
         os.environ.setdefault("RANK", str(self.rank))
         os.environ.setdefault("WORLD_SIZE", str(self.size))
-        os.environ.setdefault("MASTER_PORT", _PORT)
+        os.environ.setdefault("MASTER_PORT", "29500")  # as torchrun has it
         try:
             store, *_ = next(rendezvous("env://", timeout=limit))
             # torchrun's store outlives the ranks: without a prefix, those that start again would
@@ -307,7 +305,7 @@ class Ranks:
         except BaseException as error:
             if self.size == 1:
                 raise
-            told, code = _told(error), _code(error)
+            told, interrupted = _told(error), isinstance(error, KeyboardInterrupt)
             if isinstance(error, Paused):
                 with suppress(Exception):
                     self._whole_store.set(_PAUSED, "")
@@ -316,7 +314,7 @@ class Ranks:
             if self.writes or not self._awaited(lambda: self._is_told(told)):
                 raise
             silent = RankError()
-            silent.exit_code = code
+            silent.exit_code = getattr(error, "exit_code", 130 if interrupted else 1)
             raise silent from error
         self._leave()
 
@@ -409,10 +407,6 @@ def _told(error: BaseException) -> list[str]:
     if isinstance(error, KeyboardInterrupt):
         return [_PAUSED if isinstance(error, Paused) else _INTERRUPTED]
     return [f"{type(error).__name__}: {error}"]
-
-
-def _code(error: BaseException) -> int:
-    return int(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
 
 
 def _named(ranks: list[int]) -> str:

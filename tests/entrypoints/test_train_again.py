@@ -21,8 +21,9 @@ from sae_plugins.framework.trainer import PluginTrainer
 from sae_plugins.resume.files import files as checkpoints_in
 from sae_plugins.runs import journal
 from sae_plugins.runs import summary as summaries
-from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED, RunFolder
+from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED
 from sae_plugins.runs.recorder import Recorder
+from sae_plugins.runs.run_folder import RunFolder
 
 RUN = [
     *("--training_tokens", "1280", "--train_batch_size_tokens", "64", "--context_size", "16"),
