@@ -63,6 +63,8 @@ def check(words: list[str]) -> None:
                 assert main(words[1:]) == 0
         case ["sae-plugins", *arguments]:
             check_line(" ".join(arguments).split(" > ")[0].split())
+        case ["torchrun" | "timeout", *rest] if "sae-plugins" in rest:
+            check(rest[rest.index("sae-plugins") :])
         case ["make", target, *_]:
             if not re.search(rf"^{target}\b.*:", (ROOT / "Makefile").read_text("utf-8"), re.M):
                 raise SaePluginsError(f"the Makefile has no target {target}")

@@ -123,7 +123,14 @@ def test_a_time_that_is_none_is_refused(capfd: pytest.CaptureFixture[str]) -> No
     assert not RUN_FOLDER.exists()
 
 
-@pytest.mark.parametrize("where", ["before", "after", "scoring"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("before", marks=pytest.mark.ci),
+        "after",
+        pytest.param("scoring", marks=pytest.mark.ci),
+    ],
+)
 def test_a_run_pauses_also_outside_its_steps(
     where: str, whole: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +189,7 @@ def test_one_command_line_starts_goes_on_and_ends(
     assert contents() == whole
 
 
+@pytest.mark.ci
 def test_a_run_that_was_stopped_before_its_first_checkpoint_is_started_again(
     told: Told, whole: Any
 ) -> None:
@@ -197,6 +205,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_is_started_again(
     assert {name: row for name, row in contents().items() if UNFINISHED not in name} == whole
 
 
+@pytest.mark.ci
 def test_a_run_whose_files_were_moving_ends(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any) -> None:
         raise OSError("the disk is gone")
@@ -208,7 +217,7 @@ def test_a_run_whose_files_were_moving_ends(whole: Any, monkeypatch: pytest.Monk
     assert contents() == whole
 
 
-@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("ended", [False, pytest.param(True, marks=pytest.mark.ci)])
 def test_another_run_is_refused_by_what_differs(
     ended: bool, told: Told, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,8 +246,14 @@ def test_what_go_on_does_not_go_with_is_refused(capfd: pytest.CaptureFixture[str
 # -- started again by Slurm or torchrun ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variable", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
-@pytest.mark.parametrize("more", [(), ("--overwrite",)], ids=["plain", "overwrite"])
+@pytest.mark.parametrize(
+    ("variable", "more"),
+    [
+        ("SLURM_RESTART_COUNT", ()),
+        pytest.param("SLURM_RESTART_COUNT", ("--overwrite",), marks=pytest.mark.ci),
+        pytest.param("TORCHELASTIC_RESTART_COUNT", (), marks=pytest.mark.ci),
+    ],
+)
 def test_what_is_started_again_goes_on_by_the_same_command_line(
     variable: str, more: tuple[str, ...], told: Told, whole: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +272,7 @@ def test_what_is_started_again_goes_on_by_the_same_command_line(
         assert main(["train", *RUN]) == 0
 
 
+@pytest.mark.ci
 def test_what_was_stopped_before_it_could_replace_another_run_does(
     told: Told, whole: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +307,7 @@ def told_on(rank: int, row: int, then: Callable[[], Any]) -> None:
         Recorder.flush = faults.flush_then(row, then)  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.ci), 1])
 def test_all_ranks_end_with_the_code_wherever_the_signal_comes(rank: int) -> None:
     def act() -> int:
         told_on(rank, 4, lambda: signal.raise_signal(signal.SIGUSR1))
@@ -304,6 +320,7 @@ def test_all_ranks_end_with_the_code_wherever_the_signal_comes(rank: int) -> Non
     assert main(["train", "--resume", "run"]) == 0
 
 
+@pytest.mark.ci
 def test_rank_0_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def act() -> int:
         age = [10**6 * int(os.environ["RANK"])]  # rank 1's is wrong
@@ -315,6 +332,7 @@ def test_rank_0_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved() == ["step-000000005.safetensors"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_torchrun_starts_again_after_a_pause_does_nothing(rank: int) -> None:
     """Its --max-restarts are for ranks that die; the time is over for all of them."""
@@ -330,6 +348,7 @@ def test_what_torchrun_starts_again_after_a_pause_does_nothing(rank: int) -> Non
     assert len(saved()) == 1
 
 
+@pytest.mark.ci
 def test_a_rank_that_is_told_before_the_first_step_ends_all_with_the_code() -> None:
     def act() -> int:
         if os.environ["RANK"] == "1":
@@ -341,7 +360,11 @@ def test_a_rank_that_is_told_before_the_first_step_ends_all_with_the_code() -> N
     assert on_two(act) == [75, 75]
 
 
-@pytest.mark.parametrize("step", [True, False], ids=["srun", "the batch script"])
+@pytest.mark.parametrize(
+    "step",
+    [True, pytest.param(False, marks=pytest.mark.ci)],
+    ids=["srun", "the batch script"],
+)
 def test_what_srun_starts_are_ranks_and_a_batch_script_is_none(
     step: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +391,7 @@ def test_what_srun_starts_are_ranks_and_a_batch_script_is_none(
     assert (said(1) == "") == step
 
 
+@pytest.mark.ci
 def test_a_run_on_ranks_goes_on_by_the_same_command_line_on_one(told: Told) -> None:
     def act() -> int:
         told_on(0, 4, lambda: signal.raise_signal(signal.SIGUSR1))
