@@ -95,10 +95,11 @@ def _answered(words: list[str], name: str) -> int:
         return error.exit_code
     except KeyboardInterrupt as error:
         goes_on = "; the same command goes on from there" if words[:1] in _GO_ON else ""
-        pauses = isinstance(error, Paused) and words[:1] in (["train"], *_GO_ON)
-        what = "paused" if pauses else "interrupted"
-        print(f"{name}: {what}{goes_on}", file=sys.stderr)
-        return Paused.exit_code if pauses else 130
+        if isinstance(error, Paused) and words[:1] in (["train"], *_GO_ON):
+            print(f"{name}: paused{goes_on}", file=sys.stderr)
+            return error.exit_code
+        print(f"{name}: interrupted{goes_on}", file=sys.stderr)
+        return 130
     except RuntimeError as error:
         if str(error) != _NO_HOME:
             raise

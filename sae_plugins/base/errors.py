@@ -68,7 +68,8 @@ def begun() -> Iterator[None]:
     except StateError:  # of what there is to go on from: nothing has begun
         raise
     except SaePluginsError as error:
-        error.exit_code = 1 if error.exit_code == 2 else error.exit_code
+        if error.exit_code == SaePluginsError.exit_code:
+            error.exit_code = 1
         raise
 
 
