@@ -14,6 +14,8 @@ from hub import LoopbackHub
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.hub import commit_of
+from sae_plugins.runs.language_model import LanguageModelSetup
+from sae_plugins.runs.setup import SAELensSettings
 from sae_plugins.runs.sources import commits, made_from
 from sae_plugins.settings.settle import settle
 
@@ -173,3 +175,11 @@ def test_nobody_asks_the_hub_for_a_path_or_an_address(
     monkeypatch.setattr("sae_plugins.runs.sources.commit_of", None)
     assert commits(world.NAME, {"dataset_path": source}) == {}
     assert not caplog.text
+
+
+def test_the_embedded_worlds_text_is_known_by_its_files() -> None:
+    """A run that goes on would else say that its dataset could not be compared."""
+    setup = object.__new__(LanguageModelSetup)
+    setup.settings = SAELensSettings(world.NAME)
+    assert setup.made_from().keys() == {"world", "dataset"}
+    assert all(setup.made_from().values())
