@@ -60,6 +60,11 @@ def restarts() -> int:
     return sum(int(os.environ.get(name) or 0) for name in names)
 
 
+def _local_rank() -> int:
+    """This process's number among the ranks of its machine; it may see a GPU of its own alone."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
 class Ranks:
     """The ranks of a training, as one of them sees them.
 
