@@ -17,12 +17,12 @@ from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.forked import Crashed, outcomes
 
 TINY = [
-    *("--training_tokens", "320", "--train_batch_size_tokens", "64", "--context_size", "16"),
+    *("--training_tokens", "448", "--train_batch_size_tokens", "64", "--context_size", "16"),
     *("--store_batch_size_prompts", "4", "--n_batches_in_buffer", "8", "--d_sae", "32"),
     *("--n_batches_for_norm_estimate", "2", "--heldout_tokens", "256"),
     *("--plugin", "activation-threshold", "--recorder.every", "1", "--recorder.figures", "false"),
 ]
-"""5 steps in the tiny world, of 4 shards on any number of ranks."""
+"""7 steps in the tiny world, of 4 shards on any number of ranks."""
 HAPPENED = "happened"
 """A file in the working directory: the fault has."""
 

@@ -32,6 +32,7 @@ _POLL = 0.05
 """Seconds between two looks at the store."""
 _BEAT = 5.0
 """Seconds between two signs of life, or less where the limit is short."""
+_FOREVER = timedelta(days=365)
 _INTERRUPTED = "interrupted"
 _PAUSED = "paused"
 """In the store, for ranks that torchrun starts again at once: their run goes on later."""
@@ -60,11 +61,6 @@ def restarts() -> int:
     return sum(int(os.environ.get(name) or 0) for name in names)
 
 
-def _local_rank() -> int:
-    """This process's number among the ranks of its machine; it may see a GPU of its own alone."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-
-
 class Ranks:
     """The ranks of a training, as one of them sees them.
 
@@ -79,7 +75,7 @@ class Ranks:
         self.rank, self.size, self.limit = rank, size, limit
         self._store: Any = None
         self._whole_store: Any = None
-        self._rounds = 0
+        self._patient: Any = None
         self._has_left = threading.Event()
 
     @property
@@ -119,7 +115,7 @@ class Ranks:
             if self._is_paused():
                 raise Paused if self.writes else self.only_first(code=Paused.exit_code)
             self._store = dist.distributed_c10d.PrefixStore(f"attempt {restarts()}", store)
-            self._store.set(f"here/{self.rank}", "")
+            self._store.set(f"beat/{self.rank}", "0")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                 store=self._store,
@@ -127,9 +123,10 @@ class Ranks:
                 world_size=self.size,
                 timeout=limit,
             )
+            self._patient = dist.new_group(backend="gloo", timeout=_FOREVER)
             threading.Thread(target=self._live, daemon=True).start()
         except (RuntimeError, ValueError) as error:
-            missing = [rank for rank in range(self.size) if not self._knows(f"here/{rank}")]
+            missing = [rank for rank in range(self.size) if not self._knows(f"beat/{rank}")]
             who = _named(missing) if missing and self._store is not None else "the others"
             raise RankError(
                 f"rank {self.rank} waited {self.limit:g} s for {who} ({error}): look at what they "
@@ -197,21 +194,23 @@ class Ranks:
         """
         if self.size == 1:
             return
-        self._rounds += 1
-        self._tell(f"came/{self._rounds}/{self.rank}", "")
-        seen: dict[int, tuple[str, float]] = {}
-        while missing := [
-            rank for rank in range(self.size) if not self._knows(f"came/{self._rounds}/{rank}")
-        ]:
-            now = time.monotonic()
-            for rank in missing:
-                beat = self._known(f"beat/{rank}") if self._knows(f"beat/{rank}") else ""
-                last, since = seen.setdefault(rank, (beat, now))
-                if beat != last:
-                    seen[rank] = (beat, now)
-                elif now - since > self.limit or self._stopped(rank):
-                    raise self._lost(RuntimeError(f"Timed out waiting for rank {rank}"))
-            time.sleep(_POLL)
+        import torch.distributed as dist
+
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        last: dict[int, tuple[str, float]] = {}
+        with self._waiting():  # in which a rank that dies closes its connections
+            here = dist.barrier(group=self._patient, async_op=True)
+            while not here.is_completed():
+                now = time.monotonic()
+                for rank in others:
+                    beat = self._known(f"beat/{rank}")
+                    known, since = last.get(rank, ("", now))
+                    if beat != known:
+                        last[rank] = beat, now
+                    elif now - since > self.limit:
+                        raise RuntimeError(f"Timed out waiting for rank {rank}")
+                time.sleep(_POLL)
+            here.wait()
 
     def _live(self) -> None:
         """Give signs of life, from a thread of its own."""
@@ -271,9 +270,7 @@ class Ranks:
             if self.size == 1 or isinstance(error, RankError):
                 raise
             found = self.all((_told(error), getattr(error, "exit_code", 1)))
-            if self.writes or found[0] is None:
-                raise self._common(found) from error
-            raise RankError() from error
+            raise self._common(found) from error
         found = self.all(None)
         if any(one is not None for one in found):
             raise self._common(found)
@@ -353,8 +350,8 @@ class Ranks:
         reasons = {rank: self._known(f"stopped/{rank}") for rank in others if self._stopped(rank)}
         silent = [rank for rank in others if not self._answers(rank)]
         present = [self.rank, *(r for r in others if self._answers(r) and r not in reasons)]
-        if self.rank != min(present):
-            return RankError()
+        if self.rank != min(present) or reasons.get(0) == _INTERRUPTED:  # as rank 0 says itself
+            return self._coded(RankError(), reasons)
         for rank in reasons:
             self._tell(f"told/{rank}", "")
         sentences = [f"rank {rank} stopped: {text}" for rank, text in reasons.items()]
@@ -363,7 +360,15 @@ class Ranks:
             slow = "imed out" in str(error)  # as gloo says it; "Connection closed" else
             what = f"did not answer within {self.limit:g} s" if slow else f"{has} died"
             sentences.append(f"{_named(silent)} {what}, so that the training stops")
-        return RankError(*sentences or [f"the ranks could not exchange their batches: {error}"])
+        if not sentences:
+            sentences.append(f"the ranks could not exchange their batches: {error}")
+        return self._coded(RankError(*sentences), reasons)
+
+    @staticmethod
+    def _coded(error: RankError, reasons: dict[int, str]) -> RankError:
+        if _INTERRUPTED in reasons.values():
+            error.exit_code = 130
+        return error
 
     def _answers(self, rank: int) -> bool:
         return self._knows(f"here-still/{rank}") or self._stopped(rank)

@@ -24,11 +24,7 @@ from sae_plugins.eval_suites.inputs.data import Data
 from sae_plugins.eval_suites.inputs.models import LanguageModel
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.registry import GROUP as SUITES
-<<<<<<< HEAD
-from sae_plugins.framework import hookspecs, plugin_files, registry
-=======
-from sae_plugins.framework import compared, hookspecs, registry
->>>>>>> 3f7e0ee (feat: the contract of plugins trains on two ranks and in one process, bitwise alike)
+from sae_plugins.framework import compared, hookspecs, plugin_files, registry
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import EVENTS
 from sae_plugins.framework.run import Run

@@ -17,7 +17,7 @@ from sae_plugins.entrypoints.main import main
 
 KINDS = ("TERM", "KILL", "STOP", "exception")
 RUN, WHOLE = "run", "whole"
-COMMAND = [*TINY, "--training_tokens", "448", "--data_shards", "4", "--checkpoint_every", "2"]
+COMMAND = [*TINY, "--data_shards", "4", "--checkpoint_every", "2"]
 """7 steps with checkpoints after 2, 4 and 6, of which the newest two stay."""
 LIMIT = {"KILL": "8", "STOP": "8"}
 """Seconds that ranks wait for one that will not come."""
@@ -49,7 +49,7 @@ def points() -> Iterator[Point]:
         size = (2, 4, 2)[number % 3]
         where = "file" if is_file else str(place[0])
         fault = Fault(kind, where, place[1], (size - 1) * int(is_last))
-        yield Point(fault, size, (1, 2, 4)[number // 2 % 3])
+        yield Point(fault, size, (1, 2, 4)[number // 3 % 3])
 
 
 POINTS = [*points()]
@@ -83,6 +83,8 @@ def check(point: Point, wanted: dict[str, Any]) -> None:
     if codes[0] != 0:
         go_on(point.then)
     got = contents(Path(RUN))
+    if fault.kind == "exception":  # the records of what failed before its first checkpoint stay
+        got = {name: data for name, data in got.items() if not name.startswith("unfinished-")}
     differ = [name for name in {**got, **wanted} if got.get(name) != wanted.get(name)]
     assert got == wanted, (point, differ, found)
 
