@@ -279,7 +279,12 @@ def test_shards_for_a_number_of_ranks() -> None:
 @pytest.mark.parametrize(
     ("count", "batch", "ranks", "message"),
     [
-        (4, 64, 3, "4 data shards cannot be shared by 3 ranks: start as many as divide 4.*set .* to 3"),
+        (
+            4,
+            64,
+            3,
+            "4 data shards cannot be shared by 3 ranks: start as many as divide 4.*set .* to 3",
+        ),
         (0, 64, 1, "data_shards is 0: give 1 or more"),
         (3, 64, 1, "a batch of 64 tokens cannot be shared by them.*such as 66"),
     ],
