@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ TINY = [
     *("--plugin", "activation-threshold", "--recorder.every", "1", "--recorder.figures", "false"),
 ]
 """7 steps in the tiny world, of 4 shards on any number of ranks."""
+Words = list[str] | Callable[[int], list[str]]
 HAPPENED = "happened"
 """A file in the working directory: the fault has."""
 
@@ -88,11 +90,16 @@ class Fault(NamedTuple):
 
 
 def command(
-    words: list[str], ranks: int, fault: Fault | None = None, limit: float = 120, **variables: str
+    words: Words, ranks: int, fault: Fault | None = None, limit: float = 120, **variables: str
 ) -> list[Said | Crashed]:
     """What `sae-plugins` says on each rank, one of which a fault may befall.
 
-    Who is stopped is killed when all others have ended.
+    Args:
+        words: of the command line; or what gives those of a rank, in its process.
+        ranks: how many there are.
+        fault: what happens. Who is stopped is killed when all others have ended.
+        limit: seconds in which all must have ended.
+        variables: of the environment.
     """
     for old in [*Path().glob("ended-*"), *Path().glob(HAPPENED)]:
         old.unlink()
@@ -105,7 +112,7 @@ def command(
         out, err = io.StringIO(), io.StringIO()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = main(words)
+                code = main(words(int(rank)) if callable(words) else words)
         finally:
             Path(f"ended-{rank}").touch()
         return Said(code, out.getvalue(), err.getvalue())
@@ -138,9 +145,10 @@ def fresh() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def train(words: list[str], ranks: int, *more: Any, **kwargs: Any) -> list[Said | Crashed]:
+def train(words: Words, ranks: int, *more: Any, **kwargs: Any) -> list[Said | Crashed]:
     """As `command`, of `sae-plugins train`."""
-    return command(["train", *words], ranks, *more, **kwargs)
+    own = words if callable(words) else lambda rank: words
+    return command(lambda rank: ["train", *own(rank)], ranks, *more, **kwargs)
 
 
 def trained(words: list[str], ranks: int, folder: str) -> dict[str, Any]:

@@ -33,6 +33,8 @@ _POLL = 0.05
 _BEAT = 5.0
 """Seconds between two signs of life, or less where the limit is short."""
 _FOREVER = timedelta(days=365)
+_TOLD = 4
+"""Differences between ranks of which each is told."""
 _INTERRUPTED = "interrupted"
 _PAUSED = "paused"
 """In the store, for ranks that torchrun starts again at once: their run goes on later."""
@@ -253,8 +255,10 @@ class Ranks:
                 told = "; ".join(
                     f"{name} is {_short(found[0].get(name))} on rank 0 and "
                     f"{_short(others.get(name))} on rank {rank}"
-                    for name in names
+                    for name in names[:_TOLD]
                 )
+                if more := len(names[_TOLD:]):
+                    told += f"; {more} more differ"
                 raise self.only_first(f"{what} must be the same on all ranks: {told}", code=2)
 
     @contextmanager
