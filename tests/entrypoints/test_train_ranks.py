@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +15,6 @@ import torch
 from datasets import Array2D, Dataset, Features
 from faults import contents
 from ranked import TINY, Fault, Said, command, sentences, train, trained
-from safetensors.torch import load_file
 
 from sae_plugins.base import ranks
 from sae_plugins.entrypoints.main import main
@@ -40,6 +35,8 @@ KINDS = {
 }
 PLAIN = ("cached", "a stream")
 """What has no norm to estimate beforehand."""
+NO_THRESHOLDS = ("topk", "whitening")
+"""What the plugin of thresholds refuses."""
 TOY = [
     *("--model_name", "synthetic:toy", "--training_tokens", "480", "--d_sae", "64"),
     *("--train_batch_size_tokens", "96", "--eval_samples", "500", "--heldout_tokens", "500"),
@@ -57,6 +54,9 @@ def world(tiny_world: Any, sketched: None, monkeypatch: pytest.MonkeyPatch) -> A
 
 def words_of(kind: str) -> list[str]:
     words = [*V4, *KINDS[kind]]
+    if kind in NO_THRESHOLDS:
+        place = words.index("activation-threshold")
+        del words[place - 1 : place + 1]
     if kind in PLAIN:
         place = words.index("--n_batches_for_norm_estimate")
         del words[place : place + 2]
@@ -327,53 +327,3 @@ def test_a_rank_whose_others_do_not_come_says_who_they_are() -> None:
     assert "error: rank 0 waited 1 s for ranks 1, 2 (" in sentences(found)
     assert found[0].code == 1
     assert not Path("run").exists()
-
-
-# -- started by torchrun -----------------------------------------------------------------------
-
-REAL = [
-    *("--training_tokens", "32k", "--train_batch_size_tokens", "512", "--d_sae", "64"),
-    *("--n_batches_in_buffer", "8", "--n_batches_for_norm_estimate", "2", "--heldout_tokens", "1k"),
-    *("--recorder.every", "1", "--recorder.figures", "false", "--checkpoint_every", "10"),
-    *("--data_shards", "2", "--output_path"),
-]
-"""62 steps on the embedded world."""
-
-
-@pytest.mark.ci
-def test_torchrun_starts_ranks_again_one_of_which_was_killed(tmp_path: Path) -> None:
-    """In processes of their own, which know nothing of the tiny world."""
-    folder = Path(sys.executable).parent
-    torchrun = [
-        *(str(folder / "torchrun"), "--nproc_per_node", "2", "--max-restarts", "1"),
-        *("--no_python", str(folder / "sae-plugins"), "train", *REAL, "run"),
-    ]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        torchrun, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    checkpoint = Path("run", "unfinished", "resume", "step-000000010.safetensors")
-    while not checkpoint.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    os.kill(rank_of(process.pid, 1), signal.SIGKILL)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "data shards 2, read by 2 ranks" in said
-    alone = [str(folder / "sae-plugins"), "train", *REAL, "alone"]
-    subprocess.run(alone, env=variables, check=True, capture_output=True)
-    one, other = (load_file(f"{run}/sae_weights.safetensors") for run in ("run", "alone"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert contents(Path("run"))["metrics.jsonl"] == contents(Path("alone"))["metrics.jsonl"]
-
-
-def rank_of(parent: int, rank: int) -> int:
-    """The process of a rank, by its parent and its environment."""
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(parent)], check=True, capture_output=True, text=True
-    )
-    for process in map(int, children.stdout.split()):
-        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in environment:
-            return process
-    raise AssertionError(f"no rank {rank} among {children.stdout.split()}")
