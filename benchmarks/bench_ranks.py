@@ -124,7 +124,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     line = [
         *("--d_sae", str(args.d_sae), "--training_tokens", str(args.steps * batch)),
         *("--train_batch_size_tokens", str(batch), "--heldout_tokens", "0"),
-        *("--n_batches_for_norm_estimate", "2", "--hook_name", args.hook),
+        *("--normalize_activations", "none", "--hook_name", args.hook),
         *("--n_batches_in_buffer", str(args.buffer), "--data_shards", str(args.shards)),
     ]
     if args.model:

@@ -26,6 +26,7 @@ REAL = [
 
 
 @pytest.mark.ci
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds a rank by Linux' list of processes")
 def test_torchrun_starts_ranks_again_one_of_which_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +47,7 @@ def test_torchrun_starts_ranks_again_one_of_which_was_killed(
     os.kill(rank_of(process.pid, 1), signal.SIGKILL)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "data shards 2, read by 2 ranks" in said
+    assert said.count("data shards 2, read by 2 ranks") == 2  # the second time from a checkpoint
     assert main(["train", *REAL, "alone"]) == 0
     one, other = (load_file(f"{run}/sae_weights.safetensors") for run in ("run", "alone"))
     assert all(torch.equal(one[name], other[name]) for name in one)
