@@ -128,7 +128,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         *("--n_batches_in_buffer", str(args.buffer), "--data_shards", str(args.shards)),
     ]
     if args.model:
-        line += ["--model_name", args.model, "--dataset_path", args.text]
+        line += ["--model_name", args.model, "--dataset_path", args.text, "--streaming", "false"]
     return settle(train_flags(line))
 
 

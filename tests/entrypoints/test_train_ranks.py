@@ -271,7 +271,7 @@ REFUSED = {
     "a dry run": (everywhere("--dry_run"), "--dry_run says what a run needs in one process"),
     "nowhere": (lambda _: ["--resume", "nowhere"], "--resume nowhere: there is no such folder$"),
 }
-BY_DEFAULT = ("shards and ranks", "seed", "code", "no text", "nowhere")
+BY_DEFAULT = ("shards and ranks", "code", "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_what_has_drifted_on_one_rank_is_named() -> None:
         assert second[what] == ((), first[what][1])
 
 
+@pytest.mark.ci
 def test_of_several_saes_the_number_is_told() -> None:
     def act() -> Any:
         ranks, trainers = join(30), [trainer_of(Keeps, Watches) for _ in range(2)]
