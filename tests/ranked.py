@@ -120,19 +120,24 @@ def command(
     def started(ids: list[int]) -> None:
         if fault is not None and fault.kind == "STOP":
             others = [rank for rank in range(ranks) if rank != fault.rank]
-            watcher = threading.Thread(target=_end, args=(ids[fault.rank], others), daemon=True)
+            watcher = threading.Thread(
+                target=_end, args=(ids[fault.rank], fault.rank, others), daemon=True
+            )
             watcher.start()
 
     return outcomes(ranks, act, limit, started, **variables)
 
 
-def _end(process: int, others: list[int]) -> None:
-    """Kill a stopped process when all others have ended."""
+def _end(process: int, own: int, others: list[int]) -> None:
+    """Kill a rank that was stopped when all others have ended."""
     while not all(Path(f"ended-{rank}").exists() for rank in others):
         time.sleep(0.02)
+    while not Path(HAPPENED).exists():
+        if Path(f"ended-{own}").exists():
+            return
+        time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
-        if Path(HAPPENED).exists():
-            os.kill(process, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
 
 
 def fresh() -> None:
