@@ -83,8 +83,8 @@ def check(point: Point, wanted: dict[str, Any]) -> None:
     if codes[0] != 0:
         go_on(point.then)
     got = contents(Path(RUN))
-    if fault.kind == "exception":  # the records of what failed before its first checkpoint stay
-        got = {name: data for name, data in got.items() if not name.startswith("unfinished-")}
+    # the records of a training that ended before its first checkpoint stay
+    got = {name: data for name, data in got.items() if not name.startswith("unfinished-")}
     differ = [name for name in {**got, **wanted} if got.get(name) != wanted.get(name)]
     assert got == wanted, (point, differ, found)
 
