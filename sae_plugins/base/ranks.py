@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.gpus import see_only, visible
+from sae_plugins.base.started import restarts, started
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,23 +45,6 @@ class RankError(SaePluginsError):
     """Another rank is gone, or has said what ended this one; without a sentence where it has."""
 
     exit_code = 1
-
-
-def started() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun or srun says; no slow imports."""
-    found = os.environ
-    if "WORLD_SIZE" in found:
-        return int(found.get("RANK", "0")), int(found["WORLD_SIZE"])
-    # a batch script has the number of tasks as well, and is none of them
-    if {"MASTER_ADDR", "SLURM_NTASKS", "SLURM_STEP_ID"} <= {*found}:
-        return int(found.get("SLURM_PROCID", "0")), int(found["SLURM_NTASKS"])
-    return 0, 1
-
-
-def restarts() -> int:
-    """How often torchrun has started the ranks again after one died, or Slurm a job's script."""
-    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return sum(int(os.environ.get(name) or 0) for name in names)
 
 
 class Ranks:

@@ -13,10 +13,12 @@ import torch
 
 from sae_plugins.base import ranks as module
 from sae_plugins.base.errors import PluginError
-from sae_plugins.base.ranks import RankError, Ranks, join, restarts, started
+from sae_plugins.base.ranks import RankError, Ranks, join
+from sae_plugins.base.started import restarts, started
 from sae_plugins.framework.forked import Crashed, on_ranks, outcomes
 
 ALONE = Ranks()
+SRUN = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
 
 
 @pytest.mark.parametrize(
@@ -25,15 +27,17 @@ ALONE = Ranks()
         ({}, (0, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
         ({"WORLD_SIZE": "2"}, (0, 2)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "MASTER_ADDR": "node1"}, (1, 4)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, (0, 1)),  # srun of one run for each task
+        ({**SRUN, "MASTER_ADDR": "node1", "SLURM_STEP_ID": "0"}, (1, 4)),
+        ({**SRUN, "MASTER_ADDR": "node1"}, (0, 1)),  # a batch script
+        ({**SRUN, "SLURM_STEP_ID": "0"}, (0, 1)),  # srun of one run for each task
         ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_NTASKS": "1", "MASTER_ADDR": "here"}, (1, 2)),
     ],
 )
 def test_who_was_started(
     variables: dict[str, str], found: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "MASTER_ADDR"):
+    slurms = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID")
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", *slurms):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
