@@ -15,8 +15,8 @@ from sae_plugins.base import clock  # noqa: F401 - which begins to count here
 from sae_plugins.base.children import SAFE_PATH, environment
 from sae_plugins.base.errors import Paused, Problems, SaePluginsError, did_you_mean, reason
 from sae_plugins.base.patches import replaced
-from sae_plugins.base.ranks import started
 from sae_plugins.base.secrets import hidden, without_secrets
+from sae_plugins.base.started import started
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.help import help_text
 from sae_plugins.entrypoints.terminal import Stream

@@ -137,7 +137,9 @@ def _resumed(line: Line, problems: Problems) -> tuple[Settings | None, RunFolder
     problems.add(*(unknown_flag(name, all_flags()) for name in line.unknown))
     problems.stop()
     folder = _folder(line, given["resume"])
-    if not folder.reopen():
+    with ranks().together():
+        is_open = folder.reopen()
+    if not ranks().first(is_open):
         return None, folder
     try:
         settings = settle(of_resumed(given, folder.path), is_to_start=True)

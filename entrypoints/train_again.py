@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.base.ranks import restarts
+from sae_plugins.base.started import restarts
 from sae_plugins.settings.command_line import Line
 
 if TYPE_CHECKING:

@@ -27,7 +27,11 @@ def several(line: Line, problems: Problems) -> Iterator[Ranks]:
     """
     import sys
 
-    together = join(float(line.given.get("rank_timeout", LIMIT)))
+    limit = float(line.given.get("rank_timeout", LIMIT))
+    if not limit > 0:
+        problems.add(f"--rank_timeout {limit:g}: give seconds, more than 0")
+        limit = LIMIT
+    together = join(limit)
     if together.size > 1 and line.given.get("dry_run"):
         problems.add("--dry_run says what a run needs in one process: leave torchrun out")
     with together.ending(), open(os.devnull, "w") as nowhere:
@@ -80,7 +84,7 @@ def check_alike(settings: Settings, setup: Setup, recipe: dict[str, Any], togeth
     acting = [plugin for plugin, _ in settings.plan.plugins if not plugin.observes_only]
     sources = {f"the files of the {name}": of_value(f) for name, f in setup.made_from().items()}
     facts = {
-        **{f"--{name}": value for name, value in recipe.items()},
+        **{f"--{name}": value for name, value in recipe.items() if name != "description"},
         **{f"the machine's {name}": value for name, value in machine(setup.settings).items()},
         "the code": of_value(of_code(TRAINING, acting)),
         **sources,

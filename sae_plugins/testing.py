@@ -17,12 +17,11 @@ For the tests of what the plugin does, `train` trains a tiny SAE with it::
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
@@ -38,9 +37,11 @@ from sae_plugins.framework.architectures import ARCHITECTURES, prefix_groups
 from sae_plugins.framework.architectures import architecture as architecture_named
 from sae_plugins.framework.attach import plugins
 from sae_plugins.framework.beside import Factor, Witness
+from sae_plugins.framework.compared import differences, equal_values
 from sae_plugins.framework.fast.choice import forced
 from sae_plugins.framework.plugin import Method, Plugin
 from sae_plugins.framework.resolve import Selected, resolve
+from sae_plugins.framework.two_ranks import samples, unlike
 from sae_plugins.resume.state import read_state, write_state
 
 D_IN, D_SAE = 8, 24
@@ -97,19 +98,19 @@ def tiny_batches(
 
 
 def tiny_trainer(
-    sae: TrainingSAE[Any], batches: Sequence[Tensor] = (), **config: Any
+    sae: TrainingSAE[Any], batches: Sequence[Tensor] | Iterator[Tensor] = (), **config: Any
 ) -> SAETrainer[Any, Any]:
     """SAELens' trainer for `sae`; with plugins inside `sae_plugins.plugins`, plain outside.
 
     Args:
         sae: from `tiny_sae`.
-        batches: what `fit()` trains on; their number is the length of the run.
+        batches: what `fit()` trains on; the number of a sequence is the length of the run.
         config: fields of `SAETrainerConfig` that override the tiny ones.
     """
-    tokens = sum(len(batch) for batch in batches) or STEPS * TOKENS
+    known = batches if isinstance(batches, Sequence) else ()
     fields = {
-        "total_training_samples": tokens,
-        "train_batch_size_samples": len(batches[0]) if batches else TOKENS,
+        "total_training_samples": sum(map(len, known)) or STEPS * TOKENS,
+        "train_batch_size_samples": len(known[0]) if known else TOKENS,
         "lr": 0.01,
         "lr_end": 0.001,
         "dead_feature_window": 3,  # short, so that the TopK family's auxiliary loss takes part
@@ -118,7 +119,7 @@ def tiny_trainer(
     return SAETrainer(SAETrainerConfig(**{**fields, **config}), sae, iter(batches))
 
 
-def advance(trainer: SAETrainer[Any, Any], batches: Sequence[Tensor]) -> list[dict[str, float]]:
+def advance(trainer: SAETrainer[Any, Any], batches: Iterable[Tensor]) -> list[dict[str, float]]:
     """Train on `batches`, each [B, D_IN]; each step's loss ("loss") and terms, by name."""
     losses = []
     for batch in batches:
@@ -184,40 +185,6 @@ def in_order_of_identity(trainer: Any) -> dict[str, Tensor]:
     return state
 
 
-def differences(
-    one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float = 0.0
-) -> dict[str, float]:
-    """What differs, by name: the largest difference over the tensor's largest value.
-
-    NaN equals nothing. `tolerance=0` means bitwise equality, up to the sign of zero.
-    """
-    found = {name: float("inf") for name in one.keys() ^ other.keys()}
-    for name in one.keys() & other.keys():
-        a, b = one[name].detach().double(), other[name].detach().double()
-        if not torch.equal(a, b):
-            found[name] = float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
-    return {name: size for name, size in found.items() if not size <= tolerance}
-
-
-def equal_values(one: Any, other: Any) -> bool:
-    """Whether two values of a state are bitwise the same, tensors and arrays included."""
-    if isinstance(one, torch.Generator) and isinstance(other, torch.Generator):
-        return torch.equal(one.get_state(), other.get_state())
-    if hasattr(one, "state_dict"):
-        return equal_values(one.state_dict(), other.state_dict())
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(equal_values(one[k], other[k]) for k in one)
-    if isinstance(one, (list, tuple, deque)):
-        return len(one) == len(other) and all(map(equal_values, one, other))
-    if isinstance(one, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, np.ndarray):
-        return np.array_equal(one, other)
-    return bool(one == other)
-
-
 class PluginContract:
     """The promises of every plugin, as a class for pytest: subclass it as `Test...`.
 
@@ -225,17 +192,20 @@ class PluginContract:
         plugin: the class or the name of a plugin (or of a method).
         options: its options (a method's: by mechanism), such that it acts within `steps` steps.
         steps: length of each run, in batches.
+        all_on_two_ranks: test on every architecture that ranks do not matter, not on one alone.
     """
 
     plugin: ClassVar[Selected]
     options: ClassVar[Mapping[str, Any]] = {}
     steps: ClassVar[int] = STEPS
+    all_on_two_ranks: ClassVar[bool] = False
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Run each test with an `architecture` on every one that the plugin supports."""
         if "architecture" in metafunc.fixturenames:
             supported = [name for name in CASES if not self._reasons(name)]
-            metafunc.parametrize("architecture", supported)
+            one = "two_ranks" in metafunc.function.__name__ and not self.all_on_two_ranks
+            metafunc.parametrize("architecture", supported[:1] if one else supported)
 
     def test_supports_an_architecture_and_gives_reasons_for_the_others(self) -> None:
         """Refusals are sentences, and come when the trainer is built, before any training."""
@@ -407,6 +377,31 @@ class PluginContract:
             "another plugin's multiplier of the sparsity coefficient acts otherwise where it is "
             f"returned before the forward pass: {found}. Return multipliers, and leave "
             "step_input.coefficients alone"
+        )
+
+    def test_is_the_same_on_two_ranks(self, architecture: str, tmp_path: Path) -> None:
+        """Two processes, each with half of every batch, train bitwise what one process does."""
+
+        def trained() -> dict[str, Any]:
+            tokens = self.steps * TOKENS
+            with plugins(self.plugin, options=self._options(), seed=0, data_shards=2):
+                provider, sae = samples(D_IN, TOKENS), tiny_sae(architecture)
+                trainer: Any = tiny_trainer(sae, provider, total_training_samples=tokens)
+            rows = []
+            for batch in islice(trainer.data_provider, self.steps):
+                rows += advance(trainer, [batch])
+                metrics = trainer.run.metrics.items()
+                rows.append(
+                    {name: value() if callable(value) else value for name, value in metrics}
+                )
+            trainer.set_final_sae_metadata()
+            states = {plugin.name: plugin.state_dict() for plugin in trainer.host.plugins}
+            return {**snapshot(trainer), **states, "the metrics": rows}
+
+        found = unlike(trained, tmp_path)
+        assert not found, (
+            f"on two ranks these are not what one process has: {found}. Draw from self.rng alone, "
+            "and ask neither for a rank nor for the process, its time or its machine"
         )
 
     # -- how the promises are tested -----------------------------------------------------------

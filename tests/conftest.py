@@ -19,10 +19,10 @@ import pytest
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from contracts import pytest_collection_modifyitems
+from contracts import pytest_collection_modifyitems, pytest_generate_tests
 from hub import Ask, LoopbackHub
 
-__all__ = ["pytest_collection_modifyitems"]
+__all__ = ["pytest_collection_modifyitems", "pytest_generate_tests"]
 
 
 atexit.register(gc.unfreeze)

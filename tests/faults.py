@@ -97,7 +97,11 @@ class Faults:
             if self.number == signal.SIGKILL:
                 with self._unseen():
                     half()
-            os.kill(os.getpid(), self.number)
+            self.happen()
+
+    def happen(self) -> None:
+        """Now."""
+        os.kill(os.getpid(), self.number)
 
     @contextmanager
     def _unseen(self) -> Iterator[None]:

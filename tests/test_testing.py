@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,43 @@ class Bypasses(Good):
         return {"acts": vars(output)["feature_acts"].to_dense().square().sum()}
 
 
+class Asks(Good):
+    """Does by its rank."""
+
+    @hookimpl
+    def after_update(self, run: Any) -> None:
+        run.sae.W_dec.data *= 1 - 1e-3 * int(os.environ.get("RANK", "0"))
+
+
+class Unseeded(Good):
+    """Draws from a generator of its own, which each process seeds for itself."""
+
+    @hookimpl
+    def attached(self, run: Any) -> None:
+        self.draws = np.random.default_rng()
+
+    @hookimpl
+    def extra_losses(self, run: Any) -> dict[str, torch.Tensor]:
+        return {"noise": self.draws.random() * run.sae.W_dec.square().sum()}
+
+    transient = ("draws",)
+
+
+class Counts(Good):
+    """A statistic of the process, which acts on nothing yet."""
+
+    @hookimpl
+    def step_ended(self, run: Any) -> None:
+        self.process = os.getpid()
+
+
+class Fails(Good):
+    @hookimpl
+    def step_ended(self, run: Any) -> None:
+        if os.environ.get("RANK") == "1" and run.step == 2:
+            raise ValueError("no such thing on this rank")
+
+
 class Sets(Good):
     """A coefficient that is what it says, whatever others make of it."""
 
@@ -189,6 +227,10 @@ class Sets(Good):
         (Coarse, "keeps_float32_statistics_under_autocast", "below float32"),
         (Bypasses, "works_with_the_fast_step", "Read activations"),
         (Sets, "multiplies_coefficients_and_sets_none", "Return multipliers"),
+        (Asks, "is_the_same_on_two_ranks", "{'rank 1': ['b_dec', 'W_dec'"),
+        (Unseeded, "is_the_same_on_two_ranks", "Draw from self.rng alone"),
+        (Counts, "is_the_same_on_two_ranks", "'rank 0': ['good'], 'rank 1': ['good']"),
+        (Fails, "is_the_same_on_two_ranks", "ValueError: no such thing on this rank"),
         (Exploding, "trains", "guard divisions"),
         (Freezing, "trains", "keeps the SAE from learning"),
         (Meddler, "trains", "observes_only"),
@@ -205,7 +247,7 @@ def test_a_broken_promise_fails_with_advice(
     Contract.plugin = plugin
     test = getattr(Contract(), f"test_{promise}")
     arguments = [] if "reasons" in promise else ["standard"]
-    arguments += [tmp_path] if "checkpoint" in promise else []
+    arguments += [tmp_path] if "checkpoint" in promise or "ranks" in promise else []
     with pytest.raises(AssertionError) as caught:
         test(*arguments)
     assert message in str(caught.value)

@@ -44,7 +44,8 @@ CHANGE_NOTHING = (
     *(f"runs/{name}.py" for name in ("downloads", "places", "probe", "recipe_file", "recorder")),
     *(f"runs/{name}.py" for name in ("dashboards", "feature_history", "run_folder", "untouched")),
     *(f"runs/{name}.py" for name in ("follower", "silent", "sources", "weights_and_biases")),
-    *("framework/forked.py", "eval_suites/registry.py"),
+    *("framework/compared.py", "framework/forked.py", "framework/two_ranks.py"),
+    "eval_suites/registry.py",
 )
 """Files of these rooms that only find, check, keep or show."""
 _ROOT = Path(__file__).parents[1]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.gpus import see_only, visible
+from sae_plugins.base.started import restarts, started
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,9 @@ _POLL = 0.05
 """Seconds between two looks at the store."""
 _BEAT = 5.0
 """Seconds between two signs of life, or less where the limit is short."""
+_FOREVER = timedelta(days=365)
+_TOLD = 4
+"""Differences between ranks of which each is told."""
 _INTERRUPTED = "interrupted"
 _PAUSED = "paused"
 """In the store, for ranks that torchrun starts again at once: their run goes on later."""
@@ -41,23 +45,6 @@ class RankError(SaePluginsError):
     """Another rank is gone, or has said what ended this one; without a sentence where it has."""
 
     exit_code = 1
-
-
-def started() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun or srun says; no slow imports."""
-    found = os.environ
-    if "WORLD_SIZE" in found:
-        return int(found.get("RANK", "0")), int(found["WORLD_SIZE"])
-    # a batch script has the number of tasks as well, and is none of them
-    if {"MASTER_ADDR", "SLURM_NTASKS", "SLURM_STEP_ID"} <= {*found}:
-        return int(found.get("SLURM_PROCID", "0")), int(found["SLURM_NTASKS"])
-    return 0, 1
-
-
-def restarts() -> int:
-    """How often torchrun has started the ranks again after one died, or Slurm a job's script."""
-    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return sum(int(os.environ.get(name) or 0) for name in names)
 
 
 class Ranks:
@@ -74,7 +61,7 @@ class Ranks:
         self.rank, self.size, self.limit = rank, size, limit
         self._store: Any = None
         self._whole_store: Any = None
-        self._rounds = 0
+        self._patient: Any = None
         self._has_left = threading.Event()
 
     @property
@@ -114,7 +101,7 @@ class Ranks:
             if self._is_paused():
                 raise Paused if self.writes else self.only_first(code=Paused.exit_code)
             self._store = dist.distributed_c10d.PrefixStore(f"attempt {restarts()}", store)
-            self._store.set(f"here/{self.rank}", "")
+            self._store.set(f"beat/{self.rank}", "0")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                 store=self._store,
@@ -122,9 +109,10 @@ class Ranks:
                 world_size=self.size,
                 timeout=limit,
             )
+            self._patient = dist.new_group(backend="gloo", timeout=_FOREVER)
             threading.Thread(target=self._live, daemon=True).start()
         except (RuntimeError, ValueError) as error:
-            missing = [rank for rank in range(self.size) if not self._knows(f"here/{rank}")]
+            missing = [rank for rank in range(self.size) if not self._knows(f"beat/{rank}")]
             who = _named(missing) if missing and self._store is not None else "the others"
             raise RankError(
                 f"rank {self.rank} waited {self.limit:g} s for {who} ({error}): look at what they "
@@ -192,21 +180,23 @@ class Ranks:
         """
         if self.size == 1:
             return
-        self._rounds += 1
-        self._tell(f"came/{self._rounds}/{self.rank}", "")
-        seen: dict[int, tuple[str, float]] = {}
-        while missing := [
-            rank for rank in range(self.size) if not self._knows(f"came/{self._rounds}/{rank}")
-        ]:
-            now = time.monotonic()
-            for rank in missing:
-                beat = self._known(f"beat/{rank}") if self._knows(f"beat/{rank}") else ""
-                last, since = seen.setdefault(rank, (beat, now))
-                if beat != last:
-                    seen[rank] = (beat, now)
-                elif now - since > self.limit or self._stopped(rank):
-                    raise self._lost(RuntimeError(f"Timed out waiting for rank {rank}"))
-            time.sleep(_POLL)
+        import torch.distributed as dist
+
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        last: dict[int, tuple[str, float]] = {}
+        with self._waiting():  # in which a rank that dies closes its connections
+            here = dist.barrier(group=self._patient, async_op=True)
+            while not here.is_completed():
+                now = time.monotonic()
+                for rank in others:
+                    beat = self._known(f"beat/{rank}")
+                    known, since = last.get(rank, ("", now))
+                    if beat != known:
+                        last[rank] = beat, now
+                    elif now - since > self.limit:
+                        raise RuntimeError(f"Timed out waiting for rank {rank}")
+                time.sleep(_POLL)
+            here.wait()
 
     def _live(self) -> None:
         """Give signs of life, from a thread of its own."""
@@ -249,8 +239,10 @@ class Ranks:
                 told = "; ".join(
                     f"{name} is {_short(found[0].get(name))} on rank 0 and "
                     f"{_short(others.get(name))} on rank {rank}"
-                    for name in names
+                    for name in names[:_TOLD]
                 )
+                if more := len(names[_TOLD:]):
+                    told += f"; {more} more differ"
                 raise self.only_first(f"{what} must be the same on all ranks: {told}", code=2)
 
     @contextmanager
@@ -266,9 +258,7 @@ class Ranks:
             if self.size == 1 or isinstance(error, RankError):
                 raise
             found = self.all((_told(error), getattr(error, "exit_code", 1)))
-            if self.writes or found[0] is None:
-                raise self._common(found) from error
-            raise RankError() from error
+            raise self._common(found) from error
         found = self.all(None)
         if any(one is not None for one in found):
             raise self._common(found)
@@ -348,8 +338,8 @@ class Ranks:
         reasons = {rank: self._known(f"stopped/{rank}") for rank in others if self._stopped(rank)}
         silent = [rank for rank in others if not self._answers(rank)]
         present = [self.rank, *(r for r in others if self._answers(r) and r not in reasons)]
-        if self.rank != min(present):
-            return RankError()
+        if self.rank != min(present) or reasons.get(0) == _INTERRUPTED:  # as rank 0 says itself
+            return self._coded(RankError(), reasons)
         for rank in reasons:
             self._tell(f"told/{rank}", "")
         sentences = [f"rank {rank} stopped: {text}" for rank, text in reasons.items()]
@@ -358,7 +348,15 @@ class Ranks:
             slow = "imed out" in str(error)  # as gloo says it; "Connection closed" else
             what = f"did not answer within {self.limit:g} s" if slow else f"{has} died"
             sentences.append(f"{_named(silent)} {what}, so that the training stops")
-        return RankError(*sentences or [f"the ranks could not exchange their batches: {error}"])
+        if not sentences:
+            sentences.append(f"the ranks could not exchange their batches: {error}")
+        return self._coded(RankError(*sentences), reasons)
+
+    @staticmethod
+    def _coded(error: RankError, reasons: dict[int, str]) -> RankError:
+        if _INTERRUPTED in reasons.values():
+            error.exit_code = 130
+        return error
 
     def _answers(self, rank: int) -> bool:
         return self._knows(f"here-still/{rank}") or self._stopped(rank)

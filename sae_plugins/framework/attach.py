@@ -69,7 +69,7 @@ def plugins(
     from sae_plugins.base.saelens import trainer_class
     from sae_plugins.base.seeds import seed_everything  # after resolve: errors need no torch
     from sae_plugins.framework.trainer import PluginTrainer
-    from sae_plugins.resume.division import shards_for
+    from sae_plugins.resume.division import check_shards, shards_for
     from sae_plugins.resume.shards import loaded
 
     size = join().size
@@ -77,7 +77,8 @@ def plugins(
         raise PluginError(
             f"seed=None: {size} ranks train one SAE, and would draw different weights; give a seed"
         )
-    shards = data_shards or shards_for(size)
+    shards = shards_for(size) if data_shards is None else data_shards
+    check_shards(shards, shards, size)  # the batch is known when a trainer is built
     built = False
 
     class Bound(PluginTrainer):

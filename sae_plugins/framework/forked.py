@@ -56,7 +56,6 @@ def outcomes(
         started: told the numbers of the processes.
         environment: variables that they have besides torchrun's.
     """
-
     from torch._C._distributed_c10d import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -73,6 +72,7 @@ def outcomes(
             "MASTER_PORT": str(store.port),
             # this process has the store, as torchrun has
             "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "CUDA_VISIBLE_DEVICES": "",  # which a forked process cannot use
         }
         process = fork.Process(target=_rank, args=(here, act, variables))
         process.start()

@@ -20,7 +20,9 @@ def check_shards(count: int, batch: int, ranks: int) -> None:
     Raises:
         PluginError: says which numbers do not divide.
     """
-    if count < 1 or count % ranks:
+    if count < 1:
+        raise PluginError(f"data_shards is {count}: give 1 or more")
+    if count % ranks:
         shards = f"{count} data shard" + ("" if count == 1 else "s")
         raise PluginError(
             f"{shards} cannot be shared by {ranks} rank{'' if ranks == 1 else 's'}: start as many "

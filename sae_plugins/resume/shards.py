@@ -258,9 +258,9 @@ def split(rows: Any, k: int, count: int) -> Any:
         return rows.part(k, count)
     if isinstance(rows, datasets.IterableDataset) and rows.n_shards % count and k == 0:
         logger.warning(
-            "the text has %d files, which is no multiple of the %d data shards, so that every rank "
-            "reads all of it and leaves out what is for others; a --data_shards that divides %d "
-            "is faster",
+            "the text has %d file(s), which is no multiple of the %d data shards, so that every "
+            "rank reads all of it and leaves out what is for others; a --data_shards that divides "
+            "%d is faster",
             *(rows.n_shards, count, rows.n_shards),
         )
     return split_dataset_by_node(rows, k, count)

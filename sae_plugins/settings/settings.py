@@ -119,7 +119,8 @@ class Settings:
     @property
     def data_shards(self) -> int:
         """Into how many parts the text is cut."""
-        return int(self.get("data_shards") or 1)
+        found = self.get("data_shards")
+        return 1 if found is None else int(found)
 
     @property
     def _unseen_tokens(self) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sae_plugins.base.ranks import started
 from sae_plugins.base.saelens import ESTIMATED, SYNTHETIC_NAMES
+from sae_plugins.base.started import started
 from sae_plugins.base.text import in_words
 from sae_plugins.framework.unused import OF_TRAINING, Rule, Values
 from sae_plugins.settings.flags import Flag, all_flags

@@ -24,7 +24,7 @@ from sae_plugins.eval_suites.inputs.data import Data
 from sae_plugins.eval_suites.inputs.models import LanguageModel
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.registry import GROUP as SUITES
-from sae_plugins.framework import hookspecs, plugin_files, registry
+from sae_plugins.framework import compared, hookspecs, plugin_files, registry
 from sae_plugins.framework.features import Features
 from sae_plugins.framework.host import EVENTS
 from sae_plugins.framework.run import Run
@@ -56,7 +56,7 @@ def own(module: ModuleType) -> set[str]:
 def test_python_names() -> None:
     rows = {name: set(words) for name, words in listed("Python").items()}
     assert rows.pop("sae_plugins") == set(sae_plugins.__all__)
-    assert rows.pop("sae_plugins.testing") == own(testing) | {testing.Witness.__name__}
+    assert rows.pop("sae_plugins.testing") == own(testing) | own(compared) | {"Witness"}
     assert rows.pop("Plugin") == public(Plugin, "transient")
     assert rows.pop("Method") == public(Method)
     assert rows.pop("run") == public(Run, "metrics", "summary", "updates", "updated", "number")
