@@ -149,7 +149,9 @@ class LanguageModelSetup:
     def made_from(self) -> dict[str, Fact | None]:
         """What is known of the sources of the run, besides what is in memory: the model."""
         found = made_from(self.settings.model_name, self.settings.runner)
-        known = {name: fact for name, fact in found.items() if name != "model" and fact}
+        known: dict[str, Fact | None] = {
+            name: fact for name, fact in found.items() if name != "model" and fact
+        }
         if "world" in known and "dataset" not in known:  # whose files have its text
             known["dataset"] = {"content": "the embedded world's text"}
         return known
