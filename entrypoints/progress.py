@@ -130,27 +130,43 @@ _SHOWN = {
 
 
 class TrainProgress(_Bar):
-    """The steps of a training, with its speed and what the last row of its metrics says."""
+    """The steps of a training, with its speed and what the last row of its metrics says.
+
+    Speed and time left go by the time that is shown. The first step waits until the buffer is
+    full, so it tells no speed, and no time left until as long again has passed.
+    """
 
     def __init__(self, total: int, done: int = 0) -> None:
-        bar = "{percentage:3.0f}% |{bar:20}| step {n:.0f}/{total:.0f} {elapsed}<{remaining} {desc}"
+        bar = "{percentage:3.0f}% |{bar:20}| step {n:.0f}/{total:.0f} {elapsed} {desc}"
         super().__init__(total, bar, initial=done)
-        self._first: tuple[int, int, float] | None = None
+        self._before = done
+        self._first: tuple[int, float] | None = None
 
     def trained(self, step: int, tokens: int, row: Mapping[str, Any]) -> None:
         """Say how many steps are done on how many tokens, and the last row of `metrics.jsonl`."""
-        now = time.perf_counter()
-        first_step, first_tokens, began = self._first = self._first or (step, tokens, now)
-        is_last = step >= self._total
-        if not (is_last or self._is_time() or not self._bar.disable):
+        passed = time.perf_counter() - self._began
+        self._first = self._first or (step, passed)
+        if not (step >= self._total or self._is_time() or not self._bar.disable):
             return
-        speed = (tokens - first_tokens) / max(now - began, 1e-9)
         known = {name: row.get(key) for name, key in _SHOWN.items()}
         numbers = [f"{name} {value:.3g}" for name, value in known.items() if value is not None]
-        text = ", ".join([f"{speed:,.0f} tokens/s", *numbers])
+        text = ", ".join([*self._speed(step, tokens, passed), *numbers, *self._left(step, passed)])
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
-        if self._bar.disable:
-            left = (self._total - step) * (now - began) / max(step - first_step, 1)
-            ends = "" if is_last else f", {left:.0f} s left"
-            self._say(f"{100 * step / self._total:3.0f}% step {step}/{self._total}, {text}{ends}")
+        steps = f"{100 * step / self._total:3.0f}% step {step}/{self._total}"
+        self._say(f"{steps}, {text}" if text else steps)
+
+    def _speed(self, step: int, tokens: int, passed: float) -> list[str]:
+        """The tokens of a second; nothing where only the first step is known."""
+        assert self._first is not None
+        if not passed or step == self._first[0] < self._total:
+            return []
+        now = tokens * (step - self._before) / step  # not those before the run went on
+        return [f"{now / passed:,.0f} tokens/s"]
+
+    def _left(self, step: int, passed: float) -> list[str]:
+        """The time left; nothing while the first step says more of it than all others."""
+        assert self._first is not None
+        if step >= self._total or passed < 2 * self._first[1] or step == self._first[0]:
+            return []
+        return [f"{(self._total - step) * passed / (step - self._before):.0f} s left"]

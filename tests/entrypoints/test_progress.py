@@ -53,6 +53,37 @@ def test_a_resumed_run_begins_where_it_is(
     assert last.startswith("100% step 100/100, 5 tokens/s")
 
 
+def test_nothing_is_said_of_speed_and_time_left_that_is_not_known(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(TrainProgress(100)) as shown:
+        clock[0] = 40  # the buffer is filled
+        for step in range(1, 101):
+            shown.trained(step, 10 * step, {})
+            clock[0] += 1
+    assert capsys.readouterr().err.splitlines() == [
+        "  1% step 1/100 (40 s)",
+        " 31% step 31/100, 4 tokens/s (70 s)",
+        " 61% step 61/100, 6 tokens/s, 64 s left (100 s)",
+        " 91% step 91/100, 7 tokens/s, 13 s left (130 s)",
+        "100% step 100/100, 7 tokens/s (139 s)",
+    ]
+
+
+def test_the_speed_of_a_short_run_is_that_of_its_seconds(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for steps in (1, 2):
+        with closing(TrainProgress(steps)) as shown:
+            clock[0] += 20
+            for step in range(1, steps + 1):
+                shown.trained(step, 100 * step, {})
+    assert capsys.readouterr().err.splitlines() == [
+        "100% step 1/1, 5 tokens/s (20 s)",
+        "100% step 2/2, 10 tokens/s (20 s)",
+    ]
+
+
 def test_a_terminal_has_one_bar_that_ends_full(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
