@@ -29,6 +29,7 @@ from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.base.shown_paths import rootless
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs.folder import SAELENS_CHECKPOINTS
+from sae_plugins.runs.sae_fields import check_fields
 from sae_plugins.runs.sources import REVISIONS, ROWS
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
@@ -190,23 +191,9 @@ def sae_config(settings: SAELensSettings, d_in: int) -> Any:
     row = architecture(settings.architecture)
     if row.ordered and not fields.get("matryoshka_widths"):
         fields["matryoshka_widths"] = [d_sae // 8, d_sae // 4, d_sae // 2, d_sae]
-    reshape, hook = fields.get("reshape_activations"), settings.runner.get("hook_name", "")
-    if reshape == "hook_z" and not hook.endswith("_z"):
-        raise PluginError(
-            "--reshape_activations hook_z is for a --hook_name that ends in hook_z; leave it out"
-        )
-    mode = fields.get("jumprelu_sparsity_loss_mode")
-    if mode == "quadratic" and fields.get("target_l0") is None:
-        raise PluginError("--jumprelu_sparsity_loss_mode quadratic needs --target_l0, a number")
-    sparse = row.sparse and fields.get("use_sparse_activations")
-    if sparse and settings.device == "cpu" and fields.get("rescale_acts_by_decoder_norm", True):
-        raise PluginError(
-            "--use_sparse_activations: PyTorch cannot train topk SAEs with them on a cpu; leave it "
-            "out, or add --rescale_acts_by_decoder_norm false"
-        )
+    hook_name = settings.runner.get("hook_name", "")
+    check_fields(row, {**fields, "d_sae": d_sae}, hook_name, settings.device)
     if row.k_per == "token" and "k" in fields:
-        if fields["k"] != int(fields["k"]):
-            raise PluginError(f"--k {fields['k']}: {row.name} SAEs need a whole number")
         fields["k"] = int(fields["k"])  # as SAELens has it; it may be 8.0
     _, config_class = get_sae_training_class(settings.architecture)
     with settings_accepted():

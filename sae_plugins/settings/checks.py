@@ -115,6 +115,22 @@ def check_architecture(settings: Settings) -> None:
         settings.plan.check(architecture(name))
 
 
+def check_sae(settings: Settings) -> None:
+    """Refuse fields of the SAE that do not fit together, as far as the model need not be known.
+
+    Raises:
+        PluginError: names the flags.
+    """
+    from sae_plugins.framework.architectures import architecture
+    from sae_plugins.runs.sae_fields import check_fields
+
+    fields = {
+        name: value for name, value in settings.values.items() if all_flags()[name].group == "sae"
+    }
+    hook_name, device = (settings.values.get(name) for name in ("hook_name", "device"))
+    check_fields(architecture(settings.architecture), fields, hook_name or "", device)
+
+
 SCHEDULE = (
     *("training_tokens", "train_batch_size_tokens", "n_checkpoints", "n_restart_cycles"),
     *("lr", "lr_end", "lr_scheduler_name"),

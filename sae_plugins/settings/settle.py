@@ -22,6 +22,7 @@ from sae_plugins.settings.checks import (
     check_dashboards,
     check_dtype,
     check_interval,
+    check_sae,
     check_schedule,
     check_secrets,
     check_wandb,
@@ -120,6 +121,9 @@ def settle(
     _note_accumulation(settings)
     with problems:
         check_architecture(settings)
+    if not blind and not problems:
+        with problems:
+            check_sae(settings)
     if not blind and not problems.mention(*(f"--{name}" for name in SCHEDULE)):
         _settle_shares(settings)
         with problems:

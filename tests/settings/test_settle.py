@@ -52,6 +52,34 @@ def test_defaults_then_method_then_recipe_then_flags(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"architecture": "batchtopk", "k": 65, "d_sae": 64}, "--k 65 must be at most the --d_sae"),
+        ({"architecture": "topk", "k": 3.5}, "--k 3.5: topk SAEs need a whole number"),
+        ({"architecture": "batchtopk", "k": 3.5, "d_sae": 64}, None),
+        ({"reshape_activations": "hook_z"}, "is for a --hook_name that ends in hook_z"),
+        (
+            {"architecture": "jumprelu", "jumprelu_sparsity_loss_mode": "quadratic"},
+            "quadratic needs --target_l0",
+        ),
+        (
+            {"architecture": "topk", "use_sparse_activations": True, "device": "cpu"},
+            "PyTorch cannot train topk SAEs with them on a cpu",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_in_an_sae_is_refused_before_anything_is_loaded(
+    flags: dict[str, object], said: str | None
+) -> None:
+    if said is None:
+        settle(flags)
+        return
+    with pytest.raises(SaePluginsError) as refused:
+        settle(flags)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("flag", "value", "said"),
     [
         ("wandb_id", "me/run", "--wandb_id me/run: it must not have /; give a name without / "),
