@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,6 @@ def reason(error: BaseException) -> str:
     while isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     said, *_ = re.split(_FOR_PROGRAMMERS, str(error), maxsplit=1)
-    why = without_secrets(f"{type(error).__name__}: {' '.join(said.split())}")[:_LONGEST]
+    why = without_secrets(f"{type(error).__name__}: {' '.join(said.split())}").rstrip(". ")
     cure = next((cure for words, cure in _CURES.items() if words in why), "")
-    return f"({why.rstrip('. ')}){cure}"
+    return f"({textwrap.shorten(why, _LONGEST, placeholder=' ...')}){cure}"

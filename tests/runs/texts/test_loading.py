@@ -16,7 +16,7 @@ from hub import LoopbackHub
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.runs.texts.columns import read_rows
-from sae_plugins.runs.texts.loading import load_rows
+from sae_plugins.runs.texts.loading import load_rows, reason
 
 TEXTS = ["one two", "three", "four five six"]
 ROWS = [{"text": text} for text in TEXTS]
@@ -146,6 +146,13 @@ def test_what_is_no_json_of_rows_says_what_is_needed(streaming: bool) -> None:
     assert said.endswith('; each row must be an object, such as {"text": "..."}')
     Path("data.jsonl").write_text(json.dumps(ROWS[0]), "utf-16")
     assert refused("data.jsonl", streaming=streaming).endswith("; the file must be JSON, in UTF-8")
+
+
+def test_a_long_reason_ends_at_a_word_and_keeps_its_cure() -> None:
+    said = reason(ConnectionError("check your connection " * 20 + "BuilderConfig is lacking."))
+    assert "connection check your ...); choose another --dataset_config" in said
+    assert len(said) < 350
+    assert reason(ConnectionError("No network.")) == "(ConnectionError: No network)"
 
 
 @pytest.mark.parametrize("streaming", [True, False])
