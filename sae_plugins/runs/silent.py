@@ -47,11 +47,7 @@ def silent(folder: Path) -> list[Silent]:
 def _counts(summary: dict[str, Any], d_sae: int, folder: Path) -> Iterator[Silent]:
     dead = summary.get("training/dead_features")
     if dead is not None:
-        yield Silent(
-            "training/dead_features",
-            f"{dead:,} of {d_sae:,}",
-            _in_training(folder, summary.get("training/steps")),
-        )
+        yield _dead(f"{dead:,} of {d_sae:,}", folder, summary.get("training/steps"))
     for group in (HELDOUT, UNCALIBRATED):
         share, tokens = (summary.get(f"{group}/{name}") for name in ("never_fired", "tokens"))
         if share is not None and tokens is not None:
@@ -62,14 +58,18 @@ def _counts(summary: dict[str, Any], d_sae: int, folder: Path) -> Iterator[Silen
             )
 
 
-def _in_training(folder: Path, trained: int | None) -> str:
-    """At which tokens of the training a feature is silent that SAELens calls dead."""
+def _dead(count: str, folder: Path, trained: int | None) -> Silent:
+    """How many SAELens calls dead, and at which tokens of the training these are silent."""
+    name = "training/dead_features"
     try:
         recipe = load(str(folder / RECIPE))
         steps = int(recipe["dead_feature_window"])
         tokens = steps * int(recipe["train_batch_size_tokens"])
     except (SaePluginsError, OSError, ValueError, LookupError, TypeError):
-        return "fire in none of the last --dead_feature_window steps of the training"
+        where = "fire in none of the last --dead_feature_window steps of the training"
+        return Silent(name, count, where)
     if trained is not None and trained <= steps:
-        return f"have been silent for {steps:,} steps, which the training did not have"
-    return f"fire at none of the last {tokens:,} tokens of the training ({steps:,} steps)"
+        why = f"since a feature is dead after {steps:,} silent steps, and the training had"
+        return Silent(name, "not known yet", f"{why} {trained:,}")
+    where = f"fire at none of the last {tokens:,} tokens of the training ({steps:,} steps)"
+    return Silent(name, count, where)
