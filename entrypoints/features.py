@@ -95,6 +95,8 @@ def _run(line: Line, problems: Problems) -> int:
     for about in pages.index["saes"]:
         fires, all_of_them = sum(count > 0 for count in about["count"]), len(about["count"])
         twins = "" if about["twins"] is None else f", {about['twins']:.0%} of these have a twin"
+        if about["twins"]:
+            twins += f" (median activation cosine {about['twins_median']:.2f})"
         print(
             f"{about['name']}: {fires:,} of {all_of_them:,} features fire{twins}; "
             f"{all_of_them - fires:,} fire at none of {pages.index['counted']:,} tokens"

@@ -45,7 +45,7 @@ def check_place(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise SaePluginsError(
             f"{path} holds feature pages already; add --overwrite to replace them, or name another "
-            "folder with --output_path"
+            "folder with --output_path (in Python: overwrite=True, or another output_path)"
         )
 
 

@@ -19,7 +19,9 @@ const SAE_FEATURES = (() => {
   const visible = (text) => text.replace(/\r?\n/g, "↵").replace(/\t/g, "→");
   const shown = (text) => visible(text).split(/(⟨[0-9A-F]{2}⟩)/).map((part, i) =>
     i % 2 ? make("i", {class: "byte", title: "a byte, which is a part of a letter"}, part) : part);
-  const token = (text) => make("span", {class: "token"}, ...shown(text));
+  const blank = (text) => !text.replace(/⟨[0-9A-F]{2}⟩/g, "").trim();  // nothing that can be read
+  const alone = (text) => text.trim() ? text : visible(text).replace(/\s/g, "␣");
+  const token = (text) => make("span", {class: "token"}, ...shown(alone(text)));
   const percent = (share) => {
     const value = 100 * share;
     return (value >= 10 ? value.toFixed(1) : value >= 0.1 ? value.toFixed(2)
@@ -44,7 +46,8 @@ const SAE_FEATURES = (() => {
               by: (s) => (i, j) => s.count[j] - s.count[i]},
     token: {label: "top token", value: (s, i) => s.count[i] / data.counted, show: percent,
             by: (s) => {
-              const key = s.tops.map((all) => all.length ? s.words[all[0]].trim().toLowerCase() : "\uffff");
+              const words = s.words.map((word) => blank(word) ? `\ufffe${word}` : word.trim().toLowerCase());
+              const key = s.tops.map((all) => all.length ? words[all[0]] : "\uffff");
               return (i, j) => key[i] < key[j] ? -1 : key[i] > key[j] ? 1 : 0;
             }},
     strength: {label: "strongest", value: (s, i) => s.largest[i], show: short,
@@ -250,7 +253,7 @@ const SAE_FEATURES = (() => {
 
   async function showFeature(number) {
     const which = sae, s = about();
-    document.title = `#${number} ${tops(number).slice(0, 1).map((t) => visible(t).trim())} · ${s.name}`;
+    document.title = `#${number} ${tops(number).slice(0, 1).map((t) => visible(alone(t)).trim())} · ${s.name}`;
     let found;
     try {
       found = await feature(number);
@@ -279,7 +282,8 @@ const SAE_FEATURES = (() => {
       ["alive", `${many(alive)} of ${many(all)} features fire`],
       ["silent", `${many(all - alive)} of ${many(all)} fire at none of these ${many(data.counted)} tokens`],
       ...s.silent];
-    if (s.twin) facts.push(["twins", `${percent(s.twins)} of those that fire have a twin in ${about(1 - sae).name}: ${twinhood()}`]);
+    if (s.twin) facts.push(["twins", `${percent(s.twins)} of those that fire have a twin in ${about(1 - sae).name}`
+      + `${s.twins ? ` (median activation cosine ${s.twins_median.toFixed(2)})` : ""}: ${twinhood()}`]);
     facts.push(["logits", s.readout || "not shown: this hook is not in the residual stream"]);
     const list = make("dl", {class: "facts"});
     for (const [label, value] of facts) list.append(make("dt", {}, label), make("dd", {}, value));

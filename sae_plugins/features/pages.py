@@ -112,6 +112,7 @@ class Pages:
             "order": None if order is None else asdict(order),
             "twin": None if twins is None else _percent(twins.activation_cosine),
             "twins": None if twins is None else _short(twins.share),
+            "twins_median": None if twins is None else _short(twins.median),
             "started": self._pasts("started"),
             "merges": self._pasts("times"),
         }

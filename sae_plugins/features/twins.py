@@ -29,6 +29,7 @@ class Twins:
         by_decoder: the feature with the nearest decoder row.
         by_decoder_cosine: of these decoder rows.
         share: how many of the features that fire have a twin, from 0 to 1.
+        median: of the activation cosines of those that have one; 0 if none has.
     """
 
     index: NDArray[np.int64]
@@ -37,6 +38,7 @@ class Twins:
     by_decoder: NDArray[np.int64]
     by_decoder_cosine: NDArray[np.float64]
     share: float
+    median: float
 
 
 def twins_of(acts: Sequence[Any], rows: Sequence[Tensor], sae: int) -> Twins:
@@ -53,11 +55,13 @@ def twins_of(acts: Sequence[Any], rows: Sequence[Tensor], sae: int) -> Twins:
     cosines = (rows[sae] * rows[other][chosen]).sum(dim=1).cpu().double().numpy()
     best, best_cosine = decoder_twins(rows[sae], rows[other])
     fires = acts[sae].getnnz(axis=0) > 0
+    alike = cosine[fires & (cosine >= ALIKE)]
     return Twins(
         index,
         cosine,
         np.where(index >= 0, cosines, 0),
         best.cpu().numpy(),
         best_cosine.cpu().double().numpy(),
-        float((cosine[fires] >= ALIKE).mean()) if fires.any() else 0.0,
+        len(alike) / fires.sum() if fires.any() else 0.0,
+        float(np.median(alike)) if len(alike) else 0.0,
     )

@@ -13,6 +13,8 @@ _A_BYTE = re.compile("<0x([0-9A-F]{2})>")
 """How they write bytes of what they have no token for; a new line, in some."""
 _SPACE_AS_BYTE = "Ġ"
 """How those on bytes do."""
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Characters that nothing shows."""
 
 
 @cache
@@ -44,11 +46,15 @@ class Vocabulary:
         return len(self._tokenizer)
 
     def text(self, *tokens: int) -> str:
-        """A passage as `letters` has it, with its spaces; bytes that are no letter as ⟨C3⟩."""
+        """A passage as `letters` has it, with its spaces; bytes that are no letter as ⟨C3⟩.
+
+        So are those of control characters.
+        """
         found = [self._piece(token) for token in tokens]
         raw = b"".join(piece for piece in found if isinstance(piece, bytes))
         text = "".join(piece for piece in found if isinstance(piece, str))
         text += raw.decode("utf-8", "surrogateescape")
+        text = _CONTROL.sub(lambda found: "".join(f"⟨{b:02X}⟩" for b in found[0].encode()), text)
         return re.sub("[\udc80-\udcff]", lambda byte: f"⟨{ord(byte[0]) - 0xDC00:02X}⟩", text)
 
     def is_part(self, token: int) -> bool:

@@ -177,6 +177,7 @@ def test_a_feature_that_fires_where_no_other_does_counts_as_one_without_a_twin()
     found = twins_of([own, other], [torch.eye(3), torch.eye(3)[:2]], 0)
     assert found.index.tolist() == [0, -1, -1]
     assert found.share == 0.5
+    assert found.median == pytest.approx(1)
 
 
 def test_too_many_firings_are_thinned_out_alike_for_all_saes(

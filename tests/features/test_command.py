@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ def test_the_command_makes_pages_and_says_where(
     assert main(["features", *map(str, runs), "--tokens", "300", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert "ordered: " in out
-    assert "of these have a twin" in out
+    assert re.search(r"\d% of these have a twin \(median activation cosine 0\.\d\d\)", out)
     assert "open features/ordered-vs-merged/index.html in a browser" in out
     assert Path("features/ordered-vs-merged/index.html").is_file()
     assert "100% comparing features" in err
     assert main(["features", *map(str, runs), "--device", "cpu"]) == 2
-    assert "add --overwrite" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "add --overwrite" in said
+    assert "in Python: overwrite=True" in said

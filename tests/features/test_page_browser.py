@@ -137,7 +137,9 @@ def test_sorting(driver: Any, pages: FeaturePages) -> None:
         assert choose(driver, sort) == expected[: len(shown)], sort
     found = choose(driver, "token")
     firsts = [about["words"][about["tops"][i][0]].strip().lower() for i in found]
-    assert firsts == sorted(firsts, key=lambda word: word.encode("utf-16-be"))
+    readable = [word for word in firsts if word]
+    assert readable == sorted(readable, key=lambda word: word.encode("utf-16-be"))
+    assert firsts[: len(readable)] == readable
 
 
 def test_what_happened_to_a_feature_is_said_on_its_page(driver: Any, pages: FeaturePages) -> None:
@@ -195,7 +197,7 @@ def test_bytes_are_subdued_and_twins_and_silence_explained(
         own = Vocabulary.text
         patch.setattr(
             Vocabulary, "text",
-            lambda self, *tokens: own(self, *tokens).replace("e", "⟨C3⟩"),
+            lambda self, *tokens: own(self, *tokens).replace("e", "⟨C3⟩").replace("the", " "),
         )  # fmt: skip
         made = build(Request([*map(str, runs)], tmp_path / "bytes", tokens=2048))
     show(driver, made, "#17", DESKTOP)
@@ -204,7 +206,7 @@ def test_bytes_are_subdued_and_twins_and_silence_explained(
     show(driver, made, "#about", PHONE)
     said = text(driver, "#shown")
     assert "fire at none of these" in said
-    assert "which the training did not have" in said
+    assert "not known yet since a feature is dead after 200 silent steps" in said
     assert "Each count of silent features is at other tokens" in said
 
 

@@ -112,6 +112,10 @@ def test_bytes_are_letters_where_they_can_be() -> None:
     assert words.text(made.convert_tokens_to_ids("Ġ")) == " "
     assert words.text(made.convert_tokens_to_ids("a")) == "a"
     assert words.text(made.convert_tokens_to_ids("Ã")) == "⟨C3⟩"
+    for byte, shown in ((0x00, "⟨00⟩"), (0x1B, "⟨1B⟩"), (0x7F, "⟨7F⟩"), (0x0A, "\n"), (0x09, "\t")):
+        assert words.text(made.convert_tokens_to_ids(LETTERS[byte])) == shown
+    next_line = [made.convert_tokens_to_ids(LETTERS[byte]) for byte in "\x85".encode()]
+    assert words.text(*next_line) == "⟨C2⟩⟨85⟩"
     assert words.text(made.bos_token_id) == "<s>"
     assert words.text(10**6) == "[1000000]"
 
