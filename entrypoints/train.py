@@ -227,6 +227,7 @@ def _fit(
     with ranks().together():
         check_shared(folder.checkpoints.parent, ranks())
         checkpoints = checkpoints or checkpoints_of(settings, folder)
+    ranks().same("the checkpoint to go on from", {"its step": checkpoints.step})
     checkpoints.origin.facts.update(setup.made_from())
     print_plan(settings, setup, folder, checkpoints.step, each, cached)
     print(flush=True)

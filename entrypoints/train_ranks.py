@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from sae_plugins.settings.settings import Settings
 
 
+_LONGEST = 1e6
+"""Seconds; torch counts them in nanoseconds."""
+
+
 @contextmanager
 def several(line: Line, problems: Problems) -> Iterator[Ranks]:
     """The ranks that were started, which meet here; what ends one inside ends all.
@@ -28,8 +32,10 @@ def several(line: Line, problems: Problems) -> Iterator[Ranks]:
     import sys
 
     limit = float(line.given.get("rank_timeout", LIMIT))
-    if not limit > 0:
-        problems.add(f"--rank_timeout {limit:g}: give seconds, more than 0")
+    if not 0 < limit < _LONGEST:
+        problems.add(
+            f"--rank_timeout {limit:g}: give seconds, more than 0 and less than {_LONGEST:g}"
+        )
         limit = LIMIT
     together = join(limit)
     if together.size > 1 and line.given.get("dry_run"):
@@ -58,14 +64,23 @@ def settle_shards(settings: Settings, together: Ranks) -> None:
             f"--device {device}: every rank has a GPU of its own; give --device cuda, or leave it "
             "out"
         )
+    if settings.data_shards > 1 and settings.get("resume_from_checkpoint"):
+        raise SaePluginsError(
+            "--resume_from_checkpoint: SAELens' own checkpoints go on in one text, and this run "
+            f"has {settings.data_shards} data shards; begin with the SAE (--from_pretrained_path), "
+            "or leave torchrun out"
+        )
     batch = int(settings.get("train_batch_size_tokens"))
     check_shards(settings.data_shards, batch, together.size)
 
 
 def for_saelens(settings: Settings, together: Ranks) -> SAELensSettings:
-    """The settings that are SAELens' own; rank 0 alone logs to Weights & Biases."""
+    """The settings that are SAELens' own; rank 0 alone logs, and writes where it is told to."""
     own = settings.for_saelens()
-    return own if together.writes else replace(own, logger={})
+    if together.writes:
+        return own
+    runner = {name: value for name, value in own.runner.items() if name != "checkpoint_path"}
+    return replace(own, runner=runner, logger={})
 
 
 def check_alike(settings: Settings, setup: Setup, recipe: dict[str, Any], together: Ranks) -> None:

@@ -36,8 +36,7 @@ _BEAT = 5.0
 _FOREVER = timedelta(days=365)
 _TOLD = 4
 """Differences between ranks of which each is told."""
-_INTERRUPTED = "interrupted"
-_PAUSED = "paused"
+_INTERRUPTED, _PAUSED = "interrupted", "paused"
 """In the store, for ranks that torchrun starts again at once: their run goes on later."""
 
 
@@ -170,6 +169,7 @@ class Ranks:
         Raises:
             RankError: a rank is gone.
         """
+        self.patiently()
         return self.all(value)[0]
 
     def patiently(self) -> None:
@@ -257,8 +257,10 @@ class Ranks:
         except Exception as error:
             if self.size == 1 or isinstance(error, RankError):
                 raise
+            self.patiently()
             found = self.all((_told(error), getattr(error, "exit_code", 1)))
             raise self._common(found) from error
+        self.patiently()
         found = self.all(None)
         if any(one is not None for one in found):
             raise self._common(found)

@@ -20,6 +20,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.saelens import interruption
 from sae_plugins.framework.architectures import SHARING_A_THRESHOLD, Architecture
 from sae_plugins.framework.calibration import Calibration
@@ -224,7 +225,7 @@ def unseen(text: HeldOut | None, tokens: int) -> list[Tensor]:
     try:
         return [] if text is None else text.unseen(tokens)
     except Exception as error:
-        if isinstance(error, interruption()):
+        if _ends_all(error):
             raise
         logger.warning("no held-out text can be read, and what follows is taken: %r", error)
         return []
@@ -242,7 +243,12 @@ def following(provider: Iterator[Tensor], count: int, last: Tensor | None) -> li
     except StopIteration:
         pass
     except Exception as error:
-        if isinstance(error, interruption()):
+        if _ends_all(error):
             raise
         logger.warning("the threshold is set on fewer tokens: no more can be read: %r", error)
     return batches or ([] if last is None else [last])
+
+
+def _ends_all(error: Exception) -> bool:
+    """Whether an error must not pass for a want of text: of several ranks, all must go on alike."""
+    return isinstance(error, interruption()) or ranks().size > 1

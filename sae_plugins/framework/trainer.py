@@ -318,6 +318,7 @@ class PluginTrainer(SAETrainer[Any, Any]):
                 if name not in _NEWER or value != getattr(STOCK_SETTINGS, name)
             },
             "seed": self.seed,
+            **({"data_shards": self.shards} if self.shards > 1 else {}),
             "sae": {name: value for name, value in sae.items() if name != "metadata"},
             "trainer": {n: value for n, value in config.items() if n not in _NOT_THE_TRAINING},
         }

@@ -123,8 +123,7 @@ class Checkpoints:
         self.keep, self.rows, self.check_ranks = keep, rows, check_ranks
         self.paused = False
         """Whether the run has stopped to go on later."""
-        self.shards, self.seed = 1, 0
-        """Of the run, as `sae_plugins.plugins` says."""
+        self.shards, self.seed = 1, 0  # of the run, as `sae_plugins.plugins` says
         self.saved: dict[str, Any] | None = None
         self.path: Path | None = None
         """The newest checkpoint, written or resumed from."""
@@ -260,9 +259,7 @@ class Checkpoints:
 
     def _arrived(self, batch: Tensor | dict[str, Tensor]) -> Any:
         """The batch that training gets of what has left the queue of prefetched ones."""
-        if self._stream is not None:
-            return self._stream.whole(batch)
-        return batch
+        return batch if self._stream is None else self._stream.whole(batch)
 
     def ended(self) -> None:
         """Training has ended: the first signal lets the SAE be saved, the second stops at once."""
@@ -275,6 +272,7 @@ class Checkpoints:
         Raises:
             Paused: on all ranks.
         """
+        ranks().patiently()  # rank 0 may have uploaded an SAE meanwhile
         (self.paused,) = ranks().agree(self._signals.pauses)
         if self.paused:
             raise Paused
@@ -292,6 +290,8 @@ class Checkpoints:
         step = self._trainers[0].n_training_steps
         path = checkpoint(self.folder, step)
         self._written = time.monotonic()
+        if self.shards > 1 and self.step == step:
+            return  # it is there, and its shards' files are not replaced one by one
         if not all(trainer.is_finite() for trainer in self._trainers):
             logger.error("no checkpoint at step %d: NaN or infinite weights%s", step, self._kept())
             return

@@ -49,7 +49,7 @@ def write_together(
         failures = [found for found in ranks.all(failure) if found is not None]
         reason: str | None = next(iter(failures), None)
         if reason is not None:
-            for file in written:
+            for file in () if path.exists() else written:  # else a checkpoint has them
                 with suppress(OSError):
                     file.unlink()
             return reason

@@ -173,7 +173,8 @@ def _passes(arms: Sequence[LockstepRun], processes: int) -> Iterator[list[Lockst
     """The arms in groups that fit into memory, each with one arm at least."""
     setup = arms[0].setup
     own = memory_of(setup.settings.device) / processes
-    room = SHARE_OF_MEMORY * (own - beside_saes(setup.needs(), setup.settings.device))
+    free = own - beside_saes(setup.needs(), setup.settings.device)
+    room = SHARE_OF_MEMORY * min(ranks().all(free))  # so that all have as many passes
     together: list[LockstepRun] = []
     taken = [0] * ranks().size
     for arm in arms:
@@ -211,6 +212,7 @@ def _train(
         with _ends_alone(arm, failures):
             running.append(_Training(arm, text, unseen))
     seed_data(setup.settings.seed)
+    ranks().patiently()  # arms take long to build, and to score
     stream = setup.stream()
     scaler = ActivationScaler()
     if ranks().agree(bool(running))[0]:
@@ -262,7 +264,9 @@ class _Training:
         remove_run(arm.unfinished)
         own = {"output_path": str(arm.unfinished), **({} if arm.figures else {"figures": False})}
         seed, self.text = arm.setup.settings.seed, text
-        with attach.plugins(arm.plan.observed_by(Recorder, **own), seed=seed, text=text):
+        shards = arm.setup.settings.data_shards  # of the stream, which is whole already
+        plan = arm.plan.observed_by(Recorder, **own)
+        with attach.plugins(plan, seed=seed, text=text, data_shards=shards):
             self.trainer, self.save = arm.setup.trainer(arm.folder)
         if arm.untrained:
             self.trainer.cfg.total_training_samples = 0

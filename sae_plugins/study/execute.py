@@ -17,13 +17,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
 from sae_plugins.base.gpus import visible
 from sae_plugins.base.kept import Folder
-from sae_plugins.base.ranks import RankError, ranks
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites.evaluation.sources import check_source
@@ -106,8 +106,9 @@ def run(
     """
     folder = folder.absolute()
     plan_of(study, folder)  # which refuses what is wrong before there is a folder
-    several = ranks().size > 1
-    jobs = ranks().beside if several else jobs or default_jobs(len(study.models) * len(study.seeds))
+    if ranks().size > 1:
+        jobs = 1 if visible() else ranks().beside
+    jobs = jobs or default_jobs(len(study.models) * len(study.seeds))
     with _locked(folder) if ranks().writes else nullcontext():
         with ranks().together():
             begun = _begun(study, folder, jobs, progress, cache) if ranks().writes else study
@@ -330,6 +331,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
     from sae_plugins.settings.run_yaml import recipe_of
 
     shared: Setup | None = None
+    ranks().same("the SAEs that are missing", {"their names": [c.folder.name for c in cells]})
     for members in grouped(cells, lambda cell: stream_key(cell.settings.for_saelens())).values():
         name = f"{task.model}, seed {task.seed}"
         progress.stage(f"{name}: training {len(members)} SAEs")
@@ -342,7 +344,8 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
             try:
                 setup = shared.sharing(wanted) if shared else load_setup(wanted)
                 recipe = recipe_of(settings, setup)
-                _make_room(folder)
+                if ranks().writes:
+                    _make_room(folder)
             except Exception as error:
                 failures[cell] = without_frames(error)
                 continue
@@ -363,21 +366,44 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
         def succeeded(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
             _note(cells_of[arm.name], task.folder, None)
 
-        if ranks().size > 1:  # an arm's name stands for all that its SAE depends on
-            ranks().same("a study's arms", {"their names": [arm.name for arm in arms.values()]})
+        _agree(arms, failures)
+        for cell, reason in failures.items() if ranks().writes else ():
+            _note(cell, task.folder, reason)
         try:
             steps = _steps(len(arms), progress)
             saes = list(arms.values())
             failed = train(saes, steps, succeeded, task.processes) if saes else {}
-        except RankError:
-            raise
         except Exception as error:  # of what they share: the language model, or its text
+            if ranks().size > 1:  # and with other ranks
+                raise
             failed = {arm.name: error for arm in arms.values() if not arm.folder.exists()}
         progress.advance(len(failures))
-        failures |= {cell: failed[arm.name] for cell, arm in arms.items() if arm.name in failed}
-        for cell, reason in failures.items():
-            _note(cell, task.folder, reason)
+        for cell, arm in arms.items():
+            if arm.name in failed:
+                _note(cell, task.folder, failed[arm.name])
     return shared
+
+
+def _agree(arms: dict[Cell, Any], failures: dict[Cell, Exception]) -> None:
+    """Have all ranks train the same arms, on machines alike: one that fails on one fails on all.
+
+    Raises:
+        RankError: the machines differ.
+    """
+    from sae_plugins.runs.activation_cache import machine
+
+    if ranks().size == 1:
+        return
+    ranks().patiently()
+    for told in ranks().all({cell.folder.name: reason_of(e) for cell, e in failures.items()}):
+        for cell in [cell for cell in arms if cell.folder.name in told]:
+            failures[cell] = SaePluginsError(told[cell.folder.name])
+            del arms[cell]
+    # an arm's name stands for all that its SAE depends on
+    facts: dict[str, Any] = {"their names": [arm.name for arm in arms.values()]}
+    for arm in [*arms.values()][:1]:
+        facts |= {f"the machine's {n}": v for n, v in machine(arm.setup.settings).items()}
+    ranks().same("a study's arms and machines", facts)
 
 
 def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
