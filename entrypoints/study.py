@@ -56,6 +56,8 @@ STUDY is the name of a packaged study, or a file that ends in .yaml. The smalles
     reordered: {train: {plugin: [reorder]}}     # a method, mechanisms, options, an architecture
 
 or `extends: quick`, and then only what is to be otherwise. docs/studies.md explains every key.
+Under torchrun, the ranks share the language model, the arms and the evaluations of a study whose
+`train` has data_shards, such as 8; docs/ranks.md says more.
 """
 
 
