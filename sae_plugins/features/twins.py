@@ -62,6 +62,6 @@ def twins_of(acts: Sequence[Any], rows: Sequence[Tensor], sae: int) -> Twins:
         np.where(index >= 0, cosines, 0),
         best.cpu().numpy(),
         best_cosine.cpu().double().numpy(),
-        len(alike) / fires.sum() if fires.any() else 0.0,
+        float(len(alike) / fires.sum()) if fires.any() else 0.0,
         float(np.median(alike)) if len(alike) else 0.0,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import Problems, prefixed
@@ -77,7 +79,7 @@ def settle(
     files = choice.from_files(flags.get("plugin", ()), problems)
     copies = [plugin_files.copy_of(each) for each in files.values() if each is not None]
     if dropped := [name for name in recipe.get("plugin", []) if name not in (*names, *copies)]:
-        notes.append(f"--plugin replaces the recipe's {', '.join(dropped)}")
+        notes.append(_replaced(dropped, names, flags))
     if "recorder" in without:
         problems.add("--without recorder: it writes what every run leaves; it cannot be left out")
         without.remove("recorder")
@@ -193,6 +195,16 @@ def _note_coefficient(settings: Settings, given: Collection[str]) -> None:
             f"--l1_coefficient is {settings.get(flag.name)}, for squared errors; beside "
             "--loss_form l2_norm 0.04 to 0.3 is usual, and more may leave no feature alive"
         )
+
+
+def _replaced(dropped: Sequence[str], names: Sequence[str], flags: Mapping[str, Any]) -> str:
+    """What is said where the plugins of a recipe are replaced."""
+    from sae_plugins.runs.recipe_file import named_again
+
+    recipe = Path(str(flags.get("recipe", "")))
+    kept = named_again(recipe, dropped).strip() or f"--plugin {shlex.join(dropped)}"
+    told = f"--plugin replaces the recipe's {', '.join(dropped)}"
+    return f"{told}; to keep that, too, give {kept} {shlex.join(names)}"
 
 
 def _settle_training(settings: Settings) -> None:

@@ -197,7 +197,7 @@ def test_bytes_are_subdued_and_twins_and_silence_explained(
         own = Vocabulary.text
         patch.setattr(
             Vocabulary, "text",
-            lambda self, *tokens: own(self, *tokens).replace("e", "⟨C3⟩").replace("the", " "),
+            lambda self, *tokens: own(self, *tokens).replace("e", "⟨C3⟩"),
         )  # fmt: skip
         made = build(Request([*map(str, runs)], tmp_path / "bytes", tokens=2048))
     show(driver, made, "#17", DESKTOP)
@@ -208,6 +208,28 @@ def test_bytes_are_subdued_and_twins_and_silence_explained(
     assert "fire at none of these" in said
     assert "not known yet since a feature is dead after 200 silent steps" in said
     assert "Each count of silent features is at other tokens" in said
+
+
+def test_a_token_that_is_only_spaces_shows_and_comes_last(
+    driver: Any, runs: list[Path], tmp_path: Path
+) -> None:
+    own, vowels = Vocabulary.text, dict.fromkeys(map(ord, "aeiou"), " ")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Vocabulary, "text",
+            lambda self, *tokens: own(self, *tokens).translate(vowels),
+        )  # fmt: skip
+        made = build(Request([str(runs[0])], tmp_path / "spaces", tokens=2048))
+    about = made.index["saes"][0]
+    blank = [bool(tops) and not about["words"][tops[0]].strip() for tops in about["tops"]]
+    assert any(blank)
+    show(driver, made, f"#{blank.index(True)}", DESKTOP)
+    script = "return [...document.querySelectorAll('.token')].map(each => each.textContent)"
+    found = driver.execute_script(script)
+    assert all(each.strip() for each in found)
+    assert any("␣" in each for each in found)
+    first = choose(driver, "token")[0]
+    assert not blank[first]
 
 
 def test_text_is_never_taken_for_markup(driver: Any, one: FeaturePages) -> None:

@@ -51,6 +51,12 @@ def test_defaults_then_method_then_recipe_then_flags(tmp_path: Path):
     assert flagged.get("lr_warm_up_steps") == 5
 
 
+def test_who_replaces_the_plugins_of_a_recipe_is_told_how_to_keep_them():
+    (note,) = settle({"recipe": "reorder-demo", "plugin": ["merge"]}).notes
+    assert note.endswith("the recipe's reorder; to keep that, too, give --plugin reorder merge")
+    assert not settle({"recipe": "reorder-demo", "plugin": ["reorder", "merge"]}).notes
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
