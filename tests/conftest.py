@@ -26,6 +26,7 @@ __all__ = ["pytest_collection_modifyitems", "pytest_generate_tests"]
 
 
 atexit.register(gc.unfreeze)
+tqdm.monitor_interval = 0  # before fixtures of a session draw bars
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,7 +52,6 @@ def _no_threads_stay() -> Iterator[None]:
 
     A bar starts one that watches all bars, and wandb some that serve it, until the process ends.
     """
-    tqdm.monitor_interval = 0
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()

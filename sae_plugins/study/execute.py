@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import lock, write
@@ -27,7 +27,6 @@ from sae_plugins.base.ranks import ranks
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites.evaluation.sources import check_source
-from sae_plugins.resume.division import check_shards
 from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
 from sae_plugins.study import commits, naming, plugin_files, scored
 from sae_plugins.study.cells import SAES, Cell, grouped, tokens_after
@@ -43,6 +42,7 @@ from sae_plugins.study.processes import (
     run_passes,
     sharing,
 )
+from sae_plugins.study.sharing import agree, check_devices, check_division
 from sae_plugins.study.spec import Study, as_yaml
 from sae_plugins.world import NAME as WORLD
 
@@ -115,8 +115,8 @@ def run(
         study = Study.model_validate_json(ranks().first(begun.model_dump_json()))
         known = plan_of(study, folder)
         with ranks().together():
-            _check_shards([*known.pilots, *known.cells])
-            _check_devices([*known.pilots, *known.cells], jobs)
+            check_division([*known.pilots, *known.cells])
+            check_devices([*known.pilots, *known.cells], jobs)
         # by the first pilots, the coefficients are known with which others try learning rates
         waiting = _waiting(known := plan_of(study, folder), folder)
         while waiting:
@@ -160,29 +160,6 @@ def _begun(study: Study, folder: Path, jobs: int, progress: Overall, cache: Fold
     for cell in known.pilots:  # what has failed is tried again, once
         _failed(cell, folder).unlink(missing_ok=True)
     return study
-
-
-def _check_shards(cells: Sequence[Cell]) -> None:
-    """Refuse SAEs whose text several ranks cannot share."""
-    problems = Problems()
-    for cell in cells if ranks().size > 1 else ():
-        batch = int(cell.settings.get("train_batch_size_tokens"))
-        with problems, prefixed(f"models.{cell.model}.train.data_shards"):
-            check_shards(cell.settings.data_shards, batch, ranks().size)
-    problems.stop()
-
-
-def _check_devices(cells: Sequence[Cell], jobs: int) -> None:
-    """Refuse SAEs on a GPU by its number, where each process gets one of its own."""
-    problems = Problems()
-    for cell in cells if jobs > 1 and visible() else ():
-        for name in ("device", "llm_device"):
-            if str(cell.settings.get(name) or "").startswith("cuda:"):
-                problems.add(
-                    f"models.{cell.model}.train.{name} {cell.settings.get(name)}: each of {jobs} "
-                    "processes gets a GPU of its own; say cuda, or give --jobs 1"
-                )
-    problems.stop()
 
 
 def _waiting(known: StudyPlan, folder: Path) -> list[Cell]:
@@ -366,7 +343,7 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
         def succeeded(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
             _note(cells_of[arm.name], task.folder, None)
 
-        _agree(arms, failures)
+        agree(arms, failures)
         for cell, reason in failures.items() if ranks().writes else ():
             _note(cell, task.folder, reason)
         try:
@@ -382,28 +359,6 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
             if arm.name in failed:
                 _note(cell, task.folder, failed[arm.name])
     return shared
-
-
-def _agree(arms: dict[Cell, Any], failures: dict[Cell, Exception]) -> None:
-    """Have all ranks train the same arms, on machines alike: one that fails on one fails on all.
-
-    Raises:
-        RankError: the machines differ.
-    """
-    from sae_plugins.runs.activation_cache import machine
-
-    if ranks().size == 1:
-        return
-    ranks().patiently()
-    for told in ranks().all({cell.folder.name: reason_of(e) for cell, e in failures.items()}):
-        for cell in [cell for cell in arms if cell.folder.name in told]:
-            failures[cell] = SaePluginsError(told[cell.folder.name])
-            del arms[cell]
-    # an arm's name stands for all that its SAE depends on
-    facts: dict[str, Any] = {"their names": [arm.name for arm in arms.values()]}
-    for arm in [*arms.values()][:1]:
-        facts |= {f"the machine's {n}": v for n, v in machine(arm.setup.settings).items()}
-    ranks().same("a study's arms and machines", facts)
 
 
 def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
