@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
-from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 
 from sae_plugins.base import saelens
@@ -254,6 +252,9 @@ def part_of(store: ActivationsStore, k: int, count: int) -> ActivationsStore:
 
 def split(rows: Any, k: int, count: int) -> Any:
     """Shard `k` of rows; those that know how to divide themselves have a method `part`."""
+    import datasets
+    from datasets.distributed import split_dataset_by_node
+
     if hasattr(rows, "part"):
         return rows.part(k, count)
     if isinstance(rows, datasets.IterableDataset) and rows.n_shards % count and k == 0:

@@ -81,7 +81,7 @@ def test_scores_of_a_model_that_is_not_listed(
         found.append(results(out))
         assert f"{model}: {kind}" in capsys.readouterr().out
         for result in found[-1].values():
-            assert result["model"]["name"] == str(model)
+            assert result["model"]["name"] == model.name  # and not where it is
             assert result["model"]["loaded_as"] == kind
             assert result["sae"]["hook_name"] == "blocks.1.hook_resid_post"
             assert any("it was trained at model.layers.1" in text for text in result["warnings"])
