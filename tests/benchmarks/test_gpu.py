@@ -104,7 +104,7 @@ def test_it_runs_on_a_cpu_with_its_wheels_alone(tmp_path: Path) -> None:
     assert re.findall(r"^## (.+)$", text, re.M) == [*results["parts"]]
 
     (loaded,) = re.findall(r"^LOADED (.*)$", done.stdout, re.M)
-    optional = {"colorama", "dill"}  # which tqdm and torch take where they are
+    optional = {"colorama", "dill", "scipy"}  # which tqdm and torch take where they are
     known, carried = packages_distributions(), {*WHEELS, *optional, "sae-plugins"}
     carried |= needed_by("torch")
     found = {canonicalize_name(d) for name in loaded.split() for d in known.get(name, [])}
