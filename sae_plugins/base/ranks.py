@@ -36,7 +36,8 @@ _BEAT = 5.0
 _FOREVER = timedelta(days=365)
 _TOLD = 4
 """Differences between ranks of which each is told."""
-_INTERRUPTED, _PAUSED = "interrupted", "paused"
+_INTERRUPTED = "interrupted"
+_PAUSED = "paused"
 """In the store, for ranks that torchrun starts again at once: their run goes on later."""
 
 
@@ -148,8 +149,8 @@ class Ranks:
             dist.all_reduce(common, dist.ReduceOp.MAX)
         return [bool(flag) for flag in common]
 
-    def all(self, value: Any) -> list[Any]:
-        """A plain value of each rank, in their order.
+    def all(self, value: Any, *, patiently: bool = False) -> list[Any]:
+        """A plain value of each rank, in their order; patiently where some may take long.
 
         Raises:
             RankError: a rank is gone.
@@ -158,6 +159,8 @@ class Ranks:
             return [value]
         import torch.distributed as dist
 
+        if patiently:
+            self.patiently()
         values: list[Any] = [None] * self.size
         with self._waiting():
             dist.all_gather_object(values, value)
@@ -169,8 +172,7 @@ class Ranks:
         Raises:
             RankError: a rank is gone.
         """
-        self.patiently()
-        return self.all(value)[0]
+        return self.all(value, patiently=True)[0]
 
     def patiently(self) -> None:
         """Wait until all ranks come here, however long that takes, as long as they live.
@@ -257,11 +259,9 @@ class Ranks:
         except Exception as error:
             if self.size == 1 or isinstance(error, RankError):
                 raise
-            self.patiently()
-            found = self.all((_told(error), getattr(error, "exit_code", 1)))
-            raise self._common(found) from error
-        self.patiently()
-        found = self.all(None)
+            told = _told(error), getattr(error, "exit_code", 1)
+            raise self._common(self.all(told, patiently=True)) from error
+        found = self.all(None, patiently=True)
         if any(one is not None for one in found):
             raise self._common(found)
 

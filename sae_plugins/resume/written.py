@@ -44,9 +44,9 @@ def write_together(
             write_state(path, main)
 
     for write in (shards, last):
-        failure = _failure(write)
-        ranks.patiently()  # disks are slow, and rank 0 writes most
-        failures = [found for found in ranks.all(failure) if found is not None]
+        # disks are slow, and rank 0 writes most
+        found = ranks.all(_failure(write), patiently=True)
+        failures = [failure for failure in found if failure is not None]
         reason: str | None = next(iter(failures), None)
         if reason is not None:
             for file in () if path.exists() else written:  # else a checkpoint has them

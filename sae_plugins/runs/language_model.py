@@ -294,8 +294,7 @@ class LanguageModelSetup:
         if shard[1] > 1 and self.cached is None:
             rows = split(rows, *shard)
         config = self.config(None)
-        with quiet():
-            store = ActivationsStore.from_config(self.model, config, override_dataset=rows)
+        store = ActivationsStore.from_config(self.model, config, override_dataset=rows)
         if isinstance(rows, Documents):
             watch(store, rows, config)
         self._narrow(store, heldout, shard)

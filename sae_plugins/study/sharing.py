@@ -46,8 +46,8 @@ def agree(arms: dict[Cell, Any], failures: dict[Cell, Exception]) -> None:
 
     if ranks().size == 1:
         return
-    ranks().patiently()
-    for told in ranks().all({cell.folder.name: reason_of(e) for cell, e in failures.items()}):
+    reasons = {cell.folder.name: reason_of(error) for cell, error in failures.items()}
+    for told in ranks().all(reasons, patiently=True):
         for cell in [cell for cell in arms if cell.folder.name in told]:
             failures[cell] = SaePluginsError(told[cell.folder.name])
             del arms[cell]
