@@ -9,7 +9,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,14 +29,14 @@ atexit.register(gc.unfreeze)
 tqdm.monitor_interval = 0  # before fixtures of a session draw bars
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Tests are imported without a search for garbage, which would be a quarter of that."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.enable()  # in xdist's controller, too, which collects nothing
+# Garbage is collected between tests alone. Before Python 3.12, a context is corrupted where a
+# finaliser sets a variable while another is being set (python/cpython#148891), and torch's
+# configuration consists of such variables.
+gc.disable()
+
+
+def pytest_runtest_logfinish() -> None:
+    gc.collect(0)  # all that this test has left, since nothing else collects
 
 
 @pytest.fixture(autouse=True, scope="module")

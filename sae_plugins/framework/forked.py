@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import os
+import signal
+import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing import get_context
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -16,7 +21,7 @@ LIMIT = 60.0
 
 
 class Crashed(Exception):
-    """A rank ended without a result; the message is its traceback, or its exit code."""
+    """A rank ended without a result; the message says how, and where it stood."""
 
 
 def on_ranks(size: int, act: Callable[[], Result], limit: float = LIMIT) -> list[Result]:
@@ -34,9 +39,9 @@ def on_ranks(size: int, act: Callable[[], Result], limit: float = LIMIT) -> list
         Crashed: one of them raised, was killed, or took longer.
     """
     found = outcomes(size, act, limit)
-    for rank, outcome in enumerate(found):
-        if isinstance(outcome, Crashed):
-            raise Crashed(f"rank {rank}: {outcome}")
+    said = [f"rank {rank}: {each}" for rank, each in enumerate(found) if isinstance(each, Crashed)]
+    if said:
+        raise Crashed("\n".join(said))
     return [outcome for outcome in found if not isinstance(outcome, Crashed)]
 
 
@@ -59,54 +64,79 @@ def outcomes(
     from torch._C._distributed_c10d import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    fork = get_context("fork")
-    processes, results = [], []
-    for rank in range(size):
-        there, here = fork.Pipe(duplex=False)
-        variables = {
-            **environment,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            # this process has the store, as torchrun has
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "CUDA_VISIBLE_DEVICES": "",  # which a forked process cannot use
-        }
-        process = fork.Process(target=_rank, args=(here, act, variables))
-        process.start()
-        here.close()
-        processes.append(process)
-        results.append(there)
-    started([process.pid or 0 for process in processes])
-    try:
-        return [
-            _outcome(process, there, limit)
-            for process, there in zip(processes, results, strict=True)
+    with ExitStack() as files:
+        forked = [
+            _Forked(
+                act,
+                files.enter_context(tempfile.TemporaryFile()),
+                {
+                    **environment,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(size),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(store.port),
+                    # this process has the store, as torchrun has
+                    "TORCHELASTIC_USE_AGENT_STORE": "True",
+                    "CUDA_VISIBLE_DEVICES": "",  # which a forked process cannot use
+                },
+            )
+            for rank in range(size)
         ]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-
-
-def _outcome(process: Any, there: Any, limit: float) -> Any:
-    wait([there, process.sentinel], limit)
-    if there.poll():
+        started([each.process.pid or 0 for each in forked])
         try:
-            is_result, found = there.recv()
-        except EOFError:
-            pass
-        else:
-            return found if is_result else Crashed(found)
-    elif not wait([process.sentinel], 0):
-        return Crashed(f"it did not end within {limit:g} s")
-    process.join()
-    return Crashed(f"it ended with exit code {process.exitcode}")
+            return [each.outcome(limit) for each in forked]
+        finally:
+            for each in forked:
+                each.process.kill()
+                each.process.join()
 
 
-def _rank(here: Any, act: Callable[[], Any], variables: dict[str, str]) -> None:
+class _Forked:
+    """A rank, as the process that forks it sees it."""
+
+    def __init__(self, act: Callable[[], Any], where: IO[bytes], variables: dict[str, str]) -> None:
+        fork = get_context("fork")
+        self.where = where
+        self.found, here = fork.Pipe(duplex=False)
+        self.process = fork.Process(target=_rank, args=(here, act, where, variables))
+        collects = gc.isenabled()
+        gc.disable()  # until the rank has put our garbage aside
+        try:
+            self.process.start()
+        finally:
+            if collects:
+                gc.enable()
+        here.close()
+
+    def outcome(self, limit: float) -> Any:
+        """What it returned, or how it failed."""
+        wait([self.found, self.process.sentinel], limit)
+        if self.found.poll():
+            try:
+                is_result, found = self.found.recv()
+            except EOFError:
+                pass
+            else:
+                return found if is_result else Crashed(found)
+        elif not wait([self.process.sentinel], 0):
+            return Crashed(f"it did not end within {limit:g} s\n{self._stack()}")
+        self.process.join()
+        return Crashed(f"it ended with exit code {self.process.exitcode}")
+
+    def _stack(self) -> str:
+        os.kill(self.process.pid or 0, signal.SIGUSR2)
+        wait([self.process.sentinel], 0.5)  # which a stopped process lets pass
+        self.where.seek(0)
+        return self.where.read().decode()
+
+
+def _rank(here: Any, act: Callable[[], Any], where: IO[bytes], variables: dict[str, str]) -> None:
+    # Garbage of the process that was forked may wait for a thread when it is collected, and its
+    # threads do not run here.
+    gc.freeze()
+    gc.enable()
+    faulthandler.register(signal.SIGUSR2, where)
     import torch
 
     from sae_plugins.base import ranks

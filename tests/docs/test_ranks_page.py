@@ -185,7 +185,7 @@ def rows() -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=name)
 def test_a_script_trains_on_two_ranks(script: Path, cluster: Path) -> None:
     file = on_this_machine(script, "--training_tokens", "3200")
