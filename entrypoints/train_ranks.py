@@ -50,20 +50,16 @@ def settle_shards(settings: Settings, together: Ranks) -> None:
     """Set the data shards of a run on several ranks, and refuse what cannot be divided.
 
     Raises:
-        PluginError: the shards, or a batch.
+        SaePluginsError: the shards, a batch, or a GPU by its number.
     """
     if together.size == 1 and settings.data_shards == 1:
         return
     from sae_plugins.resume.division import check_shards, shards_for
+    from sae_plugins.settings.checks import check_gpus
 
     if not settings.get("resume") and settings.get("data_shards") is None:
         settings.values["data_shards"] = shards_for(together.size)
-    device = str(settings.get("device") or "")
-    if together.size > 1 and device.startswith("cuda:"):
-        raise SaePluginsError(
-            f"--device {device}: every rank has a GPU of its own; give --device cuda, or leave it "
-            "out"
-        )
+    check_gpus(settings, ranks=together.size)
     if settings.data_shards > 1 and settings.get("resume_from_checkpoint"):
         raise SaePluginsError(
             "--resume_from_checkpoint: SAELens' own checkpoints go on in one text, and this run "

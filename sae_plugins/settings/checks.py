@@ -95,6 +95,32 @@ def check_interval(values: Mapping[str, Any]) -> None:
             seconds_in(values["max_time"])
 
 
+_DEVICES = ("device", "llm_device", "act_store_device")
+
+
+def check_gpus(settings: Settings, *, ranks: int = 1, processes: int = 1) -> None:
+    """Refuse a GPU by its number where each of several ranks, or processes, sees one of its own.
+
+    Args:
+        settings: of one SAE.
+        ranks: how many torchrun has started.
+        processes: how many a study starts, if there are GPUs.
+
+    Raises:
+        SaePluginsError: a sentence for each flag.
+    """
+    problems = Problems()
+    who, alone = (f"{processes} processes", "give --jobs 1")
+    if ranks > 1:
+        who, alone = (f"{ranks} ranks", "leave torchrun out")
+    cure = alone if settings.get("resume") else f"give cuda, or {alone.removeprefix('give ')}"
+    for name in _DEVICES if max(ranks, processes) > 1 else ():
+        device = str(settings.get(name) or "")
+        if device.startswith("cuda:"):
+            problems.add(f"--{name} {device}: each of {who} has a GPU of its own; {cure}")
+    problems.stop()
+
+
 def check_budget(values: Mapping[str, Any]) -> None:
     """Refuse what is no size of a folder."""
     if "cache_budget" in values:

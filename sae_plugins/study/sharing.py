@@ -10,6 +10,7 @@ from sae_plugins.base.gpus import visible
 from sae_plugins.base.ranks import ranks
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.resume.division import check_shards
+from sae_plugins.settings.checks import check_gpus
 from sae_plugins.study.cells import Cell
 
 
@@ -24,15 +25,11 @@ def check_division(cells: Sequence[Cell]) -> None:
 
 
 def check_devices(cells: Sequence[Cell], jobs: int) -> None:
-    """Refuse SAEs on a GPU by its number, where each process gets one of its own."""
-    problems = Problems()
-    for cell in cells if jobs > 1 and visible() else ():
-        for name in ("device", "llm_device"):
-            if str(cell.settings.get(name) or "").startswith("cuda:"):
-                problems.add(
-                    f"models.{cell.model}.train.{name} {cell.settings.get(name)}: each of {jobs} "
-                    "processes gets a GPU of its own; say cuda, or give --jobs 1"
-                )
+    """Refuse SAEs on a GPU by its number, where each rank or process gets one of its own."""
+    problems, processes = Problems(), jobs if visible() else 1
+    for cell in cells:
+        with problems, prefixed(f"models.{cell.model}.train"):
+            check_gpus(cell.settings, ranks=ranks().size, processes=processes)
     problems.stop()
 
 

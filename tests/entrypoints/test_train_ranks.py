@@ -263,7 +263,7 @@ REFUSED = {
     "a value on all": (everywhere("--d_sae", "many"), "error: --d_sae 'many': it must be a whole"),
     "a flag": (everywhere("--trainin_tokens", "9"), "error: there is no flag --trainin_tokens"),
     "timeout": (everywhere("--rank_timeout", "-1"), "--rank_timeout -1: give seconds, more than"),
-    "a GPU": (everywhere("--device", "cuda:0"), "--device cuda:0: every rank has a GPU of its own"),
+    "a GPU": (everywhere("--llm_device", "cuda:0"), "--llm_device cuda:0: each of 2 ranks has a"),
     "another disk": (
         on_machines(shared=False),
         "rank 1: .*run/unfinished is not on this rank's machine, and all ranks write .* share$",

@@ -6,6 +6,7 @@ import pytest
 
 from sae_plugins import recipes
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.settings.checks import check_gpus
 from sae_plugins.settings.settle import settle
 
 
@@ -83,6 +84,28 @@ def test_what_does_not_fit_together_in_an_sae_is_refused_before_anything_is_load
     with pytest.raises(SaePluginsError) as refused:
         settle(flags)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "refused"), [("cuda:1", True), ("cuda", False), ("cpu", False), (None, False)]
+)
+def test_all_devices_of_ranks_are_without_a_number(device: str | None, refused: bool):
+    names = ("device", "llm_device", "act_store_device")
+    settings = settle({"hook_name": "x", "dataset_path": "x", "model_name": "gpt2"})
+    settings.values |= dict.fromkeys(names, device)
+    if not refused:
+        return check_gpus(settings, ranks=2)
+    check_gpus(settings)
+    with pytest.raises(SaePluginsError) as caught:
+        check_gpus(settings, ranks=2)
+    for name, sentence in zip(names, caught.value.args, strict=True):
+        assert sentence == (
+            f"--{name} cuda:1: each of 2 ranks has a GPU of its own; give cuda, or leave torchrun "
+            "out"
+        )
+    settings.values["resume"] = "run"  # whose device is what it was
+    with pytest.raises(SaePluginsError, match="its own; leave torchrun out"):
+        check_gpus(settings, ranks=2)
 
 
 @pytest.mark.parametrize(
