@@ -90,7 +90,7 @@ def check_alike(settings: Settings, setup: Setup, recipe: dict[str, Any], togeth
     from sae_plugins.base.code import TRAINING
     from sae_plugins.base.fingerprints import of_value
     from sae_plugins.base.identity import of_code
-    from sae_plugins.runs.activation_cache import machine
+    from sae_plugins.runs.machine import machine
 
     acting = [plugin for plugin, _ in settings.plan.plugins if not plugin.observes_only]
     sources = {f"the files of the {name}": of_value(f) for name, f in setup.made_from().items()}

@@ -43,9 +43,9 @@ CHANGE_NOTHING = (
     *(f"runs/{name}.py" for name in ("checks", "figures", "folder", "journal", "load", "logs")),
     *(f"runs/{name}.py" for name in ("downloads", "places", "probe", "recipe_file", "recorder")),
     *(f"runs/{name}.py" for name in ("dashboards", "feature_history", "run_folder", "untouched")),
-    *(f"runs/{name}.py" for name in ("follower", "silent", "sources", "weights_and_biases")),
+    *(f"runs/{name}.py" for name in ("follower", "machine", "silent", "sources")),
     *("framework/compared.py", "framework/forked.py", "framework/two_ranks.py"),
-    "eval_suites/registry.py",
+    *("runs/weights_and_biases.py", "eval_suites/registry.py"),
 )
 """Files of these rooms that only find, check, keep or show."""
 _ROOT = Path(__file__).parents[1]

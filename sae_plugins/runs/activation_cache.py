@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -24,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sae_lens.config import LanguageModelSAERunnerConfig
 
 from sae_plugins.base import kept
@@ -35,6 +33,7 @@ from sae_plugins.base.identity import of_code
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.saelens import ESTIMATED, computing, trained_positions
 from sae_plugins.base.secrets import redacted, without_secrets
+from sae_plugins.runs.machine import machine
 from sae_plugins.runs.models import activation_size, model_facts, model_loader, model_looks
 from sae_plugins.runs.setup import SAELensSettings, defaults_of
 from sae_plugins.runs.sources import made_from
@@ -185,35 +184,6 @@ def _facts(
         "code": of_code(_CODE),
         "machine": machine(settings, threads),
     }
-
-
-def machine(settings: SAELensSettings, threads: int | None = None) -> dict[str, Any]:
-    """What the last bits of a product depend on."""
-    device = torch.device(settings.runner.get("llm_device") or settings.device)
-    found = {
-        "device": device.type,
-        "products": torch.get_float32_matmul_precision(),
-        "kind": platform.machine(),
-    }
-    if device.type == "cuda":
-        return {**found, "name": torch.cuda.get_device_name(device)}
-    if device.type != "cpu":
-        return found
-    return {
-        **found,
-        "name": _processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": threads or torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    """The name of the processor, by which its kernels are chosen."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
 
 
 # -- before a run ----------------------------------------------------------------------------------

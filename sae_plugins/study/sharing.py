@@ -39,7 +39,7 @@ def agree(arms: dict[Cell, Any], failures: dict[Cell, Exception]) -> None:
     Raises:
         RankError: the machines differ.
     """
-    from sae_plugins.runs.activation_cache import machine
+    from sae_plugins.runs.machine import machine
 
     if ranks().size == 1:
         return

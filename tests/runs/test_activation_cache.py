@@ -26,7 +26,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.kept import Folder
 from sae_plugins.entrypoints.main import main
 from sae_plugins.resume.files import files as checkpoints_in
-from sae_plugins.runs import activation_cache
+from sae_plugins.runs import activation_cache, machine
 from sae_plugins.runs.activation_cache import ActivationCache, Harvest, harvests, plan
 from sae_plugins.runs.folder import OUR_CHECKPOINTS, UNFINISHED
 from sae_plugins.settings.command_line import train_flags
@@ -233,9 +233,12 @@ def test_what_only_the_sae_depends_on_is_no_part_of_it() -> None:
 def test_another_machine_computes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     before = identities()
     assert identities(threads=7) != before
-    for name, value in (("_processor", "another"), ("versions", {"torch": "9"})):
+    for owner, name, value in (
+        (machine, "_processor", "another"),
+        (activation_cache, "versions", {"torch": "9"}),
+    ):
         with monkeypatch.context() as patched:
-            patched.setattr(activation_cache, name, lambda *_, value=value: value)
+            patched.setattr(owner, name, lambda *_, value=value: value)
             assert identities() != before
     assert identities() == before
 
