@@ -16,6 +16,7 @@ from sae_plugins.base.ranks import ranks
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import StudyProgress
+from sae_plugins.entrypoints.study_time import pausing
 from sae_plugins.entrypoints.train_ranks import several
 from sae_plugins.settings.command_line import Line
 from sae_plugins.settings.flags import Flag, all_flags, our_flags
@@ -90,7 +91,7 @@ def _run_on_rank(line: Line, problems: Problems) -> int:
     from sae_plugins.study.execute import run
 
     started = time.perf_counter()
-    with begun():
+    with begun(), pausing(line.given.get("max_time"), folder):
         with closing(StudyProgress()) as progress:
             try:
                 run(study, folder, line.given.get("jobs"), progress, cache)
@@ -112,9 +113,13 @@ def _run_on_rank(line: Line, problems: Problems) -> int:
 
 def _begun(line: Line, problems: Problems) -> tuple[Study, Path, Folder | None]:
     """What is to be run, where, and what keeps activations, if all that can be known is right."""
+    from sae_plugins.settings.checks import check_interval
+
     cache: Folder | None = None
     with problems:
         cache = _cache(line.given)
+    with problems:
+        check_interval(line.given)
     if ranks().size > 1 and "jobs" in line.given:
         problems.add(
             f"--jobs: {ranks().size} ranks share the study already; leave it, or torchrun, out"
@@ -244,6 +249,13 @@ _FLAGS = {
             replace(our_flags()[name], group="")
             for name in ("activation_cache", "cache_budget", "rank_timeout")
         ),
+        replace(
+            our_flags()["max_time"],
+            group="",
+            help="from the start of the command until it stops to go on later, such as 3h50m, "
+            "90min, 2d or 13800 (seconds): what is trained and evaluated is kept, and the exit "
+            "code is 75, as after SIGUSR1",
+        ),
         Flag(
             "noise_from",
             "none | str",
@@ -281,7 +293,7 @@ COMMAND = Command(
             "train, evaluate and compare what is missing, and write the report",
             _run,
             *("output_path", "jobs", "activation_cache", "cache_budget"),
-            *("noise_from", "underpowered", "rank_timeout"),
+            *("max_time", "noise_from", "underpowered", "rank_timeout"),
         ),
         _action(
             "status",

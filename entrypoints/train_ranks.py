@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_plugins.base.errors import Problems, SaePluginsError
+from sae_plugins.base.errors import Paused, Problems, SaePluginsError
 from sae_plugins.base.patches import replaced
-from sae_plugins.base.ranks import LIMIT, Ranks, join
+from sae_plugins.base.ranks import LIMIT, RankError, Ranks, join
 
 if TYPE_CHECKING:
     from sae_plugins.runs.setup import SAELensSettings, Setup
@@ -42,8 +42,19 @@ def several(line: Line, problems: Problems) -> Iterator[Ranks]:
         problems.add("--dry_run says what a run needs in one process: leave torchrun out")
     with together.ending(), open(os.devnull, "w") as nowhere:
         silent = {} if together.writes else {"stdout": nowhere, "stderr": nowhere}
-        with replaced(sys, **silent) if silent else nullcontext():
+        with replaced(sys, **silent) if silent else nullcontext(), _pauses(together):
             yield together
+
+
+@contextmanager
+def _pauses(together: Ranks) -> Iterator[None]:
+    """If the pause of one rank ends another one inside, that is a pause, too, and no failure."""
+    try:
+        yield
+    except RankError as error:
+        if error.exit_code != Paused.exit_code:
+            raise
+        raise (Paused if together.writes else together.only_first(code=Paused.exit_code)) from error
 
 
 def settle_shards(settings: Settings, together: Ranks) -> None:

@@ -1,8 +1,9 @@
-"""Python processes that are started: none of them imports a module from the working directory."""
+"""Python processes that are started: what they import, and which signals they do not hear."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,19 @@ def safe_path(**variables: str) -> Iterator[None]:
             yield
         finally:
             os.chdir(before)
+
+
+@contextmanager
+def unheard(*numbers: signal.Signals) -> Iterator[None]:
+    """Processes that are started inside do not hear these signals, which would kill them.
+
+    A scheduler sends them to all processes of a group; who has started the others answers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # which they inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -141,10 +141,10 @@ def _run_passes(tasks: list[Pass], jobs: int, progress: Progress) -> None:
     for task in tasks:  # whose language model and arms the ranks share
         _work(task, progress, evaluates=False)
         ranks().patiently()  # all SAEs are in their places
-    for task in tasks[ranks().rank :: ranks().size]:
-        if not task.pilots:
-            _work(task, progress, trains=False)
-    ranks().patiently()
+    with ranks().together():  # in which none asks another
+        for task in tasks[ranks().rank :: ranks().size]:
+            if not task.pilots:
+                _work(task, progress, trains=False)
 
 
 def _begun(study: Study, folder: Path, jobs: int, progress: Overall, cache: Folder | None) -> Study:

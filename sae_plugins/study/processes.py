@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any, Protocol
 
-from sae_plugins.base.children import safe_path
+from sae_plugins.base.children import safe_path, unheard
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.gpus import see_only, visible
 from sae_plugins.base.kept import Folder
@@ -78,15 +79,17 @@ def run_passes(work: Work, tasks: list[Pass], jobs: int, progress: Progress) -> 
             work(task, progress)
         return
     context = multiprocessing.get_context("spawn")
+    # one bar is drawn, here
+    variables = {"OMP_NUM_THREADS": str(tasks[0].threads), "TQDM_DISABLE": "1"}
     with ExitStack() as stack:
-        # one bar is drawn, here
-        with safe_path(OMP_NUM_THREADS=str(tasks[0].threads), TQDM_DISABLE="1"):
-            queue, gpus = context.Queue(), context.Queue()
-            for gpu in itertools.islice(itertools.cycle(visible() or [None]), count):
-                gpus.put(gpu)
-            pool = stack.enter_context(ProcessPoolExecutor(count, context, _begin, (queue, gpus)))
-            futures = [pool.submit(_pass_elsewhere, work, task) for task in tasks]
         try:
+            with unheard(signal.SIGUSR1), safe_path(**variables):
+                queue, gpus = context.Queue(), context.Queue()
+                for gpu in itertools.islice(itertools.cycle(visible() or [None]), count):
+                    gpus.put(gpu)
+                started = ProcessPoolExecutor(count, context, _begin, (queue, gpus))
+                pool = stack.enter_context(started)
+                futures = [pool.submit(_pass_elsewhere, work, task) for task in tasks]
             _listen(futures, queue, progress)
         except BaseException:
             for child in multiprocessing.active_children():

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sae_plugins.base import identity
 from sae_plugins.base.code import code
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock
+from sae_plugins.entrypoints import study_time
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import lockstep
 from sae_plugins.study import execute as study_run
@@ -708,6 +710,81 @@ def test_a_first_training_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert {one.status for one in findings.trained} == {"failed"}
     reasons = {one.reason or "" for one in findings.trained}
     assert all("--device cuda:99 cannot be used" in reason for reason in reasons), reasons
+
+
+# -- the time that it is given ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def over(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """What ends the time of `--max_time`, of which a test decides when that is."""
+    timers: list[Any] = []
+
+    class Timer:
+        def __init__(self, seconds: float, act: Callable[[], None]) -> None:
+            self.seconds, self.act, self.cancelled = seconds, act, False
+            timers.append(self)
+
+        def start(self) -> None: ...
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    monkeypatch.setattr(study_time.threading, "Timer", Timer)
+    yield lambda: timers[-1].act()
+    assert all(3000 < timer.seconds < 3600 for timer in timers)
+    assert all(timer.cancelled for timer in timers)
+
+
+@pytest.mark.ci
+def test_out_of_time_it_pauses_and_ends_with_the_same_findings(
+    done: tuple[Path, Findings, Heard],
+    file: str,
+    over: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["study", "run", file, "--underpowered", "--output_path", "out", "--jobs", "1"]
+    in_time = [*command, "--max_time", "1h"]
+    for owner, name in ((lockstep, "_score"), (study_run, "evaluate")):
+        own, calls = getattr(owner, name), []
+
+        def at_second(*given: Any, own: Any = own, calls: list[None] = calls) -> Any:
+            calls.append(None)
+            if len(calls) == 2:
+                over()
+            return own(*given)
+
+        monkeypatch.setattr(owner, name, at_second)
+        assert main(in_time) == 75
+        assert "paused; the same command goes on from there" in capsys.readouterr().err
+        assert not list(Path("out").rglob("findings.json"))
+        monkeypatch.setattr(owner, name, own)
+    assert len(saes(Path("out"))) > 0
+    assert main(in_time) == 0
+    assert numbers(gather("try", changed(), Path("out"))) == numbers(done[1])
+
+
+@pytest.mark.ci
+def test_a_study_that_would_never_get_on_is_no_pause(
+    file: str,
+    over: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lockstep, "_score", lambda *_: over())
+    command = ["study", "run", file, "--underpowered", "--jobs", "1"]
+    assert main([*command, "--max_time", "1h"]) == 1
+    assert "--max_time 1h: in this time no SAE was trained and scored" in capsys.readouterr().err
+    monkeypatch.setattr(lockstep, "_score", lambda *_: signal.raise_signal(signal.SIGUSR1))
+    assert main([*command, "--max_time", "1h"]) == 75, "somebody else's signal may come early"
+
+
+def test_what_is_no_length_of_time_is_refused(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "run", file, "--max_time", "soon"]) == 2
+    assert "--max_time: 'soon' is no length of time" in capsys.readouterr().err
 
 
 # -- processes -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import operator
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -81,3 +82,14 @@ def test_a_process_for_each_gpu(
     assert processes.default_jobs(tasks) == jobs
     assert processes.sharing(jobs) == each
     assert processes.sharing(2 * gpus) == 2
+
+
+def hear(task: Pass, progress: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    progress.stage("alive")
+
+
+def test_a_scheduler_s_signal_is_for_the_process_that_started_the_others() -> None:
+    heard = Heard()
+    run_passes(hear, TASKS, 2, heard)
+    assert heard.said == ["alive", "alive"]
