@@ -8,6 +8,9 @@ from typing import Any
 from sae_plugins.base.errors import PluginError, Problems
 from sae_plugins.framework.architectures import Architecture
 
+D_SAE_PER_D_IN = 4
+"""What d_sae is in a run that does not say it."""
+
 
 def check_fields(
     row: Architecture, fields: Mapping[str, Any], hook_name: str, device: str | None

@@ -29,12 +29,11 @@ from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.base.shown_paths import rootless
 from sae_plugins.framework.architectures import architecture
 from sae_plugins.runs.folder import SAELENS_CHECKPOINTS
-from sae_plugins.runs.sae_fields import check_fields
+from sae_plugins.runs.sae_fields import D_SAE_PER_D_IN, check_fields
 from sae_plugins.runs.sources import REVISIONS, ROWS
 from sae_plugins.runs.weights_and_biases import never_breaks_a_run
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
-D_SAE_PER_D_IN = 4
 _EXPECTED_WARNINGS = (
     "Dataset is not tokenized",
     "The training dataset contains fewer samples",  # compares documents with tokens

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sae_plugins import world
 from sae_plugins.base.clock import seconds_in
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import bytes_in
@@ -141,8 +142,12 @@ def check_architecture(settings: Settings) -> None:
         settings.plan.check(architecture(name))
 
 
-def check_sae(settings: Settings) -> None:
+def check_sae(settings: Settings, later: Iterable[str] = ()) -> None:
     """Refuse fields of the SAE that do not fit together, as far as the model need not be known.
+
+    Args:
+        settings: the run's.
+        later: flags that others than these will set, to values that are checked then.
 
     Raises:
         PluginError: names the flags.
@@ -150,11 +155,26 @@ def check_sae(settings: Settings) -> None:
     from sae_plugins.framework.architectures import architecture
     from sae_plugins.runs.sae_fields import check_fields
 
+    row = architecture(settings.architecture)
     fields = {
         name: value for name, value in settings.values.items() if all_flags()[name].group == "sae"
     }
+    fields["d_sae"] = fields.get("d_sae") or _default_d_sae(settings)
+    if row.k_per:
+        fields.setdefault("k", settings.get("k"))
+    fields |= dict.fromkeys(later, 1)  # which fits
     hook_name, device = (settings.values.get(name) for name in ("hook_name", "device"))
-    check_fields(architecture(settings.architecture), fields, hook_name or "", device)
+    check_fields(row, fields, hook_name or "", device)
+
+
+def _default_d_sae(settings: Settings) -> int | None:
+    """What d_sae is where nobody says it, if that shows before the model is loaded."""
+    from sae_plugins.runs.sae_fields import D_SAE_PER_D_IN
+
+    d_in, hook_name = settings.values.get("d_in"), settings.values.get("hook_name") or ""
+    if d_in is None and settings.model_name == world.NAME and "hook_resid_" in hook_name:
+        d_in = world.d_in()
+    return None if d_in is None else D_SAE_PER_D_IN * int(d_in)
 
 
 SCHEDULE = (

@@ -53,6 +53,7 @@ def settle(
     unknown: Iterable[str] = (),
     problems: Problems | None = None,
     is_to_start: bool = False,
+    later: Collection[str] = (),
 ) -> Settings:
     """Settings from a command line's flags, with everything checked that needs no SAELens.
 
@@ -64,6 +65,7 @@ def settle(
         unknown: flags that were given, too, and that there are not.
         problems: what is known to be wrong.
         is_to_start: whether the run is to start now, so that what it reads must be there.
+        later: flags of the SAE that get other values before a run starts.
 
     Raises:
         SaePluginsError: with a sentence for each thing that is wrong.
@@ -125,7 +127,7 @@ def settle(
         check_architecture(settings)
     if not blind and not problems:
         with problems:
-            check_sae(settings)
+            check_sae(settings, later)
     if not blind and not problems.mention(*(f"--{name}" for name in SCHEDULE)):
         _settle_shares(settings)
         with problems:

@@ -98,8 +98,8 @@ class Maker:
 
     @cached_property
     def settings(self) -> Settings:
-        """Without a sparsity."""
-        return self._settings({})
+        """Without a sparsity, with which none is trained."""
+        return self._settings({}, later=["k", *self.sparsities])
 
     @property
     def architecture(self) -> Architecture:
@@ -174,7 +174,7 @@ class Maker:
             for seed in seeds
         ]
 
-    def _settings(self, sparsity: Flags) -> Settings:
+    def _settings(self, sparsity: Flags, later: Sequence[str] = ()) -> Settings:
         for name in ("recipe", *_ALIKE_FOR_ALL):
             if name in self.train:
                 raise SaePluginsError(
@@ -185,7 +185,7 @@ class Maker:
             # named even where it is none, so that options of other arms' plugins do not matter
             plugins = {"plugin": self.shared.get("plugin", [])}
             flags = plugins | _checked(self.train) | converted(sparsity)
-            settings = settle(flags, self.shared)
+            settings = settle(flags, self.shared, later=later)
         if not settings.get("heldout_tokens"):
             raise SaePluginsError(
                 f"{self.where}: heldout_tokens is 0; arms are compared at the L0 of held-out tokens"

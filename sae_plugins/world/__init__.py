@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ NAME = "sae-plugins-world"
 
 __all__ = [
     "NAME",
+    "d_in",
     "load_hf_model",
     "load_hooked_transformer",
     "load_text",
@@ -24,6 +26,11 @@ __all__ = [
 def path() -> Path:
     """The folder of the model's files: a Hugging Face model directory."""
     return Path(__file__).parent / "data"
+
+
+def d_in() -> int:
+    """The size of the model's residual stream."""
+    return int(json.loads((path() / "config.json").read_text("utf-8"))["hidden_size"])
 
 
 def load_hf_model() -> Any:

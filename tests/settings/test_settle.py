@@ -9,6 +9,8 @@ from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.settings.checks import check_gpus
 from sae_plugins.settings.settle import settle
 
+GPT2 = {"model_name": "gpt2", "hook_name": "x", "dataset_path": "x"}
+
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_packaged_recipes_are_valid(name: str):
@@ -62,6 +64,16 @@ def test_who_replaces_the_plugins_of_a_recipe_is_told_how_to_keep_them():
     ("flags", "said"),
     [
         ({"architecture": "batchtopk", "k": 65, "d_sae": 64}, "--k 65 must be at most the --d_sae"),
+        ({"architecture": "topk", "k": 769}, "--k 769 must be at most the --d_sae 768"),
+        ({"architecture": "topk", "k": 768}, None),
+        ({"architecture": "topk", "k": 769, "hook_name": "blocks.1.mlp.hook_post"}, None),
+        (
+            {"architecture": "topk", "k": 41, **GPT2, "d_in": 10},
+            "--k 41 must be at most the --d_sa",
+        ),
+        ({"architecture": "topk", "k": 41, **GPT2}, None),
+        ({"architecture": "topk", **GPT2, "d_sae": 64}, "--k 100 must be at most the --d_sae 64"),
+        ({"architecture": "topk", "recipe": "big.yaml"}, "--k 1000 must be at most the --d_sae"),
         ({"architecture": "topk", "k": 3.5}, "--k 3.5: topk SAEs need a whole number"),
         ({"architecture": "batchtopk", "k": 3.5, "d_sae": 64}, None),
         ({"reshape_activations": "hook_z"}, "is for a --hook_name that ends in hook_z"),
@@ -76,8 +88,10 @@ def test_who_replaces_the_plugins_of_a_recipe_is_told_how_to_keep_them():
     ],
 )
 def test_what_does_not_fit_together_in_an_sae_is_refused_before_anything_is_loaded(
-    flags: dict[str, object], said: str | None
+    flags: dict[str, object], said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("big.yaml").write_text("architecture: topk\nk: 1000\n")
     if said is None:
         settle(flags)
         return

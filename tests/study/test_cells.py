@@ -218,6 +218,17 @@ def test_what_is_wrong_is_said_of_an_arm_and_a_model(
     assert message in str(error.value)
 
 
+def test_each_k_of_an_arm_is_judged_by_its_own_size_and_no_default_is() -> None:
+    small = {"topk": {"train": {"architecture": "topk", "d_sae": 4}}}
+    with pytest.raises(SaePluginsError, match="arm topk on model toy: --k 8 must be at most the"):
+        cells(reference="topk", arms=small)
+    small["topk"]["sparsity"] = {"k": [2, 4]}  # the model's own is 6
+    assert {cell.settings.get("k") for cell in cells(reference="topk", arms=small)} == {2, 4}
+    small["topk"]["sparsity"] = {}
+    with pytest.raises(SaePluginsError, match="--k 6 must be at most the --d_sae 4"):
+        cells(reference="topk", arms=small, models={"toy": TOY | {"sparsity": {}}})
+
+
 def test_faults_of_all_arms_are_said_at_once_and_a_shared_one_once() -> None:
     arms = {name: {"train": {"lrr": 1}} for name in ("l1", "b")} | {"c": {"train": {"seed": 1}}}
     with pytest.raises(SaePluginsError) as error:
