@@ -47,6 +47,7 @@ from sae_plugins.study.spec import Study, as_yaml
 from sae_plugins.world import NAME as WORLD
 
 if TYPE_CHECKING:
+    from sae_plugins.runs.lockstep import LockstepRun
     from sae_plugins.runs.setup import SAELensSettings, Setup
 
 STUDY = "as_run.yaml"
@@ -302,63 +303,81 @@ def _train(cells: Sequence[Cell], task: Pass, progress: Progress) -> Setup | Non
     Returns:
         A setup of theirs, if there is one.
     """
-    from sae_plugins.runs.load import load_setup
-    from sae_plugins.runs.lockstep import LockstepRun, train, without_frames
+    from sae_plugins.runs.lockstep import without_frames
     from sae_plugins.runs.stream_key import stream_key
-    from sae_plugins.settings.run_yaml import recipe_of
 
     shared: Setup | None = None
     ranks().same("the SAEs that are missing", {"their names": [c.folder.name for c in cells]})
     for members in grouped(cells, lambda cell: stream_key(cell.settings.for_saelens())).values():
-        name = f"{task.model}, seed {task.seed}"
-        progress.stage(f"{name}: training {len(members)} SAEs")
-        arms, failures = {}, {}
+        progress.stage(f"{task.model}, seed {task.seed}: training {len(members)} SAEs")
+        arms: dict[Cell, LockstepRun] = {}
+        failures: dict[Cell, Exception] = {}
         for cell in members:
-            settings = cell.settings
-            wanted = replace(settings.for_saelens(), activation_cache=task.cache)
-            folder = task.folder / cell.folder
-            folder.parent.mkdir(parents=True, exist_ok=True)  # also of what says why it failed
             try:
-                setup = shared.sharing(wanted) if shared else load_setup(wanted)
-                recipe = recipe_of(settings, setup)
-                if ranks().writes:
-                    _make_room(folder)
+                arms[cell] = arm = _arm(cell, task, shared)
             except Exception as error:
                 failures[cell] = without_frames(error)
-                continue
-            shared = setup
-            arms[cell] = LockstepRun(
-                name=cell.folder.name,
-                setup=setup,
-                folder=folder,
-                plan=settings.plan,
-                recipe=recipe,
-                made_from=cell.told,
-                figures=False,  # the report has those of all
-                untrained=cell.untrained,
-                tuning_tokens=cell.tuning_tokens,
-            )
-        cells_of = {arm.name: cell for cell, arm in arms.items()}
-
-        def succeeded(arm: LockstepRun, cells_of: Mapping[str, Cell] = cells_of) -> None:
-            _note(cells_of[arm.name], task.folder, None)
-
+            else:
+                shared = arm.setup
         agree(arms, failures)
         for cell, reason in failures.items() if ranks().writes else ():
             _note(cell, task.folder, reason)
-        try:
-            steps = _steps(len(arms), progress)
-            saes = list(arms.values())
-            failed = train(saes, steps, succeeded, task.processes) if saes else {}
-        except Exception as error:  # of what they share: the language model, or its text
-            if ranks().size > 1:  # and with other ranks
-                raise
-            failed = {arm.name: error for arm in arms.values() if not arm.folder.exists()}
+        failed = _train_together(arms, task, progress)
         progress.advance(len(failures))
         for cell, arm in arms.items():
             if arm.name in failed:
                 _note(cell, task.folder, failed[arm.name])
     return shared
+
+
+def _arm(cell: Cell, task: Pass, shared: Setup | None) -> LockstepRun:
+    """A cell's SAE, ready to train where there is room for it; `shared` has a model that may serve.
+
+    Raises:
+        Exception: its settings are wrong, or its folder is taken.
+    """
+    from sae_plugins.runs.load import load_setup
+    from sae_plugins.runs.lockstep import LockstepRun
+    from sae_plugins.settings.run_yaml import recipe_of
+
+    settings, folder = cell.settings, task.folder / cell.folder
+    wanted = replace(settings.for_saelens(), activation_cache=task.cache)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # also of what says why it failed
+    setup = shared.sharing(wanted) if shared else load_setup(wanted)
+    recipe = recipe_of(settings, setup)
+    if ranks().writes:
+        _make_room(folder)
+    return LockstepRun(
+        name=cell.folder.name,
+        setup=setup,
+        folder=folder,
+        plan=settings.plan,
+        recipe=recipe,
+        made_from=cell.told,
+        figures=False,  # the report has those of all
+        untrained=cell.untrained,
+        tuning_tokens=cell.tuning_tokens,
+    )
+
+
+def _train_together(
+    arms: Mapping[Cell, LockstepRun], task: Pass, progress: Progress
+) -> dict[str, Exception]:
+    """Train arms that see the same batches; what ended those that failed, by name."""
+    from sae_plugins.runs.lockstep import train
+
+    cells = {arm.name: cell for cell, arm in arms.items()}
+
+    def succeeded(arm: LockstepRun) -> None:
+        _note(cells[arm.name], task.folder, None)
+
+    saes = [*arms.values()]
+    try:
+        return train(saes, _steps(len(saes), progress), succeeded, task.processes) if saes else {}
+    except Exception as error:  # of what they share: the language model, or its text
+        if ranks().size > 1:  # and with other ranks
+            raise
+        return {arm.name: error for arm in saes if not arm.folder.exists()}
 
 
 def _steps(saes: int, progress: Progress) -> Callable[[int, int], None]:
