@@ -7,6 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -56,51 +57,23 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     pilots = [(cell, failure(cell, folder)) for cell in known.pilots]
     failures = [f"{_place(cell)}, {cell.purpose}: {reason}" for cell, reason in pilots if reason]
     failures += [f"{_place(one)}: {one.reason}" for one in trained if one.reason]
-    details: list[Detail] = []
-    results: dict[str, dict[str, Result]] = {}
-    ran: list[Result] = []
-    widths: dict[str, set[int]] = {}
-    evaluated = 0
-    said: dict[str, None] = {}
     hashes = seeds.hashes(trained, folder)
     scores += seeds.scores(trained, folder, hashes)
     of_cell = {
         cell: one for cell, one in zip(known.cells, trained, strict=True) if one.status == "ok"
     }
-    there = [*of_cell]
-    for cell, row, result in _results(study, there, folder):
-        where, suite = _where(cell), row.suite
-        evaluated += 1
-        if row.status == "not applicable":
-            continue
-        if result is None or result.status != "ok":
-            reason = row.reason or f"{row.file} cannot be read"
-            failures.append(f"{_place(cell)}, {suite}: {reason}")
-            of_cell[cell].unscored.append(suite)
-            continue
-        ran.append(result)
-        widths.setdefault(cell.model, set()).add(result.sae.d_sae)
-        results.setdefault(cell.model, {}).setdefault(suite, result)
-        if cell.source:
-            said |= dict.fromkeys(f"{cell.arm}, {cell.source}: {x}" for x in result.warnings)
-        scores += [
-            Score(**where, suite=suite, metric=metric, value=value.value, n=value.n)
-            for metric, value in result.metrics.items()
-        ]
-        details += [
-            Detail(**where, suite=suite, metric=metric, value=value, item=item)
-            for item, of_item in result.details.items()
-            for metric, value in of_item.items()
-        ]
+    there, found = [*of_cell], _evaluated(study, of_cell, folder)
+    scores += found.scores
+    results = found.results
     metrics = {
         model: shown(study, {n: r.metrics for n, r in results.get(model, {}).items()})
         for model in study.models
     }
-    measured = {(model, suite) for model, found in results.items() for suite in found}
-    kept = {(m, x.suite, x.name) for m, found in metrics.items() for x in found}
+    measured = {(model, suite) for model, by_suite in results.items() for suite in by_suite}
+    kept = {(m, x.suite, x.name) for m, of_model in metrics.items() for x in of_model}
     kept |= {(m, *of_papers) for m in study.models for of_papers in OF_PAPERS}
-    models = described.models(known.cells, results, widths)
-    used = _versions(there, ran, folder)
+    models = described.models(known.cells, results, found.widths)
+    used = _versions(there, found.ran, folder)
     return Findings(
         name=name,
         study=plugin_files.shared(study)[0],
@@ -113,7 +86,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             for s in scores
             if s.suite in (TRAINING, UNCALIBRATED) or (s.model, s.suite, s.metric) in kept
         ],
-        details=details,
+        details=found.details,
         contrasts=_contrasts(study, metrics, trained, scores),
         tuned=known.tuned,
         learning_rates=_learning_rates(known.cells),
@@ -124,18 +97,69 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
             *seeds.twins(trained, hashes),
             *_missed(study, known.pilots, trained),
             *equal_l0.warnings(trained, [m for m, one in models.items() if one.is_synthetic]),
-            *_warnings(study, trained, evaluated),
+            *_warnings(study, trained, found.count),
             *_not_there(
                 study,
                 metrics,
                 measured | {(one.model, suite) for one in trained for suite in one.unscored},
             ),
             *_mixed(used),
-            *said,
+            *found.said,
         ],
-        failures=failures,
+        failures=failures + found.failures,
         provenance=_provenance(results, used),
     )
+
+
+@dataclass
+class _Evaluated:
+    """What the evaluations of a study's SAEs have given."""
+
+    scores: list[Score] = field(default_factory=list)
+    details: list[Detail] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    ran: list[Result] = field(default_factory=list)
+    results: dict[str, dict[str, Result]] = field(default_factory=dict)
+    """One, by model and suite."""
+    widths: dict[str, set[int]] = field(default_factory=dict)
+    """The d_sae that there are, by model."""
+    said: dict[str, None] = field(default_factory=dict)
+    """Warnings on SAEs that were not trained here, each once."""
+    count: int = 0
+
+    def add(self, cell: Cell, suite: str, result: Result) -> None:
+        """A result."""
+        where = _where(cell)
+        self.ran.append(result)
+        self.widths.setdefault(cell.model, set()).add(result.sae.d_sae)
+        self.results.setdefault(cell.model, {}).setdefault(suite, result)
+        if cell.source:
+            self.said |= dict.fromkeys(f"{cell.arm}, {cell.source}: {x}" for x in result.warnings)
+        self.scores += [
+            Score(**where, suite=suite, metric=metric, value=value.value, n=value.n)
+            for metric, value in result.metrics.items()
+        ]
+        self.details += [
+            Detail(**where, suite=suite, metric=metric, value=value, item=item)
+            for item, of_item in result.details.items()
+            for metric, value in of_item.items()
+        ]
+
+
+def _evaluated(study: Study, of_cell: Mapping[Cell, Trained], folder: Path) -> _Evaluated:
+    """Read the evaluations; suites that have no result for an SAE are noted with it."""
+    found = _Evaluated()
+    for cell, row, result in _results(study, [*of_cell], folder):
+        found.count += 1
+        if row.status == "not applicable":
+            continue
+        if result is None or result.status != "ok":
+            reason = row.reason or f"{row.file} cannot be read"
+            found.failures.append(f"{_place(cell)}, {row.suite}: {reason}")
+            of_cell[cell].unscored.append(row.suite)
+        else:
+            found.add(cell, row.suite, result)
+    return found
 
 
 def _where(cell: Cell | Trained) -> dict[str, Any]:
