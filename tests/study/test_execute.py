@@ -827,9 +827,17 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL),
+        (signal.SIGTERM, 130),
+        (signal.SIGINT, 130),
+        (signal.SIGUSR1, 75),
+    ],
+)
 def test_killed_with_its_processes_it_ends_with_the_same_numbers(
-    done: tuple[Path, Findings, Heard], file: str, how: signal.Signals
+    done: tuple[Path, Findings, Heard], file: str, how: signal.Signals, code: int
 ) -> None:
     Path("killed.py").write_text(KILLED)
     here = ["study", "run", file, "--underpowered", "--output_path", "here"]
@@ -843,7 +851,7 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
             command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
         process.communicate(timeout=1800)  # until the last of its processes has let go of stdout
-        assert process.returncode == (130 if how == signal.SIGINT else -how)
+        assert process.returncode == code
         assert Path(f"killed while {where}").exists()
         assert list(Path("here").glob(left))
     assert main([*here, "--jobs", "1"]) == 0
