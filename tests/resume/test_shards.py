@@ -136,9 +136,7 @@ def goes_on(kind: str, folder: Path, *, ahead: int = 0) -> Callable[[Ranks], Any
     ("kind", "ahead", "sizes"),
     [
         ("tokens", 3, [2]),
-        *(pytest.param(k, 0, [2, 4], marks=pytest.mark.ci) for k in KINDS),
-        # a forked rank in which a thread reads has hung on machines that are busy
-        *(pytest.param(k, 2, [2, 4], marks=pytest.mark.slow) for k in KINDS),
+        *(pytest.param(k, n, [2, 4], marks=pytest.mark.ci) for k in KINDS for n in (0, 2)),
     ],
 )
 def test_a_state_with_batches_in_flight_goes_on(
