@@ -11,6 +11,7 @@ reason there, one that lives answers, and the others are named. Rank 0 speaks fo
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +19,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Paused, SaePluginsError
-from sae_plugins.base.gpus import see_only, visible
+from sae_plugins.base.gpus import identity, see_only, visible
 from sae_plugins.base.rendezvous import Rendezvous, Silent
-from sae_plugins.base.started import started
+from sae_plugins.base.started import restarts, started
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,7 @@ class Ranks:
         self._at = Rendezvous(rank, size, limit)
         self._patient: Any = None
         self._answered: set[int] = set()
+        self._restarts = 0
 
     @property
     def writes(self) -> bool:
@@ -71,11 +73,19 @@ class Ranks:
         found = os.environ
         return int(found.get("LOCAL_WORLD_SIZE") or found.get("SLURM_NTASKS_PER_NODE") or self.size)
 
+    @property
+    def restarts(self) -> int:
+        """How often these ranks have been started again, as the one says that counts most.
+
+        On several machines, torchrun counts where a rank has died.
+        """
+        return max(restarts(), self._restarts)
+
     def meet(self) -> None:
         """Find the others.
 
         Raises:
-            RankError: they did not all come in time.
+            RankError: they did not all come in time, or two have the same GPU.
             Paused: the run has stopped to go on later, and torchrun has started it again at once.
         """
         if self.size == 1:
@@ -96,6 +106,9 @@ class Ranks:
                 f"rank {self.rank} waited {self.limit:g} s for {who} ({error}): look at what they "
                 "said, or give --rank_timeout more seconds"
             ) from error
+        met = self.all((socket.gethostname(), identity(), restarts()), patiently=True)
+        self._restarts = max(count for *_, count in met)
+        self._check_gpus([(host, gpu) for host, gpu, _ in met])
 
     def _begin(self, store: Any) -> None:
         """Connect with the others, whose addresses are in the store."""
@@ -122,6 +135,19 @@ class Ranks:
             )
         if gpus:
             see_only(gpus[local % len(gpus)])
+
+    def _check_gpus(self, found: list[tuple[str, str | None]]) -> None:
+        """Refuse a GPU that several ranks have, as where each sees one alone."""
+        for host, gpu in {one: None for one in found if one[1] is not None}:
+            who = [rank for rank, one in enumerate(found) if one == (host, gpu)]
+            if len(who) > 1:
+                self._leave()
+                raise self.only_first(
+                    f"{_named(who)} have the same GPU, {gpu} of {host}: start one for each GPU, "
+                    "and with srun give each its own (--gpus-per-task 1), or hide all GPUs "
+                    "(CUDA_VISIBLE_DEVICES=) to train on CPUs",
+                    code=2,
+                )
 
     # -- what they agree on --------------------------------------------------------------------
 
