@@ -22,6 +22,7 @@ from sae_plugins.base.saelens import (
     with_no_secrets_told,
 )
 from sae_plugins.base.seeds import isolated_random_state, seed_data
+from sae_plugins.resume.division import check_buffer
 from sae_plugins.resume.shards import divisible, split, stream_of
 from sae_plugins.resume.stream import batches
 from sae_plugins.runs import weights_and_biases
@@ -106,7 +107,8 @@ class LanguageModelSetup:
         self.sae_config = sae_config(settings, activation_size(self.looks, settings))
         check_pretrained(settings, self.sae_config)
         check_memory(self.needs(is_there=shared is not None))
-        self.cached = cached_activations(self.config(None), settings.heldout_tokens)
+        held, shards = settings.heldout_tokens, settings.data_shards
+        self.cached = cached_activations(self.config(None), held, shards)
         self.activation_cache = _activation_cache(settings, self.sae_config.d_in)
         if not is_loaded:
             return
@@ -123,9 +125,10 @@ class LanguageModelSetup:
 
     def needs(self, is_there: bool = True) -> list[Need]:
         """What the run needs of memory; whether its model is already there."""
+        shards = self.settings.data_shards
         return [
             *needs_of_sae(self.settings, self.sae_config),
-            *needs_of_language_model(self.looks.model, self.config(None), is_there),
+            *needs_of_language_model(self.looks.model, self.config(None), is_there, shards),
         ]
 
     def parameters(self) -> dict[str, int]:
@@ -181,6 +184,7 @@ class LanguageModelSetup:
                 f"{positions} tokens of a prompt it must hold the --train_batch_size_tokens "
                 f"{config.train_batch_size_tokens}"
             )
+        check_buffer(self.settings.data_shards, config.n_batches_in_buffer, positions)
         return config
 
     def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
