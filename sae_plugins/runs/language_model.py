@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, prefixed
 from sae_plugins.base.identity import Fact
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.saelens import (
     language_model_trainer,
     trained_positions,
@@ -195,6 +196,8 @@ class LanguageModelSetup:
         def run() -> dict[str, float]:
             with quiet():
                 runner.run()
+            if self.settings.data_shards > 1:
+                self._tell_skipped()
             return {}
 
         return run
@@ -268,13 +271,17 @@ class LanguageModelSetup:
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same text."""
-        if isinstance(self.text.train, Documents):
-            self.text.train.tell_skipped()
+        if ranks().size == 1:
+            self._tell_skipped()
         if not self.settings.heldout_tokens:
             return [{} for _ in saes]
         with quiet(), isolated_random_state():
             store = self._store(heldout=True)
             return heldout_metrics(saes, store, self.settings.heldout_tokens)
+
+    def _tell_skipped(self) -> None:
+        if isinstance(self.text.train, Documents):
+            self.text.train.tell_skipped()
 
     def check_heldout(self) -> None:
         """Refuse held-out text that is less than the one batch that scoring starts with."""
