@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.gpus import identity, see_only, visible
@@ -43,6 +43,13 @@ class RankError(SaePluginsError):
     """Another rank is gone, or has said what ended this one; without a sentence where it has."""
 
     exit_code = 1
+
+
+class _Told(NamedTuple):
+    """What a rank says in place of a value, and the code with which it would end."""
+
+    sentences: list[str]
+    code: int
 
 
 class Ranks:
@@ -171,7 +178,7 @@ class Ranks:
         """A plain value of each rank, in their order; patiently where some may take long.
 
         Raises:
-            RankError: a rank is gone.
+            RankError: a rank is gone, or has failed in what all do `together`.
         """
         if self.size == 1:
             return [value]
@@ -182,6 +189,8 @@ class Ranks:
         values: list[Any] = [None] * self.size
         with self._waiting():
             dist.all_gather_object(values, value)
+        if any(isinstance(one, _Told) for one in values):
+            raise self._common(values)
         return values
 
     def first(self, value: Any) -> Any:
@@ -263,24 +272,25 @@ class Ranks:
         except Exception as error:
             if self.size == 1 or isinstance(error, RankError):
                 raise
-            told = _told(error), getattr(error, "exit_code", 1)
-            raise self._common(self.all(told, patiently=True)) from error
-        found = self.all(None, patiently=True)
-        if any(one is not None for one in found):
-            raise self._common(found)
+            try:
+                self.all(_Told(_told(error), getattr(error, "exit_code", 1)), patiently=True)
+            except RankError as common:
+                raise common from error
+            raise
+        self.all(None, patiently=True)
 
-    def _common(self, found: list[tuple[list[str], int] | None]) -> RankError:
-        """What ranks say, as one error: once, where they say the same."""
+    def _common(self, found: list[Any]) -> RankError:
+        """What ranks say that failed, as one error: once, where they say the same."""
         by_text: dict[str, list[int]] = {}
         for rank, one in enumerate(found):
-            for sentence in () if one is None else one[0]:
+            for sentence in one.sentences if isinstance(one, _Told) else ():
                 by_text.setdefault(sentence, []).append(rank)
         everybody = [*range(self.size)]
         sentences = [
             text if ranks == everybody else f"{_named(ranks)}: {text}"
             for text, ranks in by_text.items()
         ]
-        return self.only_first(*sentences, code=max(one[1] for one in found if one))
+        return self.only_first(*sentences, code=max(o.code for o in found if isinstance(o, _Told)))
 
     def only_first(self, *sentences: str, code: int = 1) -> RankError:
         """An error that all ranks raise, of which rank 0 tells."""
