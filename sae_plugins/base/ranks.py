@@ -312,9 +312,9 @@ class Ranks:
             if self.size == 1:
                 raise
             told, interrupted = _told(error), isinstance(error, KeyboardInterrupt)
+            self._at.patience = _GRACE
             if isinstance(error, Paused):
                 self._at.pause()
-            self._at.patience = _GRACE
             self._at.tell(f"stopped/{self.rank}", "\n".join(told))
             self._leave()
             if self.writes or not self._awaited(lambda: self._is_told(told)):
