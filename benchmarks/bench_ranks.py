@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_ranks.py               # the embedded world, minutes
     OMP_NUM_THREADS=1 python benchmarks/bench_ranks.py --model FOLDER --text FOLDER \\
         --hook blocks.14.hook_resid_post --d_sae 2304
+    OMP_NUM_THREADS=1 python benchmarks/bench_ranks.py --arms 8      # in lockstep, as in a study
 
 Ranks are forked from one process, which has imported everything and loaded the language model, so
 that start-up is apart: it is printed once. They have one thread each. A round trains in one
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 from harness import Ratio, _ratio, report
 
-from sae_plugins.base.ranks import Ranks
+from sae_plugins.base.ranks import Ranks, join, ranks
 from sae_plugins.base.saelens import no_bars
 from sae_plugins.framework.attach import plugins
 from sae_plugins.framework.forked import on_ranks
@@ -32,6 +33,7 @@ from sae_plugins.framework.trainer import PluginTrainer
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.stream import Stream
 from sae_plugins.runs.load import load_setup
+from sae_plugins.runs.lockstep import LockstepRun, train
 from sae_plugins.runs.setup import Setup
 from sae_plugins.settings.command_line import train_flags
 from sae_plugins.settings.settings import Settings
@@ -113,6 +115,30 @@ def trained(setup: Setup, settings: Settings) -> dict[str, Any]:
     }
 
 
+def in_lockstep(setup: Setup, settings: Settings, arms: int, scratch: Path) -> dict[str, Any]:
+    """Train so many SAEs in lockstep, of which each rank has its share; what it took."""
+    parts = Parts()
+    parts.watch()
+    saes = [
+        LockstepRun(str(arm), setup.sharing(settings.for_saelens()), scratch / str(arm), plan)
+        for arm, plan in enumerate([settings.plan] * arms)
+    ]
+    begin = time.process_time()
+    failures = train(saes)
+    total = time.process_time() - begin
+    for error in failures.values():
+        raise error
+    ranks().patiently()
+    weights = [(sae.folder / "sae_weights.safetensors").read_bytes() for sae in saes]
+    return {
+        "seconds": dict(parts.seconds),
+        "total": total,
+        "calls": dict(parts.calls),
+        "bytes": parts.bytes,
+        "sha": hashlib.sha256(b"".join(weights)).hexdigest(),
+    }
+
+
 def work(found: dict[str, Any]) -> float:
     """Seconds of a rank that grow with the text: not those in which an SAE is built and saved."""
     return sum(found["seconds"].get(part, 0.0) for part in (MODEL, GATHER, STEP))
@@ -142,6 +168,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024, help="tokens of a step (default 1024)")
     parser.add_argument("--steps", type=int, default=40, help="steps of a run (default 40)")
     parser.add_argument("--buffer", type=int, default=32, help="its prompts (default 32)")
+    parser.add_argument("--arms", type=int, default=1, help="SAEs in lockstep (default 1)")
     parser.add_argument("--ranks", type=int, default=2, help="ranks beside one (default 2)")
     parser.add_argument("--shards", type=int, default=8, help="data shards (default 8)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
@@ -154,7 +181,15 @@ def main() -> None:
     startup = time.process_time() - begin
 
     def on(size: int) -> list[dict[str, Any]]:
-        return on_ranks(size, lambda: trained(setup, settings), limit=3600)
+        with tempfile.TemporaryDirectory() as scratch:
+
+            def act() -> dict[str, Any]:
+                join()
+                if args.arms == 1:
+                    return trained(setup, settings)
+                return in_lockstep(setup, settings, args.arms, Path(scratch))
+
+            return on_ranks(size, act, limit=3600)
 
     on(1)  # a warm-up of the machine
     ratios: dict[str, list[tuple[float, float]]] = {}
@@ -177,7 +212,9 @@ def main() -> None:
     ]
     title = f"CPU time of a rank of {args.ranks} / of language model and step in one process"
     report(
-        f"{title} (d_sae {args.d_sae}, batch {args.batch}, {args.steps} steps)", results, args.json
+        f"{title} ({args.arms} x d_sae {args.d_sae}, batch {args.batch}, {args.steps} steps)",
+        results,
+        args.json,
     )
     steps, found = args.steps, several[0]
     print(f"  start-up, apart: {startup:.1f} s of each process, and its imports")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sae_plugins.base.errors import SaePluginsError
-from sae_plugins.base.started import restarts
+from sae_plugins.base.ranks import ranks
 from sae_plugins.settings.command_line import Line
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def state_of(settings: Settings, path: Path) -> Literal["unfinished", "ended"] |
     from sae_plugins.settings.run_yaml import differences
 
     overwrites = bool(settings.get("overwrite"))
-    earlier = earlier_run(path) if settings.get("go_on") or restarts() else None
+    earlier = earlier_run(path) if settings.get("go_on") or ranks().restarts else None
     if earlier is None or (earlier.state == "ended" and overwrites):
         return None
     found = differences(settings, earlier.recipe)

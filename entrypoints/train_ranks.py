@@ -82,12 +82,9 @@ def settle_shards(settings: Settings, together: Ranks) -> None:
 
 
 def for_saelens(settings: Settings, together: Ranks) -> SAELensSettings:
-    """The settings that are SAELens' own; rank 0 alone logs, and writes where it is told to."""
+    """The settings that are SAELens' own; rank 0 alone logs."""
     own = settings.for_saelens()
-    if together.writes:
-        return own
-    runner = {name: value for name, value in own.runner.items() if name != "checkpoint_path"}
-    return replace(own, runner=runner, logger={})
+    return own if together.writes else replace(own, logger={})
 
 
 def check_alike(settings: Settings, setup: Setup, recipe: dict[str, Any], together: Ranks) -> None:

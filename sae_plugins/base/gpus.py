@@ -19,3 +19,16 @@ def visible() -> list[str]:
 def see_only(gpu: str) -> None:
     """Have this process, in which CUDA has not begun, see one GPU: `cuda` in all of its threads."""
     os.environ[_VISIBLE] = gpu
+
+
+def identity() -> str | None:
+    """What tells the GPU that this process sees alone from all others; None without one.
+
+    CUDA_VISIBLE_DEVICES does not: where Slurm gives each process its own, all of them call it 0.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    found = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    return None if found is None else str(found)

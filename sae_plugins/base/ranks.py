@@ -11,15 +11,16 @@ reason there, one that lives answers, and the others are named. Rank 0 speaks fo
 from __future__ import annotations
 
 import os
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_plugins.base.errors import Paused, SaePluginsError
-from sae_plugins.base.gpus import see_only, visible
+from sae_plugins.base.gpus import identity, see_only, visible
+from sae_plugins.base.rendezvous import Rendezvous, Silent
 from sae_plugins.base.started import restarts, started
 
 if TYPE_CHECKING:
@@ -31,20 +32,24 @@ _GRACE = 5.0
 """Seconds in which whoever lives answers when the roll is called."""
 _POLL = 0.05
 """Seconds between two looks at the store."""
-_BEAT = 5.0
-"""Seconds between two signs of life, or less where the limit is short."""
 _FOREVER = timedelta(days=365)
 _TOLD = 4
 """Differences between ranks of which each is told."""
 _INTERRUPTED = "interrupted"
 _PAUSED = "paused"
-"""In the store, for ranks that torchrun starts again at once: their run goes on later."""
 
 
 class RankError(SaePluginsError):
     """Another rank is gone, or has said what ended this one; without a sentence where it has."""
 
     exit_code = 1
+
+
+class _Told(NamedTuple):
+    """What a rank says in place of a value, and the code with which it would end."""
+
+    sentences: list[str]
+    code: int
 
 
 class Ranks:
@@ -59,10 +64,10 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1, limit: float = LIMIT) -> None:
         """A rank that has not met the others."""
         self.rank, self.size, self.limit = rank, size, limit
-        self._store: Any = None
-        self._whole_store: Any = None
+        self._at = Rendezvous(rank, size, limit)
         self._patient: Any = None
-        self._has_left = threading.Event()
+        self._answered: set[int] = set()
+        self._restarts = 0
 
     @property
     def writes(self) -> bool:
@@ -75,49 +80,56 @@ class Ranks:
         found = os.environ
         return int(found.get("LOCAL_WORLD_SIZE") or found.get("SLURM_NTASKS_PER_NODE") or self.size)
 
+    @property
+    def restarts(self) -> int:
+        """How often these ranks have been started again, as the one says that counts most.
+
+        On several machines, torchrun counts where a rank has died.
+        """
+        return max(restarts(), self._restarts)
+
     def meet(self) -> None:
         """Find the others.
 
         Raises:
-            RankError: they did not all come in time.
+            RankError: they did not all come in time, or two have the same GPU.
             Paused: the run has stopped to go on later, and torchrun has started it again at once.
         """
-        import torch
-        import torch.distributed as dist
-        from torch.distributed.rendezvous import rendezvous
-
         if self.size == 1:
             return
         self._take_gpu()
-        limit = timedelta(seconds=self.limit)
-        os.environ.setdefault("RANK", str(self.rank))
-        os.environ.setdefault("WORLD_SIZE", str(self.size))
-        os.environ.setdefault("MASTER_PORT", "29500")  # as torchrun has it
         try:
-            store, *_ = next(rendezvous("env://", timeout=limit))
-            # torchrun's store outlives the ranks: without a prefix, those that start again would
-            # find the addresses of those that died
-            self._whole_store = store
-            if self._is_paused():
+            self._at.connect()
+            if self._at.is_paused():
                 raise Paused if self.writes else self.only_first(code=Paused.exit_code)
-            self._store = dist.distributed_c10d.PrefixStore(f"attempt {restarts()}", store)
-            self._store.set(f"beat/{self.rank}", "0")
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=self._store,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=limit,
-            )
-            self._patient = dist.new_group(backend="gloo", timeout=_FOREVER)
-            threading.Thread(target=self._live, daemon=True).start()
+            store = self._at.begin()
+            self._at.beside(lambda: self._begin(store))
+        except Silent as error:
+            raise RankError(str(error)) from error
         except (RuntimeError, ValueError) as error:
-            missing = [rank for rank in range(self.size) if not self._knows(f"beat/{rank}")]
-            who = _named(missing) if missing and self._store is not None else "the others"
+            missing = self._at.missing()
+            who = _named(missing) if missing else "the others"
             raise RankError(
                 f"rank {self.rank} waited {self.limit:g} s for {who} ({error}): look at what they "
                 "said, or give --rank_timeout more seconds"
             ) from error
+        met = self.all((socket.gethostname(), identity(), restarts()), patiently=True)
+        self._restarts = max(count for *_, count in met)
+        self._check_gpus([(host, gpu) for host, gpu, _ in met])
+
+    def _begin(self, store: Any) -> None:
+        """Connect with the others, whose addresses are in the store."""
+        import torch
+        import torch.distributed as dist
+
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=self.limit),
+        )
+        self._patient = dist.new_group(backend="gloo", timeout=_FOREVER)
 
     def _take_gpu(self) -> None:
         """See one GPU alone, which is then `cuda` in all threads and on all ranks."""
@@ -130,6 +142,19 @@ class Ranks:
             )
         if gpus:
             see_only(gpus[local % len(gpus)])
+
+    def _check_gpus(self, found: list[tuple[str, str | None]]) -> None:
+        """Refuse a GPU that several ranks have, as where each sees one alone."""
+        for host, gpu in {one: None for one in found if one[1] is not None}:
+            who = [rank for rank, one in enumerate(found) if one == (host, gpu)]
+            if len(who) > 1:
+                self._leave()
+                raise self.only_first(
+                    f"{_named(who)} have the same GPU, {gpu} of {host}: start one for each GPU, "
+                    "and with srun give each its own (--gpus-per-task 1), or hide all GPUs "
+                    "(CUDA_VISIBLE_DEVICES=) to train on CPUs",
+                    code=2,
+                )
 
     # -- what they agree on --------------------------------------------------------------------
 
@@ -153,7 +178,7 @@ class Ranks:
         """A plain value of each rank, in their order; patiently where some may take long.
 
         Raises:
-            RankError: a rank is gone.
+            RankError: a rank is gone, or has failed in what all do `together`.
         """
         if self.size == 1:
             return [value]
@@ -164,6 +189,8 @@ class Ranks:
         values: list[Any] = [None] * self.size
         with self._waiting():
             dist.all_gather_object(values, value)
+        if any(isinstance(one, _Told) for one in values):
+            raise self._common(values)
         return values
 
     def first(self, value: Any) -> Any:
@@ -184,28 +211,14 @@ class Ranks:
             return
         import torch.distributed as dist
 
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        last: dict[int, tuple[str, float]] = {}
+        begun = time.monotonic()
         with self._waiting():  # in which a rank that dies closes its connections
             here = dist.barrier(group=self._patient, async_op=True)
             while not here.is_completed():
-                now = time.monotonic()
-                for rank in others:
-                    beat = self._known(f"beat/{rank}")
-                    known, since = last.get(rank, ("", now))
-                    if beat != known:
-                        last[rank] = beat, now
-                    elif now - since > self.limit:
-                        raise RuntimeError(f"Timed out waiting for rank {rank}")
+                if late := self._at.late(begun):
+                    raise RuntimeError(f"Timed out waiting for {_named(late)}")
                 time.sleep(_POLL)
             here.wait()
-
-    def _live(self) -> None:
-        """Give signs of life, from a thread of its own."""
-        beats = 0
-        while not self._has_left.wait(min(_BEAT, self.limit / 4)):
-            beats += 1
-            self._tell(f"beat/{self.rank}", str(beats))
 
     def whole(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] of all ranks, in their order, [size * n, ...]; one all-gather.
@@ -259,24 +272,25 @@ class Ranks:
         except Exception as error:
             if self.size == 1 or isinstance(error, RankError):
                 raise
-            told = _told(error), getattr(error, "exit_code", 1)
-            raise self._common(self.all(told, patiently=True)) from error
-        found = self.all(None, patiently=True)
-        if any(one is not None for one in found):
-            raise self._common(found)
+            try:
+                self.all(_Told(_told(error), getattr(error, "exit_code", 1)), patiently=True)
+            except RankError as common:
+                raise common from error
+            raise
+        self.all(None, patiently=True)
 
-    def _common(self, found: list[tuple[list[str], int] | None]) -> RankError:
-        """What ranks say, as one error: once, where they say the same."""
+    def _common(self, found: list[Any]) -> RankError:
+        """What ranks say that failed, as one error: once, where they say the same."""
         by_text: dict[str, list[int]] = {}
         for rank, one in enumerate(found):
-            for sentence in () if one is None else one[0]:
+            for sentence in one.sentences if isinstance(one, _Told) else ():
                 by_text.setdefault(sentence, []).append(rank)
         everybody = [*range(self.size)]
         sentences = [
             text if ranks == everybody else f"{_named(ranks)}: {text}"
             for text, ranks in by_text.items()
         ]
-        return self.only_first(*sentences, code=max(one[1] for one in found if one))
+        return self.only_first(*sentences, code=max(o.code for o in found if isinstance(o, _Told)))
 
     def only_first(self, *sentences: str, code: int = 1) -> RankError:
         """An error that all ranks raise, of which rank 0 tells."""
@@ -298,10 +312,10 @@ class Ranks:
             if self.size == 1:
                 raise
             told, interrupted = _told(error), isinstance(error, KeyboardInterrupt)
+            self._at.patience = _GRACE
             if isinstance(error, Paused):
-                with suppress(Exception):
-                    self._whole_store.set(_PAUSED, "")
-            self._tell(f"stopped/{self.rank}", "\n".join(told))
+                self._at.pause()
+            self._at.tell(f"stopped/{self.rank}", "\n".join(told))
             self._leave()
             if self.writes or not self._awaited(lambda: self._is_told(told)):
                 raise
@@ -310,16 +324,10 @@ class Ranks:
             raise silent from error
         self._leave()
 
-    def _is_paused(self) -> bool:
-        """Whether a rank has paused, now or before torchrun started this one."""
-        with suppress(Exception):
-            return bool(self._whole_store.check([_PAUSED]))
-        return False
-
     def _is_told(self, told: list[str]) -> bool:
         """Whether rank 0 says what has ended this rank, which may be what has ended that one."""
-        same = self._knows("stopped/0") and self._known("stopped/0") == "\n".join(told)
-        return same or self._knows(f"told/{self.rank}")
+        same = self._at.knows("stopped/0") and self._at.known("stopped/0") == "\n".join(told)
+        return same or self._at.knows(f"told/{self.rank}")
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -327,23 +335,28 @@ class Ranks:
             yield
         except RuntimeError as error:
             lost = self._lost(error)
-            if self._is_paused():
+            if self._at.is_paused():
                 lost.exit_code = Paused.exit_code
             raise lost from error
 
     def _lost(self, error: RuntimeError) -> RankError:
         """Call the roll, and say who is missing and why."""
-        self._tell(f"here-still/{self.rank}", "")
+        self._at.patience = _GRACE
+        self._at.tell(f"here-still/{self.rank}", "")
         self._leave()
         others = [rank for rank in range(self.size) if rank != self.rank]
         self._awaited(lambda: all(self._answers(rank) for rank in others))
-        reasons = {rank: self._known(f"stopped/{rank}") for rank in others if self._stopped(rank)}
+        if self._at.lost:  # and nobody knows who else is there to say it, unless rank 0 was
+            return RankError(*(() if 0 in self._answered else (self._at.lost,)))
+        reasons = {
+            rank: self._at.known(f"stopped/{rank}") for rank in others if self._stopped(rank)
+        }
         silent = [rank for rank in others if not self._answers(rank)]
         present = [self.rank, *(r for r in others if self._answers(r) and r not in reasons)]
         if self.rank != min(present) or reasons.get(0) == _INTERRUPTED:  # as rank 0 says itself
             return self._coded(RankError(), reasons)
         for rank in reasons:
-            self._tell(f"told/{rank}", "")
+            self._at.tell(f"told/{rank}", "")
         sentences = [f"rank {rank} stopped: {text}" for rank, text in reasons.items()]
         if silent:
             has = "has" if len(silent) == 1 else "have"
@@ -361,41 +374,28 @@ class Ranks:
         return error
 
     def _answers(self, rank: int) -> bool:
-        return self._knows(f"here-still/{rank}") or self._stopped(rank)
+        if rank not in self._answered:
+            if not (self._at.knows(f"here-still/{rank}") or self._stopped(rank)):
+                return False
+            self._answered.add(rank)
+        return True
 
     def _stopped(self, rank: int) -> bool:
-        return self._knows(f"stopped/{rank}")
+        return self._at.knows(f"stopped/{rank}")
 
     def _leave(self) -> None:
         """Close the connections, so that nobody waits for this rank."""
-        self._has_left.set()
+        self._at.leave()
         if self.size > 1:
             import torch.distributed as dist
 
             with suppress(Exception):
                 dist.destroy_process_group()
 
-    # What the store, which may be gone with its rank, has: texts by name.
-
-    def _tell(self, name: str, text: str) -> None:
-        with suppress(Exception):
-            self._store.set(name, text)
-
-    def _knows(self, name: str) -> bool:
-        with suppress(Exception):
-            return bool(self._store.check([name]))
-        return False
-
-    def _known(self, name: str) -> str:
-        with suppress(Exception):
-            return str(self._store.get(name).decode())
-        return ""
-
-    @staticmethod
-    def _awaited(is_so: Callable[[], bool]) -> bool:
+    def _awaited(self, is_so: Callable[[], bool]) -> bool:
         end = time.monotonic() + _GRACE
         while not is_so():
-            if time.monotonic() > end:
+            if time.monotonic() > end or self._at.lost:
                 return False
             time.sleep(_POLL)
         return True

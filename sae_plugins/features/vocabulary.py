@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -13,8 +14,10 @@ _A_BYTE = re.compile("<0x([0-9A-F]{2})>")
 """How they write bytes of what they have no token for; a new line, in some."""
 _SPACE_AS_BYTE = "Ġ"
 """How those on bytes do."""
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-"""Characters that nothing shows."""
+_JOINERS = "\u034f\u200c\u200d\u3164\ufe0e\ufe0f"
+"""What changes the letter before it, as in an emoji of a family, and is nothing by itself."""
+_HIDDEN = {"Cc", "Cf", "Zl", "Zp"}
+"""Categories of characters that nothing shows, or that turn others round."""
 
 
 @cache
@@ -48,14 +51,21 @@ class Vocabulary:
     def text(self, *tokens: int) -> str:
         """A passage as `letters` has it, with its spaces; bytes that are no letter as ⟨C3⟩.
 
-        So are those of control characters.
+        So are those of characters that nobody would see.
         """
         found = [self._piece(token) for token in tokens]
         raw = b"".join(piece for piece in found if isinstance(piece, bytes))
         text = "".join(piece for piece in found if isinstance(piece, str))
         text += raw.decode("utf-8", "surrogateescape")
-        text = _CONTROL.sub(lambda found: "".join(f"⟨{b:02X}⟩" for b in found[0].encode()), text)
-        return re.sub("[\udc80-\udcff]", lambda byte: f"⟨{ord(byte[0]) - 0xDC00:02X}⟩", text)
+        if text.isascii() and text.isprintable():
+            return text
+        shown = [
+            "".join(f"⟨{byte:02X}⟩" for byte in letter.encode("utf-8", "surrogateescape"))
+            if _is_hidden(letter, before)
+            else letter
+            for letter, before in zip(text, " " + text, strict=False)
+        ]
+        return "".join(shown)
 
     def is_part(self, token: int) -> bool:
         """Whether a token begins or ends inside a letter."""
@@ -103,6 +113,13 @@ class Vocabulary:
         if _WORD_BEGINS in piece:
             return str(piece.replace(_WORD_BEGINS, " "))
         return str(piece)
+
+
+def _is_hidden(letter: str, before: str) -> bool:
+    if letter in _JOINERS:
+        return before.isspace()
+    category = unicodedata.category(letter)
+    return category == "Cs" or (category in _HIDDEN and letter not in "\t\n\r")
 
 
 def _letters(raw: bytes) -> str | bytes:

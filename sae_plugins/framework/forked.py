@@ -63,28 +63,26 @@ def outcomes(
     """
     from torch._C._distributed_c10d import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with ExitStack() as files:
-        forked = [
-            _Forked(
-                act,
-                files.enter_context(tempfile.TemporaryFile()),
-                {
-                    **environment,
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(size),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(store.port),
-                    # this process has the store, as torchrun has
-                    "TORCHELASTIC_USE_AGENT_STORE": "True",
-                    "CUDA_VISIBLE_DEVICES": "",  # which a forked process cannot use
-                },
-            )
-            for rank in range(size)
-        ]
+        forked = [_Forked(act, files.enter_context(tempfile.TemporaryFile())) for _ in range(size)]
         started([each.process.pid or 0 for each in forked])
         try:
+            # not before: its thread may hold a lock of the C library's while a rank is forked
+            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            for rank, each in enumerate(forked):
+                each.here.send(
+                    {
+                        **environment,
+                        "RANK": str(rank),
+                        "LOCAL_RANK": str(rank),
+                        "WORLD_SIZE": str(size),
+                        "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": str(store.port),
+                        # this process has the store, as torchrun has
+                        "TORCHELASTIC_USE_AGENT_STORE": "True",
+                        "CUDA_VISIBLE_DEVICES": "",  # which a forked process cannot use
+                    }
+                )
             return [each.outcome(limit) for each in forked]
         finally:
             for each in forked:
@@ -95,26 +93,20 @@ def outcomes(
 class _Forked:
     """A rank, as the process that forks it sees it."""
 
-    def __init__(self, act: Callable[[], Any], where: IO[bytes], variables: dict[str, str]) -> None:
+    def __init__(self, act: Callable[[], Any], where: IO[bytes]) -> None:
         fork = get_context("fork")
         self.where = where
-        self.found, here = fork.Pipe(duplex=False)
-        self.process = fork.Process(target=_rank, args=(here, act, where, variables))
-        collects = gc.isenabled()
-        gc.disable()  # until the rank has put our garbage aside
-        try:
-            self.process.start()
-        finally:
-            if collects:
-                gc.enable()
-        here.close()
+        self.here, there = fork.Pipe()
+        self.process = fork.Process(target=_rank, args=(there, act, where))
+        self.process.start()
+        there.close()
 
     def outcome(self, limit: float) -> Any:
         """What it returned, or how it failed."""
-        wait([self.found, self.process.sentinel], limit)
-        if self.found.poll():
+        wait([self.here, self.process.sentinel], limit)
+        if self.here.poll():
             try:
-                is_result, found = self.found.recv()
+                is_result, found = self.here.recv()
             except EOFError:
                 pass
             else:
@@ -131,17 +123,14 @@ class _Forked:
         return self.where.read().decode()
 
 
-def _rank(here: Any, act: Callable[[], Any], where: IO[bytes], variables: dict[str, str]) -> None:
-    # Garbage of the process that was forked may wait for a thread when it is collected, and its
-    # threads do not run here.
-    gc.freeze()
-    gc.enable()
+def _rank(here: Any, act: Callable[[], Any], where: IO[bytes]) -> None:
+    gc.freeze()  # our process's garbage may wait for its threads, which do not run here
     faulthandler.register(signal.SIGUSR2, where)
     import torch
 
     from sae_plugins.base import ranks
 
-    os.environ.update(variables)
+    os.environ.update(here.recv())
     torch.set_num_threads(1)
     ranks.forget()
     try:

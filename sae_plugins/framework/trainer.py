@@ -292,8 +292,8 @@ class PluginTrainer(SAETrainer[Any, Any]):
 
     def replicated(self) -> dict[str, Any]:
         """The part of the state that must be the same on all ranks: without what only observes."""
-        acting = [plugin for plugin in self.host.plugins if not plugin.observes_only]
-        return {**self.state_dict(), "plugins": {one.name: one.state_dict() for one in acting}}
+        acting = {p.name: p.state_dict() for p in self.host.plugins if not p.observes_only}
+        return {**self.state_dict(), "run": {"updates": self.run.updates}, "plugins": acting}
 
     def state_of_plugins(self) -> dict[str, Any]:
         """The part of the state that others have written, and that may be anything."""

@@ -132,8 +132,8 @@ class Checkpoints:
                 f"{self.folder} holds the checkpoints of an unfinished run: resume it, or choose "
                 "another folder"
             )
-        if resume and files(self.folder):
-            self.path, self.saved = newest(self.folder)
+        if resume and ranks().first(bool(files(self.folder))):
+            self.path, self.saved = newest(self.folder, ranks())
         self.notes: dict[str, Any] = self.saved["notes"] if self.saved else {}
         """JSON values that are kept with each checkpoint."""
         self.origin = Origin(self.saved, self.path, accept_changes)

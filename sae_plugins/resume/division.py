@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.ranks import Ranks
 
@@ -32,6 +34,35 @@ def check_shards(count: int, batch: int, ranks: int) -> None:
         raise PluginError(
             f"--data_shards {count}: a batch of {batch} tokens cannot be shared by them; give a "
             f"--train_batch_size_tokens that {count} divides, such as {-(-batch // count) * count}"
+        )
+
+
+def check_buffer(count: int, prompts: int, positions: int) -> None:
+    """Refuse a buffer of activations that shards cannot share.
+
+    Raises:
+        PluginError: says which numbers do not divide.
+    """
+    if prompts * positions % count:
+        step = count // gcd(count, positions)
+        raise PluginError(
+            f"--data_shards {count}: a buffer of {prompts} prompts of {positions} tokens cannot be "
+            f"shared by them; give an --n_batches_in_buffer that {step} divides, such as "
+            f"{-(-prompts // step) * step}"
+        )
+
+
+def check_rows(rows: int, count: int, batch: int) -> None:
+    """Refuse cached activations of which a shard has less than a batch, and can read nothing.
+
+    Raises:
+        PluginError: says how many there are, and how many must be there.
+    """
+    if rows < count * batch:
+        raise PluginError(
+            f"--data_shards {count}: the {rows} rows of cached activations to train on are too few "
+            f"for them, each of which reads {batch} at a time (--store_batch_size_prompts); cache "
+            f"{count * batch} or more, or lower either number"
         )
 
 

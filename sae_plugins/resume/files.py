@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import PluginError, StateError
+from sae_plugins.base.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -83,27 +84,26 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-").partition(".")[0])
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
+def newest(folder: Path, ranks: Ranks | None = None) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint that is whole; a damaged one is skipped with a warning.
+
+    Several ranks find the same one: each looks at its share of the shards' files, and what is
+    damaged for one of them is so for all.
+
+    Args:
+        folder: with the checkpoints.
+        ranks: who ask; None for this process alone.
 
     Raises:
         StateError: there is none; says what is wrong with each.
     """
-    from sae_plugins.resume.state import read_state  # imports torch
-
-    broken = []
-    for path in files(folder):
-        try:
-            tree = read_state(path)
-            if tree.get("format") != FORMAT:
-                raise StateError(
-                    f"{path} has format {tree.get('format')!r}, and this version of sae-plugins "
-                    f"reads format {FORMAT}: go on with the version that wrote it"
-                )
-            for k in range((tree.get("stream") or {}).get("shards", 0)):
-                read_state(shard_of(path, k))
-        except StateError as error:
-            broken.append(str(error))
+    together = Ranks() if ranks is None else ranks
+    broken: list[str] = []
+    for path in together.first(files(folder)):
+        tree, reason = _read(path, together)
+        said = together.all(reason, patiently=True)
+        if any(said):
+            broken += [one for one in dict.fromkeys(said) if one]
             continue
         if not tree.keys() >= _CONTENTS:
             missing = ", ".join(sorted(_CONTENTS - tree.keys()))
@@ -111,5 +111,24 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]]:
         for reason in broken:
             logger.warning("%s; going on from the one before it, %s", reason, path.name)
         return path, tree
-    reasons = "; ".join(broken) or f"there is no checkpoint in {folder}"
-    raise StateError(f"{reasons}. Nothing can be resumed: start the run again")
+    told = "; ".join(broken) or f"there is no checkpoint in {folder}"
+    raise StateError(f"{told}. Nothing can be resumed: start the run again")
+
+
+def _read(path: Path, ranks: Ranks) -> tuple[dict[str, Any], str | None]:
+    """A checkpoint's main file, and what is wrong with it or with a rank's share of the shards."""
+    from sae_plugins.resume.state import read_state  # imports torch
+
+    try:
+        tree = read_state(path)
+        if tree.get("format") != FORMAT:
+            raise StateError(
+                f"{path} has format {tree.get('format')!r}, and this version of sae-plugins "
+                f"reads format {FORMAT}: go on with the version that wrote it"
+            )
+        count = (tree.get("stream") or {}).get("shards", 0)
+        for k in range(ranks.rank, count, ranks.size):
+            read_state(shard_of(path, k))
+    except StateError as error:
+        return {}, str(error)
+    return tree, None

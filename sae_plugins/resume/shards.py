@@ -26,7 +26,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.ranks import Ranks, ranks
 from sae_plugins.base.seeds import generator
-from sae_plugins.resume.division import check_shards, own_shards
+from sae_plugins.resume.division import check_buffer, check_rows, check_shards, own_shards
 from sae_plugins.resume.stream import BROKEN_OFF, InFlight, Stream, batches, by_hook, made_from
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def stream_of(
     if shards == 1:
         return Stream(store, multi_hook=multi_hook, accept_changes=accept_changes)
     check_shards(shards, store.train_batch_size_tokens, ranks().size)
+    check_buffer(shards, store.n_batches_in_buffer, store.training_context_size)
     return Shards(
         store,
         shards,
@@ -237,13 +238,16 @@ def divisible(
 
 def part_of(store: ActivationsStore, k: int, count: int) -> ActivationsStore:
     """A store over one shard of a store's text, or of its cached activations."""
+    cached = store.cached_activation_dataset
+    if cached is not None:
+        check_rows(len(cached), count, store.store_batch_size_prompts)
     own = getattr(store, "sae_plugins_part", None)
     if own is not None:
         made: ActivationsStore = own(k, count)
         return made
     part = copy.copy(store)
-    if part.cached_activation_dataset is not None:
-        part.cached_activation_dataset = split(part.cached_activation_dataset, k, count)
+    if cached is not None:
+        part.cached_activation_dataset = split(cached, k, count)
     else:
         part.dataset = split(store.dataset, k, count)
         saelens.read_from_start(part)
@@ -257,6 +261,11 @@ def split(rows: Any, k: int, count: int) -> Any:
 
     if hasattr(rows, "part"):
         return rows.part(k, count)
+    if isinstance(rows, datasets.Dataset) and len(rows) < count:
+        raise PluginError(
+            f"--data_shards {count}: the text to train on has {len(rows)} row(s), and each shard "
+            "needs one of its own; give a longer text, or fewer shards"
+        )
     if isinstance(rows, datasets.IterableDataset) and rows.n_shards % count and k == 0:
         logger.warning(
             "the text has %d file(s), which is no multiple of the %d data shards, so that every "

@@ -10,6 +10,7 @@ from sae_lens.training.activations_store import ActivationsStore
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.torchvision import without_videos
+from sae_plugins.resume.division import check_rows
 from sae_plugins.runs.texts.loading import reason
 from sae_plugins.runs.texts.splits import TextSplits
 
@@ -43,12 +44,15 @@ class CachedActivations:
         store.cached_activation_dataset = store.cached_activation_dataset.select(part)
 
 
-def cached_activations(config: Any, heldout_tokens: int) -> CachedActivations | None:
+def cached_activations(
+    config: Any, heldout_tokens: int, shards: int = 1
+) -> CachedActivations | None:
     """The cached activations of a run; None if it computes its own.
 
     Args:
         config: SAELens' config of the run.
         heldout_tokens: how many tokens score the SAE.
+        shards: data shards that share what is left to train on.
 
     Raises:
         PluginError: they are of another hook, size or length of prompts, or too few.
@@ -73,6 +77,8 @@ def cached_activations(config: Any, heldout_tokens: int) -> CachedActivations | 
             f"{len(cached)} rows, scoring takes {held}, and no fewer, nor than the {batch} of "
             "--store_batch_size_prompts, must be left to train on; lower --heldout_tokens"
         )
+    if shards > 1:
+        check_rows(len(cached) - held, shards, batch)
     return CachedActivations(len(cached), held, _text(cached, held, config.context_size))
 
 

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from sae_plugins.base.errors import PluginError, prefixed
 from sae_plugins.base.identity import Fact
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.saelens import (
     language_model_trainer,
     trained_positions,
     with_no_secrets_told,
 )
 from sae_plugins.base.seeds import isolated_random_state, seed_data
+from sae_plugins.resume.division import check_buffer
 from sae_plugins.resume.shards import divisible, split, stream_of
 from sae_plugins.resume.stream import batches
 from sae_plugins.runs import weights_and_biases
@@ -106,7 +108,8 @@ class LanguageModelSetup:
         self.sae_config = sae_config(settings, activation_size(self.looks, settings))
         check_pretrained(settings, self.sae_config)
         check_memory(self.needs(is_there=shared is not None))
-        self.cached = cached_activations(self.config(None), settings.heldout_tokens)
+        held, shards = settings.heldout_tokens, settings.data_shards
+        self.cached = cached_activations(self.config(None), held, shards)
         self.activation_cache = _activation_cache(settings, self.sae_config.d_in)
         if not is_loaded:
             return
@@ -123,9 +126,10 @@ class LanguageModelSetup:
 
     def needs(self, is_there: bool = True) -> list[Need]:
         """What the run needs of memory; whether its model is already there."""
+        shards = self.settings.data_shards
         return [
             *needs_of_sae(self.settings, self.sae_config),
-            *needs_of_language_model(self.looks.model, self.config(None), is_there),
+            *needs_of_language_model(self.looks.model, self.config(None), is_there, shards),
         ]
 
     def parameters(self) -> dict[str, int]:
@@ -181,6 +185,7 @@ class LanguageModelSetup:
                 f"{positions} tokens of a prompt it must hold the --train_batch_size_tokens "
                 f"{config.train_batch_size_tokens}"
             )
+        check_buffer(self.settings.data_shards, config.n_batches_in_buffer, positions)
         return config
 
     def prepare(self, folder: Path) -> Callable[[], dict[str, float]]:
@@ -191,6 +196,8 @@ class LanguageModelSetup:
         def run() -> dict[str, float]:
             with quiet():
                 runner.run()
+            if self.settings.data_shards > 1:
+                self._tell_skipped()
             return {}
 
         return run
@@ -264,13 +271,17 @@ class LanguageModelSetup:
 
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same text."""
-        if isinstance(self.text.train, Documents):
-            self.text.train.tell_skipped()
+        if ranks().size == 1:
+            self._tell_skipped()
         if not self.settings.heldout_tokens:
             return [{} for _ in saes]
         with quiet(), isolated_random_state():
             store = self._store(heldout=True)
             return heldout_metrics(saes, store, self.settings.heldout_tokens)
+
+    def _tell_skipped(self) -> None:
+        if isinstance(self.text.train, Documents):
+            self.text.train.tell_skipped()
 
     def check_heldout(self) -> None:
         """Refuse held-out text that is less than the one batch that scoring starts with."""

@@ -16,6 +16,7 @@ from sae_lens.util import str_to_dtype
 
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import size
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.saelens import trained_positions
 from sae_plugins.resume.mixing import INDEX_BYTES, most_rows
 from sae_plugins.runs.setup import SAELensSettings
@@ -109,13 +110,16 @@ def beside_saes(needs: Sequence[Need], device: str) -> float:
     return sum(need.count for need in here if not need.of_sae)
 
 
-def needs_of_language_model(model: Any, config: Any, is_loaded: bool) -> list[Need]:
+def needs_of_language_model(
+    model: Any, config: Any, is_loaded: bool, shards: int = 1
+) -> list[Need]:
     """What a language model takes, a batch of it, and the buffer that it fills.
 
     Args:
         model: with its shapes, if without numbers.
         config: SAELens' of the run.
         is_loaded: it is in memory already.
+        shards: data shards that share the buffer, of which each rank has its own.
     """
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
     bytes_per_token = config.sae.d_in * str_to_dtype(config.dtype).itemsize
@@ -134,7 +138,7 @@ def needs_of_language_model(model: Any, config: Any, is_loaded: bool) -> list[Ne
         ),
         Need(
             f"the buffer of activations (--n_batches_in_buffer {config.n_batches_in_buffer})",
-            _bytes_of_buffer(config),
+            _bytes_of_buffer(config, shards),
             config.act_store_device,
         ),
     ]
@@ -148,21 +152,25 @@ def count_parameters(config: Any) -> int:
     return sum(parameter.numel() for parameter in sae.parameters())
 
 
-def _bytes_of_buffer(config: Any) -> float:
-    """What the buffer takes of memory, with the activations that come into it."""
+def _bytes_of_buffer(config: Any, shards: int) -> float:
+    """What the buffer takes of memory, with the activations that come into it.
+
+    The part of a shard is no less than what comes at a time.
+    """
     is_cached = config.use_cached_activations
     positions = trained_positions(config.context_size, config.seqpos_slice)
     largest = config.store_batch_size_prompts * (config.context_size if is_cached else positions)
     rows = most_rows(
-        config.n_batches_in_buffer * positions,
-        config.train_batch_size_tokens,
+        config.n_batches_in_buffer * positions // shards,
+        config.train_batch_size_tokens // shards,
         config.activations_mixing_fraction,
         largest,
     )
     # SAELens keeps what a language model gives it in float32
     kept_as = str_to_dtype(config.dtype) if is_cached else torch.float32
     per_row = config.sae.d_in * kept_as.itemsize
-    return float(rows * (per_row + INDEX_BYTES) + largest * per_row)
+    own = max(1, shards // ranks().size)
+    return float(own * rows * (per_row + INDEX_BYTES) + largest * per_row)
 
 
 # -- what there is ---------------------------------------------------------------------------------

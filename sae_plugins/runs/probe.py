@@ -151,7 +151,8 @@ def _smaller(setup: Setup, is_resumed: bool) -> SAELensSettings:
     runner = {name: value for name, value in settings.runner.items() if name != "checkpoint_path"}
     if not settings.is_synthetic:
         contexts = -(-2 * config.train_batch_size_tokens // _positions(config))
-        runner["n_batches_in_buffer"] = min(config.n_batches_in_buffer, contexts)
+        shared = -(-contexts // settings.data_shards) * settings.data_shards
+        runner["n_batches_in_buffer"] = min(config.n_batches_in_buffer, shared)
         runner["prefetch_llm_batches"] = False  # so that each part is measured
     if not is_resumed:  # which has its scale
         runner["n_batches_for_norm_estimate"] = min(2, config.n_batches_for_norm_estimate)

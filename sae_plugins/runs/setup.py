@@ -24,6 +24,7 @@ from torch import Tensor
 from sae_plugins.base.errors import PluginError
 from sae_plugins.base.identity import Fact
 from sae_plugins.base.kept import Folder
+from sae_plugins.base.ranks import ranks
 from sae_plugins.base.secrets import redacted
 from sae_plugins.base.seeds import isolated_random_state
 from sae_plugins.base.shown_paths import rootless
@@ -226,7 +227,8 @@ def runner_fields(settings: SAELensSettings, folder: Path | None) -> dict[str, A
     fields = {name: value for name, value in settings.runner.items() if name not in elsewhere}
     checkpoints = None
     folder = folder and Path(os.path.abspath(folder))
-    if folder and (fields.get("n_checkpoints") or fields.get("save_final_checkpoint")):
+    wanted = fields.get("n_checkpoints") or fields.get("save_final_checkpoint")
+    if folder and wanted and ranks().writes:
         checkpoints = settings.runner.get("checkpoint_path") or str(folder / SAELENS_CHECKPOINTS)
     return {
         **fields,

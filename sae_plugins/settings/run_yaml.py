@@ -55,11 +55,10 @@ def of_resumed(flags: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         SaePluginsError: lists what differs.
     """
     from sae_plugins.framework.registry import names_file
-    from sae_plugins.recipes import load
     from sae_plugins.runs.folder import RECIPE, UNFINISHED
 
     recipe = folder / UNFINISHED / RECIPE
-    began = placed(load(str(recipe)))
+    began = _began(recipe)
     free, told = not_of_the_run(flags), redacted(placed(flags))  # as run.yaml has them
     if any(map(names_file, told.get("plugin", []))):
         told["plugin"] = [_copied(name, began.get("plugin", [])) for name in told["plugin"]]
@@ -91,15 +90,22 @@ def not_of_the_run(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(settings: Settings, recipe: Path) -> list[str]:
     """How the run of a command line differs from that of a `run.yaml`, a sentence each."""
-    from sae_plugins.recipes import load
-
-    began, told = placed(load(str(recipe))), redacted(placed(settings.as_recipe({})))
+    began, told = _began(recipe), redacted(placed(settings.as_recipe({})))
+    if settings.get("data_shards") is not None:  # else they are those of the run
+        told["data_shards"] = settings.data_shards
     # a default of none stands for a value that the model decides; options belong to plugins
     left_out = {name for name, flag in all_flags().items() if flag.default is None}
     left_out = (left_out - {*settings.values, *TrainingSettings.model_fields}) | {
         name for name in told if "." in name and name not in began
     }
     return _changed({name: told[name] for name in told if name not in left_out}, began)
+
+
+def _began(recipe: Path) -> dict[str, Any]:
+    """What a `run.yaml` says, which does not say that the text is in one piece."""
+    from sae_plugins.recipes import load
+
+    return {"data_shards": 1, **placed(load(str(recipe)))}
 
 
 def _changed(told: Mapping[str, Any], began: Mapping[str, Any]) -> list[str]:

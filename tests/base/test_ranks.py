@@ -162,6 +162,46 @@ def test_what_is_wrong_is_said_once_and_by_rank_0() -> None:
     assert [told for told, _ in facts[1:]] == [(), ()]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "hosts", "who"),
+    [
+        ("ABA", "xxx", "ranks 0, 2"),
+        ("AAA", "yxx", "ranks 1, 2"),
+        ("ABC", "xxx", None),
+        ("AAA", "xyz", None),
+        ("---", "xxx", None),
+    ],
+)
+def test_two_ranks_have_no_gpu_in_common(gpus: str, hosts: str, who: str | None) -> None:
+    def act() -> tuple[Any, ...]:
+        rank = int(os.environ["RANK"])
+        module.identity = lambda: None if gpus[rank] == "-" else f"GPU-{gpus[rank]}"
+        module.socket.gethostname = lambda: hosts[rank]
+        try:
+            join(10)
+        except RankError as error:
+            return (error.exit_code, *error.args)
+        return ("they met",)
+
+    said = on_ranks(3, act)
+    if who is None:
+        assert said == [("they met",)] * 3
+        return
+    assert said[1:] == [(2,), (2,)]
+    code, sentence = said[0]
+    assert code == 2
+    assert sentence.startswith(f"{who} have the same GPU, GPU-A of x: start one for each GPU, and")
+
+
+def test_all_ranks_know_that_torchrun_has_started_some_of_them_again() -> None:
+    def act() -> int:
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]
+        return join(10).restarts
+
+    assert on_ranks(2, act) == [1, 1]
+    assert ALONE.restarts == restarts()
+
+
 def ends(fault: Callable[[], None], who: int) -> Callable[[], tuple[str, int, float]]:
     """One rank ends by a fault between two messages; what the others raise, and after how long."""
 

@@ -90,6 +90,7 @@ def test_its_numbers_and_messages_are_those_of_the_code() -> None:
     assert [shards_for(size) for size in (1, 2, 3, 4, 6, 8)] == [1, 8, 3, 8, 6, 8]
 
 
+@pytest.mark.ci
 def test_a_rank_that_dies_is_named_as_the_page_says() -> None:
     def act() -> str:
         met = ranks.join()

@@ -18,6 +18,7 @@ from ranked import TINY, Fault, Said, command, sentences, train, trained
 
 from sae_plugins.base import ranks
 from sae_plugins.entrypoints.main import main
+from sae_plugins.framework.trainer import PluginTrainer
 
 V4 = [*TINY, "--data_shards", "4"]
 METHOD = ["--plugin", "hybrid-order", "--reorder.start", "2", "--reorder.interval", "2"]
@@ -112,6 +113,20 @@ def test_every_kind_on_two_ranks(kind: str, world: Any) -> None:
 @pytest.mark.ci
 def test_samples_of_a_synthetic_model_on_two_and_four_ranks() -> None:
     equal(TOY, 2, 4)
+
+
+def test_rank_0_alone_writes_sae_lens_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = PluginTrainer.save_trainer_state
+
+    def saving(trainer: Any, folder: Path) -> None:
+        with Path("wrote").open("a") as file:
+            file.write(f"{ranks.ranks().rank}")
+        own(trainer, folder)
+
+    monkeypatch.setattr(PluginTrainer, "save_trainer_state", saving)
+    trained([*V4, "--n_checkpoints", "2"], 2, "run")
+    assert len([*Path("run", "checkpoints").iterdir()]) == 2
+    assert Path("wrote").read_text() == "00"
 
 
 @pytest.mark.slow

@@ -120,6 +120,27 @@ def test_bytes_are_letters_where_they_can_be() -> None:
     assert words.text(10**6) == "[1000000]"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" \u200bof", " ⟨E2⟩⟨80⟩⟨8B⟩of"),  # of no width
+        ("\ufeff", "⟨EF⟩⟨BB⟩⟨BF⟩"),
+        ("a\u202eb", "a⟨E2⟩⟨80⟩⟨AE⟩b"),  # which turns the rest of the page round
+        ("\u2028", "⟨E2⟩⟨80⟩⟨A8⟩"),
+        ("\u200d", "⟨E2⟩⟨80⟩⟨8D⟩"),
+        (" \ufe0f", " ⟨EF⟩⟨B8⟩⟨8F⟩"),
+        ("\U0001f468\u200d\U0001f469", "\U0001f468\u200d\U0001f469"),  # one emoji
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),  # Persian
+        ("\u2764\ufe0f", "\u2764\ufe0f"),
+        ("é \u00a0ß", "é \u00a0ß"),
+    ],
+)
+def test_what_nobody_would_see_is_shown_as_bytes(text: str, shown: str) -> None:
+    made = on_bytes()
+    made.add_tokens([text])
+    assert Vocabulary(made).text(made.convert_tokens_to_ids(text)) == shown
+
+
 LETTERS = {byte: letter for letter, byte in _bytes().items()}
 
 

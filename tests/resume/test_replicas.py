@@ -29,6 +29,9 @@ class Keeps(Plugin):
     def attached(self, run: Any) -> None:
         self.mean = run.features.track(self, "mean", torch.zeros(D_SAE))
         self.count = torch.zeros(1, dtype=torch.int64)
+        self.number, self.word, self.no_number = 1, "a", float("nan")
+        self.places = [*range(100)]
+        self.nested = {"rows": [1, torch.zeros(2), {"deep": (1.0, 2.0)}]}
 
 
 class Watches(Keeps):
@@ -47,6 +50,19 @@ def drift(trainer: Any, what: str) -> None:
     """Change the last bit of one number of it."""
     sae, keeps, watches = trainer.sae, *trainer.host.plugins[:2]
     moments = trainer.optimizer.state[sae.W_enc]
+    plain = {
+        "number": lambda: setattr(keeps, "number", 2),
+        "word": lambda: setattr(keeps, "word", "b"),
+        "list": lambda: keeps.places.__setitem__(70, 0),
+        "nested": lambda: keeps.nested["rows"][2].update(deep=(1.0, 2.5)),
+        "rate": lambda: trainer.optimizer.param_groups[0].update(lr=0.5),
+        "updates": lambda: setattr(trainer.run, "updates", 5),
+        "observer's word": lambda: setattr(watches, "word", "b"),
+        "observer's line": lambda: trainer.run.summary.update(seconds=5.0),
+    }
+    if what in plain:
+        plain[what]()
+        return
     tensor = {
         "weight": sae.W_dec.data,
         "moment": moments["exp_avg_sq"],
@@ -66,7 +82,15 @@ NAMES = {
     "counter": "counters.act_freq_scores is ",
     "tracked": "keeps",
     "kept": "plugins.keeps.count is ",
+    "number": "plugins.keeps.number is 1 on rank 0 and 2 on rank 1",
+    "word": "plugins.keeps.word is 'a' on rank 0 and 'b' on rank 1",
+    "list": "plugins.keeps.places is ",
+    "nested": "plugins.keeps.nested.rows.2.deep is (1.0, 2.0) on rank 0 and (1.0, 2.5) on rank 1",
+    "rate": "optimizer.param_groups.0.lr is ",
+    "updates": "run.updates is 3 on rank 0 and 5 on rank 1",
     "observer": None,
+    "observer's word": None,
+    "observer's line": None,
     "nothing": None,
 }
 

@@ -23,7 +23,7 @@ from sae_plugins.base.seeds import random_states
 from sae_plugins.base.torchvision import without_videos
 from sae_plugins.framework.forked import on_ranks
 from sae_plugins.framework.two_ranks import samples
-from sae_plugins.resume.division import check_shards, own_shards, shards_for
+from sae_plugins.resume.division import check_buffer, check_shards, own_shards, shards_for
 from sae_plugins.resume.shards import Shards, divided, part_of, split, stream_of
 from sae_plugins.resume.state import read_state, write_state
 from sae_plugins.resume.stream import Stream
@@ -136,9 +136,7 @@ def goes_on(kind: str, folder: Path, *, ahead: int = 0) -> Callable[[Ranks], Any
     ("kind", "ahead", "sizes"),
     [
         ("tokens", 3, [2]),
-        *(pytest.param(k, 0, [2, 4], marks=pytest.mark.ci) for k in KINDS),
-        # a forked rank in which a thread reads has hung on machines that are busy
-        *(pytest.param(k, 2, [2, 4], marks=pytest.mark.slow) for k in KINDS),
+        *(pytest.param(k, n, [2, 4], marks=pytest.mark.ci) for k in KINDS for n in (0, 2)),
     ],
 )
 def test_a_state_with_batches_in_flight_goes_on(
@@ -297,6 +295,38 @@ def test_shards_for_a_number_of_ranks() -> None:
 def test_what_does_not_divide_is_refused(count: int, batch: int, ranks: int, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         check_shards(count, batch, ranks)
+
+
+@pytest.mark.parametrize(
+    ("count", "prompts", "positions", "such"),
+    [
+        (6, 8, 16, "that 3 divides, such as 9"),
+        (5, 8, 15, None),
+        (8, 9, 12, "2 divides, such as 10"),
+    ],
+)
+def test_a_buffer_is_shared_to_the_row(
+    count: int, prompts: int, positions: int, such: str | None
+) -> None:
+    if such is None:
+        return check_buffer(count, prompts, positions)
+    with pytest.raises(PluginError, match=f"--data_shards {count}: a buffer of {prompts}.*{such}"):
+        check_buffer(count, prompts, positions)
+    return None
+
+
+def test_a_store_whose_buffer_or_rows_do_not_suffice_is_refused(tmp_path: Path) -> None:
+    activations(tmp_path)  # 48 rows
+    with pytest.raises(PluginError, match="a buffer of 9 prompts of 4 tokens cannot be shared"):
+        stream_of(make_store(train_batch_size_tokens=8, n_batches_in_buffer=9), 8, 3)
+    fields: dict[str, Any] = {"train_batch_size_tokens": 32, "n_batches_in_buffer": 32}
+    store = make_store(**fields, cached=str(tmp_path / "kept"), text=[])
+    assert store.store_batch_size_prompts == 2
+    assert next(stream_of(store, 16, 3)).shape == (32, D_IN)
+    with pytest.raises(PluginError, match="the 48 rows of cached activations to train on"):
+        stream_of(store, 32, 3)
+    with pytest.raises(PluginError, match="data_shards 8: the text to train on has 5 row"):
+        stream_of(make_store(**fields, text=Dataset.from_list(rows(5, False))), 8, 3)
 
 
 def test_batches_of_somebodys_own_cannot_be_divided() -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from sae_plugins.base.errors import StateError
-from sae_plugins.base.ranks import Ranks, join
+from sae_plugins.base.ranks import RankError, Ranks, join
 from sae_plugins.framework.forked import on_ranks
+from sae_plugins.resume import state
 from sae_plugins.resume import written as module
 from sae_plugins.resume.files import (
     FORMAT,
@@ -163,6 +164,59 @@ def test_a_shard_that_is_damaged_or_missing_is_a_checkpoint_that_is(
     harm(shard_of(path, k))
     with pytest.raises(StateError, match="Nothing can be resumed: start the run again"):
         newest(two)
+
+
+def test_ranks_share_the_reading_and_skip_what_is_damaged_for_one(two: Path) -> None:
+    break_(shard_of(checkpoint(two, 4), 3))
+
+    def act() -> tuple[int, list[str]]:
+        ranks, read = join(30), []
+        own = state.read_state
+        state.read_state = lambda path: (read.append(path.name), own(path))[1]
+        path, found = newest(two, ranks)
+        assert path == checkpoint(two, 2)
+        return found["step"], read
+
+    first, second = on_ranks(2, act)
+    assert first[0] == second[0] == 2
+    for (_, read), shards in ((first, (0, 2)), (second, (1, 3))):
+        assert read == [
+            name
+            for step in (4, 2)
+            for name in (
+                checkpoint(two, step).name,
+                *(shard_of(checkpoint(two, step), k).name for k in shards),
+            )
+        ]
+
+
+def test_ranks_say_the_same_where_nothing_is_whole_for_one(two: Path) -> None:
+    for step in (2, 4):
+        os.unlink(shard_of(checkpoint(two, step), 1))
+
+    def act() -> str:
+        with pytest.raises(StateError) as caught:
+            newest(two, join(30))
+        return str(caught.value)
+
+    first, second = on_ranks(2, act)
+    assert first == second
+    assert "shard1" in first
+
+
+def test_an_error_of_another_kind_on_one_rank_ends_both(two: Path) -> None:
+    def act() -> tuple[str, ...]:
+        ranks = join(30)
+        if ranks.rank:
+            state.read_state = None
+        with pytest.raises(RankError) as caught, ranks.together():
+            newest(two, ranks)
+        return tuple(map(str, caught.value.args))
+
+    assert on_ranks(2, act) == [
+        ("rank 1: TypeError: 'NoneType' object is not callable",),
+        (),
+    ]
 
 
 def test_what_a_killed_rank_has_left_is_partial_and_goes(two: Path) -> None:

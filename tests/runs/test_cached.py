@@ -70,6 +70,21 @@ def test_it_trains_on_the_cached_rows_and_scores_on_those_held_out(
         torch.testing.assert_close(tensor, itself[name], atol=1e-4, rtol=1e-4)
 
 
+def test_shards_with_too_few_rows_are_refused_before_training(
+    tiny_world: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache(tiny_world)
+    hook, size = HOOK, HELD + 2 * 4 - 1
+    few = datasets.load_from_disk("cached").select(range(size)).with_format("arrow")
+    few.save_to_disk("few")
+    assert hook in few.features
+    train("run", *CACHED[:-1], "few", "--heldout_tokens", "0", "--data_shards", "8", code=2)
+    said = capsys.readouterr().err
+    assert f"--data_shards 8: the {size} rows of cached activations to train on are too few" in said
+    assert "cache 32 or more, or lower either number" in said
+    assert not Path("run").exists()
+
+
 def test_rows_that_are_held_out_are_not_trained_on(
     tiny_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

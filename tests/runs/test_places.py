@@ -81,29 +81,41 @@ seeds: [1, 2]
 """
 
 
-def test_commands_say_so_before_they_import_torch() -> None:
-    """All of them, one after the other in one process; planning a study imports it."""
+LINES = [
+    "train --dataset_path data/text.jsonl --trainin_tokens 5",
+    "train --recipe recipe.yaml",
+    "features run --dataset_path data/text.jsonl --tokens 0",
+    "evaluate run --data data/text.jsonl --suite core",
+]
+
+
+def said_by(*lines: str) -> list[str]:
+    """What commands say, one after the other in a process that imports no SAELens before each."""
     Path("mine.yaml").write_text(STUDY)
     Path("recipe.yaml").write_text("dataset_path: data/text.jsonl\n")
     Path("run").mkdir()
-    lines = [
-        "train --dataset_path data/text.jsonl --trainin_tokens 5",
-        "train --recipe recipe.yaml",
-        "features run --dataset_path data/text.jsonl --tokens 0",
-        "evaluate run --data data/text.jsonl --suite core",
-        "study run mine.yaml",
-    ]
     code = (
         "import sys\nfrom sae_plugins.entrypoints.main import main\n"
         f"for line in {lines!r}:\n"
-        "    print('-', main(line.split()), 'sae_lens' in sys.modules, file=sys.stderr)\n"
+        "    print('-', 'sae_lens' in sys.modules, main(line.split()), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *said, study = done.stderr.split("- 2 False\n")
-    assert len(said) == len(lines) - 1, done.stderr
-    assert "- 2 " in study
-    for each in (*said[:3], study):
+    *said, rest = done.stderr.split("- False 2\n")
+    assert (len(said), rest) == (len(lines), ""), done.stderr
+    return said
+
+
+def test_commands_say_so_before_they_import_sae_lens() -> None:
+    said = said_by(*LINES)
+    for each in said[:3]:
         assert "data/text.jsonl: there is no such file or folder; did you mean" in each
     assert "--trainin_tokens" in said[0]
     assert "--tokens 0" in said[2]
     assert "--data data/text.jsonl: neither 'world' nor 'hub' nor a folder" in said[3]
+
+
+@pytest.mark.ci
+def test_a_study_says_so() -> None:
+    """Planning it imports SAELens."""
+    (said,) = said_by("study run mine.yaml")
+    assert "data/text.jsonl: there is no such file or folder; did you mean" in said

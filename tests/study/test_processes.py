@@ -56,7 +56,12 @@ def tell_gpu(task: Pass, progress: Progress) -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "there", "gpus"), [("", 2, {"0", "1"}), ("3,5,7", 3, {"3", "5"}), ("", 0, {"None"})]
+    ("visible", "there", "gpus"),
+    [
+        ("3,5,7", 3, {"3", "5"}),
+        pytest.param("", 2, {"0", "1"}, marks=pytest.mark.ci),
+        pytest.param("", 0, {"None"}, marks=pytest.mark.ci),
+    ],
 )
 def test_each_worker_has_a_gpu_of_its_own(
     visible: str, there: int, gpus: set[str], monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.ranks import ranks
 from sae_plugins.resume.shards import split
 from sae_plugins.runs.texts.columns import TOKENS, Column, read_rows
 
@@ -104,6 +105,7 @@ class Documents:
         self.place = self.where = place
         self.rows_read = self.skipped = 0
         self._rows, self._column, self._held_out = rows, column, held_out
+        self._parts: dict[int, Documents] = {}
         self._is_told = isinstance(rows, datasets.Dataset)  # which was looked through
         self._order = "" if getattr(rows, "n_shards", 1) == 1 else ", in the order of its files"
 
@@ -129,11 +131,12 @@ class Documents:
             raise PluginError(self._nothing(read, skipped))
 
     def part(self, k: int, count: int) -> Documents:
-        """Shard `k` of the documents, which counts for itself."""
+        """Shard `k` of the documents, of which the whole tells what was skipped."""
         place = f"{self.place}, data shard {k + 1} of {count}"
         rows = split(self._rows, k, count)
         part = Documents(rows, self._column, place, self._held_out)
-        part._is_told = self._is_told
+        part._is_told = True
+        self._parts[k] = part
         return part
 
     def _nothing(self, read: int, skipped: int) -> str:
@@ -145,12 +148,21 @@ class Documents:
         )
 
     def tell_skipped(self) -> None:
-        """Say once how many rows are without text, if any are."""
-        if self.skipped and not self._is_told:
+        """Say once how many rows are without text, if any are; of shards, all ranks ask it."""
+        if self._is_told:
+            return
+        found = [(self.skipped, self.rows_read)]
+        if self._parts:
+            own = [(part.skipped, part.rows_read) for part in self._parts.values()]
+            found = [pair for pairs in ranks().all(own, patiently=True) for pair in pairs]
+            self._is_told = True  # whatever there is, since rank 0 alone asks again
+        skipped, read = map(sum, zip(*found, strict=True))
+        if skipped:
             self._is_told = True
-            logger.warning(
+            tell = logger.warning if ranks().writes else logger.debug
+            tell(
                 "%s: %s of the %s rows read have no text in the column %r, and were skipped",
-                *(self.place, f"{self.skipped:,}", f"{self.rows_read:,}", self._column.name),
+                *(self.place, f"{skipped:,}", f"{read:,}", self._column.name),
             )
 
 

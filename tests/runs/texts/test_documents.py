@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import pytest
 from datasets_of_people import Words, settings, write_rows
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.ranks import join
+from sae_plugins.framework.forked import on_ranks
+from sae_plugins.resume.division import own_shards
+from sae_plugins.runs.texts import documents as module
 from sae_plugins.runs.texts.splits import load_text
 
 BOTH = pytest.mark.parametrize("streaming", [True, False])
@@ -86,6 +91,35 @@ def test_what_was_skipped_is_said_when_training_ends_in_the_midst_of_a_stream(
     skipped, read = train.skipped, train.rows_read
     assert read == 40 + skipped < 135
     assert f"{skipped} of the {read} rows read have no text" in record.getMessage()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_shards_skip_is_said_once_of_all_ranks(size: int) -> None:
+    rows = [*EMPTY["text"], *({"text": document} for document in DOCUMENTS["text"])] * 8
+    for number in range(4):
+        write_rows(rows[number::4], f"data/part{number}.jsonl")
+
+    def act() -> tuple[int, int, list[str]]:
+        here, said = join(30), list[str]()
+        module.logger.warning = lambda text, *values: said.append(text % values)
+        train = load_text(settings("data", heldout=0, streaming=True), Words()).train
+        parts = [train.part(k, 4) for k in own_shards(4, here)]
+        for part in parts:
+            [*islice(part, 15)]
+        counts = sum(part.skipped for part in parts), sum(part.rows_read for part in parts)
+        for _ in range(2):
+            train.tell_skipped()
+        [*parts[0]]  # a pass that comes to its end
+        return *counts, said
+
+    found = on_ranks(size, act)
+    skipped, read = (sum(counts) for counts in list(zip(*found, strict=True))[:2])
+    (sentence,) = found[0][2]
+    assert sentence == (
+        f"--dataset_path data: {skipped} of the {read} rows read have no text in the column "
+        "'text', and were skipped"
+    )
+    assert [said for *_, said in found[1:]] == [[]] * (size - 1)
 
 
 def test_an_empty_file_of_rows_is_refused() -> None:
