@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LONGEST = 1e6
 """Seconds; torch counts them in nanoseconds."""
+_OF_RANK_0 = "rank 0 stopped: "
+"""How another rank begins to say what has stopped rank 0."""
 
 
 @contextmanager
@@ -42,19 +44,25 @@ def several(line: Line, problems: Problems) -> Iterator[Ranks]:
         problems.add("--dry_run says what a run needs in one process: leave torchrun out")
     with together.ending(), open(os.devnull, "w") as nowhere:
         silent = {} if together.writes else {"stdout": nowhere, "stderr": nowhere}
-        with replaced(sys, **silent) if silent else nullcontext(), _pauses(together):
+        with replaced(sys, **silent) if silent else nullcontext(), _said_once(together):
             yield together
 
 
 @contextmanager
-def _pauses(together: Ranks) -> Iterator[None]:
-    """If the pause of one rank ends another one inside, that is a pause, too, and no failure."""
+def _said_once(together: Ranks) -> Iterator[None]:
+    """What has stopped one rank ends another one inside: that is a pause, too, if it was one.
+
+    Rank 0 says itself what has stopped it.
+    """
     try:
         yield
     except RankError as error:
-        if error.exit_code != Paused.exit_code:
-            raise
-        raise (Paused if together.writes else together.only_first(code=Paused.exit_code)) from error
+        if error.exit_code == Paused.exit_code:
+            own = Paused if together.writes else together.only_first(code=Paused.exit_code)
+            raise own from error
+        if not together.writes:
+            error.args = tuple(text for text in error.args if not text.startswith(_OF_RANK_0))
+        raise
 
 
 def settle_shards(settings: Settings, together: Ranks) -> None:

@@ -89,9 +89,16 @@ def test_a_pause_of_one_rank_is_one_of_all(rank: int, place: tuple[str, int]) ->
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("rank", [0, 1])
-def test_what_fails_in_the_evaluations_of_a_rank_is_said_once(rank: int) -> None:
-    error = SaePluginsError("a fault")
-    found = command(failing(rank, "study.execute.evaluate", 1, error), 2)
-    assert said(found) == [f"sae-plugins study: error: rank {rank}: a fault"]
+@pytest.mark.parametrize(
+    ("rank", "place", "message"),
+    [
+        (0, ("study.execute.evaluate", 1), "rank 0: a fault"),
+        (1, ("study.execute.evaluate", 1), "rank 1: a fault"),
+        (0, ("runs.lockstep._step", 7), "a fault"),  # while others wait for it
+        (1, ("runs.lockstep._step", 7), "rank 1 stopped: a fault"),
+    ],
+)
+def test_what_fails_on_a_rank_is_said_once(rank: int, place: tuple[str, int], message: str) -> None:
+    found = command(failing(rank, *place, SaePluginsError("a fault")), 2)
+    assert said(found) == [f"sae-plugins study: error: {message}"]
     assert [one.code for one in found] == [1, 1]
