@@ -25,7 +25,7 @@ REAL = [
 """62 steps on the embedded world."""
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds a rank by Linux' list of processes")
 def test_torchrun_starts_ranks_again_one_of_which_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
