@@ -253,7 +253,7 @@ def test_a_rank_that_was_killed_is_named_by_the_first_that_lives(
         assert told(found[rank]) == (sentence if rank == speaker else "RankError: ", 1)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_a_rank_that_stands_still_is_named_after_the_limit() -> None:
     found = outcomes(2, ends(lambda: os.kill(os.getpid(), signal.SIGSTOP), 1), 15)
     sentence = "RankError: rank 1 did not answer within 2 s, so that the training stops"

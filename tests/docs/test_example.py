@@ -55,7 +55,7 @@ def test_its_own_tests_pass(
     assert all_pass(source / "tests", every)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_its_own_tests_pass_as_its_readers_run_them(site: Path, source: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
     result = subprocess.run(

@@ -123,7 +123,9 @@ def short(content: bytes, own: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("model", ["synthetic:small", "sae-plugins-world"])
+@pytest.mark.parametrize(
+    "model", [pytest.param("synthetic:small", marks=pytest.mark.slow), "sae-plugins-world"]
+)
 def test_a_mutated_recipe_is_refused_or_serves(
     model: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,7 +207,7 @@ def test_a_recipe_of_a_study_cannot_name_a_file_and_neither_can_a_study_that_it_
         load(str(mine))
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_arms_of_a_study_try_files_in_its_processes(
     ideas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

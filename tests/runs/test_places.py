@@ -114,7 +114,7 @@ def test_commands_say_so_before_they_import_sae_lens() -> None:
     assert "--data data/text.jsonl: neither 'world' nor 'hub' nor a folder" in said[3]
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_a_study_says_so() -> None:
     """Planning it imports SAELens."""
     (said,) = said_by("study run mine.yaml")
