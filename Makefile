@@ -47,7 +47,7 @@ combinations: env ## run every mechanism, and every pair of them, on every archi
 	$(BIN)/python -m pytest -m combinations $(PYTEST_ARGS)
 
 slow: env ## run the tests that take minutes
-	$(BIN)/python -m pytest -m "(slow or ci) and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "(slow or ci) and not gpu and not combinations" $(PYTEST_ARGS)
 
 faults: env ## kill and interrupt small runs at every change of their files
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) tests/entrypoints/test_train_faults.py

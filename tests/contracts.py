@@ -17,8 +17,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """By default a promise is tested on two architectures: standard, and one by its name.
 
-    That holds for the contracts of plugins, and for tests marked `two_architectures`.
-    `make combinations` runs all.
+    That holds for the contracts of plugins, and for tests marked `two_architectures`. The whole check
+    has every other one of the rest, by its name; `make combinations` runs all.
     """
     from sae_plugins.framework.architectures import ARCHITECTURES
 
@@ -36,3 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         chosen = architectures[zlib.crc32(promise.encode()) % len(architectures)]
         if architecture not in (None, "standard", chosen):
             item.add_marker(pytest.mark.combinations)
+    for item in items:
+        if item.get_closest_marker("combinations") and zlib.crc32(item.nodeid.encode()) % 2:
+            item.add_marker(pytest.mark.slow)
