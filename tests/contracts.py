@@ -17,8 +17,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """By default a promise is tested on two architectures: standard, and one by its name.
 
-    That holds for the contracts of plugins, and for tests marked `two_architectures`. The whole check
-    has every other one of the rest, by its name; `make combinations` runs all.
+    That holds for the contracts of plugins, and for tests marked `two_architectures`. The whole
+    check has every other one of the rest, by its name; `make combinations` runs all.
     """
     from sae_plugins.framework.architectures import ARCHITECTURES
 
