@@ -65,6 +65,16 @@ class Parts:
         for name in COUNTED:
             setattr(dist, name, self._counted(name, getattr(dist, name)))
 
+    def told(self, total: float, weights: bytes) -> dict[str, Any]:
+        """What was watched, beside the seconds of the whole and a checksum of the SAEs."""
+        return {
+            "seconds": dict(self.seconds),
+            "total": total,
+            "calls": dict(self.calls),
+            "bytes": self.bytes,
+            "sha": hashlib.sha256(weights).hexdigest(),
+        }
+
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = time.process_time()
@@ -106,13 +116,7 @@ def trained(setup: Setup, settings: Settings) -> dict[str, Any]:
                 run()
             total = time.process_time() - begin
         weights = (Path(scratch) / "sae_weights.safetensors").read_bytes()
-    return {
-        "seconds": dict(parts.seconds),
-        "total": total,
-        "calls": dict(parts.calls),
-        "bytes": parts.bytes,
-        "sha": hashlib.sha256(weights).hexdigest(),
-    }
+    return parts.told(total, weights)
 
 
 def in_lockstep(setup: Setup, settings: Settings, arms: int, scratch: Path) -> dict[str, Any]:
@@ -130,13 +134,7 @@ def in_lockstep(setup: Setup, settings: Settings, arms: int, scratch: Path) -> d
         raise error
     ranks().patiently()
     weights = [(sae.folder / "sae_weights.safetensors").read_bytes() for sae in saes]
-    return {
-        "seconds": dict(parts.seconds),
-        "total": total,
-        "calls": dict(parts.calls),
-        "bytes": parts.bytes,
-        "sha": hashlib.sha256(b"".join(weights)).hexdigest(),
-    }
+    return parts.told(total, b"".join(weights))
 
 
 def work(found: dict[str, Any]) -> float:
