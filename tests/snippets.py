@@ -148,5 +148,9 @@ def all_pass(place: Path, every: bool) -> bool:
 
 
 on_two_and_on_every_architecture = pytest.mark.parametrize(
-    "every", [False, pytest.param(True, marks=pytest.mark.combinations)]
+    "every",
+    [
+        pytest.param(False, marks=pytest.mark.ci),
+        pytest.param(True, marks=[pytest.mark.slow, pytest.mark.combinations]),
+    ],
 )

@@ -324,6 +324,7 @@ def test_its_recipes_and_studies_can_be_run(file: Path, reader: Path) -> None:
 # -- the suite that the page teaches to write -----------------------------------------------------
 
 
+@pytest.mark.ci
 def test_the_suite_that_it_teaches_can_be_installed_and_scores_an_sae(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def test_run_yaml_reproduces_the_run_bit_for_bit(tiny_world: Any):
     assert set(recipe["versions"]) >= {"sae-plugins", "sae-lens", "torch", "python"}
 
 
+@pytest.mark.ci
 def test_a_seed_decides_everything():
     zero, again = train("zero", "--seed", "0"), train("again", "--seed", "0")
     one = train("one", "--seed", "1")
@@ -370,7 +371,9 @@ def test_a_full_disk_while_a_checkpoint_is_written(
     assert "could not be written: the disk may be full" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, pytest.param(RuntimeError, marks=pytest.mark.ci)]
+)
 def test_what_fails_after_the_sae_is_saved_does_not_cost_it(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -397,6 +400,7 @@ def test_what_fails_after_the_sae_is_saved_does_not_cost_it(
     SAE.load_from_disk("run/unfinished-1")
 
 
+@pytest.mark.ci
 def test_a_run_that_cannot_be_moved_into_place(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

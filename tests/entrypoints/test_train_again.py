@@ -360,6 +360,7 @@ def test_a_rank_that_is_told_before_the_first_step_ends_all_with_the_code() -> N
     assert on_two(act) == [75, 75]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "step",
     [True, pytest.param(False, marks=pytest.mark.ci)],

@@ -377,7 +377,12 @@ def _refusal(line: str) -> str | None:
 
 @pytest.mark.ci
 @pytest.mark.parametrize(
-    ("kind", "part"), [(kind, part) for kind in KINDS for part in range(PARTS.get(kind, 1))]
+    ("kind", "part"),
+    [
+        pytest.param(kind, part, marks=pytest.mark.slow if kind == "text" else ())
+        for kind in KINDS
+        for part in range(PARTS.get(kind, 1))
+    ],
 )
 def test_every_flag_shows_or_is_refused(kind: str, part: int, left: Left):
     silent = []

@@ -183,7 +183,7 @@ def check(kind: str, number: signal.Signals, seed: int, made: Made) -> None:
     [
         ("language model", signal.SIGINT),
         pytest.param("language model", signal.SIGTERM, marks=pytest.mark.ci),
-        ("language model", signal.SIGKILL),
+        pytest.param("language model", signal.SIGKILL, marks=pytest.mark.ci),
         pytest.param("synthetic", signal.SIGKILL, marks=pytest.mark.ci),
         pytest.param("fast", signal.SIGKILL, marks=pytest.mark.ci),
     ],
@@ -269,6 +269,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_what_cannot_be_resumed_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]):
     assert "there is no such folder" in refusal(capsys, "--resume", "nowhere")
     assert "--resume whole is finished" in refusal(capsys, "--resume", "whole")
@@ -361,6 +362,7 @@ def test_a_checkpoint_is_written_when_it_is_asked_for_only_at_interruptions():
     assert contents(run) == contents(Path("whole"))
 
 
+@pytest.mark.ci
 def test_a_buffer_that_is_refilled_makes_small_checkpoints_and_another_run():
     sizes = {}
     for buffer in ("exact", "refill"):
@@ -374,6 +376,7 @@ def test_a_buffer_that_is_refilled_makes_small_checkpoints_and_another_run():
     assert weights[0] != weights[1]
 
 
+@pytest.mark.ci
 def test_the_log_at_weights_and_biases_goes_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -400,6 +403,7 @@ def test_sae_lens_own_checkpoints_still_resume():
     assert sorted(steps) == sorted(int(path.name) for path in own[1:])
 
 
+@pytest.mark.ci
 def test_a_run_that_began_at_sae_lens_checkpoint_goes_on_from_its_own():
     plain = [*SHORT[: SHORT.index("--plugin")], "--training_tokens", "1280"]
     train(*plain, "--n_checkpoints", "3", "--output_path", "first")
@@ -416,7 +420,7 @@ def test_a_run_that_began_at_sae_lens_checkpoint_goes_on_from_its_own():
 
 @pytest.mark.parametrize(
     "moved",
-    [0, pytest.param(2, marks=pytest.mark.ci), 4, pytest.param(6, marks=pytest.mark.ci)],
+    [*(pytest.param(moved, marks=pytest.mark.ci) for moved in (0, 2, 6)), 4],
 )
 def test_a_run_killed_while_its_files_move_to_their_place_can_go_on(
     moved: int,
@@ -491,6 +495,7 @@ def test_saelens_checkpoints_are_on_the_disk_before_ours_go(monkeypatch: pytest.
     assert {path.replace(f"/{UNFINISHED}/", "/") for path in before} >= names
 
 
+@pytest.mark.ci
 def test_what_an_interrupted_finish_leaves_behind_is_in_nobodys_way(
     unfinished: Path, monkeypatch: pytest.MonkeyPatch
 ):

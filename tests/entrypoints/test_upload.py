@@ -448,9 +448,8 @@ def test_an_edit_of_the_card_meanwhile_survives(
 # -- what breaks -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "heard", [[True], pytest.param([False, True], marks=pytest.mark.ci)], ids=["after", "both"]
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("heard", [[True], [False, True]], ids=["after", "both"])
 def test_cut_at_every_request(
     heard: list[bool],
     loopback_hub: LoopbackHub,

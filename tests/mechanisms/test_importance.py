@@ -166,6 +166,7 @@ def test_relative_scores_are_ones_until_something_is_known() -> None:
     assert kept.relative_scores(trainer.run).tolist() == [1] * 24
 
 
+@pytest.mark.ci
 def test_it_is_measured_under_compilation_and_with_sparse_activations() -> None:
     eager, compiled = (train_one(compiles) for compiles in (False, True))
     torch.testing.assert_close(eager, compiled)

@@ -70,6 +70,7 @@ def test_selection_equals_brute_force(rows: list[list[int]], k: int, way: str) -
         assert matrix[i, j] == product
 
 
+@pytest.mark.ci
 @given(rows=whole, k=st.integers(1, 50))
 @settings(max_examples=200, deadline=None)
 def test_the_sum_does_not_care_for_ties_or_for_the_order_of_features(

@@ -177,7 +177,7 @@ def test_a_run_with_stops_trains_on_the_batches_of_saelens(
     stops_are_no_matter(folder, fields, stops, n)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(**DRAWN)
 def test_runs_with_more_stops_train_on_the_batches_of_saelens(

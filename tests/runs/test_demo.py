@@ -79,6 +79,7 @@ def text() -> Dataset:
     return Dataset.from_dict({"tokens": tokens.tolist()})
 
 
+@pytest.mark.ci
 @every_demo
 @pytest.mark.usefixtures("sketched")
 def test_a_demo_is_the_same_at_any_scale_of_the_activations(

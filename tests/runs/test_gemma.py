@@ -354,7 +354,7 @@ def test_core_on_gemmas_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert result["metrics"]["l0"]["value"] > 0
 
 
-@pytest.mark.parametrize("preset", ["canonical", "paper"])
+@pytest.mark.parametrize("preset", [pytest.param("canonical", marks=pytest.mark.ci), "paper"])
 def test_dry_run_for_gemma(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Says what it takes, without the model and the network."""
     sae = untrained_sae(tmp_path / "sae", 2304, 19)

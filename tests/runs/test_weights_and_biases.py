@@ -81,8 +81,8 @@ def logged() -> tuple[set[str], dict[str, set[str]]]:
 @pytest.mark.parametrize(
     "on",
     [
-        pytest.param(WORLD, id="language model"),
-        pytest.param(SYNTHETIC, id="synthetic", marks=pytest.mark.ci),
+        pytest.param(WORLD, id="language model", marks=pytest.mark.ci),
+        pytest.param(SYNTHETIC, id="synthetic"),
     ],
 )
 def test_metrics_figures_and_the_sae_are_logged_and_change_no_weight(

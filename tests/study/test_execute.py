@@ -192,7 +192,7 @@ def test_a_second_run_does_nothing(
 
 @pytest.mark.parametrize(
     ("until", "seeds"),
-    [(0.5, [0]), (7, [0]), pytest.param(15, [0, 1], marks=pytest.mark.ci)],
+    [(0.5, [0]), *(pytest.param(*p, marks=pytest.mark.ci) for p in ((7, [0]), (15, [0, 1])))],
 )
 def test_interrupted_anywhere_it_ends_with_the_same_numbers(
     done: tuple[Path, Findings, Heard],
@@ -298,6 +298,7 @@ def test_data_that_are_replaced_are_trained_on(
     assert len(set(again.values())) == 2
 
 
+@pytest.mark.ci
 def test_another_seed_and_other_settings_of_a_suite_leave_saes_alone(copy: Path) -> None:
     before = saes(copy)
     models = json.loads(json.dumps(STUDY["models"]))
@@ -442,6 +443,7 @@ def test_two_arms_that_are_the_same_sae_both_have_scores(tmp_path: Path) -> None
         assert mcc["l1", sparsity] == mcc["same", sparsity]
 
 
+@pytest.mark.ci
 def test_wanted_l0s_are_reached(tmp_path: Path) -> None:
     models = json.loads(json.dumps(STUDY["models"]))
     models["toy"] |= {"target_l0": [8.0], "sparsity": {"l1_coefficient": [0.3, 1, 3, 10]}}

@@ -259,6 +259,7 @@ def test_hooked_transformer_is_the_same_model(model: Any, tokenizer: Any) -> Non
     assert padded_gap < 1e-3
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.ci, id="all")])
 @pytest.mark.usefixtures("_makers")
 def test_model_spells_words_it_never_spelt_in_training(

@@ -172,7 +172,7 @@ def _kill_at(scored: int, file: str) -> None:
 @pytest.mark.parametrize(
     ("scored", "file", "listed"),
     [
-        (2, "*", 1),  # SAEBench's own JSON, which is the first
+        pytest.param(2, "*", 1, marks=pytest.mark.ci),  # SAEBench's own JSON, which is the first
         pytest.param(0, "manifest.json", 0, marks=pytest.mark.ci),
         pytest.param(1, "*.safetensors", 1, marks=pytest.mark.ci),  # in the cache, for the second
         pytest.param(2, "core-seed2-*[0-9a-f].json", 1, marks=pytest.mark.ci),
@@ -204,6 +204,7 @@ def test_killed_and_run_again(
     assert results(out) == results(tmp_path / "whole" / "out")
 
 
+@pytest.mark.ci
 def test_two_at_once_on_one_cache(sae: Callable[..., Path], tmp_path: Path) -> None:
     saes = [sae("a"), sae("b", seed=1)]
     outs = [tmp_path / "out-a", tmp_path / "out-b"]

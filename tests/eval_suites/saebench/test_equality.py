@@ -130,6 +130,7 @@ def test_shortcuts_move_no_number(suite, sae, lab):
         assert fast.details[item] == pytest.approx(row, abs=1e-6)
 
 
+@pytest.mark.ci
 def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
     """Then its artifacts are there already, and its random state is that of the seed."""
     _, theirs = lab.saebench(PROBING, lab.standard, lab.topk)
@@ -140,7 +141,7 @@ def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
         assert ours.metrics[name].value == pytest.approx(theirs[name], abs=1e-6), name
 
 
-@pytest.mark.parametrize("suite", ["core", "scr", ci(PROBING), slow("absorption")])
+@pytest.mark.parametrize("suite", ["core", ci("scr"), ci(PROBING), slow("absorption")])
 def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
     """Not a bit, whether an SAE finds no cache, or one that is warm from another SAE."""
     first, second = (everything(lab.scores(suite, s)) for s in (lab.standard, lab.topk))
@@ -149,7 +150,7 @@ def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
     assert second == other
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", [ci(s) if s == "absorption" else s for s in SUITES])
 def test_evaluations_leave_no_trace(suite, lab, tmp_path, monkeypatch):
     """Neither in random states, grad mode and environment nor in the working folder."""
     monkeypatch.chdir(tmp_path)

@@ -347,6 +347,7 @@ def test_hazard_13_activations_of_another_run(lab, tmp_path):
     assert len(computed) == len(others)
 
 
+@pytest.mark.ci
 def test_hazard_14_absorption_writes_into_the_package(lab):
     """And into the working folder, which tests/eval_suites/saebench/test_equality.py looks at."""
     import sae_bench
@@ -422,6 +423,7 @@ def test_hazard_18_seeds_matter_in_every_suite(suite, lab):
     assert (one.metrics, one.details) != (another.metrics, another.details)
 
 
+@pytest.mark.ci
 def test_hazard_19_absorption_has_no_seed(lab, monkeypatch):
     """The vocabulary's order differs between processes."""
     from sae_bench.evals.absorption.probing import create_dataset_probe_training
