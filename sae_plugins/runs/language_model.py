@@ -197,7 +197,7 @@ class LanguageModelSetup:
             with quiet():
                 runner.run()
             if self.settings.data_shards > 1:
-                self._tell_skipped()
+                self.tell_skipped()
             return {}
 
         return run
@@ -272,14 +272,15 @@ class LanguageModelSetup:
     def heldout(self, saes: Sequence[SAE[Any]]) -> list[dict[str, float]]:
         """Held-out metrics of SAEs as they were saved, on the same text."""
         if ranks().size == 1:
-            self._tell_skipped()
+            self.tell_skipped()
         if not self.settings.heldout_tokens:
             return [{} for _ in saes]
         with quiet(), isolated_random_state():
             store = self._store(heldout=True)
             return heldout_metrics(saes, store, self.settings.heldout_tokens)
 
-    def _tell_skipped(self) -> None:
+    def tell_skipped(self) -> None:
+        """Say once how many rows of the text that was read had none."""
         if isinstance(self.text.train, Documents):
             self.text.train.tell_skipped()
 

@@ -230,6 +230,7 @@ def _train(
             gc.collect()  # trainers, plugins and SAEs know each other
         steps += 1
         advanced(steps)
+    setup.tell_skipped()
     left = [arm for arm in arms if arm.name not in failures]
     _score([arm for arm in left if not arm.tuning_tokens], failures, started)
     for arm in left:

@@ -161,6 +161,10 @@ class Setup(Protocol):
         """Draw the SAE's weights as `prepare` does, for a caller who gives it the batches."""
         ...
 
+    def tell_skipped(self) -> None:
+        """Say once what of the training text was skipped; all ranks ask it together."""
+        ...
+
     def unseen(self, tokens: int) -> list[Tensor]:
         """Activations of so many held-out tokens that do not score SAEs; empty without such text.
 

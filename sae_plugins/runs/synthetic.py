@@ -161,6 +161,9 @@ class SyntheticSetup:
         )
         return divided_samples
 
+    def tell_skipped(self) -> None:
+        """Nothing is skipped."""
+
     def unseen(self, tokens: int) -> list[Tensor]:
         """None: the samples that follow those of the training are as good."""
         return []

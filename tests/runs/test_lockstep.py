@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 
 from sae_plugins import Plugin, PluginError, hookimpl, plugins
 from sae_plugins.base.files import read_rows
+from sae_plugins.base.ranks import join
 from sae_plugins.entrypoints.main import main
+from sae_plugins.framework.forked import on_ranks
 from sae_plugins.framework.resolve import resolve
 from sae_plugins.runs import lockstep, memory
 from sae_plugins.runs.load import load_setup
@@ -27,6 +29,7 @@ from sae_plugins.runs.lockstep import LockstepRun, train
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import Setup
 from sae_plugins.runs.stream_key import stream_key
+from sae_plugins.runs.texts import documents
 from sae_plugins.settings.command_line import train_flags
 from sae_plugins.settings.settle import settle
 
@@ -488,3 +491,24 @@ def test_jobs_share_a_model_and_its_text(tiny_world: Any, monkeypatch: pytest.Mo
     assert one.setup.text is other.setup.text
     first = [next(iter(setup.text.train))["tokens"] for setup in (one.setup, seed.setup)]
     assert first[0] != first[1]  # the seed orders the data
+
+
+@pytest.mark.ci
+def test_rows_without_text_are_told_once_of_all_ranks() -> None:
+    Path("data").mkdir()
+    rows = [json.dumps({"tokens": tokens}) for tokens in (*[[5, 6, 7] * 40] * 9, None)]
+    for number in range(2):
+        Path(f"data/part{number}.jsonl").write_text("\n".join(rows * 9))
+    flags = "--dataset_path data --streaming true --data_shards 2 --heldout_tokens 0"
+
+    def act() -> list[str]:
+        join(60)
+        said: list[str] = []
+        documents.logger.warning = lambda text, *values: said.append(text % values)  # type: ignore
+        assert not train(arms({"l1": flags, "topk": f"{flags} --architecture topk --k 4"}))
+        return said
+
+    first, second = on_ranks(2, act, 120)
+    (sentence,) = first
+    assert "rows read have no text in the column 'tokens', and were skipped" in sentence
+    assert not second
