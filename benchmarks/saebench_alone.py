@@ -141,6 +141,26 @@ def _scr(
     return [_flat(result) for result in results.values()]
 
 
+def _tpp(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    from sae_bench.evals.scr_and_tpp import main
+    from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
+
+    from sae_plugins.eval_suites import tpp
+
+    config = ScrAndTppEvalConfig(
+        random_seed=seed, model_name=model.name, llm_dtype=model.dtype, perform_scr=False,
+        llm_batch_size=default_batch_size(model.name), dataset_names=list(settings.dataset_names),
+        n_values=list(settings.n_values),
+        train_set_size=settings.train_set_size, test_set_size=settings.test_set_size,
+        context_length=settings.context_length, sae_batch_size=settings.sae_batch_size,
+    )  # fmt: skip
+    with _given(main, model), _reading(data, lambda name: tpp._need(name, settings)):
+        results = main.run_eval(config, saes, model.device, str(folder / "results"))
+    return [_flat(result) for result in results.values()]
+
+
 def _absorption(
     saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
 ) -> list[dict[str, Any]]:

@@ -40,9 +40,10 @@ FLAGS = {
 }  # fmt: skip
 
 ABOUT = """\
-Evaluate SAEs with SAEBench: reconstruction, feature absorption, spurious correlation removal and
-sparse probing; SAEs of synthetic models against the ground truth. An SAE is the folder of a run,
-any folder that SAELens or dictionary_learning saved, or RELEASE:SAE_ID from the Hugging Face Hub.
+Evaluate SAEs with SAEBench: reconstruction, feature absorption, spurious correlation removal,
+targeted probe perturbation and sparse probing; SAEs of synthetic models against the ground truth.
+An SAE is the folder of a run, any folder that SAELens or dictionary_learning saved, or
+RELEASE:SAE_ID from the Hugging Face Hub.
 """
 EXAMPLES = """\
   sae-plugins evaluate runs/demo                                 minutes, and offline for the demos

@@ -1,8 +1,9 @@
-"""Evaluation suites, one file each; four of them over SAEBench.
+"""Evaluation suites, one file each; all but one of them over SAEBench.
 
-`suite.py` says what a suite is, `registry.py` finds them by name, and `probing.py` holds what SCR
-and sparse probing share. `inputs/` holds what suites are given, `saebench/` is the only place where
-anything of SAEBench is replaced, and `evaluation/` applies suites to SAEs.
+`suite.py` says what a suite is, `registry.py` finds them by name, `probing.py` holds what those
+that probe labelled texts share, and `ablation.py` what SCR and TPP do. `inputs/` holds what suites
+are given, `saebench/` is the only place where anything of SAEBench is replaced, and `evaluation/`
+applies suites to SAEs.
 """
 
 PRESETS = ("canonical", "quick", "paper")

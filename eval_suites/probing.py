@@ -1,4 +1,4 @@
-"""What the suites that probe labelled texts, SCR and sparse probing, have in common."""
+"""What the suites that probe labelled texts, SCR, TPP and sparse probing, have in common."""
 
 from __future__ import annotations
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from sae_plugins.base.errors import SuiteError
+from sae_plugins.eval_suites.ablation import Ablation, MaskPadding, SumCodes
 from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.subjects import Subject
@@ -28,7 +27,7 @@ from sae_plugins.eval_suites.saebench.facts import (
     refuse_heads,
     reported_numbers,
 )
-from sae_plugins.eval_suites.saebench.probing import run_scr
+from sae_plugins.eval_suites.saebench.probing import run_ablations
 from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
 
 BIOS, REVIEWS = "LabHC/bias_in_bios_class_set1", "canrager/amazon_reviews_mcauley_1and5"
@@ -61,16 +60,8 @@ class SCRSettings(SuiteSettings):
     test_set_size: int = Field(1000, ge=8, description="texts to test it on")
     context_length: int = Field(128, ge=2, description="tokens of a text; longer ones are cut")
     sae_batch_size: int = Field(125, ge=1, description="texts that are encoded at once")
-    mask_padding: bool = Field(
-        False,
-        description="do not ablate what the SAE makes of padding, which SAEBench adds to the text",
-    )
-    sum_codes: bool = Field(
-        True,
-        description="add up codes over the tokens before decoding them, since decoders are affine; "
-        "equal up to rounding",
-        json_schema_extra={"shortcut": True},
-    )
+    mask_padding: MaskPadding = False
+    sum_codes: SumCodes = True
 
 
 class SCR(Suite):
@@ -118,6 +109,7 @@ class SCR(Suite):
         for pair in settings.pairs:
             pairs.setdefault(PAIRS[pair], []).append(tuple(pair.split("/")))
         config = settings.model_dump(exclude={"pairs", "mask_padding", "sum_codes"}) | {
+            "perform_scr": True,
             "random_seed": seed,
             "dataset_names": list(pairs),
             "column1_vals_lookup": pairs,
@@ -125,7 +117,7 @@ class SCR(Suite):
             "llm_batch_size": default_batch_size(bench.model.name),
         }
         ablation = Ablation(settings.sum_codes, settings.mask_padding)
-        result, raw = run_scr(
+        result, raw = run_ablations(
             sae, subject.name, bench, config,
             lambda dataset: _need(dataset, settings), ablation,
         )  # fmt: skip
@@ -165,12 +157,7 @@ class SCR(Suite):
             metrics, [f"scr_metric_threshold_{n}" for n in settings.n_values], details,
             settings.pairs,
         )  # fmt: skip
-        deviations = []
-        if settings.sum_codes and ablation.affine:
-            deviations.append("codes are added up over the tokens before they are decoded")
-        if settings.mask_padding:
-            deviations.append("what the SAE makes of padding is not ablated")
-        return Scores(metrics, details, warnings, deviations, raw)
+        return Scores(metrics, details, warnings, ablation.deviations(), raw)
 
 
 def _classes(run_name: str, pairs: tuple[str, ...]) -> list[str]:
@@ -206,103 +193,3 @@ def _need(dataset: str, settings: SCRSettings) -> Need:
         2 * (settings.test_set_size // 4) + 1,
         numbers_of(dataset, classes),
     )
-
-
-Masks = dict[bytes, tuple[Tensor, set[int]]]
-
-
-class Ablation:
-    """What SAEBench's ablation gives for many masks of latents, encoding and decoding only once.
-
-    SAEBench takes the mean over a text's tokens of the activations without the masked latents. It
-    also adds what these latents are at padding, where activations are 0 (hazard 8): `leak` says how
-    much that is.
-    """
-
-    def __init__(self, sum_codes: bool, mask_padding: bool) -> None:
-        """See the settings."""
-        self.sum_codes, self.mask_padding = sum_codes, mask_padding
-        self.affine: bool | None = None
-        """Whether codes may be added up before they are decoded; not known before the first."""
-        self.fewer: dict[int, int] = {}
-        """The fewest latents that were ablated where so many were asked for, if fewer."""
-        self._lengths: dict[int, Tensor] = {}
-
-    @torch.no_grad()
-    def __call__(
-        self, acts: Tensor, sae: Any, masks: Masks, batch_size: int, own: Callable[..., Tensor]
-    ) -> dict[bytes, Tensor]:
-        """The inputs of the probe [texts, d_in], by mask.
-
-        Args:
-            acts: [texts, tokens, d_in], 0 at padding.
-            sae: the SAE.
-            masks: of latents [d_sae] to ablate, and for how many each was asked.
-            batch_size: texts at once.
-            own: SAEBench's `ablated_precomputed_activations`.
-        """
-        parts: dict[bytes, list[Tensor]] = {key: [] for key in masks}
-        for batch in acts.split(batch_size):
-            kept = (batch.sum(dim=-1) != 0).to(batch.dtype)  # [texts, tokens], as SAEBench has it
-            codes, padding = sae.encode(batch), 1 - kept
-            self._measure(sae, codes, kept, padding, masks)
-            if self.mask_padding:
-                codes = codes * kept[..., None]
-            if self.sum_codes and self.affine is None:
-                self.affine = _is_affine(sae, codes)
-            if self.sum_codes and self.affine:
-                # one token a text: the sum over its tokens
-                batch, codes = batch.sum(1, keepdim=True), codes.sum(1, keepdim=True)
-                scale = kept.sum(dim=1, keepdim=True)
-            else:
-                scale = torch.ones_like(kept[:, :1])
-            once = _EncodedOnce(sae, codes)
-            for key, (mask, _) in masks.items():
-                parts[key].append(own(batch, once, mask, batch_size) / scale)
-        return {key: torch.cat(part) for key, part in parts.items()}
-
-    def _measure(
-        self, sae: Any, codes: Tensor, kept: Tensor, padding: Tensor, masks: Masks
-    ) -> None:
-        text, rest = (torch.einsum("blf,bl->bf", codes, part) for part in (kept, padding))
-        for mask, numbers in masks.values():
-            direction, count = sae.W_dec[mask], int(mask.sum())
-            lengths = [(part[:, mask] @ direction).norm(dim=-1).sum() for part in (rest, text)]
-            for n in numbers:
-                self._lengths.setdefault(n, torch.zeros(2)).add_(torch.stack(lengths).cpu())
-                if count < n:
-                    self.fewer[n] = min(count, self.fewer.get(n, count))
-
-    def leak(self, numbers: tuple[int, ...]) -> dict[int, float]:
-        """By number of latents that were ablated: mean length of the one to the other's."""
-        found = {n: self._lengths[n].tolist() for n in numbers if n in self._lengths}
-        return {n: of_padding / of_text for n, (of_padding, of_text) in found.items() if of_text}
-
-
-class _EncodedOnce:
-    """Stands in for an SAE whose codes are known; SAEBench decodes all first, then the rest."""
-
-    def __init__(self, sae: Any, codes: Tensor) -> None:
-        self._sae, self._codes, self._out = sae, codes, sae.decode(codes)
-        self._is_whole = False
-
-    def encode(self, _: Tensor) -> Tensor:
-        self._is_whole = True
-        return self._codes.clone()
-
-    def decode(self, codes: Tensor) -> Tensor:
-        out: Tensor = self._out if self._is_whole else self._sae.decode(codes)
-        self._is_whole = False
-        return out
-
-
-def _is_affine(sae: Any, codes: Tensor) -> bool:
-    """Whether the decoder of the sum is the sum of the decoders, but for the bias."""
-    total = codes.sum(1, keepdim=True)
-    try:
-        each = (sae.decode(codes) - sae.decode(torch.zeros_like(codes))).sum(1, keepdim=True)
-        of_sum = sae.decode(total) - sae.decode(torch.zeros_like(total))
-    except RuntimeError:  # it remembers a scale for each token that it has encoded
-        return False
-    tolerance = max(1e-4, 4 * torch.finfo(codes.dtype).eps)
-    return each.shape == of_sum.shape and bool((each - of_sum).norm() <= tolerance * each.norm())

@@ -182,6 +182,13 @@ SUITES = {
         },
         {"sum_codes": False},
     ),
+    "tpp": Suite(
+        "scr_and_tpp.main",
+        {
+            "n_values": (2, 5), "train_set_size": 40, "test_set_size": 24, "context_length": 40,
+        },
+        {"sum_codes": False},
+    ),
     "sparse-probing": Suite(
         "sparse_probing.main",
         {

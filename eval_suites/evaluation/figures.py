@@ -120,6 +120,16 @@ def scr_by_ablations(saes: Labelled) -> Figure | None:
     )  # fmt: skip
 
 
+def tpp_by_ablations(saes: Labelled) -> Figure | None:
+    """Lines of the TPP score over the number of ablated latents."""
+    return _lines(
+        saes, r"tpp_threshold_(\d+)_total_metric", "ablated latents of a class (log scale)",
+        "TPP score: accuracy that the class's probe loses,\nless what others lose "
+        "(higher is better)",
+        "Targeted probe perturbation",
+    )  # fmt: skip
+
+
 def probing_by_k(saes: Labelled) -> Figure | None:
     """Lines of the accuracy of k-sparse probes over k, the language model's own dashed."""
     figure = _lines(
@@ -149,6 +159,7 @@ DRAWN: tuple[tuple[str, str, Callable[[Labelled], Figure | None]], ...] = (
     ("core", "core", core_overview),
     ("absorption", "absorption_by_letter", absorption_by_letter),
     ("scr", "scr_by_ablated_latents", scr_by_ablations),
+    ("tpp", "tpp_by_ablated_latents", tpp_by_ablations),
     ("sparse-probing", "sparse_probing_by_k", probing_by_k),
 )
 """Suite, file and function of each figure."""

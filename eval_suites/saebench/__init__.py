@@ -25,6 +25,9 @@ they should not. Only this folder does so: `isolation.py` around every run, `cor
 - `scr_and_tpp.main.perform_feature_ablations` selects by `select_top_n_features`, and calls
   `ablated_precomputed_activations(acts, sae, mask, batch_size)`, which calls `sae.encode` once,
   then `sae.decode` of all codes, then of those that are left, for each part of the batch.
+- `scr_and_tpp.main` asks `get_probe_test_accuracy` for accuracies before ablations and after each.
+- `scr_and_tpp.main.COLUMN2_VALS_LOOKUP` has the datasets of TPP, whose classes are those of
+  `dataset_info.chosen_classes_per_dataset`.
 - `absorption.common.get_alpha_tokens` and `absorption.feature_absorption.get_alpha_tokens` list the
   vocabulary, in no fixed order.
 - `absorption.common.train_and_save_probes` trains the first-letter probes; the functions
@@ -36,5 +39,6 @@ they should not. Only this folder does so: `isolation.py` around every run, `cor
   `run_feature_absortion_experiment`, which take folders, and into the working folder.
 - the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by
   `hf_hub_download`.
-- `SparseProbingSaeMetrics` and `ScrMetrics` have a field for each k and N that is reported.
+- `SparseProbingSaeMetrics`, `ScrMetrics` and `TppMetrics` have a field for each k and N that is
+  reported.
 """

@@ -87,6 +87,15 @@ def numbers_of(dataset: str, classes: list[str]) -> tuple[int, ...]:
     return tuple(numbers[name] for name in classes)
 
 
+def names_of(name: str) -> dict[str, str]:
+    """The classes of a dataset in words, by what SAEBench calls them."""
+    from sae_bench.sae_bench_utils.dataset_info import chosen_classes_per_dataset, dataset_metadata
+
+    numbers = dataset_metadata[name.partition("_class_set")[0]]["column1_mapping"]
+    words = {str(number): word for word, number in numbers.items()}
+    return {chosen: words[chosen] for chosen in chosen_classes_per_dataset[name]}
+
+
 def dtype_of_first_letters() -> str:
     """The dtype of SAEBench's first-letter probe, whatever the language model's (hazard 21)."""
     from sae_bench.evals.absorption.common import DEFAULT_DTYPE

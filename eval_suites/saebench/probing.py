@@ -1,4 +1,4 @@
-"""SAEBench's sparse probing and SCR, run for one SAE: both probe labelled texts."""
+"""SAEBench's sparse probing, SCR and TPP, run for one SAE: all probe labelled texts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from torch import Tensor
 from sae_plugins.base.fingerprints import fingerprint
 from sae_plugins.base.kept import Cached
 from sae_plugins.base.patches import replaced
+from sae_plugins.eval_suites.ablation import Ablation, Masks
 from sae_plugins.eval_suites.inputs.bench import Bench
 from sae_plugins.eval_suites.inputs.cache import Cache
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.saebench.isolation import only, only_json, running
+
+OF_THE_DATA = ("random_seed", "context_length", "perform_scr")
+"""Fields of a config, besides the sizes of sets, that decide which texts are read, and how."""
 
 
 def run_sparse_probing(
@@ -37,19 +41,46 @@ def run_sparse_probing(
         return _probed(main, eval_config, sae, name, bench, folder)
 
 
-def run_scr(
+def run_ablations(
     sae: Any, name: str, bench: Bench, config: Mapping[str, Any], need: Callable[[str], Need],
-    ablate: Callable[..., dict[bytes, Tensor]],
+    ablation: Ablation, probed_alike: bool = False,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
-    """SAEBench's result, as a dict, and its JSON.
+    """SAEBench's result of SCR or TPP, as a dict, and its JSON.
 
-    `ablate(acts, sae, masks, batch_size, own)` gives, by the mask's bytes, what SAEBench's own
-    `ablated_precomputed_activations` would give for each of several masks; with each comes for how
-    many latents it was asked.
+    Args:
+        sae: a copy, which SAEBench may change.
+        name: what it is called in the JSON.
+        bench: the model and the data.
+        config: SAEBench's; `perform_scr` says which of the two.
+        need: by dataset, the rows that are read.
+        ablation: gives what SAEBench's own would for each of several masks.
+        probed_alike: test all probes of a class on the same texts (hazard 24).
     """
     from sae_bench.evals.scr_and_tpp import main
     from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
 
+    eval_config = ScrAndTppEvalConfig(
+        model_name=bench.model.label, llm_dtype=bench.model.dtype, **config
+    )
+    own_accuracy = main.get_probe_test_accuracy
+
+    def on_the_same_texts(*args: Any) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(eval_config.random_seed)
+            return own_accuracy(*args)
+
+    with (
+        running(bench, main) as folder,
+        _probing(bench, main, need, own_seed=None),
+        _ablating_at_once(main, ablation),
+        replaced(main, get_probe_test_accuracy=on_the_same_texts if probed_alike else own_accuracy),
+    ):
+        return _probed(main, eval_config, sae, name, bench, folder)
+
+
+@contextmanager
+def _ablating_at_once(main: Any, ablation: Ablation) -> Iterator[None]:
+    """Have SAEBench look up what `ablation` has found for all masks together."""
     own_ablations, own_ablated = (
         main.perform_feature_ablations,
         main.ablated_precomputed_activations,
@@ -60,13 +91,14 @@ def run_scr(
         node_effects: dict[str, Tensor], top_n_values: list[int], chosen_classes: list[str],
         *args: Any,
     ) -> Any:  # fmt: skip
-        masks: dict[bytes, tuple[Tensor, set[int]]] = {}
+        masks: Masks = {}
         for chosen in chosen_classes:
             for n in top_n_values:
                 mask = main.select_top_n_features(node_effects[chosen], n, chosen)
+                ablation.choose(n, mask, node_effects[chosen])
                 masks.setdefault(_bytes(mask), (mask, set()))[1].add(n)
         table = {
-            id(acts): ablate(acts, sae, masks, sae_batch_size, own_ablated)
+            id(acts): ablation(acts, sae, masks, sae_batch_size, own_ablated)
             for acts in all_test_acts_BLD.values()
         }
 
@@ -79,15 +111,8 @@ def run_scr(
                 chosen_classes, *args,
             )  # fmt: skip
 
-    eval_config = ScrAndTppEvalConfig(
-        model_name=bench.model.label, llm_dtype=bench.model.dtype, perform_scr=True, **config
-    )
-    with (
-        running(bench, main) as folder,
-        _probing(bench, main, need, own_seed=None),
-        replaced(main, perform_feature_ablations=all_at_once),
-    ):
-        return _probed(main, eval_config, sae, name, bench, folder)
+    with replaced(main, perform_feature_ablations=all_at_once):
+        yield
 
 
 def _probed(
@@ -129,7 +154,7 @@ def _probing(
         of_config = {
             field: getattr(config, field)
             for field in vars(config)
-            if field.endswith("set_size") or field in ("random_seed", "context_length")
+            if field.endswith("set_size") or field in OF_THE_DATA
         }
         # the arguments but the model; it and the data are in the key by their content
         others = [a for a in (*args, *kwargs.values()) if isinstance(a, (str, int, tuple, list))]

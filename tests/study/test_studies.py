@@ -116,10 +116,11 @@ def test_quick_compares_the_methods_and_ours_with_controls() -> None:
     assert probing["k_values"] == [1, 5]
 
 
-def test_full_has_all_suites() -> None:
+def test_full_has_five_suites() -> None:
+    """TPP and sae-probes would cost the other metrics' verdicts, and hours."""
     study = packaged("full")
     suites = {suite for model in study.models.values() for suite in model.suites}
-    assert suites == {*suites_registry.built_in()}
+    assert suites == {*suites_registry.built_in()} - {"tpp", "sae-probes"}
     assert "dataset_names" not in study.models["world"].suites["sparse-probing"]
     assert {len(model.target_l0) for model in study.models.values()} == {5}
 

@@ -11,6 +11,7 @@ from sae_plugins.eval_suites.evaluation.figures import (
     probing_by_k,
     save_all,
     scr_by_ablations,
+    tpp_by_ablations,
 )
 from sae_plugins.eval_suites.evaluation.results import Result, SAEInfo
 from sae_plugins.eval_suites.suite import Value
@@ -42,6 +43,10 @@ def absorption(rate=0.3, letters=string.ascii_lowercase, words=10):
 
 def scr(scale=1.0, seed=42):
     return result({f"scr_metric_threshold_{n}": scale * n / 500 for n in (2, 20, 500)}, seed=seed)
+
+
+def tpp(scale=1.0, seed=42):
+    return result({f"tpp_threshold_{n}_total_metric": scale * n for n in (2, 20)}, seed=seed)
 
 
 def probing():
@@ -95,6 +100,12 @@ def test_scr_is_a_line_per_sae_with_a_band_where_seeds_differ():
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2", "20", "500"]
 
 
+def test_tpp_is_a_line_per_sae_over_the_number_in_the_middle_of_its_name():
+    panel = tpp_by_ablations({"a": [tpp(1, 1), tpp(2, 2)], "b": [tpp()]}).axes[0]
+    np.testing.assert_allclose(panel.get_lines()[0].get_ydata(), [3, 30])
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2", "20"]
+
+
 def test_probing_has_the_models_own_accuracy_dashed():
     figure = probing_by_k({"a": [probing()]})
     lines = figure.axes[0].get_lines()
@@ -109,11 +120,12 @@ def test_all_are_saved_whatever_the_number_of_saes(count, tmp_path):
         "core": {label: [core()] for label in labels},
         "absorption": {label: [absorption()] for label in labels},
         "scr": {label: [scr()] for label in labels},
+        "tpp": {label: [tpp()] for label in labels},
         "sparse-probing": {label: [probing()] for label in labels},
         "ground-truth": {label: [core()] for label in labels},
     }
     files = save_all(saes, tmp_path / "figures")
-    assert len(files) == 4
+    assert len(files) == 5
     assert all(file.stat().st_size > 5000 for file in files)
 
 

@@ -21,13 +21,13 @@ import torch
 from sae_plugins.base.errors import SuiteError
 from sae_plugins.base.patches import replaced
 from sae_plugins.base.seeds import seed_everything
+from sae_plugins.eval_suites.ablation import Ablation
 from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.models import load_language_model
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.saebench.isolation import _Given, undisturbed
 from sae_plugins.eval_suites.saebench.probing import _probing
-from sae_plugins.eval_suites.scr import Ablation
 
 DATASET = "Skylion007/openwebtext"
 
@@ -121,13 +121,15 @@ def test_hazard_03_minus_one_for_nan(lab):
     [
         ("sparse-probing", "k_values", "sae_top_3_test_accuracy", "SparseProbingSaeMetrics"),
         ("scr", "n_values", "scr_metric_threshold_3", "ScrMetrics"),
+        ("tpp", "n_values", "tpp_threshold_3_total_metric", "TppMetrics"),
     ],
 )
 def test_hazard_04_numbers_that_are_dropped(suite, setting, field, class_name, lab):
-    from sae_bench.evals.scr_and_tpp import eval_output as scr
+    from sae_bench.evals.scr_and_tpp import eval_output as ablating
     from sae_bench.evals.sparse_probing import eval_output as probing
 
-    metrics = getattr(scr if suite == "scr" else probing, class_name)(**{field: 0.5})
+    module = probing if suite == "sparse-probing" else ablating
+    metrics = getattr(module, class_name)(**{field: 0.5})
     assert not hasattr(metrics, field)
     with pytest.raises(SuiteError, match=f"{setting} 3: SAEBench drops it"):
         lab.evaluate(suite, lab.topk, **{setting: (3,)})
@@ -236,9 +238,14 @@ def test_hazard_09_probes_take_the_best_epoch_on_the_test_set(lab):
             data, labels, data, labels, dim=4, batch_size=4, epochs=3, lr=0.1
         )
     assert accuracy == 0.9
-    for suite in ("sparse-probing", "scr"):
-        warnings = lab.scores(suite, lab.topk).warnings
-        assert any("best epoch" in text and "test set" in text for text in warnings)
+
+
+@pytest.mark.parametrize(
+    "suite", ["sparse-probing", "scr", pytest.param("tpp", marks=pytest.mark.ci)]
+)
+def test_hazard_09_is_told_of_in_a_result(suite, lab):
+    warnings = lab.scores(suite, lab.topk).warnings
+    assert any("best epoch" in text and "test set" in text for text in warnings)
 
 
 def test_hazard_10_absorption_reads_one_hook_only(lab):
@@ -412,6 +419,7 @@ def test_hazard_17_the_commit_of_the_working_folder(lab, tmp_path, monkeypatch):
         "core",
         pytest.param("sparse-probing", marks=pytest.mark.slow),
         pytest.param("scr", marks=pytest.mark.slow),
+        pytest.param("tpp", marks=pytest.mark.ci),
         pytest.param("absorption", marks=pytest.mark.slow),
     ],
 )
@@ -443,6 +451,14 @@ def test_hazard_19_absorption_has_no_seed(lab, monkeypatch):
     again = lab.scores("absorption", lab.topk, cache="reversed")
     assert (first.metrics, first.details) == (again.metrics, again.details)
     assert any("sorted" in text for text in again.deviations)
+
+
+@pytest.mark.ci
+def test_hazard_20_tpp_depends_on_the_position(lab):
+    """Ours are all the first: tests/eval_suites/saebench/test_equality.py."""
+    (alone,) = lab.saebench("tpp", lab.topk)
+    _, second = lab.saebench("tpp", lab.standard, lab.topk)
+    assert alone["tpp_threshold_5_total_metric"] != second["tpp_threshold_5_total_metric"]
 
 
 def test_hazard_20_sparse_probing_depends_on_the_position(lab):
@@ -507,3 +523,41 @@ def test_hazard_23_fields_of_the_config(lab, monkeypatch):
         (folder / "cfg.json").write_text(json.dumps({**config, "metadata": metadata}))
         with pytest.raises(SuiteError, match=f"add {field} to the metadata"):
             load_subject(str(folder))
+
+
+@pytest.mark.ci
+def test_hazard_24_tpp_compares_accuracies_on_other_texts(lab):
+    """Where nothing is ablated, nothing should change."""
+    from sae_bench.evals.scr_and_tpp import main
+
+    def no_latent(effects: Any, *_: Any) -> Any:
+        return torch.zeros_like(effects, dtype=torch.bool)
+
+    with replaced(main, select_top_n_features=no_latent):
+        found = values(lab.evaluate("tpp", lab.topk))
+        same = lab.evaluate("tpp", lab.topk, same_texts=True)
+    for name in ("total_metric", "intended_diff_only", "unintended_diff_only"):
+        assert found[f"tpp_threshold_2_{name}"] != 0
+        assert values(same)[f"tpp_threshold_2_{name}"] == 0
+    assert any("same texts" in text for text in same.deviations)
+    assert lab.suite("tpp")[1].same_texts is False  # as published, by default
+
+
+def test_hazard_25_tpp_fills_up_with_any_latents():
+    from sae_bench.evals.scr_and_tpp.main import select_top_n_features
+
+    effects = torch.tensor([0.0, 2.0, 0.0, -1.0, -3.0])
+    mask = select_top_n_features(effects, 3, "x")
+    assert mask.sum() == 3
+    assert (effects[mask] == 0).sum() == 2
+    ablation = Ablation(True, False)
+    ablation.choose(3, mask, effects)
+    ablation.choose(1, select_top_n_features(effects, 1, "x"), effects)
+    assert ablation.fewer == {3: 1}
+
+
+@pytest.mark.ci
+def test_hazard_25_is_told_of_in_a_result(lab):
+    warnings = lab.evaluate("tpp", lab.topk, n_values=(2, 100)).warnings
+    (told,) = (text for text in warnings if "speak for their class" in text)
+    assert told.startswith("tpp_threshold_100: down to ")

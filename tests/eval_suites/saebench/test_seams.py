@@ -37,10 +37,13 @@ from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites import PRESETS, saebench
 from sae_plugins.eval_suites.saebench.absorption import _encoded_once, _Together
 from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
-from sae_plugins.eval_suites.saebench.facts import reported_numbers
+from sae_plugins.eval_suites.saebench.facts import names_of, reported_numbers
 from sae_plugins.eval_suites.saebench.isolation import on_a_fresh_install, undisturbed
+from sae_plugins.eval_suites.saebench.probing import OF_THE_DATA
 from sae_plugins.eval_suites.scr import SCR
 from sae_plugins.eval_suites.sparse_probing import SparseProbing
+from sae_plugins.eval_suites.tpp import DATASETS as TPP_DATASETS
+from sae_plugins.eval_suites.tpp import TPP
 
 MODULES = {
     name: importlib.import_module(f"sae_bench.evals.{suite.module}")
@@ -68,7 +71,9 @@ def test_every_seam_of_the_list_has_its_test() -> None:
 
 
 @seam("`core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval`")
-@pytest.mark.parametrize("suite", MODULES)
+@pytest.mark.parametrize(
+    "suite", [pytest.param(s, marks=[pytest.mark.ci] if s == "tpp" else []) for s in MODULES]
+)
 def test_one_json_and_what_is_returned_are_the_same(suite: str, lab: Any) -> None:
     entry_point = getattr(MODULES[suite], SUITES[suite].function)
     assert "selected_saes" in parameters(entry_point)
@@ -133,8 +138,8 @@ def test_activations_of_a_dataset(module: Any) -> None:
     rest = parameters(module.get_dataset_activations)[7:]
     assert rest == (["chosen_classes", "column1_vals", "column2_vals"] if module is scr else [])
     fields = set(re.findall(r"config\.(\w+)", inspect.getsource(module.get_dataset_activations)))
-    in_the_key = {"random_seed", "context_length"}
-    assert {f for f in fields if not f.endswith("set_size")} - {"perform_scr"} == in_the_key
+    in_the_key = {*OF_THE_DATA} - (set() if module is scr else {"perform_scr"})
+    assert {f for f in fields if not f.endswith("set_size")} == in_the_key
     source = inspect.getsource(module.run_eval_single_dataset)
     assert "= get_dataset_activations(" in source
 
@@ -220,6 +225,23 @@ def test_ablations() -> None:
         assert (given_acts is acts, given_sae is sae, batch_size) == (True, True, 2)
         assert torch.equal(given_mask, scr.select_top_n_features(effects["x"], n, "x"))
     assert len(asked) == 2
+
+
+@seam("`scr_and_tpp.main` asks `get_probe_test_accuracy` for accuracies before ablations")
+def test_where_probes_are_tested() -> None:
+    for function in (scr.run_eval_single_dataset, scr.perform_feature_ablations):
+        assert inspect.getsource(function).count("get_probe_test_accuracy(") == 1
+    assert inspect.getsource(scr).count(" get_probe_test_accuracy(") == 3  # its `def`, too
+
+
+@seam("`scr_and_tpp.main.COLUMN2_VALS_LOOKUP` has the datasets of TPP, whose classes are those")
+def test_the_datasets_of_tpp() -> None:
+    assert {*scr.COLUMN2_VALS_LOOKUP} == {*TPP_DATASETS}
+    source = inspect.getsource(scr.run_eval_single_dataset)
+    assert "column2_vals = COLUMN2_VALS_LOOKUP[dataset_name]" in source
+    assert "chosen_classes = dataset_info.chosen_classes_per_dataset[dataset_name]" in source
+    for dataset in TPP_DATASETS:
+        assert len(names_of(dataset)) == len(set(names_of(dataset).values())) == 5
 
 
 @seam("`absorption.common.get_alpha_tokens` and `absorption.feature_absorption.get_alpha_tokens`")
@@ -320,13 +342,15 @@ def test_loaders_of_others(target: str) -> None:
     assert "hf_hub_download" in vars(module)
 
 
-@seam("`SparseProbingSaeMetrics` and `ScrMetrics` have a field for each k and N that is reported")
+@seam("`SparseProbingSaeMetrics`, `ScrMetrics` and `TppMetrics` have a field for each k and N")
 def test_numbers_that_are_reported() -> None:
     reported = {
         "scr": {*reported_numbers("scr_and_tpp", "scr_metric_threshold_{k}")},
+        "tpp": {*reported_numbers("scr_and_tpp", "tpp_threshold_{k}_total_metric")},
         "sparse-probing": {*reported_numbers("sparse_probing", "sae_top_{k}_test_accuracy")},
     }
     for preset in PRESETS:
         assert {*SCR().settings(preset, {}).n_values} <= reported["scr"]
+        assert {*TPP().settings(preset, {}).n_values} <= reported["tpp"]
         assert {*SparseProbing().settings(preset, {}).k_values} <= reported["sparse-probing"]
     assert 3 not in reported["sparse-probing"]
