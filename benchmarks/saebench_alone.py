@@ -161,6 +161,27 @@ def _tpp(
     return [_flat(result) for result in results.values()]
 
 
+def _sae_probes(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    """It puts nothing back, so the tokeniser's sides are put back here; no text may be too long."""
+    from sae_bench.evals.sparse_probing_sae_probes import main
+    from sae_bench.evals.sparse_probing_sae_probes.eval_config import (
+        SparseProbingSaeProbesEvalConfig,
+    )
+    from sae_probes import generate_model_activations
+
+    config = SparseProbingSaeProbesEvalConfig(
+        model_name=model.name, random_seed=seed, dataset_names=list(settings.dataset_names),
+        reg_type=settings.reg_type, ks=list(settings.ks),
+    )  # fmt: skip
+    tokenizer = model.hooked.tokenizer
+    sides = {name: getattr(tokenizer, name) for name in ("truncation_side", "padding_side")}
+    with _given(generate_model_activations, model), replaced(tokenizer, **sides):
+        results = main.run_eval(config, saes, model.device, str(folder / "results"))
+    return [_flat(result) for result in results.values()]
+
+
 def _absorption(
     saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
 ) -> list[dict[str, Any]]:

@@ -205,7 +205,7 @@ def suite_settings(_: str) -> Iterator[str]:
         presets = [suite.settings(preset, {}) for preset in names]
         rows = []
         for name, field in suite.Settings.model_fields.items():
-            given = [written(getattr(preset, name)) for preset in presets]
+            given = [written(getattr(preset, name), field.default) for preset in presets]
             changed = [now if now != given[0] else "" for now in given[1:]]
             off = " (a shortcut: `--exact` switches it off)" if name in shortcuts_off(suite) else ""
             rows.append(

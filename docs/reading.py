@@ -211,11 +211,13 @@ def value(values: Mapping[str, Any], key: str) -> str:
     return code(shown.rounded(values[key])) if key in values else ""
 
 
-def written(setting: Any) -> str:
-    """A suite's setting; of many words only how many."""
+def written(setting: Any, default: Any) -> str:
+    """A suite's setting; of the words that are the default only how many."""
     if isinstance(setting, tuple):
         words = [str(each) for each in setting]
-        return f"all {len(words)}" if isinstance(setting[0], str) else code(" ".join(words))
+        if setting == default and isinstance(setting[0], str):
+            return f"all {len(words)}"
+        return code(" ".join(words))
     return code(shown.rounded(setting))
 
 

@@ -1,14 +1,15 @@
-"""What the suites that probe labelled texts, SCR, TPP and sparse probing, have in common."""
+"""What the suites that probe labelled texts have in common."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.errors import SuiteError, did_you_mean
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.saebench.facts import bytes_of_activation
 from sae_plugins.eval_suites.suite import Cost, Value
@@ -16,29 +17,29 @@ from sae_plugins.eval_suites.suite import Cost, Value
 BEST_EPOCH = "SAEBench takes the best epoch of probes that it trains with torch on the test set"
 
 
-def _distinct(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    if not numbers:
-        raise ValueError("name a number at least")
-    twice = next((n for n in numbers if numbers.count(n) > 1), None)
+def _check_distinct(what: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not given:
+        raise ValueError(f"name a {what} at least")
+    twice = next((each for each in given if given.count(each) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice} is given twice: name each once")
-    return numbers
+    return given
 
 
-Latents = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_distinct)]
+Latents = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(partial(_check_distinct, "number"))
+]
 """A setting: numbers of latents, each once."""
 
 
 def known(what: str, names: Collection[str]) -> AfterValidator:
-    """Of a setting: refuses any but these names of pairs or datasets."""
+    """Of a setting: refuses any but these names of pairs or datasets, and none twice."""
 
     def check(given: tuple[str, ...]) -> tuple[str, ...]:
-        if not given:
-            raise ValueError(f"name a {what} at least")
         for name in given:
             if name not in names:
-                raise ValueError(f"no {what} {name!r}; there are {', '.join(names)}")
-        return given
+                raise ValueError(f"no {what} {name!r}; {did_you_mean(name, names)}")
+        return _check_distinct(what, given)
 
     return AfterValidator(check)
 

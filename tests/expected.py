@@ -147,6 +147,7 @@ class Suite:
     Attributes:
         module: of SAEBench, below `sae_bench.evals`, that evaluates.
         function: of that module.
+        loads: the module that loads the language model, where it is another.
         tiny: settings with which it takes seconds.
         exact: settings that switch off every shortcut.
     """
@@ -155,6 +156,7 @@ class Suite:
     tiny: dict[str, Any]
     exact: dict[str, Any] = field(default_factory=dict)
     function: str = "run_eval"
+    loads: str = ""
 
 
 SUITES = {
@@ -197,5 +199,13 @@ SUITES = {
             "context_length": 16,
         },
         {"share_probes": False},
+    ),
+    "sae-probes": Suite(
+        "sparse_probing_sae_probes.main",
+        {
+            "dataset_names": ("117_us_state_FL", "118_us_state_CA"), "ks": (1, 2),
+            "context_length": 128,
+        },
+        loads="sae_probes.generate_model_activations",
     ),
 }  # fmt: skip

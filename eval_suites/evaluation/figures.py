@@ -130,11 +130,11 @@ def tpp_by_ablations(saes: Labelled) -> Figure | None:
     )  # fmt: skip
 
 
-def probing_by_k(saes: Labelled) -> Figure | None:
+def probing_by_k(saes: Labelled, title: str = "Sparse probing") -> Figure | None:
     """Lines of the accuracy of k-sparse probes over k, the language model's own dashed."""
     figure = _lines(
         saes, r"sae_top_(\d+)_test_accuracy", "k: inputs of the probe (log scale)",
-        "test accuracy, mean over datasets", "Sparse probing",
+        "test accuracy, mean over datasets", title,
     )  # fmt: skip
     if figure is None:
         return None
@@ -155,12 +155,18 @@ def probing_by_k(saes: Labelled) -> Figure | None:
     return figure
 
 
+def sae_probes_by_k(saes: Labelled) -> Figure | None:
+    """The same on the datasets of sae-probes."""
+    return probing_by_k(saes, "Sparse probing on the datasets of sae-probes")
+
+
 DRAWN: tuple[tuple[str, str, Callable[[Labelled], Figure | None]], ...] = (
     ("core", "core", core_overview),
     ("absorption", "absorption_by_letter", absorption_by_letter),
     ("scr", "scr_by_ablated_latents", scr_by_ablations),
     ("tpp", "tpp_by_ablated_latents", tpp_by_ablations),
     ("sparse-probing", "sparse_probing_by_k", probing_by_k),
+    ("sae-probes", "sae_probes_by_k", sae_probes_by_k),
 )
 """Suite, file and function of each figure."""
 

@@ -4,13 +4,16 @@ SAEBench's own entry points run, each with one SAE, and what they compute and wr
 they run, some names in their modules are replaced (and put back): to hand them the model and the
 data that we have, to keep them from computing again what no SAE changes, and from writing where
 they should not. Only this folder does so: `isolation.py` around every run, `core.py`,
-`probing.py` and `absorption.py` for their evaluations, `dictionary_learning.py` for SAEs of others.
+`probing.py`, `absorption.py` and `sae_probes.py` for their evaluations, `dictionary_learning.py`
+for SAEs of others.
 `tests/eval_suites/saebench/test_seams.py` has a test per seam that fails when SAEBench moves it:
 
-- `core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval` and
-  `absorption.main.run_eval` evaluate `[(name, sae)]` and write one JSON file into the folder that
-  they are given; what they return (core a list, the others a dict) holds the same numbers.
-- each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`.
+- `core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval`,
+  `sparse_probing_sae_probes.main.run_eval` and `absorption.main.run_eval` evaluate `[(name, sae)]`
+  and write one JSON file into the folder that they are given; what they return (core a list, the
+  others a dict) holds the same numbers.
+- each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`, that of
+  sae-probes in `sae_probes.generate_model_activations`.
 - `core.main` gets its text by `ActivationsStore.from_sae`, retries failures through
   `general_utils.retry_with_exponential_backoff`, and tells of an error only by `logger.error`,
   inside its `except` block; `run_evals` calls `get_sparsity_and_variance_metrics` for the batches
@@ -37,8 +40,14 @@ they should not. Only this folder does so: `isolation.py` around every run, `cor
   `metrics` there is `sklearn.metrics`, asked for F1, recall and precision of the same two arrays.
 - `absorption.main` writes through `run_k_sparse_probing_experiment` and
   `run_feature_absortion_experiment`, which take folders, and into the working folder.
+- `sae_probes.generate_model_activations.ensure_dataset_activations` is all that asks for
+  activations, and calls `generate_single_dataset_activations` by keywords for each dataset whose
+  file is not there.
+- `sparse_probing_sae_probes.main` calls `run_baseline_evals` by keywords, which writes a file for
+  each dataset, named by `run_baselines.get_baseline_save_path`.
+- `sae_probes.DATASETS` has the names of `sae_probes_datasets.py`, whose texts are in its wheel.
 - the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by
   `hf_hub_download`.
-- `SparseProbingSaeMetrics`, `ScrMetrics` and `TppMetrics` have a field for each k and N that is
-  reported.
+- `SparseProbingSaeMetrics`, `SaeProbesSaeMetrics`, `ScrMetrics` and `TppMetrics` have a field for
+  each k and N that is reported.
 """

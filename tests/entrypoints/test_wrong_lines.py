@@ -69,7 +69,7 @@ LINES = {
     "train --training_tokens 1.5e0": ["--training_tokens '1.5e0': it must be a whole number"],
     "train --output_path": ["--output_path needs a value"],
     "evaluate runs/a --suite sparse-probe": [
-        "no suite 'sparse-probe' is installed: did you mean 'sparse-probing'?"
+        "no suite 'sparse-probe' is installed: did you mean 'sparse-probing' or 'sae-probes'?"
     ],
     "evaluate runs/a --exact=maybe": ["--exact 'maybe': it must be true or false"],
     "evaluate runs/a --context_size 64": [
@@ -91,6 +91,14 @@ LINES = {
     ],
     "evaluate runs/a --suite sparse-probing --sparse-probing.k_values -1": [
         "--sparse-probing.k_values -1: it must be at least 1"
+    ],
+    "evaluate runs/a --suite tpp sae-probes --tpp.dataset_names fancyzhx/ag_news "
+    "--sae-probes.dataset_names 96_spam 96_spam": [
+        "--tpp.dataset_names: no dataset 'fancyzhx/ag_news'; known: LabHC",
+        "--sae-probes.dataset_names: no dataset '96_spam'; did you mean '96_spam_is'?",
+    ],
+    "evaluate runs/a --suite sae-probes --sae-probes.dataset_names 96_spam_is 96_spam_is": [
+        "--sae-probes.dataset_names: 96_spam_is is given twice: name each once"
     ],
     "evaluate runs/a --suite ground-truth --data hub --model_class_name TransformerBridge": [
         "--data hub: no suite of ground-truth uses it; leave it out",

@@ -122,10 +122,11 @@ def test_all_are_saved_whatever_the_number_of_saes(count, tmp_path):
         "scr": {label: [scr()] for label in labels},
         "tpp": {label: [tpp()] for label in labels},
         "sparse-probing": {label: [probing()] for label in labels},
+        "sae-probes": {label: [probing()] for label in labels},
         "ground-truth": {label: [core()] for label in labels},
     }
     files = save_all(saes, tmp_path / "figures")
-    assert len(files) == 5
+    assert len(files) == 6
     assert all(file.stat().st_size > 5000 for file in files)
 
 

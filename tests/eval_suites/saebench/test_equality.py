@@ -23,6 +23,8 @@ PROBING = "sparse-probing"
 SAES = ("standard", "topk")
 DEPENDS_ON_PLACE = (PROBING, "tpp")
 """Suites in which an SAE that is not the first of a call has other numbers (hazard 20)."""
+SLOWER = ("absorption", "tpp", "sae-probes")
+"""Suites that take seconds even in tiny settings."""
 QUICK = ("core", PROBING)
 """Suites whose own numbers SAEBench finds in a second."""
 OURS = {"explained_variance_centred", "num_letters"}
@@ -143,7 +145,9 @@ def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
         assert ours.metrics[name].value == pytest.approx(theirs[name], abs=1e-6), name
 
 
-@pytest.mark.parametrize("suite", ["core", ci("scr"), ci("tpp"), ci(PROBING), slow("absorption")])
+@pytest.mark.parametrize(
+    "suite", ["core", ci("scr"), ci("tpp"), ci(PROBING), ci("sae-probes"), slow("absorption")]
+)
 def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
     """Not a bit, whether an SAE finds no cache, or one that is warm from another SAE."""
     first, second = (everything(lab.scores(suite, s)) for s in (lab.standard, lab.topk))
@@ -152,12 +156,14 @@ def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
     assert second == other
 
 
-@pytest.mark.parametrize("suite", [ci(s) if s in ("absorption", "tpp") else s for s in SUITES])
+@pytest.mark.parametrize("suite", [ci(s) if s in SLOWER else s for s in SUITES])
 def test_evaluations_leave_no_trace(suite, lab, tmp_path, monkeypatch):
     """Neither in random states, grad mode and environment nor in the working folder."""
     monkeypatch.chdir(tmp_path)
     torch.set_grad_enabled(False)
     before = dict(os.environ), random.getstate(), torch.get_rng_state(), np.random.get_state()[1]
+    tokenizer = lab.model.hooked.tokenizer
+    sides = tokenizer.truncation_side, tokenizer.padding_side
     try:
         lab.evaluate(suite, lab.topk)
         assert not torch.is_grad_enabled()
@@ -169,6 +175,7 @@ def test_evaluations_leave_no_trace(suite, lab, tmp_path, monkeypatch):
     assert (before[3] == after[3]).all()
     assert not list(tmp_path.iterdir())
     assert "run_with_cache" not in vars(lab.model.hooked)
+    assert (tokenizer.truncation_side, tokenizer.padding_side) == sides
 
 
 IN_A_PROCESS = """

@@ -7,8 +7,10 @@ may be gone, and with it something of ours.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ from sae_plugins.eval_suites.evaluation.loading import load_subject
 from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.models import load_language_model
 from sae_plugins.eval_suites.inputs.subjects import Subject
+from sae_plugins.eval_suites.sae_probes import SAEProbesSettings
 from sae_plugins.eval_suites.saebench.isolation import _Given, undisturbed
 from sae_plugins.eval_suites.saebench.probing import _probing
 
@@ -122,6 +125,13 @@ def test_hazard_03_minus_one_for_nan(lab):
         ("sparse-probing", "k_values", "sae_top_3_test_accuracy", "SparseProbingSaeMetrics"),
         ("scr", "n_values", "scr_metric_threshold_3", "ScrMetrics"),
         ("tpp", "n_values", "tpp_threshold_3_total_metric", "TppMetrics"),
+        pytest.param(
+            "sae-probes",
+            "ks",
+            "sae_top_3_test_accuracy",
+            "SaeProbesSaeMetrics",
+            marks=pytest.mark.ci,
+        ),
     ],
 )
 def test_hazard_04_numbers_that_are_dropped(suite, setting, field, class_name, lab):
@@ -129,6 +139,8 @@ def test_hazard_04_numbers_that_are_dropped(suite, setting, field, class_name, l
     from sae_bench.evals.sparse_probing import eval_output as probing
 
     module = probing if suite == "sparse-probing" else ablating
+    if suite == "sae-probes":
+        from sae_bench.evals.sparse_probing_sae_probes import eval_output as module
     metrics = getattr(module, class_name)(**{field: 0.5})
     assert not hasattr(metrics, field)
     with pytest.raises(SuiteError, match=f"{setting} 3: SAEBench drops it"):
@@ -561,3 +573,65 @@ def test_hazard_25_is_told_of_in_a_result(lab):
     warnings = lab.evaluate("tpp", lab.topk, n_values=(2, 100)).warnings
     (told,) = (text for text in warnings if "speak for their class" in text)
     assert told.startswith("tpp_threshold_100: down to ")
+
+
+@pytest.mark.ci
+def test_hazard_26_sae_probes_loses_binarised_results():
+    from sae_bench.evals.sparse_probing_sae_probes import main
+    from sae_probes.run_sae_evals import get_save_metrics_path
+
+    looked_for = re.findall(r'expected_suffix = f"(.+)"', inspect.getsource(main.run_eval))
+    assert looked_for == ["_{sae.cfg.hook_name}_{config.reg_type}.json"]
+    path = get_save_metrics_path("d", "blocks.1.hook_x", "l1", "m", "results", binarize=True)
+    assert not path.name.endswith("_blocks.1.hook_x_l1.json")
+    assert "binarize" not in SAEProbesSettings.model_fields
+
+
+@pytest.mark.ci
+def test_hazard_27_sae_probes_reads_texts_that_are_too_long(lab):
+    """The embedded model reads 256 tokens; some spam has 400."""
+    spam = ("96_spam_is",)
+    assert lab.model.hooked.cfg.n_ctx == 256
+    with pytest.raises(RuntimeError, match="must match"):
+        lab.saebench("sae-probes", lab.topk, dataset_names=spam)
+    scores = lab.evaluate("sae-probes", lab.topk, dataset_names=spam, ks=(1,), context_length=16)
+    assert any("cut at 16 tokens" in text for text in scores.deviations)
+    suite, settings = lab.suite("sae-probes", context_length=1024)
+    assert getattr(settings, suite.context) == 1024  # which evaluate compares with the model's
+
+
+@pytest.mark.ci
+def test_hazard_28_sae_probes_changes_the_tokeniser():
+    """Ours is put back: tests/eval_suites/saebench/test_equality.py."""
+    from sae_probes.generate_model_activations import _get_tokenizer
+
+    model: Any = SimpleNamespace(tokenizer=SimpleNamespace(truncation_side="right"))
+    _get_tokenizer(model)
+    assert model.tokenizer.truncation_side == "left"
+
+
+@pytest.mark.ci
+def test_hazard_29_sae_probes_has_a_dtype_of_its_own(lab):
+    from sae_probes import generate_model_activations
+
+    source = inspect.getsource(generate_model_activations)
+    assert "dtype" not in source
+    model = load_language_model(lab.model.name, "cpu", "bfloat16")
+    one = {"dataset_names": ("118_us_state_CA",), "ks": (1,)}
+    scores = lab.evaluate("sae-probes", lab.topk, lab.bench("bfloat16", model=model), **one)
+    assert any("bfloat16" in text for text in scores.deviations)
+    assert scores.metrics["llm_test_accuracy"].value > 0.4
+
+
+@pytest.mark.ci
+def test_hazard_30_sae_probes_takes_what_is_there(lab):
+    """Whatever k and seed it is of; ours is found by all that it depends on."""
+    # a function of its name hides it in the package
+    run_sae_evals = importlib.import_module("sae_probes.run_sae_evals")
+    source = inspect.getsource(run_sae_evals.run_sae_evals)
+    assert "if save_path.exists():" in source
+    parameters = inspect.signature(run_sae_evals.get_save_metrics_path).parameters
+    assert not {"ks", "seed"} & {*parameters}
+    one, another = (lab.scores("sae-probes", lab.topk, seed=seed) for seed in (7, 8))
+    for name in ("sae_top_1_test_accuracy", "llm_test_accuracy"):
+        assert one.metrics[name] != another.metrics[name]

@@ -35,6 +35,8 @@ from sklearn import metrics
 
 from sae_plugins.base.patches import replaced
 from sae_plugins.eval_suites import PRESETS, saebench
+from sae_plugins.eval_suites.sae_probes import SAEProbes
+from sae_plugins.eval_suites.saebench import sae_probes_datasets
 from sae_plugins.eval_suites.saebench.absorption import _encoded_once, _Together
 from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
 from sae_plugins.eval_suites.saebench.facts import names_of, reported_numbers
@@ -45,17 +47,21 @@ from sae_plugins.eval_suites.sparse_probing import SparseProbing
 from sae_plugins.eval_suites.tpp import DATASETS as TPP_DATASETS
 from sae_plugins.eval_suites.tpp import TPP
 
-MODULES = {
-    name: importlib.import_module(f"sae_bench.evals.{suite.module}")
-    for name, suite in SUITES.items()
-}
-"""SAEBench's, by suite."""
 PACKAGE = Path(sae_bench.__file__).parent
+SUITE = [
+    pytest.param(name, marks=[pytest.mark.ci] if name in ("tpp", "sae-probes") else [])
+    for name in SUITES
+]
 
 
 def seam(beginning: str) -> Callable[[Any], Any]:
     """Name the entry of the list, by its beginning, that a test is about."""
     return lambda test: test
+
+
+def module_of(suite: str) -> Any:
+    """SAEBench's that evaluates; importing that of sae-probes takes ten seconds."""
+    return importlib.import_module(f"sae_bench.evals.{SUITES[suite].module}")
 
 
 def parameters(function: Any) -> list[str]:
@@ -71,11 +77,9 @@ def test_every_seam_of_the_list_has_its_test() -> None:
 
 
 @seam("`core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval`")
-@pytest.mark.parametrize(
-    "suite", [pytest.param(s, marks=[pytest.mark.ci] if s == "tpp" else []) for s in MODULES]
-)
+@pytest.mark.parametrize("suite", SUITE)
 def test_one_json_and_what_is_returned_are_the_same(suite: str, lab: Any) -> None:
-    entry_point = getattr(MODULES[suite], SUITES[suite].function)
+    entry_point = getattr(module_of(suite), SUITES[suite].function)
     assert "selected_saes" in parameters(entry_point)
     scores = lab.scores(suite, lab.topk)  # from what is returned; there was one JSON
     groups = json.loads(scores.raw)["eval_result_metrics"].values()
@@ -87,11 +91,14 @@ def test_one_json_and_what_is_returned_are_the_same(suite: str, lab: Any) -> Non
 
 
 @seam("each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`")
-@pytest.mark.parametrize("module", MODULES.values())
-def test_where_the_model_comes_from(module: Any) -> None:
+@pytest.mark.parametrize("suite", SUITE)
+def test_where_the_model_comes_from(suite: str) -> None:
+    loads = SUITES[suite].loads
+    module = importlib.import_module(loads) if loads else module_of(suite)
     assert inspect.isclass(module.HookedTransformer)
     source = inspect.getsource(module)
-    assert re.findall(r"HookedTransformer\.(\w+)\(", source) == ["from_pretrained_no_processing"]
+    called = set(re.findall(r"HookedTransformer\.(\w+)\(", source))
+    assert called == {"from_pretrained_no_processing"}
 
 
 @seam("`core.main` gets its text by `ActivationsStore.from_sae`, retries failures through")
@@ -329,6 +336,70 @@ def test_where_absorption_writes() -> None:
     assert 'os.path.join("artifacts", "absorption")' in source  # in the working folder
 
 
+@seam("`sae_probes.generate_model_activations.ensure_dataset_activations` is all that asks for")
+@pytest.mark.ci
+def test_who_asks_for_the_activations_of_sae_probes(tmp_path: Path) -> None:
+    import sae_probes
+    from sae_probes import generate_model_activations
+
+    for file in Path(sae_probes.__file__).parent.glob("*.py"):
+        if file.stem not in ("generate_model_activations", "__init__"):
+            assert "generate_single_dataset_activations" not in file.read_text()
+            assert "generate_dataset_activations" not in file.read_text()
+    asked: list[dict[str, Any]] = []
+
+    def generate(**given: Any) -> None:
+        asked.append(given)
+
+    with replaced(generate_model_activations, generate_single_dataset_activations=generate):
+        generate_model_activations.ensure_dataset_activations(
+            "m", ["118_us_state_CA"], ["blocks.1.hook_x"], tmp_path, model=object()
+        )
+    expected = {
+        "model", "model_name", "dataset_path", "hook_names", "model_cache_path", "device",
+        "max_seq_len", "batch_size", "OOD",
+    }  # fmt: skip
+    assert {*asked[0]} == expected
+    assert asked[0]["max_seq_len"] == 1024
+    assert Path(asked[0]["dataset_path"]).name == "118_us_state_CA.csv.zst"
+    file = tmp_path / "model_activations_m" / "118_us_state_CA_blocks.1.hook_x.pt"
+    file.parent.mkdir()
+    file.touch()
+    with replaced(generate_model_activations, generate_single_dataset_activations=generate):
+        generate_model_activations.ensure_dataset_activations(
+            "m", ["118_us_state_CA"], ["blocks.1.hook_x"], tmp_path
+        )
+    assert len(asked) == 1
+
+
+@seam("`sparse_probing_sae_probes.main` calls `run_baseline_evals` by keywords, which writes")
+@pytest.mark.ci
+def test_baselines_of_sae_probes() -> None:
+    import sae_probes
+    from sae_probes import run_baselines
+
+    source = inspect.getsource(module_of("sae-probes"))
+    ((arguments),) = re.findall(r"run_baseline_evals\((.*?)\n            \)", source, re.S)
+    names = [line.strip().partition("=")[0] for line in arguments.strip().splitlines()]
+    assert names == parameters(sae_probes.run_baseline_evals)
+    path = run_baselines.get_baseline_save_path("d", "blocks.1.hook_x", "logreg", "m", "results")
+    assert path == Path("results/baseline_results_m/normal_setting/d_blocks.1.hook_x_logreg.json")
+    assert "metrics_savepath = get_baseline_save_path(" in inspect.getsource(
+        run_baselines.run_baseline_dataset_layer
+    )
+
+
+@seam("`sae_probes.DATASETS` has the names of `sae_probes_datasets.py`, whose texts")
+@pytest.mark.ci
+def test_the_datasets_of_sae_probes() -> None:
+    import sae_probes
+    from sae_probes.utils_data import get_dataset_sizes
+
+    assert [*sae_probes_datasets.DATASETS] == sae_probes.DATASETS
+    sizes = get_dataset_sizes()
+    assert {name: texts for name, (texts, _) in sae_probes_datasets.DATASETS.items()} == sizes
+
+
 @seam("the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by")
 @pytest.mark.parametrize("target", sorted(set(CUSTOM_LOADERS.values())))
 def test_loaders_of_others(target: str) -> None:
@@ -342,7 +413,7 @@ def test_loaders_of_others(target: str) -> None:
     assert "hf_hub_download" in vars(module)
 
 
-@seam("`SparseProbingSaeMetrics`, `ScrMetrics` and `TppMetrics` have a field for each k and N")
+@seam("`SparseProbingSaeMetrics`, `SaeProbesSaeMetrics`, `ScrMetrics` and `TppMetrics` have a")
 def test_numbers_that_are_reported() -> None:
     reported = {
         "scr": {*reported_numbers("scr_and_tpp", "scr_metric_threshold_{k}")},
@@ -354,3 +425,10 @@ def test_numbers_that_are_reported() -> None:
         assert {*TPP().settings(preset, {}).n_values} <= reported["tpp"]
         assert {*SparseProbing().settings(preset, {}).k_values} <= reported["sparse-probing"]
     assert 3 not in reported["sparse-probing"]
+
+
+@pytest.mark.ci
+def test_numbers_that_are_reported_of_sae_probes() -> None:
+    reported = {*reported_numbers("sparse_probing_sae_probes", "sae_top_{k}_test_accuracy")}
+    for preset in PRESETS:
+        assert {*SAEProbes().settings(preset, {}).ks} <= reported
