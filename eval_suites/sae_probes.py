@@ -46,6 +46,7 @@ class SAEProbes(Suite):
 
     name = "sae-probes"
     needs_saebench = True
+    distributions = ("sae-probes", "scikit-learn")
     item = "dataset"
     Settings = SAEProbesSettings
     context = "context_length"

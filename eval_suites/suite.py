@@ -114,6 +114,8 @@ class Suite(ABC):
     needs_model: ClassVar[bool] = True
     needs_saebench: ClassVar[bool] = False
     """Whether it calls SAEBench, which may be left out of an installation."""
+    distributions: ClassVar[tuple[str, ...]] = ()
+    """What else computes its numbers: another version of one makes a result another one."""
     context: ClassVar[str | None] = None
     """The setting that says how many tokens a prompt has, which the language model must read."""
     numbers: ClassVar[str | None] = None

@@ -399,7 +399,7 @@ class Evaluation:
             details=scores.details,
             warnings=[*subject.warnings, *scores.warnings],
             deviations=scores.deviations,
-            versions=versions(VERSIONS),
+            versions=versions((*VERSIONS, *task.suite.distributions)),
             code=task.code,
             raw=raw,
             **(measured or {}),

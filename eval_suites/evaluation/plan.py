@@ -65,8 +65,8 @@ class Task:
         """Decide where its files go, by everything that its result depends on."""
         from sae_plugins.base.fingerprints import fingerprint
 
-        found = versions(KEYED_VERSIONS)
         row, suite = self.row, self.suite
+        found = versions((*KEYED_VERSIONS, *suite.distributions))
         if not suite.needs_model:
             model_hash = data = None
         # a folder may move: the result itself has the fingerprints of what was read

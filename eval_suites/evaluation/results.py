@@ -11,7 +11,7 @@ from pydantic import BaseModel, field_validator
 from sae_plugins.eval_suites.suite import Value
 
 KEYED_VERSIONS = ("sae-bench", "sae-lens")
-"""Other versions than these do not make a result another one."""
+"""Other versions than these, and than a suite's own, do not make a result another one."""
 NOT_APPLICABLE: Literal["not applicable"] = "not applicable"
 
 

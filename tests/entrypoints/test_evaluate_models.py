@@ -24,6 +24,10 @@ TINY = {
     "sparse-probing": "--sparse-probing.dataset_names fancyzhx/ag_news --sparse-probing.k_values 1 "
     "--sparse-probing.probe_train_set_size 40 --sparse-probing.probe_test_set_size 24 "
     "--sparse-probing.context_length 16",
+    "tpp": "--tpp.n_values 2 --tpp.train_set_size 40 --tpp.test_set_size 24 "
+    "--tpp.context_length 16 --tpp.dataset_names LabHC/bias_in_bios_class_set1",
+    "sae-probes": "--sae-probes.dataset_names 118_us_state_CA --sae-probes.ks 1 "
+    "--sae-probes.context_length 16",
     "absorption": "--absorption.max_k_value 2 --absorption.k_sparse_probe_num_epochs 2",
 }
 
@@ -70,7 +74,7 @@ def test_scores_of_a_model_that_is_not_listed(
     model: Path, sae: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """TransformerLens' conversion and its bridge say the same of an SAE, by its layer's name."""
-    suites, found = ["core", "sparse-probing"], []
+    suites, found = ["core", "sparse-probing", "tpp", "sae-probes"], []
     before = sorted(path.name for path in model.iterdir())
     for number, (flags, kind) in enumerate({
         (): "HookedTransformer, converted by TransformerLens",

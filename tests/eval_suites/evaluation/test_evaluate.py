@@ -258,7 +258,8 @@ def test_a_second_run_computes_nothing_and_changes_no_byte(evaluate):
 
 
 @pytest.mark.parametrize(
-    "what", ["setting", "seed", "model", "data", "suite version", "code", "damage"]
+    "what",
+    ["setting", "seed", "model", "data", "suite version", "distribution", "code", "damage"],
 )
 def test_what_a_result_depends_on_makes_it_computed_anew(
     evaluate, loaders, what, monkeypatch, caplog
@@ -275,6 +276,8 @@ def test_what_a_result_depends_on_makes_it_computed_anew(
         monkeypatch.setattr(Data, "version", "v2")
     elif what == "suite version":
         monkeypatch.setattr(Dummy, "version", 2)
+    elif what == "distribution":
+        monkeypatch.setattr(Dummy, "distributions", ("pytest",))
     elif what == "code":
         (file,) = [name for name in code((), [Dummy]) if name.endswith("test_evaluate.py")]
         edited = {**code((), [Dummy]), file: "another"}
