@@ -125,6 +125,7 @@ MECHANISMS = {
     ),
     "importance": Mechanism(changes="nothing", nothing={}),
     "importance-lr": Mechanism({"start": 2}, together={"start": 2}, nothing={"start": 13}),
+    "mean-bias": Mechanism(),
     "tied-weights": Mechanism(
         refused={"matching_pursuit": "decoder's transpose already"}, together={"until": 0.5}
     ),
