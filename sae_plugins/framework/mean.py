@@ -28,7 +28,7 @@ def usual_tokens(sae: Any, sae_in: Tensor) -> Tensor:
     Returns:
         [n, d_in] in float32: those that are at most `OUTLIER` times as long as the median.
     """
-    rows = sae.process_sae_in(sae_in) + sae.b_dec * sae.cfg.apply_b_dec_to_input
+    rows: Tensor = sae.process_sae_in(sae_in) + sae.b_dec * sae.cfg.apply_b_dec_to_input
     rows = rows.flatten(0, -2).float()
     norms = torch.linalg.vector_norm(rows, dim=1)
     return rows[norms <= OUTLIER * norms.median()]
