@@ -386,10 +386,12 @@ def contract_tests(_: str) -> Iterator[str]:
 
 def study_tables(name: str) -> Iterator[str]:
     """What `benchmarks/study_tables.py` has measured of a study."""
-    file = BENCHMARKS.parent / "results" / f"{name}.md"
+    folder = BENCHMARKS.parent / "results"
+    parts = [f"{name}.{model}" for model in ("toy", "toy-128", "small")]
+    files = [folder / f"{part}.md" for part in (name, *parts)]
+    found = [file.read_text("utf-8").rstrip() for file in files if file.is_file()]
     command = "papers" if name in methods() else "tables"
-    found = file.read_text("utf-8") if file.is_file() else f"To be measured: `make {command}`."
-    yield from numbers([found.rstrip()])
+    yield from numbers(["\n\n".join(found) or f"To be measured: `make {command}`."])
 
 
 PARTS = {
