@@ -288,7 +288,7 @@ class Recorder(Plugin):
         summary = {
             **{name: self.last.get(metric) for name, metric in _SUMMARY_METRICS.items()},
             **({LAST_K: config.k} if hasattr(config, "k") else {}),
-            **self.off_mean,
+            **_numbers(self.off_mean),
             "training/steps": run.step - 1,
             "training/tokens": run.samples,
             "training/updates": run.updates,
