@@ -43,8 +43,8 @@ def folder(
     if recipe is not None:
         (path / "run.yaml").write_text(yaml.safe_dump(recipe))
         (path / "figures" / "loss_and_l0.png").touch()
-        summary = {"heldout/l0": 61.3, "heldout/explained_variance": 0.71, "training/tokens": 4096,
-                   "training/b_dec_off_mean_at_start": 1.0, "training/b_dec_off_mean": 0.98765}  # fmt: skip
+        summary = {"heldout/l0": 61.3, "heldout/explained_variance": 0.71, "training/tokens": 4096}
+        summary |= {"training/b_dec_off_mean_at_start": 1.0, "training/b_dec_off_mean": 0.98765}
         (path / "summary.json").write_text(json.dumps(summary))
     return path
 
