@@ -36,6 +36,7 @@ from sae_plugins.framework.run import Run
 from sae_plugins.testing import PluginContract
 
 sys.path.insert(0, str(Path(__file__).parent))
+from findings_page import TABLES
 from reading import (
     added_by,
     annotation,
@@ -387,8 +388,7 @@ def contract_tests(_: str) -> Iterator[str]:
 def study_tables(name: str) -> Iterator[str]:
     """What `benchmarks/study_tables.py` has measured of a study."""
     folder = BENCHMARKS.parent / "results"
-    parts = [f"{name}.{model}" for model in ("toy", "toy-128", "small")]
-    files = [folder / f"{part}.md" for part in (name, *parts)]
+    files = [folder / f"{name}{part}.md" for part in ("", ".toy", ".toy-128", ".small")]
     found = [file.read_text("utf-8").rstrip() for file in files if file.is_file()]
     command = "papers" if name in methods() else "tables"
     yield from numbers(["\n\n".join(found) or f"To be measured: `make {command}`."])
@@ -396,6 +396,7 @@ def study_tables(name: str) -> Iterator[str]:
 
 PARTS = {
     "attributes": class_attributes,
+    **TABLES,
     "commands": command_reference,
     "contract": contract_tests,
     "bos": with_bos_and_without,
