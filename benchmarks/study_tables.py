@@ -1,9 +1,11 @@
 """The tables of packaged studies in docs/studies.md and docs/papers.md.
 
     python benchmarks/study_tables.py toy hybrid-order    # hours; started again, it goes on
+    python benchmarks/study_tables.py toy.small           # a part of `toy`, on one model
 
-Those of synthetic models have ten seeds. Those of papers are run at a reduced budget: the packaged
-steps and seeds, at fewer L0s. `docs/generate.py` puts what this writes into the pages.
+Those of synthetic models have ten seeds, and each of their models is a study of its own, so that it
+can be run, and its results kept, by itself. Those of papers are run at a reduced budget: the
+packaged steps and seeds, at fewer L0s. `docs/generate.py` puts what this writes into the pages.
 """
 
 import argparse
@@ -24,7 +26,13 @@ from sae_plugins.study.gather import FINDINGS
 from sae_plugins.study.unmatched import table as unmatched
 from sae_plugins.study.words import MARKS, Table, grid, mean_interval, number
 
-_TEN: dict[str, Any] = {"seeds": list(range(10))}
+_SYNTHETIC = ("toy", "toy-128", "small")
+"""The models of `toy` and `toy-norm`."""
+
+
+def _ten(model: str) -> dict[str, Any]:
+    others = {other: None for other in _SYNTHETIC if other != model}
+    return {"seeds": list(range(10)), "models": others}
 
 
 def _at(*l0s: float) -> dict[str, Any]:
@@ -33,19 +41,25 @@ def _at(*l0s: float) -> dict[str, Any]:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "quick": {},
-    "toy": _TEN,
-    "toy-norm": _TEN,
+    **{f"{name}.{m}": _ten(m) for name in ("toy", "toy-norm") for m in _SYNTHETIC},
     "hybrid-order": _at(16),
     "hierarchical": _at(48, 108),  # of the paper's own test
     "adaptive-threshold": _at(16),
     "adaptive-orthogonality": _at(16),
 }
-"""The studies, and what is otherwise in them than in the packaged ones."""
+"""The studies, or STUDY.MODEL, and what is otherwise in them than in the packaged ones."""
+PARTS: dict[str, list[str]] = {}
+for _name in CHANGES:
+    PARTS.setdefault(_name.partition(".")[0], []).append(_name)
+    PARTS.setdefault(_name, [_name])
 RESULTS = Path(__file__).parent / "results"
 
 
-def tables(findings: Findings) -> Iterator[str]:
-    """A table of each model: the reference's scores, and how arms differ from it at equal L0."""
+def tables(findings: Findings, is_part: bool) -> Iterator[str]:
+    """A table of each model: the reference's scores, and how arms differ from it at equal L0.
+
+    The model is named where there are several, here or in other parts.
+    """
     facts = Facts(findings, Path())
     for model in facts.models:
         metrics = facts.compared(model)
@@ -71,7 +85,7 @@ def tables(findings: Findings) -> Iterator[str]:
             if arm != facts.reference and (model, arm) in facts.runs
         ]
         heads = [f"{facts.label(model, metric)} {arrow(metric.better)}" for metric in metrics]
-        where = f"On `{model}`:\n\n" if len(facts.models) > 1 else ""
+        where = f"On `{model}`:\n\n" if len(facts.models) > 1 or is_part else ""
         yield f"{where}{grid(Table('', ['arm', *papers, *heads], rows))}\n"
         if own_test := unmatched(facts, model):
             yield f"The paper's own test, of SAEs of other L0s:\n\n{grid(own_test)}\n"
@@ -90,8 +104,9 @@ def cell(facts: Facts, place: Place) -> str:
 def run(name: str, folder: Path, options: list[str]) -> None:
     """Run a packaged study with its changes, and keep what came of it."""
     folder.mkdir(parents=True, exist_ok=True)
+    study = name.partition(".")[0]
     file = folder / f"{name}.yaml"
-    write(file, yaml.safe_dump({"extends": name, **CHANGES[name]}, sort_keys=False))
+    write(file, yaml.safe_dump({"extends": study, **CHANGES[name]}, sort_keys=False))
     out = folder / name
     sae_plugins(["study", "run", str(file), "--output_path", str(out), *options])
     keep(name, (out / FINDINGS).read_text("utf-8"))
@@ -106,7 +121,12 @@ def keep(name: str, found: str) -> None:
         for text in [*findings.warnings, *findings.failures]
     )
     seeds = f"{len(findings.study.seeds)} seeds"
-    parts = [f"{seeds}.\n", *tables(findings), *_measures(findings), *([said] if said else [])]
+    parts = [
+        f"{seeds}.\n",
+        *tables(findings, "." in name),
+        *_measures(findings),
+        *([said] if said else []),
+    ]
     write(RESULTS / f"{name}.md", "\n".join(parts) + "\n")
 
 
@@ -119,11 +139,11 @@ def _measures(findings: Findings) -> Iterator[str]:
 def main() -> None:
     """Run the studies that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("studies", nargs="+", choices=CHANGES, help="which of them")
+    parser.add_argument("studies", nargs="+", choices=PARTS, help="which of them")
     parser.add_argument("--folder", type=Path, default=Path("studies/tables"))
     parser.add_argument("--jobs", default=None, help="as for sae-plugins study run")
     given = parser.parse_args()
-    for name in given.studies:
+    for name in dict.fromkeys(part for study in given.studies for part in PARTS[study]):
         run(name, given.folder, ["--jobs", given.jobs] if given.jobs else [])
 
 

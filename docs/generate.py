@@ -36,6 +36,7 @@ from sae_plugins.framework.run import Run
 from sae_plugins.testing import PluginContract
 
 sys.path.insert(0, str(Path(__file__).parent))
+from findings_page import TABLES
 from reading import (
     added_by,
     annotation,
@@ -386,14 +387,16 @@ def contract_tests(_: str) -> Iterator[str]:
 
 def study_tables(name: str) -> Iterator[str]:
     """What `benchmarks/study_tables.py` has measured of a study."""
-    file = BENCHMARKS.parent / "results" / f"{name}.md"
+    folder = BENCHMARKS.parent / "results"
+    files = [folder / f"{name}{part}.md" for part in ("", ".toy", ".toy-128", ".small")]
+    found = [file.read_text("utf-8").rstrip() for file in files if file.is_file()]
     command = "papers" if name in methods() else "tables"
-    found = file.read_text("utf-8") if file.is_file() else f"To be measured: `make {command}`."
-    yield from numbers([found.rstrip()])
+    yield from numbers(["\n\n".join(found) or f"To be measured: `make {command}`."])
 
 
 PARTS = {
     "attributes": class_attributes,
+    **TABLES,
     "commands": command_reference,
     "contract": contract_tests,
     "bos": with_bos_and_without,

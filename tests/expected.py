@@ -50,6 +50,7 @@ ARCHITECTURES = {
 
 WITH_COEFFICIENT = {n: row.coefficient for n, row in ARCHITECTURES.items() if row.coefficient}
 NO_COEFFICIENT = dict.fromkeys(ARCHITECTURES.keys() - WITH_COEFFICIENT, "no sparsity coefficient")
+NO_K = dict.fromkeys([*WITH_COEFFICIENT, "matching_pursuit"], "have no k to multiply")
 NO_THRESHOLDS = {
     name: "has no thresholds" for name, row in ARCHITECTURES.items() if not row.thresholds
 }
@@ -125,6 +126,11 @@ MECHANISMS = {
     ),
     "importance": Mechanism(changes="nothing", nothing={}),
     "importance-lr": Mechanism({"start": 2}, together={"start": 2}, nothing={"start": 13}),
+    "mean-bias": Mechanism(),
+    "slow-decoder": Mechanism({"after": 4}, together={"after": 3}, nothing={"rate": 1}),
+    "k-factor": Mechanism(
+        {"until": 12}, refused=NO_K, together={"factor": 2.0, "until": 5}, nothing={"factor": 1}
+    ),
     "tied-weights": Mechanism(
         refused={"matching_pursuit": "decoder's transpose already"}, together={"until": 0.5}
     ),

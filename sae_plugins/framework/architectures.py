@@ -88,6 +88,11 @@ class Architecture:
             return "they have no sparsity coefficient to scale"
         return None
 
+    @property
+    def lacks_k(self) -> str | None:
+        """Why what multiplies k cannot work; None where there is one."""
+        return "they have no k to multiply" if self.k_per is None else None
+
 
 _DEAD = (
     "its auxiliary loss trains dead features, and those are the ones that have not fired for "

@@ -37,6 +37,17 @@ class Witness(Plugin):
             run.features.permute(torch.tensor(self.options.order))
 
 
+class ForwardWeights(Plugin):
+    """Keeps the weights of the last forward pass, by name."""
+
+    name = "contract-forward-weights"
+
+    @hookimpl
+    def after_forward(self, run: Run) -> None:
+        """Copy them."""
+        self.seen = {name: p.detach().clone() for name, p in run.sae.named_parameters()}
+
+
 class Factor(Plugin):
     """Multiplies the sparsity coefficient by a constant, before the forward pass or after it."""
 

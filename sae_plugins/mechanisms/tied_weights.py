@@ -29,7 +29,11 @@ class TiedWeights(Plugin):
 
     name = "tied-weights"
     claims = ("encoder",)
-    before = ("unit-norm-decoder", "importance-lr")  # whose updates are then copied: they unwind
+    before = (
+        "unit-norm-decoder",
+        "importance-lr",
+        "slow-decoder",
+    )  # whose updates are then copied: they unwind
 
     class Options(Plugin.Options):
         """How long."""

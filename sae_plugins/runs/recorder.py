@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from sae_plugins.base.errors import PluginError
 from sae_plugins.base.files import read_rows, write
 from sae_plugins.framework.features import FeatureChange, Permuted, Reset
 from sae_plugins.framework.hookspecs import hookimpl
+from sae_plugins.framework.mean import distance, share_of_energy, usual_tokens
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.runs import figures, weights_and_biases
 from sae_plugins.runs.dashboards import TRACKIO_PROJECT
@@ -39,7 +40,7 @@ from sae_plugins.runs.summary import LAST_K
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from sae_lens.saes.sae import TrainStepOutput
+    from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
     from sae_plugins.framework.run import Run
 
@@ -48,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 SNAPSHOT_STEPS = 50
 """Steps over which firing frequencies are counted for one snapshot; fewer in short runs."""
+_MUCH = 0.25
+"""Share of the energy that the mean has, beyond which a b_dec far from it is told of."""
+_OFF_MEAN = "training/b_dec_off_mean"
 
 _SUMMARY_METRICS = {
     "training/loss": "losses/overall_loss",
@@ -129,6 +133,19 @@ class Recorder(Plugin):
             run.total_steps: "end",
         }
         self.snapshots: list[figures.Snapshot] = []
+        self.mean = torch.zeros_like(run.sae.b_dec, dtype=torch.float32)
+        self.off_mean: dict[str, float | None] = {}
+
+    @hookimpl
+    def after_forward(self, run: Run, step_input: TrainStepInput) -> None:
+        """Look how far b_dec is from the mean of the first batch, before the first update."""
+        if run.step == 1:
+            rows = usual_tokens(run.sae, step_input.sae_in)
+            self.mean.copy_(rows.mean(dim=0))
+            off = self.off_mean[f"{_OFF_MEAN}_at_start"] = distance(run.sae.b_dec, self.mean)
+            share = share_of_energy(rows)
+            if share > _MUCH and off is not None and off > 0.5:
+                _warn_of_mean(share)
 
     @hookimpl
     def step_ended(self, run: Run, output: TrainStepOutput) -> None:
@@ -138,6 +155,8 @@ class Recorder(Plugin):
         if run.step % self.options.every == 0 or run.step >= run.total_steps:
             numbers = _numbers(run.metrics_of(output))  # a GPU sync: the clock is read after it
             self.row = self.last = {**self.heading(run), **numbers, **_numbers(run.metrics)}
+        if run.step >= run.total_steps and self.off_mean:  # before a scale is folded into b_dec
+            self.off_mean[_OFF_MEAN] = distance(run.sae.b_dec, self.mean)
         self.show(run)
 
     def show(self, run: Run) -> None:
@@ -269,6 +288,7 @@ class Recorder(Plugin):
         summary = {
             **{name: self.last.get(metric) for name, metric in _SUMMARY_METRICS.items()},
             **({LAST_K: config.k} if hasattr(config, "k") else {}),
+            **_numbers(self.off_mean),
             "training/steps": run.step - 1,
             "training/tokens": run.samples,
             "training/updates": run.updates,
@@ -277,6 +297,17 @@ class Recorder(Plugin):
             **_numbers(run.summary),
         }
         write(self.path(TRAINING_SUMMARY), json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+@cache
+def _warn_of_mean(share: float) -> None:
+    """Say it once of all SAEs that train on the same batch."""
+    logger.warning(
+        "the mean of the activations has %.0f%% of their energy, and b_dec starts far from it, so "
+        "that features must learn what all tokens have in common; --plugin mean-bias starts it "
+        "there",
+        100 * share,
+    )
 
 
 def _meanings(run: Run, group: str) -> Mapping[str, str]:

@@ -28,6 +28,8 @@ MEANINGS = {
     "training/loss": "last batch, inputs as training scales them",
     "training/l0": "active features per token, last batch",
     "training/explained_variance": "last batch",
+    "training/b_dec_off_mean_at_start": "||b_dec - mean|| / ||mean||, of the first batch's mean",
+    "training/b_dec_off_mean": "the same at the end, of that mean, too",
     "training/steps": "batches",
     "training/updates": "steps of the optimizer",
     "training/seconds": "of the training alone",

@@ -102,6 +102,8 @@ class SAEFacts:
     dataset: str | None
     dataset_on_hub: bool
     tokens: int | None
+    off_mean: tuple[float, float] | None
+    """How far b_dec was from the data's mean at the start and at the end, over its length."""
     seed: int | None
     has_recipe: bool
     recipe_plugins: Sequence[str]
@@ -165,6 +167,7 @@ def facts_of(
         dataset=dataset,
         dataset_on_hub=bool(dataset and on_hub(dataset)),
         tokens=_first(*map({**summary, **run}.get, _TOKENS)),
+        off_mean=_off_mean(summary),
         seed=recipe.get("seed"),
         has_recipe=bool(recipe),
         recipe_plugins=_recipe_plugins(sae_id, recipe),
@@ -213,6 +216,13 @@ def _mapping(file: Path) -> dict[str, Any]:
     if not isinstance(contents, dict):
         raise PluginError(f"{file} is damaged: it holds no mapping")
     return contents
+
+
+def _off_mean(summary: Mapping[str, Any]) -> tuple[float, float] | None:
+    start, end = (summary.get(f"training/b_dec_off_mean{x}") for x in ("_at_start", ""))
+    if isinstance(start, float) and isinstance(end, float):
+        return start, end
+    return None
 
 
 def _first(*values: Any) -> Any:

@@ -179,6 +179,12 @@ def _warnings(study: Study, trained: Sequence[Trained], evaluated: int) -> Itera
             f"not complete: {missing} of {len(trained)} SAEs and {wanted - evaluated} of {wanted} "
             "evaluations are missing; verdicts are of what there is"
         )
+    for name, arm in study.arms.items():
+        if not arm.exists and (tried := len(arm.points(name))) > 1:
+            yield (
+                f"{tried} settings of {name} were tried: the best of them looks better here than "
+                "it is, so confirm it by a study of its own, with other seeds"
+            )
     if len(study.seeds) < ENOUGH_SEEDS:
         yield (
             f"{len(study.seeds)} seeds: with fewer than {ENOUGH_SEEDS}, only large effects "

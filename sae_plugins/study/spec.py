@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -57,6 +57,20 @@ def _swept(sparsity: dict[str, list[float]]) -> dict[str, list[float]]:
     return sparsity
 
 
+def _tried(grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    for flag, values in grid.items():
+        names = [_in_name(value) for value in values]
+        if not values or len({*names}) < len(names):
+            raise ValueError(f"{flag}: give values that differ from each other")
+    return grid
+
+
+def _in_name(value: Any) -> str:
+    """A value of a grid as a part of an arm's name."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", str(value))
+
+
+Grid = Annotated[dict[str, list[Any]], AfterValidator(_tried)]
 Sparsity = Annotated[dict[str, list[float]], AfterValidator(_swept)]
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -120,6 +134,11 @@ class Arm(Override):
     description: str = Field("", description="what the report says of it")
     kind: Kind = Field("method", description="which group the report shows it in")
     untrained: bool = Field(False, description="leave the SAE as it was drawn: a control")
+    grid: Grid = Field(
+        {},
+        description="values to try, by flag: the arm is as many as there are combinations, each "
+        "with these flags under `train`",
+    )
     models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
     paper: str = Field("", description="what a paper reports for it")
 
@@ -127,6 +146,26 @@ class Arm(Override):
     def exists(self) -> bool:
         """Whether its SAEs exist already, so that none is trained on any model."""
         return any(has.saes for has in (self, *self.models.values()))
+
+    def points(self, name: str) -> dict[str, Arm]:
+        """The arms that an arm's grid makes of it, by name; itself where it has none."""
+        if not self.grid:
+            return {name: self}
+        last = [flag.rpartition(".")[2] for flag in self.grid]
+        short = last if len({*last}) == len(last) else list(self.grid)
+        arms = {}
+        for values in itertools.product(*self.grid.values()):
+            point = "-".join(f"{flag}-{_in_name(v)}" for flag, v in zip(short, values, strict=True))
+            chosen = dict(zip(self.grid, values, strict=True))
+            said = ", ".join(f"{flag} {value}" for flag, value in chosen.items())
+            arms[f"{name}-{point}"] = self.model_copy(
+                update={
+                    "train": {**self.train, **chosen},
+                    "grid": {},
+                    "description": f"{self.description} {said}.".strip(),
+                }
+            )
+        return arms
 
     def saes_on(self, name: str) -> list[ExistingSAE]:
         """Those that exist of one model."""
@@ -230,6 +269,8 @@ class Study(BaseModel, extra="forbid", frozen=True):
             SaePluginsError: with a sentence for each.
         """
         arms, problems = self.all_arms(), Problems()
+        for name, arm in self.arms.items():
+            problems.add(*_grid_problems(f"arms.{name}", arm, self.models))
         if self.reference not in arms:
             near = did_you_mean(self.reference, arms)
             problems.add(f"reference: no arm {self.reference!r}: {near}")
@@ -283,12 +324,14 @@ class Study(BaseModel, extra="forbid", frozen=True):
     def all_arms(self) -> dict[str, Arm]:
         """The arms by name: the reference first, the rows of the paper's tables last.
 
-        An arm with a row's name says what is otherwise in that row.
+        An arm with a row's name says what is otherwise in that row. A grid is all of its points.
         """
         rows = self._rows()
         own = {name: arm for name, arm in self.arms.items() if name not in rows}
         merged = {name: _over(row, self.arms.get(name, Arm())) for name, row in rows.items()}
-        found = {**own, **merged}
+        found = {
+            n: a for name, arm in {**own, **merged}.items() for n, a in arm.points(name).items()
+        }
         first = {name: arm for name, arm in found.items() if name == self.reference}
         return {**first, **found}
 
@@ -329,6 +372,27 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 update = {"description": f"{known.description}; {what}", "paper": papers}
                 arms[same] = known.model_copy(update=update)
         return arms
+
+
+def _grid_problems(place: str, arm: Arm, models: dict[str, Model]) -> Iterator[str]:
+    """What of a grid would do nothing, or be undone."""
+    everywhere: list[Override | Model] = [arm, *arm.models.values(), *models.values()]
+    swept = {flag for has in everywhere for flag in has.sparsity}
+    tuned = any(has.tune for has in (arm, *arm.models.values()))
+    for flag in arm.grid:
+        where = f"{place}.grid.{flag}"
+        if flag == "plugin":
+            yield f"{where}: name plugins in arms of their own"
+        elif arm.exists:
+            yield f"{where} would do nothing to SAEs that exist already; leave it out"
+        elif flag in swept:
+            yield f"{where}: the study has this flag under sparsity; give the values there"
+        elif flag == "lr" and tuned:
+            yield f"{where} and {place}.tune both try learning rates; leave one of the two out"
+        for name in (n for n, there in arm.models.items() if flag in there.train):
+            yield f"{where} would do nothing on {name}, where models.{name}.train has this flag"
+        if flag in arm.train:
+            yield f"{place}.train.{flag} would do nothing beside {where}; leave one of the two out"
 
 
 def _on_models(name: str, arm: Arm) -> dict[str, Override]:

@@ -215,12 +215,13 @@ def test_the_table_has_every_mechanism_and_every_architecture() -> None:
 
 def test_the_quick_part_trains_all_pairs_and_the_covering_part_each_by_itself() -> None:
     quick = [names for names, _ in (case.values for case in cases() if not case.marks)]
-    assert {pair for names in quick for pair in combinations(names, 2)} == set(
-        combinations(MECHANISMS, 2)
-    )
+    pairs = {
+        pair
+        for pair in combinations(MECHANISMS, 2)
+        if any(not refusal(pair, architecture) for architecture in ARCHITECTURES)
+    }
+    assert {pair for names in quick for pair in combinations(names, 2)} == pairs
     alone = list(covering())
-    assert {names for names, a in alone if not refusal(names, a)} >= set(
-        combinations(MECHANISMS, 2)
-    )
+    assert {names for names, a in alone if len(names) == 2 and not refusal(names, a)} == pairs
     singles = {(name, a) for names, a in alone for name in names}
     assert singles == set(product(MECHANISMS, ARCHITECTURES))

@@ -38,7 +38,8 @@ class Listener(Plugin):
 def said_by(name: str) -> Iterator[str]:
     """What the mechanism logs and summarises of a short run, without "NAME/"."""
     with plugins(name, Listener, options={name: dict(MECHANISMS[name].alone)}, seed=0):
-        trainer = tiny_trainer(tiny_sae("standard"), BATCHES)
+        architecture = "topk" if "standard" in MECHANISMS[name].refused else "standard"
+        trainer = tiny_trainer(tiny_sae(architecture), BATCHES)
         trainer.fit()
     for said in trainer.host.plugins[-1].heard:
         group, _, rest = said.partition("/")

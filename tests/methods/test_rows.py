@@ -56,10 +56,11 @@ QUICK = {
     "Final model (Run 9)",
     "Run 5: adaptive weight, top 0.5%",
     "Close pairs only",
+    "Late untying",
 }
 """Labels of the default run."""
 SILENT = {"unit-norm-decoder", "firing-frequency", "importance", "importance-lr"}
-SILENT |= {"post-hoc-threshold", "nan-guard", "tied-weights"}
+SILENT |= {"post-hoc-threshold", "nan-guard", "tied-weights", "slow-decoder"}
 """Mechanisms that log nothing."""
 ACTED = {
     "reorder": "reorder/reorderings",
@@ -183,7 +184,7 @@ def test_every_row_does_what_it_says(name: str, label: str, trained: Train) -> N
         acts = label != "Base threshold 0.0" or mechanism != "activation-threshold"
         assert (run.last[ACTED[mechanism]] > 0) == acts, mechanism
     thresholds = {"activation-threshold", "post-hoc-threshold"} & chosen
-    trained_as = run.given.get("architecture", "standard")
+    trained_as = run.given.get("architecture", method.sae_lens.get("architecture", "standard"))
     # SAELens folds a TopK SAE's decoder norms into its other weights
     assert run.has_unit_rows == ("unit-norm-decoder" in chosen or trained_as != "standard")
     saved_as = "jumprelu" if thresholds or trained_as == "batchtopk" else trained_as

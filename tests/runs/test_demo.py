@@ -131,6 +131,7 @@ ACTED: dict[str, Callable[[dict[str, Any]], bool]] = {
         0 < summary["activation-threshold/least"] < summary["activation-threshold/greatest"]
     ),
     "adaptive-orthogonality-demo": lambda summary: summary["coactivation-penalty/tau"] != 0.05,
+    "late-untying-demo": lambda summary: summary["heldout/explained_variance"] > 0.8,
     "masked-orthogonality-demo": lambda summary: (
         summary["decoder-orthogonality/largest_cosine"] < 0.7
         and summary["decoder-orthogonality/duplicates"] == 0

@@ -44,6 +44,7 @@ def folder(
         (path / "run.yaml").write_text(yaml.safe_dump(recipe))
         (path / "figures" / "loss_and_l0.png").touch()
         summary = {"heldout/l0": 61.3, "heldout/explained_variance": 0.71, "training/tokens": 4096}
+        summary |= {"training/b_dec_off_mean_at_start": 1.0, "training/b_dec_off_mean": 0.98765}
         (path / "summary.json").write_text(json.dumps(summary))
     return path
 
@@ -95,6 +96,7 @@ def test_a_run_on_a_real_model(tmp_path: Path):
         "| `jitter` | sae-jitter 0.3 | not known where this was written | none |",
         "![loss and l0](l19/sae/figures/loss_and_l0.png)",
         "About 61.3 of them are active per token",
+        "||b_dec - mean|| / ||mean||, of the mean of the first batch: 1 at the start, 0.988 at the",
         "`interval=250`", "4,096 tokens", "Seed: 7", "loss recovered ↑", "0.9200 ± 0.014",
         "mean ± sd of 2 seeds: 42, 43", "sae-bench 0.6.0", "Skylion007/openwebtext",
     ):  # fmt: skip

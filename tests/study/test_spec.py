@@ -118,6 +118,36 @@ def test_a_study_that_there_is_not(name: str, message: str) -> None:
             {"arms": {"l1": {"trian": {}}}},
             "there is no key arms.l1.trian: did you mean 'arms.l1.train'",
         ),
+        ({"arms": {"l1": {"grid": {"lr": []}}}}, "lr: give values that differ from each other"),
+        ({"arms": {"l1": {"grid": {"lr": [1, 1]}}}}, "lr: give values that differ from each other"),
+        (
+            {"arms": {"l1": {}, "m": {"grid": {"lr": [1, 2]}, "train": {"lr": 3}}}},
+            "arms.m.train.lr would do nothing beside arms.m.grid.lr; leave one of the two out",
+        ),
+        (
+            {"arms": {"m": {"grid": {"lr": [1, 2]}, "tune": {"lr": [1, 2]}}}},
+            "arms.m.grid.lr and arms.m.tune both try learning rates; leave one of the two out",
+        ),
+        (
+            {"arms": {"m": {"grid": {"plugin": ["merge", "resample"]}}}},
+            "arms.m.grid.plugin: name plugins in arms of their own",
+        ),
+        (
+            {"arms": {"m": {"grid": {"k": [1, 2]}, "sparsity": {"k": [3]}}}},
+            "arms.m.grid.k: the study has this flag under sparsity; give the values there",
+        ),
+        (
+            {"arms": {"m": {"grid": {"lr": [1, 2]}, "models": {"toy": {"train": {"lr": 3}}}}}},
+            "arms.m.grid.lr would do nothing on toy, where models.toy.train has this flag",
+        ),
+        (
+            {"arms": {"m": {"grid": {"lr": [1, 2]}, "saes": [{"sae": "a", "seed": 0}]}}},
+            "arms.m.grid.lr would do nothing to SAEs that exist already; leave it out",
+        ),
+        (
+            {"reference": "m", "arms": {"m": {"grid": {"lr": [1]}}}},
+            "reference: no arm 'm': known: l1, m-lr-1",
+        ),
         ({"reference": "l2"}, "reference: no arm 'l2': did you mean 'l1'?"),
         ({"reference": None}, "reference: it is needed"),
         ({"models": {"to/y": {"suites": {}}}}, "'to/y' is no name"),
@@ -269,3 +299,26 @@ def test_a_model_that_is_taken_away_is_forgotten_everywhere() -> None:
     study = load(written({"extends": "study.yaml", "models": {"b": None}}, "other.yaml"))
     assert list(study.models) == ["a"]
     assert list(study.arms["l1"].models) == ["a"]
+
+
+def test_a_grid_is_an_arm_for_each_combination() -> None:
+    merged = {
+        "description": "Merge.",
+        "train": {"plugin": ["merge"]},
+        "grid": {"merge.every": [100, 400], "merge.threshold": [0.8, 0.9]},
+    }
+    study = load(written({**SMALLEST, "arms": {"l1": {}, "merged": merged}}))
+    _, first, *_, last = (arms := study.all_arms()).items()
+    assert len(arms) == 5
+    assert first[0] == "merged-every-100-threshold-0.8"
+    assert last[0] == "merged-every-400-threshold-0.9"
+    assert last[1].train == {"plugin": ["merge"], "merge.every": 400, "merge.threshold": 0.9}
+    assert last[1].description == "Merge. merge.every 400, merge.threshold 0.9."
+    assert load(written(as_yaml(study), "again.yaml")) == study
+
+
+def test_flags_of_a_grid_that_end_alike_are_named_whole() -> None:
+    grid = {"activation-threshold.start": [2], "reorder.start": [1, -1]}
+    study = load(written({**SMALLEST, "arms": {"l1": {}, "both": {"grid": grid}}}))
+    names = [f"both-activation-threshold.start-2-reorder.start-{value}" for value in ("1", "-1")]
+    assert list(study.all_arms()) == ["l1", *names]

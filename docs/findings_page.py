@@ -1,0 +1,86 @@
+"""The tables of docs/findings.md, from the findings that `benchmarks/study_tables.py` has kept."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from reading import code, numbers, table
+
+from sae_plugins.study.facts import Facts
+from sae_plugins.study.findings import Contrast, Findings
+from sae_plugins.study.words import number
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+COUNTED = ("worse", "equivalent", "not distinguishable", "underpowered", "no verdict")
+
+
+@cache
+def studies() -> dict[str, Facts]:
+    """What is kept of each study, by its name; a part is called STUDY.MODEL."""
+    return {
+        file.name.removesuffix(".json.gz"): Facts(
+            Findings.model_validate_json(gzip.decompress(file.read_bytes())), Path()
+        )
+        for file in sorted(RESULTS.glob("*.json.gz"))
+    }
+
+
+def better(_: str) -> Iterator[str]:
+    """A row for each arm and metric with the verdict "better", the largest effects first."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    found = [(n, f, c) for n, f in studies().items() for c in f.findings.contrasts]
+    found = [one for one in found if one[2].comparison.verdict == "better"]
+    for name, facts, contrast in sorted(found, key=_place):
+        said = contrast.comparison
+        assert said.difference is not None
+        assert said.interval is not None
+        metric = next(m for m in facts.compared(contrast.model) if m.name == contrast.metric)
+        low, high = said.interval
+        row = [
+            code(contrast.model),
+            code(contrast.arm),
+            facts.label(contrast.model, metric),
+            f"{said.difference:+.3f} [{low:+.3f}, {high:+.3f}]",
+            _l0s(said.l0),
+            str(said.n),
+        ]
+        rows.setdefault(tuple(row), []).append(code(name))  # studies share baselines
+    heads = ["data", "arm", "metric", "difference [95%]", "L0", "seeds", "study"]
+    yield from numbers(table(heads, [[*row, ", ".join(names)] for row, names in rows.items()]))
+
+
+def others(_: str) -> Iterator[str]:
+    """A row for each arm of a method that is better on no metric, and how often it is what else."""
+    rows = []
+    for name, facts in studies().items():
+        members: dict[tuple[str, str], list[str]] = {}
+        for contrast in facts.findings.contrasts:
+            if facts.arms[contrast.arm].kind in ("method", "ours"):
+                place = contrast.model, contrast.arm
+                members.setdefault(place, []).append(contrast.comparison.verdict)
+        rows += [
+            [code(name), code(model), code(arm), *(str(Counter(said)[v] or "") for v in COUNTED)]
+            for (model, arm), said in members.items()
+            if "better" not in said
+        ]
+    yield from numbers(table(["study", "data", "arm", *COUNTED], rows))
+
+
+def _place(found: tuple[str, Facts, Contrast]) -> tuple[str, str, float]:
+    _, _, contrast = found
+    return contrast.model, contrast.metric, -(contrast.comparison.difference or 0)
+
+
+def _l0s(l0: tuple[float, float] | None) -> str:
+    if l0 is None:
+        return ""
+    low, high = (number(round(value, 3)) for value in l0)
+    return low if low == high else f"{low} to {high}"
+
+
+TABLES = {"better": better, "others": others}
+"""By the name of the part that they write."""
