@@ -40,8 +40,8 @@ OF_SEEDS = (
 UNRELIABLE = {
     "scr": "SCR separates SAEs of known quality badly, and is noisy (arXiv 2605.18229); with "
     "SAEBench's settings it also ablates padding (docs/evaluation.md)",
-    "tpp": "TPP should not be used to rank SAEs (arXiv 2605.18229); with SAEBench's settings it also "
-    "ablates padding, which moves the score by more than seeds do (docs/evaluation.md)",
+    "tpp": "TPP should not be used to rank SAEs (arXiv 2605.18229); with SAEBench's settings it "
+    "also ablates padding, which moves the score by more than seeds do (docs/evaluation.md)",
 }
 """Suites whose verdicts are not to be relied on, and why."""
 
