@@ -162,11 +162,12 @@ class Arm(Override):
             point = "-".join(f"{flag}-{_in_name(v)}" for flag, v in zip(short, values, strict=True))
             chosen = dict(zip(self.grid, values, strict=True))
             said = ", ".join(f"{flag} {value}" for flag, value in chosen.items())
+            sentences = [s for s in (self.description.removesuffix("."), said) if s]
             arms[f"{name}-{point}"] = self.model_copy(
                 update={
                     "train": {**self.train, **chosen},
                     "grid": {},
-                    "description": f"{self.description} {said}.".strip(),
+                    "description": f"{'. '.join(sentences)}.",
                 }
             )
         return arms

@@ -96,6 +96,16 @@ def test_a_b_dec_that_is_never_added_to_anything_is_refused() -> None:
         tiny_trainer(sae, BATCHES)
 
 
+def test_nothing_is_said_of_a_mean_that_is_there_by_chance(tmp_path: Path) -> None:
+    batches = tiny_batches(steps=STEPS)
+    batches[0] = batches[0] - 0.99 * batches[0].mean(dim=0)
+    options = {"recorder": {"output_path": str(tmp_path), "figures": False}}
+    with plugins(Recorder, options=options):
+        trainer = tiny_trainer(tiny_sae("standard"), batches)
+    advance(trainer, batches)
+    assert not trainer.run.plugin("recorder").off_mean
+
+
 @pytest.mark.parametrize("by", [(), (MeanBias,)])
 def test_a_run_says_where_b_dec_was_and_warns_where_it_is_far_from_much(
     by: tuple[type[Plugin], ...], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -325,6 +325,7 @@ def test_a_grid_goes_over_what_a_row_of_a_paper_has() -> None:
     arms = load(written(contents)).all_arms()
     assert [arms[f"no-reordering-lr-{lr}"].train["lr"] for lr in (1, 2)] == [1, 2]
     assert "no-reordering" not in arms
+    assert arms["no-reordering-lr-1"].description == "Control: No reordering. lr 1."
 
 
 def test_comparisons_are_primary_as_named_or_exploratory_or_neither() -> None:
