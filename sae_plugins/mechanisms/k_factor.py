@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -9,10 +10,12 @@ from pydantic import Field
 from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
-from sae_plugins.framework.steps import Steps, share
+from sae_plugins.framework.steps import Steps, share, warn_if_never
 
 if TYPE_CHECKING:
     from sae_plugins.framework.run import Run
+
+logger = logging.getLogger(__name__)
 
 
 class KFactor(Plugin):
@@ -35,6 +38,17 @@ class KFactor(Plugin):
     def unsupported(cls, architecture: Architecture, options: Any) -> str | None:
         """It needs a k."""
         return architecture.lacks_k
+
+    @hookimpl
+    def attached(self, run: Run) -> None:
+        """Warn where the SAE is not trained with one of the two."""
+        warn_if_never(run, self.name, 1, self.options.until)
+        if self.options.until >= run.total_steps:
+            logger.warning(
+                "k-factor: the SAE has %g times the k that was given to the end, since the run has "
+                "%d steps and --k-factor.until is %d: give fewer, or a share of the run, as 0.7",
+                *(self.options.factor, run.total_steps, self.options.until),
+            )
 
     @hookimpl
     def before_forward(self, run: Run) -> dict[str, float]:

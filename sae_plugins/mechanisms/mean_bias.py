@@ -26,18 +26,25 @@ class MeanBias(Plugin):
     name = "mean-bias"
 
     @hookimpl
-    def before_forward(self, run: Run, step_input: TrainStepInput) -> None:
-        """Set b_dec, once.
+    def attached(self, run: Run) -> None:
+        """Begin with a b_dec of zeros, as every SAE that is drawn.
 
         Raises:
-            PluginError: the SAE to begin with has learned one.
+            PluginError: it was trained, or is never added to anything.
         """
-        if run.step > 1:
-            return
         if run.sae.b_dec.any():
             raise PluginError(
                 "the SAE to begin with has a b_dec that was trained, and that would be lost: leave "
                 "the plugin out, or begin with an SAE that is drawn (no --from_pretrained_path)"
             )
-        rows = usual_tokens(run.sae, step_input.sae_in)
-        run.sae.b_dec.data.copy_(rows.mean(dim=0))
+        if run.architecture.tied and not run.sae.cfg.apply_b_dec_to_input:
+            raise PluginError(
+                f"{run.architecture.name} SAEs have no b_dec where it is not subtracted from the "
+                "input: leave the plugin out, or give --apply_b_dec_to_input true"
+            )
+
+    @hookimpl
+    def before_forward(self, run: Run, step_input: TrainStepInput) -> None:
+        """Set b_dec, once."""
+        if run.step == 1:
+            run.sae.b_dec.data.copy_(usual_tokens(run.sae, step_input.sae_in).mean(dim=0))

@@ -20,7 +20,7 @@ class SlowDecoder(Plugin):
     """Make each update of the decoder smaller from some step on: a learning rate of its own.
 
     The update and not the gradient: Adam divides a constant factor of the gradient out again. Costs
-    a copy of the decoder.
+    a copy of the decoder. Weight decay, where there is some, goes on as before.
     """
 
     name = "slow-decoder"
@@ -31,7 +31,11 @@ class SlowDecoder(Plugin):
         """How slowly, and from when on."""
 
         rate: float = Field(
-            0.1, ge=0, le=1, description="of the learning rate, for the decoder; 0: it stands still"
+            0.1,
+            ge=0,
+            le=1,
+            description="of the learning rate, for the decoder; 0: it stands still, but for weight "
+            "decay",
         )
         after: Steps = Field(share(0.7), description="last step at the full learning rate")
 

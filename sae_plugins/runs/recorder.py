@@ -51,6 +51,8 @@ SNAPSHOT_STEPS = 50
 """Steps over which firing frequencies are counted for one snapshot; fewer in short runs."""
 _MUCH = 0.25
 """Share of the energy that the mean has, beyond which a b_dec far from it is told of."""
+_BY_CHANCE = 2.0
+"""Energy of the mean, in those of a token over the number of tokens: 1 where there is none."""
 _OFF_MEAN = "training/b_dec_off_mean"
 
 _SUMMARY_METRICS = {
@@ -139,11 +141,13 @@ class Recorder(Plugin):
     @hookimpl
     def after_forward(self, run: Run, step_input: TrainStepInput) -> None:
         """Look how far b_dec is from the mean of the first batch, before the first update."""
-        if run.step == 1:
-            rows = usual_tokens(run.sae, step_input.sae_in)
+        if run.step > 1:
+            return
+        rows = usual_tokens(run.sae, step_input.sae_in)
+        share = share_of_energy(rows)
+        if share * len(rows) > _BY_CHANCE:  # not so where activations are whitened
             self.mean.copy_(rows.mean(dim=0))
             off = self.off_mean[f"{_OFF_MEAN}_at_start"] = distance(run.sae.b_dec, self.mean)
-            share = share_of_energy(rows)
             if share > _MUCH and off is not None and off > 0.5:
                 _warn_of_mean(share)
 

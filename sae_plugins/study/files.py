@@ -76,7 +76,8 @@ def _contents(name_or_file: str) -> dict[str, Any]:
     for key in ("primary", "unmatched"):
         if isinstance(named := merged.get(key), dict):
             for arm in _gone(layers, merged, "arms"):
-                named.pop(arm, None)
+                for name in _called(layers, arm):
+                    named.pop(name, None)
     return merged
 
 
@@ -122,6 +123,18 @@ def _gone(layers: Iterable[Mapping[str, Any]], merged: Mapping[str, Any], key: s
     named = [layer[key] for layer in layers if isinstance(layer.get(key), dict)]
     away = {name for each in named for name, value in each.items() if value is None}
     return away - {*(merged.get(key) or {})}
+
+
+def _called(layers: Iterable[Mapping[str, Any]], arm: str) -> Iterable[str]:
+    """The names of an arm: those of its grid's points, where a file gives it one."""
+    named = [layer["arms"].get(arm) for layer in layers if isinstance(layer.get("arms"), dict)]
+    grid: dict[str, Any] = {}
+    for contents in reversed(named):
+        if isinstance(contents, dict) and isinstance(contents.get("grid"), dict):
+            grid = _merged(grid, contents["grid"])
+    with suppress(ValidationError):
+        return Arm(grid=grid).points(arm)
+    return [arm]
 
 
 def _forget(study: dict[str, Any], models: Iterable[str]) -> None:

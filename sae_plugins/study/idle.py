@@ -23,6 +23,7 @@ def _of_arm(where: str, arm: Arm, study: Study) -> Iterator[str]:
         places |= {f"{where}.models.{model}": has for model, has in arm.models.items()}
         for place, has in places.items():
             given = {"tune": has.tune, "train.lr": has.train.get("lr")}
+            given |= {"grid.lr": has.grid.get("lr")} if isinstance(has, Arm) else {}
             for key in (key for key, value in given.items() if value is not None):
                 yield f"{place}.{key} would do nothing to SAEs that are not trained; leave it out"
         return

@@ -24,6 +24,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -61,7 +62,10 @@ def _tried(grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
     for flag, values in grid.items():
         names = [_in_name(value) for value in values]
         if not values or len({*names}) < len(names):
-            raise ValueError(f"{flag}: give values that differ from each other")
+            raise ValueError(
+                f"{flag}: give values that differ from each other, in letters and digits, too, "
+                "which are in the arms' names"
+            )
     return grid
 
 
@@ -158,11 +162,12 @@ class Arm(Override):
             point = "-".join(f"{flag}-{_in_name(v)}" for flag, v in zip(short, values, strict=True))
             chosen = dict(zip(self.grid, values, strict=True))
             said = ", ".join(f"{flag} {value}" for flag, value in chosen.items())
+            sentences = [s for s in (self.description.removesuffix("."), said) if s]
             arms[f"{name}-{point}"] = self.model_copy(
                 update={
                     "train": {**self.train, **chosen},
                     "grid": {},
-                    "description": f"{self.description} {said}.".strip(),
+                    "description": f"{'. '.join(sentences)}.",
                 }
             )
         return arms
@@ -269,12 +274,19 @@ class Study(BaseModel, extra="forbid", frozen=True):
             SaePluginsError: with a sentence for each.
         """
         arms, problems = self.all_arms(), Problems()
-        for name, arm in self.arms.items():
-            problems.add(*_grid_problems(f"arms.{name}", arm, self.models))
+        written = self._written()
+        names = Counter(point for name, arm in written.items() for point in arm.points(name))
+        twice = (name for name, times in names.items() if times > 1)
+        problems.add(
+            *(f"arms: {n!r} is two arms, one of a grid at least; rename one" for n in twice)
+        )
+        for name, arm in written.items():
+            own = self.arms.get(name, Arm()).train
+            problems.add(*_grid_problems(f"arms.{name}", arm, own, self.models))
         if self.reference not in arms:
             near = did_you_mean(self.reference, arms)
             problems.add(f"reference: no arm {self.reference!r}: {near}")
-        for name, arm in arms.items():
+        for name, arm in written.items():
             for model in arm.models:
                 if model not in self.models:
                     near = did_you_mean(model, self.models)
@@ -326,14 +338,15 @@ class Study(BaseModel, extra="forbid", frozen=True):
 
         An arm with a row's name says what is otherwise in that row. A grid is all of its points.
         """
-        rows = self._rows()
-        own = {name: arm for name, arm in self.arms.items() if name not in rows}
-        merged = {name: _over(row, self.arms.get(name, Arm())) for name, row in rows.items()}
-        found = {
-            n: a for name, arm in {**own, **merged}.items() for n, a in arm.points(name).items()
-        }
+        found = {n: a for name, arm in self._written().items() for n, a in arm.points(name).items()}
         first = {name: arm for name, arm in found.items() if name == self.reference}
         return {**first, **found}
+
+    def _written(self) -> dict[str, Arm]:
+        """The same with grids as they are, and without the reference in front."""
+        rows = self._rows()
+        own = {name: arm for name, arm in self.arms.items() if name not in rows}
+        return {**own, **{n: _over(row, self.arms.get(n, Arm())) for n, row in rows.items()}}
 
     def _rows(self) -> dict[str, Arm]:
         """An arm for each row of the paper's tables; rows that differ in sparsity only are one."""
@@ -374,8 +387,8 @@ class Study(BaseModel, extra="forbid", frozen=True):
         return arms
 
 
-def _grid_problems(place: str, arm: Arm, models: dict[str, Model]) -> Iterator[str]:
-    """What of a grid would do nothing, or be undone."""
+def _grid_problems(place: str, arm: Arm, own: Flags, models: dict[str, Model]) -> Iterator[str]:
+    """What of a grid would do nothing, or be undone; `own` flags are those without a row's."""
     everywhere: list[Override | Model] = [arm, *arm.models.values(), *models.values()]
     swept = {flag for has in everywhere for flag in has.sparsity}
     tuned = any(has.tune for has in (arm, *arm.models.values()))
@@ -391,7 +404,7 @@ def _grid_problems(place: str, arm: Arm, models: dict[str, Model]) -> Iterator[s
             yield f"{where} and {place}.tune both try learning rates; leave one of the two out"
         for name in (n for n, there in arm.models.items() if flag in there.train):
             yield f"{where} would do nothing on {name}, where models.{name}.train has this flag"
-        if flag in arm.train:
+        if flag in own:
             yield f"{place}.train.{flag} would do nothing beside {where}; leave one of the two out"
 
 

@@ -28,3 +28,20 @@ def test_k_is_another_up_to_that_step(architecture: str, factor: float, k: float
         advance(trainer, [batch])
         ks.append(trainer.sae.cfg.k)
     assert ks == [pytest.approx(k)] * 3 + [4] * 2
+
+
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [
+        (0, "k-factor does nothing in this run, which has 5 steps"),
+        (5, "k-factor: the SAE has 1.5 times the k that was given to the end, since the run has 5"),
+        (4, ""),
+    ],
+)
+def test_a_run_with_one_k_is_warned_of(
+    until: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with plugins(KFactor, options={"k-factor": {"until": until}}):
+        tiny_trainer(tiny_sae("topk"), tiny_batches(steps=5))
+    assert said in caplog.text
+    assert bool(said) == ("WARNING" in caplog.text)

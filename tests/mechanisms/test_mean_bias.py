@@ -84,10 +84,26 @@ def test_energy_and_distance() -> None:
 def test_a_b_dec_that_was_trained_is_not_lost() -> None:
     sae = tiny_sae("standard")
     sae.b_dec.data[1] = 0.1
-    with plugins(MeanBias):
-        trainer = tiny_trainer(sae, BATCHES)
-    with pytest.raises(PluginError, match=r"mean-bias.*b_dec that was trained, and that would be"):
-        advance(trainer, BATCHES[:1])
+    said = r"mean-bias.*b_dec that was trained, and that would be"
+    with plugins(MeanBias), pytest.raises(PluginError, match=said):
+        tiny_trainer(sae, BATCHES)
+
+
+def test_a_b_dec_that_is_never_added_to_anything_is_refused() -> None:
+    sae = tiny_sae("matching_pursuit", apply_b_dec_to_input=False)
+    said = "matching_pursuit SAEs have no b_dec where it is not subtracted"
+    with plugins(MeanBias), pytest.raises(PluginError, match=said):
+        tiny_trainer(sae, BATCHES)
+
+
+def test_nothing_is_said_of_a_mean_that_is_there_by_chance(tmp_path: Path) -> None:
+    batches = tiny_batches(steps=STEPS)
+    batches[0] = batches[0] - 0.99 * batches[0].mean(dim=0)
+    options = {"recorder": {"output_path": str(tmp_path), "figures": False}}
+    with plugins(Recorder, options=options):
+        trainer = tiny_trainer(tiny_sae("standard"), batches)
+    advance(trainer, batches)
+    assert not trainer.run.plugin("recorder").off_mean
 
 
 @pytest.mark.parametrize("by", [(), (MeanBias,)])

@@ -148,6 +148,29 @@ def test_a_study_that_there_is_not(name: str, message: str) -> None:
             {"reference": "m", "arms": {"m": {"grid": {"lr": [1]}}}},
             "reference: no arm 'm': known: l1, m-lr-1",
         ),
+        (
+            {"arms": {"l1": {}, "m-lr-1": {}, "m": {"grid": {"lr": [1, 2]}}}},
+            "arms: 'm-lr-1' is two arms, one of a grid at least; rename one",
+        ),
+        (
+            {"arms": {"l1": {}, "m": {"grid": {"lr": [1, 2]}, "models": {"tyo": {}}}}},
+            "wrong.yaml: arms.m.models: no model 'tyo': did you mean 'toy'?",
+        ),
+        (
+            {"arms": {"m": {"grid": {"plot": ["a/b", "a-b"]}}}},
+            "plot: give values that differ from each other, in letters and digits, too",
+        ),
+        (
+            {"arms": {"l1": {}, "m": {"untrained": True, "grid": {"lr": [1, 2]}}}},
+            "arms.m.grid.lr would do nothing to SAEs that are not trained; leave it out",
+        ),
+        (
+            {
+                "rows": {"method": "hybrid-order", "models": {"toy": {"train": {"lr": 1}}}},
+                "arms": {"l1": {}, "no-reordering": {"grid": {"lr": [1, 2]}}},
+            },
+            "arms.no-reordering.grid.lr would do nothing on toy, where models.toy.train has this",
+        ),
         ({"reference": "l2"}, "reference: no arm 'l2': did you mean 'l1'?"),
         ({"reference": None}, "reference: it is needed"),
         ({"models": {"to/y": {"suites": {}}}}, "'to/y' is no name"),
@@ -281,6 +304,28 @@ def test_an_arm_that_is_taken_away_is_no_primary_one() -> None:
     study = load(written({"extends": "study.yaml", "arms": {"b": None}}, "other.yaml"))
     assert study.primary == {"a": []}
     assert load(written({"extends": "study.yaml", "primary": None}, "none.yaml")).primary == {}
+
+
+def test_a_grid_that_is_taken_away_is_no_primary_one() -> None:
+    arms = {"l1": {}, "m": {"grid": {"lr": [1, 2]}}}
+    written({**SMALLEST, "arms": arms, "primary": {"m-lr-2": [], "m-lr-3": []}})
+    with pytest.raises(SaePluginsError, match="primary: no arm 'm-lr-3'"):
+        load("study.yaml")
+    written({"extends": "study.yaml", "arms": {"m": {"grid": {"lr": [1, 2, 3]}}}}, "more.yaml")
+    assert load("more.yaml").primary.keys() == {"m-lr-2", "m-lr-3"}
+    assert not load(written({"extends": "more.yaml", "arms": {"m": None}}, "less.yaml")).primary
+
+
+def test_a_grid_goes_over_what_a_row_of_a_paper_has() -> None:
+    contents = {
+        **SMALLEST,
+        "rows": {"method": "hybrid-order", "train": {"lr": 3}},
+        "arms": {"l1": {}, "no-reordering": {"grid": {"lr": [1, 2]}}},
+    }
+    arms = load(written(contents)).all_arms()
+    assert [arms[f"no-reordering-lr-{lr}"].train["lr"] for lr in (1, 2)] == [1, 2]
+    assert "no-reordering" not in arms
+    assert arms["no-reordering-lr-1"].description == "Control: No reordering. lr 1."
 
 
 def test_comparisons_are_primary_as_named_or_exploratory_or_neither() -> None:
