@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reading import code, numbers, table
 
+from sae_plugins.base.text import arrow
 from sae_plugins.study.facts import Facts
 from sae_plugins.study.findings import Contrast, Findings
 from sae_plugins.study.words import number
@@ -43,7 +44,7 @@ def better(_: str) -> Iterator[str]:
         row = [
             code(contrast.model),
             code(contrast.arm),
-            facts.label(contrast.model, metric),
+            f"{facts.label(contrast.model, metric)} {arrow(metric.better)}",
             f"{said.difference:+.3f} [{low:+.3f}, {high:+.3f}]",
             _l0s(said.l0),
             str(said.n),
