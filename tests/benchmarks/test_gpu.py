@@ -76,7 +76,7 @@ def test_the_crossing_lies_between_shares(ratios: tuple[float, float], found: st
     assert crossing(rows) == found
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_it_runs_on_a_cpu_with_its_wheels_alone(tmp_path: Path) -> None:
     code = f"""
         import runpy, sys

@@ -77,15 +77,15 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     [
         "",
         *(
-            pytest.param(flags, marks=pytest.mark.ci)
-            for flags in (
-                "--prefetch_llm_batches true",
-                "--exclude_special_tokens 1 2 3 4 5",
-                "--seqpos_slice 1 -1",
-                "--hook_name blocks.1.attn.hook_z --hook_head_index 1",
-                "--architecture batchtopk --k 4",
-                "--training_tokens 24k",  # five times the text
-            )
+            pytest.param(flags, marks=mark)
+            for flags, mark in {
+                "--prefetch_llm_batches true": pytest.mark.ci,
+                "--exclude_special_tokens 1 2 3 4 5": pytest.mark.ci,
+                "--seqpos_slice 1 -1": pytest.mark.slow,
+                "--hook_name blocks.1.attn.hook_z --hook_head_index 1": pytest.mark.slow,
+                "--architecture batchtopk --k 4": pytest.mark.slow,
+                "--training_tokens 24k": pytest.mark.ci,  # five times the text
+            }.items()
         ),
     ],
 )

@@ -336,7 +336,7 @@ def test_interrupted_it_leaves_nothing_and_can_start_again() -> None:
     SAE.load_from_disk(str(one.folder))
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_killed_at_any_event_it_is_whole_or_absent(sketched: None) -> None:
     flags = "--training_tokens 256 --plugin activation-threshold"
     (one,) = arms({"one": flags})
