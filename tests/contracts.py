@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "on_two_ranks" in item.name:
             if architecture != "standard" or item.cls.__name__ != "TestGood":
                 item.add_marker(pytest.mark.ci)
+            if architecture != "standard" and item.cls.__name__ != "TestContract":
+                item.add_marker(pytest.mark.slow)  # the same plugin with other options
             continue
         promise = item.nodeid.partition("[")[0]
         chosen = architectures[zlib.crc32(promise.encode()) % len(architectures)]

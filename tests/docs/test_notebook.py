@@ -125,6 +125,6 @@ def test_its_recipe_is_that_of_the_page_about_steering(notebook: Any) -> None:
     assert any(shared in cell.source for cell in code_cells(notebook))
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_it_gives_what_it_shows(notebook: Any) -> None:
     assert "\n".join(differences(notebook, PROGRAM["run"](notebook))) == "", OLD

@@ -112,7 +112,7 @@ def one_random_state() -> Iterator[None]:
         yield
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", [suite for suite in SUITES if suite not in DEPENDS_ON_PLACE])
 def test_the_second_sae_of_a_call_has_saebenchs_numbers(suite, lab):
     """Nothing of the first SAE reaches the second, neither in SAEBench nor here."""
