@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from gallery import RESULTS, findings
 from reading import code, numbers, table
 
 from sae_plugins.base.text import arrow
 from sae_plugins.study.facts import Facts
-from sae_plugins.study.findings import Contrast, Findings
+from sae_plugins.study.findings import Contrast
 from sae_plugins.study.words import number
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 COUNTED = ("worse", "equivalent", "not distinguishable", "underpowered", "no verdict")
 
 
 @cache
 def studies() -> dict[str, Facts]:
     """What is kept of each study, by its name; a part is called STUDY.MODEL."""
-    return {
-        file.name.removesuffix(".json.gz"): Facts(
-            Findings.model_validate_json(gzip.decompress(file.read_bytes())), Path()
-        )
-        for file in sorted(RESULTS.glob("*.json.gz"))
-    }
+    names = [file.name.removesuffix(".json.gz") for file in sorted(RESULTS.glob("*.json.gz"))]
+    return {name: Facts(findings(name), Path()) for name in names}
 
 
 def better(_: str) -> Iterator[str]:

@@ -31,7 +31,7 @@ FRONT = {
 
 
 def findings(study: str) -> Findings:
-    """What a packaged study has found."""
+    """What a packaged study, or a part of one, has found."""
     text = gzip.decompress((RESULTS / f"{study}.json.gz").read_bytes())
     return Findings.model_validate_json(text)
 

@@ -388,7 +388,7 @@ def contract_tests(_: str) -> Iterator[str]:
 def study_tables(name: str) -> Iterator[str]:
     """What `benchmarks/study_tables.py` has measured of a study."""
     folder = BENCHMARKS.parent / "results"
-    files = [folder / f"{name}{part}.md" for part in ("", ".toy", ".toy-128", ".small")]
+    files = [folder / f"{name}.md", *sorted(folder.glob(f"{name}.*.md"))]  # or its parts
     found = [file.read_text("utf-8").rstrip() for file in files if file.is_file()]
     command = "papers" if name in methods() else "tables"
     yield from numbers(["\n\n".join(found) or f"To be measured: `make {command}`."])

@@ -29,11 +29,8 @@ class TiedWeights(Plugin):
 
     name = "tied-weights"
     claims = ("encoder",)
-    before = (
-        "unit-norm-decoder",
-        "importance-lr",
-        "slow-decoder",
-    )  # whose updates are then copied: they unwind
+    # whose updates are then copied: they unwind
+    before = ("unit-norm-decoder", "importance-lr", "slow-decoder")
 
     class Options(Plugin.Options):
         """How long."""

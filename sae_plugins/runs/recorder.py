@@ -36,7 +36,7 @@ from sae_plugins.runs.folder import (
     numbered,
 )
 from sae_plugins.runs.logs import Logs
-from sae_plugins.runs.summary import LAST_K
+from sae_plugins.runs.summary import LAST_K, OFF_MEAN, OFF_MEAN_AT_START
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,6 @@ _MUCH = 0.25
 """Share of the energy that the mean has, beyond which a b_dec far from it is told of."""
 _BY_CHANCE = 2.0
 """Energy of the mean, in those of a token over the number of tokens: 1 where there is none."""
-_OFF_MEAN = "training/b_dec_off_mean"
 
 _SUMMARY_METRICS = {
     "training/loss": "losses/overall_loss",
@@ -147,7 +146,7 @@ class Recorder(Plugin):
         share = share_of_energy(rows)
         if share * len(rows) > _BY_CHANCE:  # not so where activations are whitened
             self.mean.copy_(rows.mean(dim=0))
-            off = self.off_mean[f"{_OFF_MEAN}_at_start"] = distance(run.sae.b_dec, self.mean)
+            off = self.off_mean[OFF_MEAN_AT_START] = distance(run.sae.b_dec, self.mean)
             if share > _MUCH and off is not None and off > 0.5:
                 _warn_of_mean(share)
 
@@ -160,7 +159,7 @@ class Recorder(Plugin):
             numbers = _numbers(run.metrics_of(output))  # a GPU sync: the clock is read after it
             self.row = self.last = {**self.heading(run), **numbers, **_numbers(run.metrics)}
         if run.step >= run.total_steps and self.off_mean:  # before a scale is folded into b_dec
-            self.off_mean[_OFF_MEAN] = distance(run.sae.b_dec, self.mean)
+            self.off_mean[OFF_MEAN] = distance(run.sae.b_dec, self.mean)
         self.show(run)
 
     def show(self, run: Run) -> None:

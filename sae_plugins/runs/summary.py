@@ -23,13 +23,16 @@ TUNING = "tuning"
 """Of an SAE that serves to choose a setting, on text that does not score others."""
 LAST_K = "training/k"
 """Of the last step: plugins may multiply k as the training goes, and the SAE is saved with it."""
+OFF_MEAN = "training/b_dec_off_mean"
+OFF_MEAN_AT_START = f"{OFF_MEAN}_at_start"
+"""How far b_dec is from the data's mean, over the mean's length."""
 _CALIBRATION = "calibration"
 MEANINGS = {
     "training/loss": "last batch, inputs as training scales them",
     "training/l0": "active features per token, last batch",
     "training/explained_variance": "last batch",
-    "training/b_dec_off_mean_at_start": "||b_dec - mean|| / ||mean||, of the first batch's mean",
-    "training/b_dec_off_mean": "the same at the end, of that mean, too",
+    OFF_MEAN_AT_START: "||b_dec - mean|| / ||mean||, of the first batch's mean",
+    OFF_MEAN: "the same at the end, of that mean, too",
     "training/steps": "batches",
     "training/updates": "steps of the optimizer",
     "training/seconds": "of the training alone",

@@ -25,6 +25,7 @@ from sae_plugins.framework import plugin_files, registry
 from sae_plugins.runs import folder as runs
 from sae_plugins.runs.config import read_config
 from sae_plugins.runs.sources import ROWS
+from sae_plugins.runs.summary import OFF_MEAN, OFF_MEAN_AT_START
 from sae_plugins.world.synthetic_models import SYNTHETIC
 
 _TRAINING = (
@@ -219,7 +220,7 @@ def _mapping(file: Path) -> dict[str, Any]:
 
 
 def _off_mean(summary: Mapping[str, Any]) -> tuple[float, float] | None:
-    start, end = (summary.get(f"training/b_dec_off_mean{x}") for x in ("_at_start", ""))
+    start, end = map(summary.get, (OFF_MEAN_AT_START, OFF_MEAN))
     if isinstance(start, float) and isinstance(end, float):
         return start, end
     return None
