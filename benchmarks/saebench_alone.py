@@ -7,7 +7,7 @@ from the Hub here, and the type check with which sparse probing fails on every f
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,42 +121,38 @@ def _sparse_probing(
 def _scr(
     saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
 ) -> list[dict[str, Any]]:
-    from sae_bench.evals.scr_and_tpp import main
-    from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
-
     from sae_plugins.eval_suites import scr
 
     pairs: dict[str, list[tuple[str, ...]]] = {}
     for pair in settings.pairs:
         pairs.setdefault(PAIRS[pair], []).append(tuple(pair.split("/")))
-    config = ScrAndTppEvalConfig(
-        random_seed=seed, model_name=model.name, llm_dtype=model.dtype, perform_scr=True,
-        llm_batch_size=default_batch_size(model.name), dataset_names=list(pairs),
-        column1_vals_lookup=pairs, n_values=list(settings.n_values),
-        train_set_size=settings.train_set_size, test_set_size=settings.test_set_size,
-        context_length=settings.context_length, sae_batch_size=settings.sae_batch_size,
-    )  # fmt: skip
-    with _given(main, model), _reading(data, lambda name: scr._need(name, settings)):
-        results = main.run_eval(config, saes, model.device, str(folder / "results"))
-    return [_flat(result) for result in results.values()]
+    of_scr = {"perform_scr": True, "dataset_names": list(pairs), "column1_vals_lookup": pairs}
+    return _ablated(saes, model, data, settings, seed, folder, scr._need, of_scr)
 
 
 def _tpp(
     saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
 ) -> list[dict[str, Any]]:
+    from sae_plugins.eval_suites import tpp
+
+    of_tpp = {"perform_scr": False, "dataset_names": list(settings.dataset_names)}
+    return _ablated(saes, model, data, settings, seed, folder, tpp._need, of_tpp)
+
+
+def _ablated(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path,
+    need: Callable[[str, Any], Any], which: dict[str, Any],
+) -> list[dict[str, Any]]:  # fmt: skip
     from sae_bench.evals.scr_and_tpp import main
     from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
 
-    from sae_plugins.eval_suites import tpp
-
     config = ScrAndTppEvalConfig(
-        random_seed=seed, model_name=model.name, llm_dtype=model.dtype, perform_scr=False,
-        llm_batch_size=default_batch_size(model.name), dataset_names=list(settings.dataset_names),
-        n_values=list(settings.n_values),
+        random_seed=seed, model_name=model.name, llm_dtype=model.dtype,
+        llm_batch_size=default_batch_size(model.name), n_values=list(settings.n_values),
         train_set_size=settings.train_set_size, test_set_size=settings.test_set_size,
-        context_length=settings.context_length, sae_batch_size=settings.sae_batch_size,
+        context_length=settings.context_length, sae_batch_size=settings.sae_batch_size, **which,
     )  # fmt: skip
-    with _given(main, model), _reading(data, lambda name: tpp._need(name, settings)):
+    with _given(main, model), _reading(data, lambda name: need(name, settings)):
         results = main.run_eval(config, saes, model.device, str(folder / "results"))
     return [_flat(result) for result in results.values()]
 
