@@ -5,6 +5,7 @@ from the Hub here, and the type check with which sparse probing fails on every f
 """
 
 import contextlib
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -175,6 +176,31 @@ def _sae_probes(
     sides = {name: getattr(tokenizer, name) for name in ("truncation_side", "padding_side")}
     with _given(generate_model_activations, model), replaced(tokenizer, **sides):
         results = main.run_eval(config, saes, model.device, str(folder / "results"))
+    return [_flat(result) for result in results.values()]
+
+
+def _autointerp(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    """It knows one address and one model; the address is replaced here."""
+    from sae_bench.evals.autointerp import main
+    from sae_bench.evals.autointerp.eval_config import AutoInterpEvalConfig
+    from sae_bench.sae_bench_utils import dataset_utils
+
+    text = data.text(settings.dataset, 0, seed)
+    config = AutoInterpEvalConfig(
+        random_seed=seed, model_name=model.name, llm_dtype=model.dtype,
+        llm_batch_size=default_batch_size(model.name), n_latents=settings.n_latents,
+        dead_latent_threshold=settings.dead_latent_threshold, total_tokens=settings.total_tokens,
+        dataset_name=settings.dataset, llm_context_size=settings.context_length,
+    )  # fmt: skip
+    there = functools.partial(main.OpenAI, base_url=settings.endpoint)
+    with (
+        _given(main, model),
+        replaced(dataset_utils, load_dataset=lambda *_, **__: text),
+        replaced(main, OpenAI=there),
+    ):
+        results = main.run_eval(config, saes, model.device, "no key", str(folder / "results"))
     return [_flat(result) for result in results.values()]
 
 

@@ -41,7 +41,8 @@ FLAGS = {
 
 ABOUT = """\
 Evaluate SAEs with SAEBench: reconstruction, feature absorption, spurious correlation removal,
-targeted probe perturbation and sparse probing; SAEs of synthetic models against the ground truth.
+targeted probe perturbation, sparse probing, and explanations by a language model that you name;
+SAEs of synthetic models against the ground truth.
 An SAE is the folder of a run, any folder that SAELens or dictionary_learning saved, or
 RELEASE:SAE_ID from the Hugging Face Hub.
 """

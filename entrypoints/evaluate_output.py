@@ -83,6 +83,8 @@ def print_plan(evaluation: Evaluation) -> None:
         print(f"{'model':<10}{name}: {kind}")
     for note in [*evaluation.notes, *_paper_notes(evaluation)]:
         print(f"note: {note}")
+    for sent in evaluation.to_send():
+        print(f"sends to {sent.address}: {sent}")
     print(flush=True)
 
 

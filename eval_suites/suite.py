@@ -22,6 +22,7 @@ from sae_plugins.base.values import validated
 from sae_plugins.eval_suites.inputs.bench import Bench
 
 if TYPE_CHECKING:
+    from sae_plugins.eval_suites.inputs.data import Data
     from sae_plugins.eval_suites.inputs.subjects import Subject
 
 
@@ -88,6 +89,39 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """What is sent to a language model elsewhere, at most, and what comes back."""
+
+    address: str
+    requests: int
+    tokens_in: int
+    """Of the requests, about."""
+    tokens_out: int
+    """Of the answers, at most."""
+    price: float | None = None
+    """At the prices that the user gave, in their currency."""
+
+    def __add__(self, other: Sent) -> Sent:
+        """Both, to one address."""
+        prices = (self.price, other.price)
+        return Sent(
+            self.address,
+            self.requests + other.requests,
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            None if None in prices else sum(price for price in prices if price is not None),
+        )
+
+    def __str__(self) -> str:
+        """`"up to 40 requests, about 30,000 tokens in and up to 1,000 out"`, and the price."""
+        price = "" if self.price is None else f": about {self.price:,.4f} at the given prices"
+        return (
+            f"up to {self.requests:,} requests, about {self.tokens_in:,} tokens in and up to "
+            f"{self.tokens_out:,} out{price}"
+        )
+
+
+@dataclass(frozen=True)
 class Cost:
     """About what an evaluation takes, for `--dry_run`."""
 
@@ -97,6 +131,8 @@ class Cost:
     """Tokens that each SAE encodes."""
     disk: int
     """Bytes that are kept in the cache, shared by all SAEs."""
+    sent: Sent | None = None
+    """What is sent elsewhere for each SAE, at most."""
 
 
 class Suite(ABC):
@@ -145,6 +181,18 @@ class Suite(ABC):
 
     def refusal(self, subject: Subject) -> str | None:
         """Why this suite does not apply to an SAE, or None if it does."""
+        return None
+
+    def lack(self, settings: Any, data: Data | None) -> str | None:
+        """What it takes to run and is not there, with the cure, or None: then it does not apply.
+
+        Args:
+            settings: its own.
+            data: where the evaluation's data come from, if that is known.
+
+        Raises:
+            SuiteError: it was asked to run, and cannot: the row fails.
+        """
         return None
 
     def open_text(self, settings: Any) -> str | None:

@@ -214,4 +214,10 @@ SUITES = {
         },
         loads="sae_probes.generate_model_activations",
     ),
+    "autointerp": Suite(
+        "autointerp.main",
+        {
+            "n_latents": 6, "total_tokens": 4000, "context_length": 32, "key_variable": None,
+        },
+    ),
 }  # fmt: skip

@@ -35,7 +35,7 @@ from sae_plugins.eval_suites.evaluation.results import (
 )
 from sae_plugins.eval_suites.evaluation.watched import Watched, version_of
 from sae_plugins.eval_suites.inputs.bench import Bench
-from sae_plugins.eval_suites.suite import Cost, Scores, Suite
+from sae_plugins.eval_suites.suite import Cost, Scores, Sent, Suite
 
 if TYPE_CHECKING:
     from sae_plugins.eval_suites.inputs.data import Data
@@ -161,31 +161,40 @@ class Evaluation:
 
     def forecast(self) -> Forecast:
         """What `run` would do; the language models' hashes are taken from earlier runs."""
-        from sae_plugins.eval_suites.inputs.data_source import data_source
-
         done, costs = sum(row.status == "failed" for row in self.rows), []
         shared: set[Any] = set()
         for task in self._tasks:
             self._refuse(task)
+            if task.row.status == "planned" and self._seems_finished(task):
+                task.row.status = "ok"
             if task.row.status != "planned":
                 done += 1
                 continue
-            name = task.subject.model_name
-            data = None
-            if task.suite.needs_model:
-                with contextlib.suppress(Exception):
-                    data = data_source(self.request.data, name, self.output.manifest.revisions)
-            task.place(self.output.manifest.models.get(self._known_as(name)), data)
-            if self._is_finished(task, None):
-                task.row.status = "ok"
-                done += 1
-                continue
-            group = (name, task.group)
+            group = (task.subject.model_name, task.group)
             costs.append(
                 (task.subject, group not in shared, task.suite.cost(task.subject, task.settings))
             )
             shared.add(group)
         return Forecast(done, costs)
+
+    def to_send(self) -> list[Sent]:
+        """What `run` would send elsewhere, by address: nothing, unless a suite was asked to."""
+        sums: dict[str, Sent] = {}
+        for task in self._tasks:
+            sent = task.suite.cost(task.subject, task.settings).sent
+            if sent is None:
+                continue
+            self._refuse(task)
+            if task.row.status == "planned" and not self._seems_finished(task):
+                known = sums.get(sent.address)
+                sums[sent.address] = sent if known is None else known + sent
+        return [*sums.values()]
+
+    def _seems_finished(self, task: Task) -> bool:
+        """Whether the result is there, by what is known of the language model from earlier runs."""
+        models = self.output.manifest.models
+        task.place(models.get(self._known_as(task.subject.model_name)), self._data_of(task))
+        return self._is_finished(task, None)
 
     def language_models(self) -> dict[str, str]:
         """By whose code each language model is loaded, in words, or why it cannot be."""
@@ -219,10 +228,12 @@ class Evaluation:
 
     def _refuse(self, task: Task) -> None:
         """Give the row its status and reason if its suite, its SAE and its model do not fit."""
-        task.refuse()
+        data = self._data_of(task)
+        task.refuse(data)
         if task.row.status != "planned" or not task.suite.needs_model:
             return
-        if lack := self._lack_of_text(task):
+        text = task.suite.open_text(task.settings)
+        if text is not None and data is not None and (lack := data.lack_of_text(text)):
             task.row.status, task.row.reason = "failed", lack
             return
         setting = task.suite.context
@@ -234,15 +245,14 @@ class Evaluation:
         except Exception as error:
             task.row.status, task.row.reason = "failed", reason_of(error)
 
-    def _lack_of_text(self, task: Task) -> str | None:
-        """Why there is no open text of the name that a task's settings have, if so."""
+    def _data_of(self, task: Task) -> Data | None:
+        """Where a task's data come from; None if it needs none, or there is no such place."""
         from sae_plugins.eval_suites.inputs.data_source import data_source
 
-        text = task.suite.open_text(task.settings)
-        if text is not None:
-            with contextlib.suppress(SaePluginsError):  # which is said when the data are needed
-                data = data_source(self.request.data, task.subject.model_name)
-                return data.lack_of_text(text)
+        if task.suite.needs_model:
+            with contextlib.suppress(Exception):  # which is said when the data are needed
+                revisions = self.output.manifest.revisions
+                return data_source(self.request.data, task.subject.model_name, revisions)
         return None
 
     # -- the run --------------------------------------------------------------------------------

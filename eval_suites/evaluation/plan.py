@@ -79,14 +79,16 @@ class Task:
         folder = Path(f"{row.sae}-{self.subject.hash[:8]}")
         self.placed = folder / f"{suite.name}-seed{row.seed}-{key[:8]}"
 
-    def refuse(self) -> None:
-        """Give the row its status and reason if the suite does not apply."""
+    def refuse(self, data: Data | None) -> None:
+        """Give the row its status and reason if the suite does not apply, or lacks something."""
         try:
             if self.suite.needs_model and not self.is_on_language_model:
                 model = self.subject.model_name
                 self.row.reason = f"needs a language model; this SAE was trained on {model}"
             else:
-                self.row.reason = self.suite.refusal(self.subject)
+                self.row.reason = self.suite.refusal(self.subject) or self.suite.lack(
+                    self.settings, data
+                )
         except Exception as error:
             self.row.status, self.row.reason = "failed", reason_of(error)
         else:

@@ -53,15 +53,18 @@ class Cache:
         self.about = about
         self._made_by = fingerprint(code(EVALUATING, suites), versions(VERSIONS))
 
-    def get(self, kind: str, key: str, compute: Callable[[], kept.Cached]) -> kept.Cached:
+    def get(
+        self, kind: str, key: str, compute: Callable[[], kept.Cached], *, by_code: bool = True
+    ) -> kept.Cached:
         """The entry, from disk or else computed; a full disk only means that it is not kept.
 
         Args:
             kind: what it is, for people who look into the folder.
             key: a `fingerprint` of everything that it depends on, but the code that computes it.
             compute: gives the entry; called at most once.
+            by_code: whether the code that computes it matters; not to what others answered.
         """
-        path = self.path(kind, key)
+        path = self.path(kind, key) if by_code else self.folder / kind / (key + kept.SUFFIX)
         found: kept.Cached | None = None
         try:
             found = kept.read(path)

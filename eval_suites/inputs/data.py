@@ -96,6 +96,8 @@ SCHEMAS: Mapping[str, Schema] = {
 
 OPEN_TEXT = "Skylion007/openwebtext"
 """What SAEBench's scripts evaluate on."""
+PILE = "monology/pile-uncopyrighted"
+"""The open text of its autointerp."""
 
 
 def _language(config: str | None) -> str:

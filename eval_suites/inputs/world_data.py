@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.eval_suites.inputs.data import (
     OPEN_TEXT,
+    PILE,
     SCHEMAS,
     Data,
     Need,
@@ -47,8 +48,8 @@ class WorldData(Data):
         return list(_world_rows(dataset, config, need))
 
     def lack_of_text(self, dataset: str) -> str | None:
-        """The one text stands in for the one that is usual, and for no other."""
-        if dataset == OPEN_TEXT:
+        """The one text stands in for those that are usual, and for no other."""
+        if dataset in (OPEN_TEXT, PILE):
             return None
         return (
             f"there is no open text {dataset!r} in the embedded world, which has its own in place "

@@ -3,15 +3,15 @@
 SAEBench's own entry points run, each with one SAE, and what they compute and write is theirs. While
 they run, some names in their modules are replaced (and put back): to hand them the model and the
 data that we have, to keep them from computing again what no SAE changes, and from writing where
-they should not. Only this folder does so: `isolation.py` around every run, `core.py`,
-`probing.py`, `absorption.py` and `sae_probes.py` for their evaluations, `dictionary_learning.py`
-for SAEs of others.
+they should not. Only this folder does so: `isolation.py` around every run, `core.py`, `probing.py`,
+`absorption.py`, `sae_probes.py` and `autointerp.py` for their evaluations,
+`dictionary_learning.py` for SAEs of others.
 `tests/eval_suites/saebench/test_seams.py` has a test per seam that fails when SAEBench moves it:
 
 - `core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval`,
-  `sparse_probing_sae_probes.main.run_eval` and `absorption.main.run_eval` evaluate `[(name, sae)]`
-  and write one JSON file into the folder that they are given; what they return (core a list, the
-  others a dict) holds the same numbers.
+  `sparse_probing_sae_probes.main.run_eval`, `autointerp.main.run_eval` and
+  `absorption.main.run_eval` evaluate `[(name, sae)]` and write one JSON file into the folder that
+  they are given; what they return (core a list, the others a dict) holds the same numbers.
 - each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`, that of
   sae-probes in `sae_probes.generate_model_activations`.
 - `core.main` gets its text by `ActivationsStore.from_sae`, retries failures through
@@ -46,6 +46,11 @@ for SAEs of others.
 - `sparse_probing_sae_probes.main` calls `run_baseline_evals` by keywords, which writes a file for
   each dataset, named by `run_baselines.get_baseline_save_path`.
 - `sae_probes.DATASETS` has the names of `sae_probes_datasets.py`, whose texts are in its wheel.
+- `autointerp.main` gets its tokens by `dataset_utils.load_and_tokenize_dataset`, and asks by
+  `OpenAI(api_key=...)` and its `chat.completions.create`, from a `ThreadPoolExecutor`.
+- `autointerp.main.AutoInterp.gather_data` takes, of each latent, windows of tokens at random, of
+  tokens and codes where it is strongest, and of tokens and codes at more places, by
+  `index_with_buffer` of its module; the random ones are the last `Examples` that it shuffles.
 - the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by
   `hf_hub_download`.
 - `SparseProbingSaeMetrics`, `SaeProbesSaeMetrics`, `ScrMetrics` and `TppMetrics` have a field for

@@ -85,9 +85,9 @@ class SharedModel:
         return acts[:, None].expand(-1, tokens.shape[1], *acts.shape[1:])
 
     def _run_with_cache(
-        self, tokens_or_prompts: Any, *, names_filter: list[str], **_: Any
+        self, tokens_or_prompts: Any, *, names_filter: str | list[str], **_: Any
     ) -> tuple[None, dict[str, Tensor]]:
-        assert names_filter == [self.hook_name], names_filter
+        assert names_filter in (self.hook_name, [self.hook_name]), names_filter
         tokens = tokens_or_prompts
         if not isinstance(tokens, Tensor):
             tokens = self.hooked.to_tokens(tokens)

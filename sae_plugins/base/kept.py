@@ -41,6 +41,7 @@ _LEFT = re.compile(rf"{_NAME.pattern}\.[0-9a-f]{{32}}\.partial|\.tmp\w{{6}}")
 _DAY = 24 * 60 * 60
 KINDS = {
     "activations": "activations of",
+    "answers": "answers of another language model about",
     "dataset_activations": "activations of labelled texts of",
     "first_letter_probes": "probes for first letters of",
     "probes": "probes of",

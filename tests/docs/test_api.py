@@ -71,7 +71,7 @@ def test_python_names_for_suites() -> None:
     assert rows.pop("sae_plugins.base.errors") == {errors.SuiteError.__name__}
     assert rows.pop("Suite") == public(suite.Suite)
     assert rows.pop("Metric") == public(suite.Metric) - {"numbers"}  # our tables call it
-    for name in ("Cost", "Scores"):
+    for name in ("Cost", "Scores", "Sent"):
         assert rows.pop(name) == public(getattr(suite, name))
     assert rows.pop("Value") == {*suite.Value.model_fields}
     assert rows.pop("bench") == public(Bench)

@@ -18,7 +18,15 @@ from sae_plugins.entrypoints.evaluate_suites import chosen_suites
 from sae_plugins.entrypoints.help import help_text
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites import registry
-from sae_plugins.eval_suites.suite import Cost, Metric, Scores, Suite, SuiteSettings, Value
+from sae_plugins.eval_suites.suite import (
+    Cost,
+    Metric,
+    Scores,
+    Sent,
+    Suite,
+    SuiteSettings,
+    Value,
+)
 from sae_plugins.framework.registry import Installed
 from sae_plugins.settings.command_line import parse
 
@@ -62,6 +70,23 @@ class Fussy(Dummy):
         return "nothing pleases it"
 
 
+class Sending(Dummy):
+    """Asks a language model elsewhere."""
+
+    name = "sending"
+
+    def lack(self, settings, data):
+        if settings.skip is None:
+            return "name an address"
+        if settings.skip == 0:
+            raise SuiteError("there is no key")
+        return None
+
+    def cost(self, subject, settings):
+        sent = Sent("http://there", settings.skip, 1500, 30) if settings.skip else None
+        return Cost(1000, 100, 10**6, sent)
+
+
 def load_subject(source):
     if "damaged" in source:
         raise SuiteError(f"{source} is damaged")
@@ -76,7 +101,7 @@ def load_subject(source):
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """The exit code and what was printed by a command line, with dummies for suites."""
-    suites = {"dummy": Dummy, "fussy": Fussy}
+    suites = {"dummy": Dummy, "fussy": Fussy, "sending": Sending}
     entries = {name: [Installed(name, f"x:{name}", "sae-plugins", "1")] for name in suites}
     monkeypatch.setattr("sae_plugins.framework.registry.installed", lambda group: entries)
     monkeypatch.setattr(registry, "load", lambda name: suites[name]())
@@ -159,6 +184,32 @@ def test_an_evaluation_prints_its_plan_tables_and_files(run):
     assert "0.9250 ± 0.0071" in again.out
 
 
+def test_what_is_sent_is_said_before_it_is(run):
+    said = "sends to http://there: up to 14 requests, about 3,000 tokens in and up to 60 out\n"
+    line = "runs/a runs/b --suite sending dummy --sending.skip 7"
+    looked = run(f"{line} --dry_run")
+    assert looked.code == 0
+    assert said in looked.out
+    assert Dummy.seen == []
+    done = run(line)
+    assert done.out.index(said) < done.out.index("score")
+    assert len(Dummy.seen) == 4
+    assert "sends to" not in run(line).out  # all is there
+    assert "sends to" not in run(f"{line} --dry_run").out
+    assert "up to 7 requests" in run(line.replace("runs/b", "runs/c")).out
+
+
+def test_a_suite_that_lacks_something_does_not_apply_or_fails(run):
+    without = run("runs/a --suite sending")
+    assert without.code == 0
+    assert "not applicable: sending of a: name an address" in without.out
+    assert "sends to" not in without.out
+    failed = run("runs/a --suite sending --sending.skip 0")
+    assert failed.code == 1
+    assert "FAILED: sending of a, seed 42: there is no key" in failed.out
+    assert Dummy.seen == []
+
+
 def test_l0_stands_beside_scores_in_the_order_given(run):
     done = run("runs/z12 runs/a31 --suite dummy --output_path OUT")
     assert done.out.index("z12, L0 12") < done.out.index("a31, L0 31")
@@ -202,7 +253,7 @@ def test_a_dry_run_says_what_is_left_and_changes_nothing(run):
     assert done.code == 0
     assert "done           dummy, a, seed 42" in done.out
     assert "to do          dummy, b, seed 42" in done.out
-    assert "to do: 3 rows of 8" in done.out
+    assert "to do: 3 rows of 12" in done.out
     assert "language-model tokens: 2,000" in done.out  # shared by both SAEs of a seed
     assert "2.0 MB" in done.out
     assert "tokens through SAEs: 300\n" in done.out

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from expected import SUITES
+from judge import Judge
 
 from sae_plugins.world import text
 
@@ -111,7 +112,13 @@ class Lab:
         from sae_plugins.eval_suites import registry
 
         suite = registry.load(name)
-        return suite, suite.settings("canonical", {**SUITES[name].tiny, **overrides})
+        judged = {"endpoint": self.judge.address} if name == "autointerp" else {}
+        return suite, suite.settings("canonical", {**SUITES[name].tiny, **judged, **overrides})
+
+    @functools.cached_property
+    def judge(self) -> Judge:
+        """The language model that autointerp asks, on this machine."""
+        return Judge()
 
     def bench(self, cache: str = "cache", **replaced: Any) -> Any:
         """What SAEs are evaluated with, in a scratch folder of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -23,11 +24,11 @@ PROBING = "sparse-probing"
 SAES = ("standard", "topk")
 DEPENDS_ON_PLACE = (PROBING, "tpp")
 """Suites in which an SAE that is not the first of a call has other numbers (hazard 20)."""
-SLOWER = ("absorption", "tpp", "sae-probes")
+SLOWER = ("absorption", "tpp", "sae-probes", "autointerp")
 """Suites that take seconds even in tiny settings."""
 QUICK = ("core", PROBING)
 """Suites whose own numbers SAEBench finds in a second."""
-OURS = {"explained_variance_centred", "num_letters"}
+OURS = {"explained_variance_centred", "num_letters", "latents_scored", "random_active"}
 """Metrics that SAEBench does not have, beside those of padding."""
 
 
@@ -146,7 +147,16 @@ def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
 
 
 @pytest.mark.parametrize(
-    "suite", ["core", ci("scr"), ci("tpp"), ci(PROBING), ci("sae-probes"), slow("absorption")]
+    "suite",
+    [
+        "core",
+        ci("scr"),
+        ci("tpp"),
+        ci(PROBING),
+        ci("sae-probes"),
+        ci("autointerp"),
+        slow("absorption"),
+    ],
 )
 def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
     """Not a bit, whether an SAE finds no cache, or one that is warm from another SAE."""
@@ -159,6 +169,7 @@ def test_the_order_of_saes_and_the_cache_change_nothing(suite, lab):
 @pytest.mark.parametrize("suite", [ci(s) if s in SLOWER else s for s in SUITES])
 def test_evaluations_leave_no_trace(suite, lab, tmp_path, monkeypatch):
     """Neither in random states, grad mode and environment nor in the working folder."""
+    importlib.import_module(f"sae_bench.evals.{SUITES[suite].module}")  # scikit-learn sets one
     monkeypatch.chdir(tmp_path)
     torch.set_grad_enabled(False)
     before = dict(os.environ), random.getstate(), torch.get_rng_state(), np.random.get_state()[1]

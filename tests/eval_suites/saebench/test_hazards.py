@@ -10,12 +10,15 @@ import dataclasses
 import importlib
 import inspect
 import json
+import random
 import re
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import openai
 import pandas as pd
 import pytest
 import torch
@@ -29,10 +32,12 @@ from sae_plugins.eval_suites.inputs.data import Need
 from sae_plugins.eval_suites.inputs.models import load_language_model
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.sae_probes import SAEProbesSettings
+from sae_plugins.eval_suites.saebench.autointerp import Found, _reproducible
 from sae_plugins.eval_suites.saebench.isolation import _Given, undisturbed
 from sae_plugins.eval_suites.saebench.probing import _probing
 
 DATASET = "Skylion007/openwebtext"
+UNSTRUCTURED = "eval_result_unstructured"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -635,3 +640,111 @@ def test_hazard_30_sae_probes_takes_what_is_there(lab):
     one, another = (lab.scores("sae-probes", lab.topk, seed=seed) for seed in (7, 8))
     for name in ("sae_top_1_test_accuracy", "llm_test_accuracy"):
         assert one.metrics[name] != another.metrics[name]
+
+
+@pytest.mark.ci
+def test_hazard_31_autointerps_prompts_depend_on_who_answers_first():
+    from sae_bench.evals.autointerp import main
+    from sae_bench.evals.autointerp.eval_config import AutoInterpEvalConfig
+
+    examples = [SimpleNamespace(toks=[1, 2], to_str=lambda **_: "a text")]
+
+    def prompts(kind: Any) -> list[Any]:
+        autointerp = kind.__new__(kind)
+        autointerp.cfg = AutoInterpEvalConfig()
+        return [autointerp.get_scoring_prompts("nothing", examples) for _ in range(2)]
+
+    with undisturbed():
+        one, another = prompts(main.AutoInterp)
+        assert one != another  # the next numbers of a random state that all latents share
+        state = random.getstate()
+        one, another = prompts(_reproducible(main.AutoInterp, Found()))
+        assert one == another
+        assert random.getstate() == state
+
+
+@pytest.mark.ci
+def test_hazard_32_autointerp_goes_on_sending(lab):
+    """After an error, and after Ctrl-C: whatever is queued is paid for, and kept by nobody."""
+    judge, own, many = lab.judge, lab.judge.answer, {"n_latents": 60, "dead_latent_threshold": 1}
+
+    def refuse(_: Any) -> Any:
+        if len(judge.requests) > 1:
+            time.sleep(0.05)
+        return 400, {"error": {"message": "no"}}
+
+    sent = {}
+    try:
+        judge.answer = refuse
+        for whose, evaluate in (("theirs", lab.saebench), ("ours", lab.evaluate)):
+            judge.requests.clear()
+            with pytest.raises((SuiteError, openai.BadRequestError)):
+                evaluate("autointerp", lab.topk, **many)
+            sent[whose] = len(judge.requests)
+    finally:
+        judge.answer = own
+    assert sent["theirs"] > 50
+    assert sent["ours"] <= 30
+
+
+@pytest.mark.ci
+def test_hazard_33_autointerp_takes_random_examples_for_inactive(lab):
+    scores = lab.scores("autointerp", lab.topk)
+    assert scores.metrics["random_active"].value > 0.2
+    told = lab.scores("autointerp", lab.topk, label_random=True)
+    assert told.metrics["random_active"] == scores.metrics["random_active"]
+    assert told.metrics["autointerp_score"] != scores.metrics["autointerp_score"]
+    assert any("where the latent fires count as active" in each for each in told.deviations)
+    active = [
+        sum(len(row["correct seqs"]) for row in json.loads(each.raw)[UNSTRUCTURED].values())
+        for each in (scores, told)
+    ]
+    n = 10 * scores.metrics["latents_scored"].value
+    assert active[1] - active[0] == pytest.approx(n * scores.metrics["random_active"].value)
+
+
+@pytest.mark.ci
+def test_hazard_34_autointerp_scores_silence():
+    """Ours: tests/eval_suites/test_autointerp.py."""
+    from sae_bench.evals.autointerp import main
+
+    this: Any = None
+    parse = main.AutoInterp.parse_predictions
+    assert parse(this, "") == []
+    examples: Any = [SimpleNamespace(is_active=i < 4) for i in range(14)]
+    assert main.AutoInterp.score_predictions(this, [], examples) == 10 / 14
+    assert parse(this, "I think 3 and 5") is None
+    assert "if result:" in inspect.getsource(main.AutoInterp.run)  # or else it is left out
+
+
+@pytest.mark.ci
+def test_hazard_35_autointerp_does_not_say_who_judged(lab):
+    from sae_bench.evals.autointerp import main
+
+    asking = inspect.getsource(main.AutoInterp.get_api_response)
+    assert 'model="gpt-4o-mini"' in asking
+    assert "base_url" not in asking
+    raw = json.loads(lab.scores("autointerp", lab.topk).raw)
+    assert "gpt" not in json.dumps(raw["eval_config"])
+    _, settings = lab.suite("autointerp")
+    assert {"model", "endpoint"} <= {*settings.model_dump()}
+
+
+@pytest.mark.ci
+def test_hazard_36_autointerp_takes_tokens_that_are_there(lab):
+    from sae_bench.evals.autointerp import main
+
+    source = inspect.getsource(main.run_eval_single_sae)
+    (name,) = re.findall(r'tokens_filename = f"(.+)"', source)
+    assert "total_tokens" in name
+    assert "dataset" not in name
+    assert "if os.path.exists(tokens_path):" in source
+    other: Any = SimpleNamespace(text=lambda name, skip, seed: lab.data.text(name, skip, seed + 1))
+    one, another = (
+        json.loads(each.raw)[UNSTRUCTURED]
+        for each in (
+            lab.scores("autointerp", lab.topk),
+            lab.evaluate("autointerp", lab.topk, lab.bench(data=other)),
+        )
+    )
+    assert one != another
