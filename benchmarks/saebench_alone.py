@@ -204,6 +204,51 @@ def _autointerp(
     return [_flat(result) for result in results.values()]
 
 
+def _ravel(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    """With layers that give tuples, without which it fails on transformers of today (hazard 37)."""
+    from sae_bench.evals.ravel import main
+    from sae_bench.evals.ravel.eval_config import RAVELEvalConfig
+    from sae_bench.sae_bench_utils import activation_collection
+
+    from sae_plugins import world
+    from sae_plugins.eval_suites.inputs.data import RAVEL
+    from sae_plugins.eval_suites.ravel import _selection
+    from sae_plugins.eval_suites.saebench.ravel import _tuples, files_of
+
+    selection = _selection(settings.attributes)
+    config = RAVELEvalConfig(
+        model_name=model.name, llm_dtype=model.dtype, random_seed=seed,
+        llm_batch_size=default_batch_size(model.name) // 4, artifact_dir=str(folder / "artifacts"),
+        entity_attribute_selection=selection, **settings.model_dump(exclude={"attributes"}),
+    )  # fmt: skip
+    base = folder / "artifacts" / "base"
+    base.mkdir(parents=True)
+    for entity in selection:
+        for name in files_of(entity):
+            (base / name).write_text(data.file(RAVEL, name))
+
+    class Model:
+        from_pretrained = staticmethod(lambda *_, **__: world.load_hf_model())
+
+    class Tokenizer:
+        from_pretrained = staticmethod(lambda *_, **__: world.load_tokenizer())
+
+    own = activation_collection.get_module
+    with (
+        replaced(
+            main,
+            AutoModelForCausalLM=Model,
+            AutoTokenizer=Tokenizer,
+            LLM_NAME_MAP={model.name: model.name},
+        ),
+        replaced(activation_collection, get_module=_tuples(own)),
+    ):
+        results = main.run_eval(config, saes, model.device, str(folder / "results"))
+    return [_flat(result) for result in results.values()]
+
+
 def _absorption(
     saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
 ) -> list[dict[str, Any]]:

@@ -214,6 +214,13 @@ SUITES = {
         },
         loads="sae_probes.generate_model_activations",
     ),
+    "ravel": Suite(
+        "ravel.main",
+        {
+            "attributes": ("word/First letter", "word/Sequel"), "num_pairs_per_attribute": 40,
+            "top_n_entities": 40, "n_generated_tokens": 2, "num_epochs": 1, "learning_rate": 0.5,
+        },
+    ),
     "autointerp": Suite(
         "autointerp.main",
         {

@@ -22,6 +22,11 @@ class Watched:
         self.fingerprint(dataset, config)
         return loaded
 
+    def file(self, dataset: str, name: str) -> str:
+        text: str = self._data.file(dataset, name)
+        self.fingerprint(dataset)
+        return text
+
     def text(self, dataset: str, skip_documents: int, seed: int) -> Any:
         text = self._data.text(dataset, skip_documents, seed)
         self.fingerprint(dataset)

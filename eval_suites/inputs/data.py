@@ -11,6 +11,8 @@ and refuses where a class has fewer rows than a metric takes, before anything is
     codeparrot/github-code                code, language                   a language
     Helsinki-NLP/europarl                 translation {language: text}     a language
     open text, by any name                text
+
+and of one, JSON files by their names: adamkarvonen/ravel_prompts.
 """
 
 from __future__ import annotations
@@ -98,6 +100,10 @@ OPEN_TEXT = "Skylion007/openwebtext"
 """What SAEBench's scripts evaluate on."""
 PILE = "monology/pile-uncopyrighted"
 """The open text of its autointerp."""
+RAVEL = "adamkarvonen/ravel_prompts"
+"""Entities, what is asked about them, and the answers, in JSON files."""
+OF_FILES = (RAVEL,)
+"""Datasets that are no tables, but files."""
 
 
 def _language(config: str | None) -> str:
@@ -151,6 +157,18 @@ class Data(ABC):
     def lack_of_text(self, dataset: str) -> str | None:
         """Why there can be no open text of this name, or None if there may be."""
         return None
+
+    def lack_of_file(self, dataset: str, name: str) -> str | None:
+        """Why there can be no such file of a dataset of `OF_FILES`, with the cure, or None."""
+        return None
+
+    @abstractmethod
+    def file(self, dataset: str, name: str) -> str:
+        """The text of a file of a dataset of `OF_FILES`.
+
+        Raises:
+            SuiteError: it cannot be had.
+        """
 
     @abstractmethod
     def text(self, dataset: str, skip_documents: int, seed: int) -> IterableDataset:

@@ -13,8 +13,17 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SuiteError
+from sae_plugins.base.hub import commit_of
 from sae_plugins.base.secrets import without_secrets
-from sae_plugins.eval_suites.inputs.data import SCHEMAS, Data, Need, Record, digest, iterable
+from sae_plugins.eval_suites.inputs.data import (
+    OF_FILES,
+    SCHEMAS,
+    Data,
+    Need,
+    Record,
+    digest,
+    iterable,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -153,8 +162,28 @@ class HubData(FileData):
 
     def fingerprint(self, dataset: str, config: str | None = None) -> str:
         """The sha of the commit."""
+        if dataset in OF_FILES:
+            return self._commit(dataset)
         with self._reading(dataset):
             self._listing(dataset)
+        return self.revisions[dataset]
+
+    def file(self, dataset: str, name: str) -> str:
+        """At the dataset's commit; offline, as it was downloaded before."""
+        from huggingface_hub import hf_hub_download
+
+        with self._reading(dataset):
+            path = hf_hub_download(
+                dataset, name, repo_type="dataset", revision=self._commit(dataset)
+            )
+            return Path(path).read_text("utf-8")
+
+    def _commit(self, dataset: str) -> str:
+        if dataset not in self.revisions:
+            commit = commit_of(dataset, "dataset")
+            if commit is None:
+                raise SuiteError(self._unreadable(dataset))
+            self.revisions[dataset] = commit
         return self.revisions[dataset]
 
     def _listing(self, dataset: str) -> tuple[str, list[str]]:
@@ -204,9 +233,28 @@ class FolderData(FileData):
         """A hash of the names and bytes of the data files."""
         root, paths = self._listing(dataset)
         chosen = {p for split in ("train", "test") for p in _choose(paths, config, split)[1]}
+        if dataset in OF_FILES:
+            chosen = {path for path in paths if path.endswith(".json")}
         if not chosen:
             raise self._missing(dataset, "train.parquet, .jsonl or .csv")
         return digest([Path(root, path) for path in sorted(chosen)], Path(root))
+
+    def lack_of_file(self, dataset: str, name: str) -> str | None:
+        """Says where it must lie."""
+        path = self.folder / dataset / name
+        if path.is_file():
+            return None
+        return (
+            f"needs {path}, which is not there: download the dataset {dataset} of the Hugging Face "
+            "Hub into that folder"
+        )
+
+    def file(self, dataset: str, name: str) -> str:
+        """The text of the file."""
+        if lack := self.lack_of_file(dataset, name):
+            raise SuiteError(lack)
+        with self._reading(dataset):
+            return (self.folder / dataset / name).read_text("utf-8")
 
     def _listing(self, dataset: str) -> tuple[str, list[str]]:
         root = (self.folder / dataset).resolve()

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from sae_plugins.base.errors import SuiteError
 from sae_plugins.eval_suites.inputs.data import (
     OPEN_TEXT,
     PILE,
@@ -55,6 +56,21 @@ class WorldData(Data):
             f"there is no open text {dataset!r} in the embedded world, which has its own in place "
             f"of {OPEN_TEXT}; leave the name out, or choose other data: --data hub, or a folder"
         )
+
+    def lack_of_file(self, dataset: str, name: str) -> str:
+        """Its language model knows how words begin, and no facts about anything."""
+        return (
+            f"needs {dataset}, for which the embedded world has no stand-in: bring it with --data "
+            f"FOLDER, as FOLDER/{dataset}/{name}, and a language model that knows the answers"
+        )
+
+    def file(self, dataset: str, name: str) -> str:
+        """There is none.
+
+        Raises:
+            SuiteError: always.
+        """
+        raise SuiteError(self.lack_of_file(dataset, name))
 
     def text(self, dataset: str, skip_documents: int, seed: int) -> IterableDataset:
         """The world's mix of all genres; every seed gives other documents."""

@@ -4,16 +4,17 @@ SAEBench's own entry points run, each with one SAE, and what they compute and wr
 they run, some names in their modules are replaced (and put back): to hand them the model and the
 data that we have, to keep them from computing again what no SAE changes, and from writing where
 they should not. Only this folder does so: `isolation.py` around every run, `core.py`, `probing.py`,
-`absorption.py`, `sae_probes.py` and `autointerp.py` for their evaluations,
+`absorption.py`, `sae_probes.py`, `autointerp.py` and `ravel.py` for their evaluations,
 `dictionary_learning.py` for SAEs of others.
 `tests/eval_suites/saebench/test_seams.py` has a test per seam that fails when SAEBench moves it:
 
 - `core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval`,
-  `sparse_probing_sae_probes.main.run_eval`, `autointerp.main.run_eval` and
-  `absorption.main.run_eval` evaluate `[(name, sae)]` and write one JSON file into the folder that
-  they are given; what they return (core a list, the others a dict) holds the same numbers.
-- each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`, that of
-  sae-probes in `sae_probes.generate_model_activations`.
+  `sparse_probing_sae_probes.main.run_eval`, `autointerp.main.run_eval`,
+  `ravel.main.run_eval` and `absorption.main.run_eval` evaluate `[(name, sae)]` and write one JSON
+  file into the folder that they are given; what they return (core a list, the others a dict) holds
+  the same numbers.
+- each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`, but for
+  that of RAVEL; that of sae-probes in `sae_probes.generate_model_activations`.
 - `core.main` gets its text by `ActivationsStore.from_sae`, retries failures through
   `general_utils.retry_with_exponential_backoff`, and tells of an error only by `logger.error`,
   inside its `except` block; `run_evals` calls `get_sparsity_and_variance_metrics` for the batches
@@ -51,6 +52,10 @@ they should not. Only this folder does so: `isolation.py` around every run, `cor
 - `autointerp.main.AutoInterp.gather_data` takes, of each latent, windows of tokens at random, of
   tokens and codes where it is strongest, and of tokens and codes at more places, by
   `index_with_buffer` of its module; the random ones are the last `Examples` that it shuffles.
+- `ravel.main` gets its model by `AutoModelForCausalLM.from_pretrained` and its tokenizer by
+  `AutoTokenizer.from_pretrained`, both named by `LLM_NAME_MAP`, reads what the model knows from a
+  file in `artifact_dir` that `get_instance_name` names, which `run_eval_single_dataset` makes from
+  the files in `base` there, and finds layers by `activation_collection.get_module` alone.
 - the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by
   `hf_hub_download`.
 - `SparseProbingSaeMetrics`, `SaeProbesSaeMetrics`, `ScrMetrics` and `TppMetrics` have a field for

@@ -45,6 +45,7 @@ KINDS = {
     "dataset_activations": "activations of labelled texts of",
     "first_letter_probes": "probes for first letters of",
     "probes": "probes of",
+    "ravel_prompts": "questions that are answered rightly by",
 }
 """What entries hold, by the names of their folders as far as a hyphen, in words."""
 

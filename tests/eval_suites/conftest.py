@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,46 @@ class Lab:
         """The language model that autointerp asks, on this machine."""
         return Judge()
 
+    @functools.cached_property
+    def questions(self) -> Path:
+        """A folder with questions in RAVEL's files, half of whose answers the model made up."""
+        from sae_plugins import world
+        from sae_plugins.eval_suites.inputs.data import RAVEL
+        from sae_plugins.world import text
+
+        listed = (text.DATA / "words.txt").read_text().split()
+        words = [word for word in listed if word.isalpha() and word.islower()][::30]
+        templates = {
+            "First letter": [
+                f"{word} has the first letter: {word[0].upper()}\n %s has the first letter:"
+                for word in ("castle", "value")
+            ],
+            "Sequel": ["I love %s. The"],
+        }
+        model, tokenizer = world.load_hf_model(), world.load_tokenizer()
+        answers = {}
+        for word in words:
+            tokens = tokenizer(templates["Sequel"][0] % word, return_tensors="pt")
+            said = model.generate(**tokens, max_new_tokens=2, do_sample=False)[0, -2:]
+            sequel = tokenizer.decode(said).split('"')[0].strip(' "')
+            answers[word] = {"First letter": word[0].upper(), "Sequel": sequel}
+        folder = self.folder / "data" / RAVEL
+        folder.mkdir(parents=True)
+        for name, content in {
+            "attribute_to_prompts": templates,
+            "prompt_to_split": {t: "train" for each in templates.values() for t in each},
+            "entity_attributes": answers,
+            "entity_to_split": dict.fromkeys(words, "train"),
+        }.items():
+            (folder / f"ravel_word_{name}.json").write_text(json.dumps(content))
+        return self.folder / "data"
+
+    def data_of(self, name: str) -> Any:
+        """Where a suite's data come from."""
+        from sae_plugins.eval_suites.inputs.file_data import FolderData
+
+        return FolderData(self.questions) if name == "ravel" else self.data
+
     def bench(self, cache: str = "cache", **replaced: Any) -> Any:
         """What SAEs are evaluated with, in a scratch folder of its own."""
         import tempfile
@@ -152,7 +193,7 @@ class Lab:
     ) -> Any:
         """Scores of a suite, computed again."""
         suite, settings = self.suite(name, **overrides)
-        bench = bench or self.bench()
+        bench = bench or self.bench(data=self.data_of(name))
         with self.few_words():
             prepared = suite.prepare(bench, settings, seed)
             return suite.evaluate(subject, bench, settings, seed, prepared)
@@ -164,7 +205,10 @@ class Lab:
         suite, settings = self.suite(name, **overrides)
         key = repr((name, cache, seed, settings, self.words))
         with self.few_words():
-            prepared = self._once(key, lambda: suite.prepare(self.bench(cache), settings, seed))
+            prepared = self._once(
+                key,
+                lambda: suite.prepare(self.bench(cache, data=self.data_of(name)), settings, seed),
+            )
             return self._once(
                 key + subject.name + subject.hash,
                 lambda: suite.evaluate(subject, self.bench(cache), settings, seed, prepared),
@@ -188,7 +232,8 @@ class Lab:
             ]
             folder = Path(tempfile.mkdtemp(dir=self.folder))
             with self.few_words():
-                return alone.run(suite, saes, self.model, self.data, settings, seed, folder)
+                data = self.data_of(name)
+                return alone.run(suite, saes, self.model, data, settings, seed, folder)
 
         names = [subject.name + subject.hash for subject in subjects]
         return list(self._once(repr(("alone", name, seed, settings, names)), run))

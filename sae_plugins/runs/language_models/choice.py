@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_plugins import world
 from sae_plugins.base.errors import PluginError
 from sae_plugins.runs.language_models.hugging_face import Bridge, Converted, Proxy
 from sae_plugins.runs.language_models.kwargs import BRIDGE, HOOKED, MAMBA, PROXY, check_kwargs
 from sae_plugins.runs.language_models.loader import Loader, is_folder, near_models
+
+if TYPE_CHECKING:
+    import torch
 from sae_plugins.runs.language_models.transformer_lens import Embedded, Listed, Mamba
 
 
@@ -48,6 +51,17 @@ def loader_of(
         raise PluginError(f"{name} cannot be loaded as a {HOOKED}: {near}")
     converted = Converted(name, kwargs)
     return converted if converted.config_of_transformer_lens() else Bridge(name, kwargs)
+
+
+def transformers_model(name: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Transformers' own model of a name that `loader_of` takes, without hooks, and its tokenizer.
+
+    Raises:
+        PluginError: it cannot be loaded.
+    """
+    if name == world.NAME:
+        return world.load_hf_model().to(device, dtype), world.load_tokenizer()
+    return Proxy(_official_name(name) or name, {}).without_hooks(device, dtype)
 
 
 def _official_name(name: str) -> str | None:

@@ -86,6 +86,16 @@ class HuggingFace(Loader):
             model = model.to(device)
         return model.eval().requires_grad_(False)
 
+    def without_hooks(self, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+        """The model itself, with the attention that its numbers are defined by, and its tokenizer.
+
+        Raises:
+            PluginError: one of them cannot be loaded.
+        """
+        with self._explained():
+            model = self.hugging_face(device, dtype, attn_implementation="eager")
+            return model, _needed(self)
+
     def _empty(self) -> Any:
         """The model without numbers."""
         from transformers import AutoModelForCausalLM

@@ -24,7 +24,7 @@ PROBING = "sparse-probing"
 SAES = ("standard", "topk")
 DEPENDS_ON_PLACE = (PROBING, "tpp")
 """Suites in which an SAE that is not the first of a call has other numbers (hazard 20)."""
-SLOWER = ("absorption", "tpp", "sae-probes", "autointerp")
+SLOWER = ("absorption", "tpp", "sae-probes", "autointerp", "ravel")
 """Suites that take seconds even in tiny settings."""
 QUICK = ("core", PROBING)
 """Suites whose own numbers SAEBench finds in a second."""
@@ -155,6 +155,7 @@ def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
         ci(PROBING),
         ci("sae-probes"),
         ci("autointerp"),
+        ci("ravel"),
         slow("absorption"),
     ],
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import language_models
 import openai
 import pandas as pd
 import pytest
@@ -35,6 +36,7 @@ from sae_plugins.eval_suites.sae_probes import SAEProbesSettings
 from sae_plugins.eval_suites.saebench.autointerp import Found, _reproducible
 from sae_plugins.eval_suites.saebench.isolation import _Given, undisturbed
 from sae_plugins.eval_suites.saebench.probing import _probing
+from sae_plugins.eval_suites.saebench.ravel import _tuples, begin_alike
 
 DATASET = "Skylion007/openwebtext"
 UNSTRUCTURED = "eval_result_unstructured"
@@ -748,3 +750,75 @@ def test_hazard_36_autointerp_takes_tokens_that_are_there(lab):
         )
     )
     assert one != another
+
+
+@pytest.mark.ci
+def test_hazard_37_ravel_does_not_run_on_a_fresh_install():
+    """Layers give tensors today, of which the hooks take the first text for all of them."""
+    from sae_bench.sae_bench_utils import activation_collection
+
+    from sae_plugins import world
+
+    model, tokens = world.load_hf_model(), torch.tensor([[2, 46, 1785], [2, 4589, 1584]])
+    inputs: Any = {"input_ids": tokens}
+    positions = torch.tensor([-1, -2])
+    with pytest.raises(IndexError):
+        activation_collection.get_layer_activations(model, 1, inputs, positions)
+    own = activation_collection.get_module
+    with replaced(activation_collection, get_module=_tuples(own)):
+        found = activation_collection.get_layer_activations(model, 1, inputs, positions)
+    with torch.no_grad():
+        expected = model(tokens, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(found, torch.stack([expected[0, -1], expected[1, -2]]))
+
+
+@pytest.mark.ci
+def test_hazard_38_ravel_misses_the_entity(lab, monkeypatch):
+    """Where a tokenizer adds no token at the beginning, such as that of Pythia."""
+    from sae_bench.evals.ravel.instance import RAVELInstance
+
+    from sae_plugins import world
+    from sae_plugins.eval_suites.saebench import ravel
+
+    def at_the_entity(tokenizer: Any) -> str:
+        instance = RAVELInstance()
+        instance.entityLBL_attrTYP_attrLBL = {"castle": {"Size": "big"}}
+        instance.attribute_type_to_templates = {"Size": ["A %s is"]}
+        instance.template_splits, instance.entity_splits = {"A %s is": "train"}, {"castle": "val"}
+        (prompt,) = instance.build_and_tokenize_prompts(tokenizer)
+        return tokenizer.decode([prompt.input_ids[prompt.final_entity_token_pos]])
+
+    assert at_the_entity(world.load_tokenizer()) == " castle"
+    without = language_models.tokenizer()
+    assert without.encode("e")[0] != without.bos_token_id
+    assert at_the_entity(without) == " "  # not "e"
+    given = (world.load_hf_model(), without)
+    monkeypatch.setattr(ravel, "transformers_model", lambda *_: given)
+    with pytest.raises(SuiteError, match="adds no token at the beginning"):
+        lab.evaluate("ravel", lab.topk)
+
+
+@pytest.mark.ci
+def test_hazard_39_ravel_takes_answers_that_begin_alike_for_isolation():
+    from sae_bench.evals.ravel import intervention
+
+    source = inspect.getsource(intervention.generate_batched_interventions)
+    assert "if base_pred == source_pred:\n                iso_scores.append(" in source
+    prompts = [
+        {"attribute_type": "Country", "attribute_label": label, "first_generated_token_id": first}
+        for label, first in (("United States", 1), ("United Kingdom", 1), ("France", 2))
+    ]
+    assert begin_alike(prompts) == {"Country": pytest.approx(1 / 3)}
+
+
+@pytest.mark.ci
+def test_hazard_40_ravel_takes_questions_that_are_there():
+    import sae_bench
+    from sae_bench.evals.ravel.instance import get_instance_name
+
+    assert {*inspect.signature(get_instance_name).parameters} == {
+        "entity_type", "model_name", "downsample", "top_n_entities"
+    }  # fmt: skip
+    package = Path(sae_bench.__file__).parent / "evals" / "ravel"
+    users = [p.name for p in package.glob("*.py") if "top_n_templates" in p.read_text()]
+    assert users == ["eval_config.py"]  # a setting that nobody reads

@@ -42,18 +42,15 @@ from sae_plugins.eval_suites.saebench.dictionary_learning import CUSTOM_LOADERS
 from sae_plugins.eval_suites.saebench.facts import names_of, reported_numbers
 from sae_plugins.eval_suites.saebench.isolation import on_a_fresh_install, undisturbed
 from sae_plugins.eval_suites.saebench.probing import OF_THE_DATA
+from sae_plugins.eval_suites.saebench.ravel import files_of
 from sae_plugins.eval_suites.scr import SCR
 from sae_plugins.eval_suites.sparse_probing import SparseProbing
 from sae_plugins.eval_suites.tpp import DATASETS as TPP_DATASETS
 from sae_plugins.eval_suites.tpp import TPP
 
 PACKAGE = Path(sae_bench.__file__).parent
-SUITE = [
-    pytest.param(
-        name, marks=[pytest.mark.ci] if name in ("tpp", "sae-probes", "autointerp") else []
-    )
-    for name in SUITES
-]
+SLOWER = ("tpp", "sae-probes", "autointerp", "ravel")
+SUITE = [pytest.param(name, marks=[pytest.mark.ci] if name in SLOWER else []) for name in SUITES]
 
 
 def seam(beginning: str) -> Callable[[Any], Any]:
@@ -93,7 +90,7 @@ def test_one_json_and_what_is_returned_are_the_same(suite: str, lab: Any) -> Non
 
 
 @seam("each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`")
-@pytest.mark.parametrize("suite", SUITE)
+@pytest.mark.parametrize("suite", [each for each in SUITE if each.values != ("ravel",)])
 def test_where_the_model_comes_from(suite: str) -> None:
     loads = SUITES[suite].loads
     module = importlib.import_module(loads) if loads else module_of(suite)
@@ -462,6 +459,31 @@ def test_the_examples_of_autointerp(lab: Any) -> None:
     assert made == [(False, [True] * 15), (True, [True] * 4 + [False] * 10)] * 2
     coroutines = [main.AutoInterp.run, main.AutoInterp.run_single_feature]
     assert all(map(inspect.iscoroutinefunction, coroutines))
+
+
+@seam("`ravel.main` gets its model by `AutoModelForCausalLM.from_pretrained` and its tokenizer by")
+@pytest.mark.ci
+def test_where_ravel_gets_what_it_needs(tmp_path: Path) -> None:
+    from sae_bench.evals.ravel import instance, intervention, mdbm
+
+    main = module_of("ravel")
+    source = inspect.getsource(main)
+    assert source.count("from_pretrained(") == 4  # the model once, the tokenizer three times
+    assert source.count("AutoTokenizer.from_pretrained(") == 3
+    assert "config.model_name = LLM_NAME_MAP[config.model_name]" in source
+    for module in (main, intervention, mdbm):
+        assert "get_module" not in vars(module)  # but only that of activation_collection
+    for name in ("city", "nobel_prize_winner"):
+        (tmp_path / "base").mkdir(exist_ok=True)
+        for file in files_of(name):
+            (tmp_path / "base" / file).write_text("{}")
+        with replaced(instance, snapshot_download=None):  # which is called where one is missing
+            instance.RAVELInstance().load_files(name, str(tmp_path))
+    asking = inspect.getsource(main.run_eval_single_dataset)
+    assert "if not os.path.exists(filtered_dataset_path):" in asking
+    assert parameters(main.run_eval_single_cause_attribute) == [
+        "dataset", "cause_attribute", "iso_attributes", "config", "sae", "model"
+    ]  # fmt: skip
 
 
 @seam("the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by")
