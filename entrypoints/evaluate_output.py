@@ -83,8 +83,6 @@ def print_plan(evaluation: Evaluation) -> None:
         print(f"{'model':<10}{name}: {kind}")
     for note in [*evaluation.notes, *_paper_notes(evaluation)]:
         print(f"note: {note}")
-    for sent in evaluation.to_send():
-        print(f"sends to {sent.address}: {sent}")
     print(flush=True)
 
 
@@ -113,6 +111,8 @@ def dry_run(evaluation: Evaluation) -> int:
     print(f"\nto do: {len(forecast.costs)} rows of {len(evaluation.rows)}")
     print(f"language-model tokens: {sum(cost.llm_tokens for cost in shared):,}")
     print(f"tokens through SAEs: {sum(cost.sae_tokens for _, _, cost in forecast.costs):,}")
+    for sent in evaluation.to_send():
+        print(sent)
     print(f"disk in the cache: up to {size(sum(cost.disk for cost in shared))}, {size(free)} free")
     return exit_code(evaluation)
 

@@ -113,11 +113,11 @@ class Sent:
         )
 
     def __str__(self) -> str:
-        """`"up to 40 requests, about 30,000 tokens in and up to 1,000 out"`, and the price."""
+        """All of it in words, with the price if it is known."""
         price = "" if self.price is None else f": about {self.price:,.4f} at the given prices"
         return (
-            f"up to {self.requests:,} requests, about {self.tokens_in:,} tokens in and up to "
-            f"{self.tokens_out:,} out{price}"
+            f"sends to {self.address} up to {self.requests:,} requests, about "
+            f"{self.tokens_in:,} tokens in and up to {self.tokens_out:,} out{price}"
         )
 
 

@@ -178,16 +178,17 @@ class Evaluation:
         return Forecast(done, costs)
 
     def to_send(self) -> list[Sent]:
-        """What `run` would send elsewhere, by address: nothing, unless a suite was asked to."""
+        """What `run` would send elsewhere, by address; it says so before it sends anything."""
         sums: dict[str, Sent] = {}
         for task in self._tasks:
-            sent = task.suite.cost(task.subject, task.settings).sent
-            if sent is None:
-                continue
             self._refuse(task)
-            if task.row.status == "planned" and not self._seems_finished(task):
-                known = sums.get(sent.address)
-                sums[sent.address] = sent if known is None else known + sent
+            sent = None
+            with contextlib.suppress(Exception):  # of a suite that only guesses badly
+                sent = task.suite.cost(task.subject, task.settings).sent
+            if sent is None or task.row.status != "planned" or self._seems_finished(task):
+                continue
+            known = sums.get(sent.address)
+            sums[sent.address] = sent if known is None else known + sent
         return [*sums.values()]
 
     def _seems_finished(self, task: Task) -> bool:
@@ -264,6 +265,8 @@ class Evaluation:
             SaePluginsError: another evaluation writes into the folder, or it takes no more files.
         """
         self._progress = progress
+        for sent in self.to_send():
+            progress.stage(str(sent))
         with self.output.locked(self.rows):
             for row in self.rows:
                 if row.status == "failed":  # its SAE could not be loaded

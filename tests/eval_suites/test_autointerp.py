@@ -56,8 +56,8 @@ def test_what_it_costs_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent is not None
     assert sent.price == pytest.approx((16500 * 2 + 630 * 10) / 1e6)
     assert str(sent + sent) == (
-        "up to 40 requests, about 33,000 tokens in and up to 1,260 out: about 0.0786 at the given "
-        "prices"
+        f"sends to {HERE} up to 40 requests, about 33,000 tokens in and up to 1,260 out: about "
+        "0.0786 at the given prices"
     )
 
 
