@@ -229,8 +229,6 @@ class Evaluation:
 
     def _refuse(self, task: Task) -> None:
         """Give the row its status and reason if its suite, its SAE and its model do not fit."""
-        if task.row.status != "planned":  # its reason is known
-            return
         data = self._data_of(task)
         task.refuse(data)
         if task.row.status != "planned" or not task.suite.needs_model:

@@ -81,6 +81,8 @@ class Task:
 
     def refuse(self, data: Data | None) -> None:
         """Give the row its status and reason if the suite does not apply, or lacks something."""
+        if self.row.status != "planned":  # its reason is known
+            return
         try:
             if self.suite.needs_model and not self.is_on_language_model:
                 model = self.subject.model_name
