@@ -28,7 +28,7 @@ ARTIFACTS = "artifacts"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Known:
     """A language model, and the questions that it answers rightly."""
 
     model: Any
@@ -42,7 +42,7 @@ def files_of(entity: str) -> list[str]:
     return [f"ravel_{entity}_{file}.json" for file in FILES]
 
 
-def ask(bench: Bench, selection: Mapping[str, Sequence[str]], config: Mapping[str, Any]) -> Asked:
+def ask(bench: Bench, selection: Mapping[str, Sequence[str]], config: Mapping[str, Any]) -> Known:
     """Ask the language model about all entities, once for all SAEs.
 
     Raises:
@@ -62,11 +62,11 @@ def ask(bench: Bench, selection: Mapping[str, Sequence[str]], config: Mapping[st
         )  # fmt: skip
         prompts[entity] = bench.cache.get("ravel_prompts", key, compute)[1]["json"]
         _check_known(bench.model.name, entity, attributes, json.loads(prompts[entity])["prompts"])
-    return Asked(model, tokenizer, prompts)
+    return Known(model, tokenizer, prompts)
 
 
 def run_ravel(
-    sae: Any, name: str, bench: Bench, asked: Asked, selection: Mapping[str, Sequence[str]],
+    sae: Any, name: str, bench: Bench, asked: Known, selection: Mapping[str, Sequence[str]],
     config: Mapping[str, Any],
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """SAEBench's result, as a dict, and its JSON.
