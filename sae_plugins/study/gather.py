@@ -28,7 +28,7 @@ from sae_plugins.settings.values import as_text
 from sae_plugins.study import ENOUGH_SEEDS, described, equal_l0, naming, plugin_files, seeds
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.evaluated import EVALUATIONS, evaluations, hashes_in, suite_of
-from sae_plugins.study.execute import failed_since, failure, plan_of, undefined
+from sae_plugins.study.failures import failed_since, failure
 from sae_plugins.study.findings import (
     ArmInfo,
     Contrast,
@@ -39,6 +39,7 @@ from sae_plugins.study.findings import (
     Trained,
 )
 from sae_plugins.study.metrics import OF_PAPERS, shown
+from sae_plugins.study.planned import plan_of, undefined
 from sae_plugins.study.points import Points
 from sae_plugins.study.spec import Family, Study
 from sae_plugins.study.statistics import NEAR_L0, Question, compare

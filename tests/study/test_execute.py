@@ -798,10 +798,10 @@ KILLED = """
 import contextlib, os, signal, sys
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites.ground_truth import GroundTruth
-from sae_plugins.study import execute
+from sae_plugins.study import work
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs in the background
-own_steps, own_evaluate, evaluated = execute._steps, GroundTruth.evaluate, []
+own_steps, own_evaluate, evaluated = work._steps, GroundTruth.evaluate, []
 
 def end(where):
     # the first process that comes here has the study killed; none goes on
@@ -823,7 +823,7 @@ def evaluate(*given):
         end("evaluating")
     return scores
 
-execute._steps, GroundTruth.evaluate = steps, evaluate
+work._steps, GroundTruth.evaluate = steps, evaluate
 if __name__ == "__main__":
     sys.exit(main(sys.argv[3:]))
 """

@@ -1,0 +1,115 @@
+"""What tasks tell each other in files, and that no two of them do the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sae_plugins.study import told
+from sae_plugins.study.told import Report, Told, claimed, forget, living, reports
+
+
+def task(folder: Path, name: str) -> Told:
+    return Told(folder, name, Report(name), None)
+
+
+def test_what_a_living_task_has_no_other_one_gets_until_it_ends(tmp_path: Path) -> None:
+    with task(tmp_path, "first") as first:
+        assert first.claim(["a", "b"]) == ["a", "b"]
+        assert first.claim(["a"]) == ["a"]  # it has it already
+        with task(tmp_path, "second") as second:
+            assert second.claim(["b", "c"]) == ["c"]
+            assert set(living(tmp_path)) == {"first", "second"}
+            assert claimed(tmp_path, ["a", "b", "c", "d"]) == {"a", "b", "c"}
+    assert not living(tmp_path)
+    with task(tmp_path, "third") as third:
+        assert third.claim(["a", "c"]) == ["a", "c"]
+
+
+DIE = """
+import os, sys
+from pathlib import Path
+from sae_plugins.study.told import Report, Told
+with Told(Path(sys.argv[1]), "dead", Report("dead"), None) as told:
+    assert told.claim(["a"]) == ["a"]
+    os._exit(9)
+"""
+
+
+def test_one_that_has_died_has_one_heir_however_many_ask(tmp_path: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", DIE, str(tmp_path)]).returncode == 9
+    assert not reports(tmp_path)["dead"].ended
+    heirs: list[str] = []
+    ready, over = threading.Barrier(8), threading.Barrier(8)
+
+    def ask(number: int) -> None:
+        with task(tmp_path, f"heir{number}") as heir:
+            ready.wait()
+            heirs.extend(heir.claim(["a"]) and [heir.name])
+            over.wait()
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(heirs) == 1
+
+
+def test_on_another_machine_it_is_dead_when_it_has_been_silent(tmp_path: Path) -> None:
+    with task(tmp_path, "far") as far:
+        far.claim(["a"])
+    file = tmp_path / "tasks/far.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "host": "far", "ended": False}))
+    with task(tmp_path, "near") as near:
+        assert near.claim(["a"]) == []
+        long_ago = time.time() - told.DEAD_AFTER - 5
+        os.utime(file, (long_ago, long_ago))
+        assert near.claim(["a"]) == ["a"]
+
+
+def test_it_tells_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(told, "BEAT", 0.05)
+    with task(tmp_path, "one") as one:
+        one.stage("doing")
+        file = tmp_path / "tasks/one.json"
+        before = file.stat().st_mtime_ns
+        time.sleep(0.3)
+        assert file.stat().st_mtime_ns > before
+        assert reports(tmp_path)["one"].stage == "doing"
+
+
+def test_a_full_disk_ends_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with task(tmp_path, "one") as one:
+        monkeypatch.setattr(told, "write", full)
+        one.stage("training")
+        one.advance(1)
+
+
+def test_claims_are_forgotten_where_nothing_is_at_work(tmp_path: Path) -> None:
+    with task(tmp_path, "one") as one:
+        one.claim(["a"])
+        forget(tmp_path)
+        assert claimed(tmp_path, ["a"]) == {"a"}
+    forget(tmp_path)
+    assert not list(tmp_path.glob("tasks/claims/*"))
+
+
+def test_who_may_only_look_sees_what_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with task(tmp_path, "one"):
+        monkeypatch.setattr(Path, "touch", lambda *_: (_ for _ in ()).throw(PermissionError()))
+        assert set(living(tmp_path)) == {"one"}
+    (tmp_path / "tasks/torn.json").write_text('{"about": "t')
+    assert set(reports(tmp_path)) == {"one"}
