@@ -35,7 +35,7 @@ def perform(work: Work, task: Task, name: str, then: Any = None) -> Exception | 
             mine = set(told.claim(task.claims))
             saes = tuple(sae for sae in task.saes if mine.issuperset(task.claims_of(sae)))
             if saes:
-                work(replace(task, saes=saes), told)
+                told.note(**work(replace(task, saes=saes), told))
     except Exception as error:
         return _as_told(error)
     return None

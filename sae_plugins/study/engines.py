@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import logging
 import multiprocessing
 import os
 import shutil
@@ -24,6 +25,8 @@ from typing import Any
 from sae_plugins.base.children import safe_path, unheard, working_in
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.gpus import see_only, visible
+
+logger = logging.getLogger(__name__)
 
 _NEVER = 10**6
 """Minutes after which submitit ends a job of this machine."""
@@ -140,7 +143,11 @@ def slurm(folder: Path, options: Options) -> Iterator[Executor]:
     else:
         executor = submitit.SlurmExecutor(folder)
         executor.update_parameters(job_name="sae-plugins", additional_parameters=dict(options))
-    yield Careful(executor)
+    try:
+        yield Careful(executor)
+    except BaseException:
+        logger.warning("jobs that have begun go on; the same command waits for them")
+        raise
 
 
 @contextmanager

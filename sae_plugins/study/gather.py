@@ -25,7 +25,15 @@ from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.runs.summary import calibration_of
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS, described, equal_l0, naming, plugin_files, seeds
+from sae_plugins.study import (
+    ENOUGH_SEEDS,
+    described,
+    equal_l0,
+    machines,
+    naming,
+    plugin_files,
+    seeds,
+)
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.evaluated import EVALUATIONS, evaluations, hashes_in, suite_of
 from sae_plugins.study.failures import failed_since, failure
@@ -75,6 +83,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     kept |= {(m, *of_papers) for m in study.models for of_papers in OF_PAPERS}
     models = described.models(known.cells, results, found.widths)
     used = _versions(there, found.ran, folder)
+    trained_on = machines.machines(folder, (cell.folder.name for cell in there))
     return Findings(
         name=name,
         study=plugin_files.shared(study)[0],
@@ -105,10 +114,12 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
                 measured | {(one.model, suite) for one in trained for suite in one.unscored},
             ),
             *_mixed(used),
+            *machines.warnings(trained_on),
             *found.said,
         ],
         failures=failures + found.failures,
-        provenance=_provenance(results, used),
+        provenance=_provenance(results, used)
+        | {"trained on": {name: " and ".join(values) for name, values in trained_on.items()}},
     )
 
 

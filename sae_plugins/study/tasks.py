@@ -98,7 +98,7 @@ class Cutter:
         ]
 
     def evaluating(self, task: Task, passes: int) -> list[Task]:
-        """Tasks that evaluate what a task has trained, one of so many; nothing follows from these."""
+        """Tasks that evaluate what one of so many tasks has trained; none follow from these."""
         suites = tuple(self.study.models[task.model].suites)
         if task.suites or not suites:
             return []

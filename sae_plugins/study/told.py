@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -119,6 +120,7 @@ class Told:
         """
         self.folder, self.name, self._then = folder, name, then
         self._report = replace(report, host=socket.gethostname(), process=os.getpid())
+        self._claims: list[str] = []
         self._began = self._written = time.monotonic()
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -144,7 +146,8 @@ class Told:
         Raises:
             OSError: the folder takes no files.
         """
-        return [name for name in names if self._take(name)]
+        self._claims = [name for name in names if self._take(name)]
+        return self._claims
 
     def note(self, **facts: Any) -> None:
         """Add what is to be known of the machine and the costs."""
@@ -200,9 +203,12 @@ class Told:
     def _beat(self) -> None:
         last = time.monotonic()
         while not self._over.wait(BEAT):
-            if time.monotonic() - last > DEAD_AFTER:  # this process was held, and has heirs
+            was_held, last = time.monotonic() - last > DEAD_AFTER, time.monotonic()
+            if was_held and any(_owner(self.folder, name) != self.name for name in self._claims):
+                print(
+                    f"{self.name}: this process was held, and others do its work", file=sys.stderr
+                )
                 os._exit(1)
-            last = time.monotonic()
             self._tell()
 
 

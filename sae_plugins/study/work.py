@@ -36,10 +36,12 @@ def work(task: Task, progress: Progress) -> Mapping[str, Any]:
     cells = _cells(task)
     if task.suites:
         return _evaluate(cells, task, progress)
+    from sae_plugins.runs.machine import machine
+
     shared = _train(cells, task, progress)
     if ranks().size == 1:
         _score(cells, task, progress, shared)
-    return {}
+    return {"machine": machine(shared.settings)} if shared else {}
 
 
 def score(task: Task, progress: Progress) -> None:

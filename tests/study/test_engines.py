@@ -32,6 +32,10 @@ def tasks(folder: Path, count: int = 2) -> list[Task]:
     return [Task("", folder, "toy", seed, (f"sae{seed}",)) for seed in range(count)]
 
 
+def nothing(task: Task, progress: Progress) -> dict[str, str]:
+    return {}
+
+
 @pytest.mark.parametrize(
     ("version", "engine"),
     [
@@ -54,8 +58,7 @@ def test_workers_import_nothing_from_the_working_directory(
     if version < (3, 11):  # which ignores the variable
         monkeypatch.setattr("sae_plugins.base.children.SAFE_PATH", {})
     with engine.open(study, 2, 1) as executor:
-        # a function that any process can import
-        run_tasks(operator.is_, tasks(study), executor, Heard())  # type: ignore[arg-type]
+        run_tasks(nothing, tasks(study), executor, Heard())
     assert not ran.exists(), ran.read_text()
     assert Path.cwd() == here
 

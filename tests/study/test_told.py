@@ -86,6 +86,26 @@ def test_it_tells_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert reports(tmp_path)["one"].stage == "doing"
 
 
+@pytest.mark.parametrize("has_heir", [False, True])
+def test_a_process_that_was_held_ends_if_another_one_does_its_work(
+    has_heir: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    with task(tmp_path, "held") as held:
+        held.claim(["a"])
+    monkeypatch.setattr(told, "BEAT", 0.02)
+    with task(tmp_path, "heir") as heir:
+        assert heir.claim(["a"] if has_heir else ["b"])
+    monkeypatch.setattr(told, "DEAD_AFTER", -1)
+    monkeypatch.setattr("os._exit", lambda code: ended.set())
+    held._over.clear()
+    thread = threading.Thread(target=held._beat)
+    thread.start()
+    assert ended.wait(0.5) is has_heir
+    held._over.set()
+    thread.join()
+
+
 def test_a_full_disk_ends_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
