@@ -88,13 +88,15 @@ class Cutter:
     def training(self, cells: Sequence[Cell]) -> list[Task]:
         """Tasks that train SAEs, or score those that exist."""
         passes = grouped(cells, lambda cell: (cell.model, cell.seed))
+        counts = [
+            pieces(len(passes), len(members), self._shared(members[0]), self.workers)
+            for members in passes.values()
+        ]
+        idle = max(0, self.workers - sum(counts))
         return [
             replace(self.alike, model=model, seed=seed, saes=tuple(c.folder.name for c in group))
-            for (model, seed), members in passes.items()
-            for group in cut(
-                members,
-                pieces(len(passes), len(members), self._shared(members[0]), self.workers),
-            )
+            for number, ((model, seed), members) in enumerate(passes.items())
+            for group in cut(members, counts[number] + (number < idle))
         ]
 
     def evaluating(self, task: Task, passes: int) -> list[Task]:
