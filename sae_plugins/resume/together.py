@@ -16,6 +16,8 @@ from sae_plugins.base.files import read_json, remove_if_empty
 from sae_plugins.base.fingerprints import of_value
 from sae_plugins.resume.files import files, partial_files, remove
 
+CHECKPOINTS = "checkpoints"
+"""In a study's folder, while SAEs train."""
 NAMES = "arms.json"
 
 

@@ -27,6 +27,7 @@ from sae_plugins.base.ranks import ranks
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites.evaluation.sources import check_source
+from sae_plugins.resume.together import CHECKPOINTS, discard_others
 from sae_plugins.runs.folder import ORIGIN, RECIPE, remove_run
 from sae_plugins.study import commits, naming, plugin_files, scored
 from sae_plugins.study.cells import SAES, Cell, grouped, tokens_after
@@ -132,6 +133,10 @@ def run(
                 )
         progress.expect(sum(1 + len(study.models[cell.model].suites) for cell in known.cells))
         _run_passes(_passes(study, folder, known.cells, jobs, cache), jobs, progress)
+        if ranks().writes:
+            every = [*known.pilots, *known.cells]
+            missing = [cell.folder.name for cell in every if cell.summary(folder) is None]
+            discard_others(folder / CHECKPOINTS, missing)
 
 
 def _run_passes(tasks: list[Pass], jobs: int, progress: Progress) -> None:
@@ -364,16 +369,17 @@ def _train_together(
     arms: Mapping[Cell, LockstepRun], task: Pass, progress: Progress
 ) -> dict[str, Exception]:
     """Train arms that see the same batches; what ended those that failed, by name."""
-    from sae_plugins.runs.lockstep import train
+    from sae_plugins.runs.lockstep import Kept, train
 
     cells = {arm.name: cell for cell, arm in arms.items()}
 
     def succeeded(arm: LockstepRun) -> None:
         _note(cells[arm.name], task.folder, None)
 
-    saes = [*arms.values()]
+    saes, kept = [*arms.values()], Kept(task.folder / CHECKPOINTS)
     try:
-        return train(saes, _steps(len(saes), progress), succeeded, task.processes) if saes else {}
+        told = _steps(len(saes), progress)
+        return train(saes, told, succeeded, task.processes, kept) if saes else {}
     except Exception as error:  # of what they share: the language model, or its text
         if ranks().size > 1:  # and with other ranks
             raise
