@@ -120,6 +120,7 @@ def test_they_go_on_in_all_kinds_of_data(flags: str) -> None:
     check_goes_on(together, stop=10, made=[*range(9, 17)])
 
 
+@pytest.mark.ci
 def test_they_go_on_where_activations_are_kept(tmp_path: Path) -> None:
     together = arms({"l1": "", "topk": ARMS["topk"]})
     cache = Folder(tmp_path / "cache", 10**9)
@@ -135,6 +136,7 @@ def test_they_go_on_where_activations_are_kept(tmp_path: Path) -> None:
 # -- not all of them ---------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("stop", [5, 2])
 def test_an_arm_fails_alone_before_or_after_the_checkpoint(stop: int) -> None:
     fine, wild = arms({"fine": "--training_tokens 512", "wild": "--training_tokens 512"})
@@ -153,6 +155,7 @@ def test_an_arm_fails_alone_before_or_after_the_checkpoint(stop: int) -> None:
     assert [*KEPT.folder.iterdir()] == []
 
 
+@pytest.mark.ci
 def test_what_is_in_its_place_or_new_changes_nothing_for_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -177,6 +180,7 @@ def test_what_is_in_its_place_or_new_changes_nothing_for_the_others(
         assert same(one.folder, other.folder), one.name
 
 
+@pytest.mark.ci
 def test_a_second_pass_goes_on_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     together = arms({"one": "--training_tokens 512", "two": ""})
     assert train(together) == {}
@@ -192,6 +196,7 @@ def test_a_second_pass_goes_on_without_the_first(monkeypatch: pytest.MonkeyPatch
     assert same(together[1].folder, again[1].folder)
 
 
+@pytest.mark.ci
 def test_less_memory_than_before_has_them_start_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,6 +227,7 @@ def starts_over(together: list[LockstepRun], caplog: pytest.LogCaptureFixture) -
     return said
 
 
+@pytest.mark.ci
 def test_a_checkpoint_of_other_settings_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     one, two = interrupted()
     (other,) = arms({"one": "--training_tokens 512 --lr 1e-2"})
@@ -234,6 +240,7 @@ def test_a_checkpoint_of_other_settings_is_ignored(caplog: pytest.LogCaptureFixt
     assert same(Path("lockstep/two"), two.folder)
 
 
+@pytest.mark.ci
 def test_a_checkpoint_of_other_code_is_ignored(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -242,6 +249,7 @@ def test_a_checkpoint_of_other_code_is_ignored(
     assert "2 SAEs start over: their checkpoint" in starts_over(together, caplog)
 
 
+@pytest.mark.ci
 def test_a_damaged_checkpoint_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     together = interrupted()
     (path,) = checkpoints()
@@ -253,6 +261,7 @@ def test_a_damaged_checkpoint_is_ignored(caplog: pytest.LogCaptureFixture) -> No
     assert "2 SAEs start over" in said
 
 
+@pytest.mark.ci
 def test_an_arm_that_has_ended_and_whose_files_are_gone_starts_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -272,6 +281,7 @@ class Unsavable(AtStepThree):
         self.kept = object()
 
 
+@pytest.mark.ci
 def test_what_cannot_be_saved_is_told_and_trained(caplog: pytest.LogCaptureFixture) -> None:
     (one,) = arms({"one": "--training_tokens 512"})
     assert train([with_plugin(one, Unsavable)], checkpoints=KEPT) == {}
@@ -279,6 +289,7 @@ def test_what_cannot_be_saved_is_told_and_trained(caplog: pytest.LogCaptureFixtu
     assert [*KEPT.folder.iterdir()] == []
 
 
+@pytest.mark.ci
 def test_what_serves_nobody_any_more_is_removed() -> None:
     together = interrupted()
     (KEPT.folder / "mine.txt").write_text("a file of somebody's")
@@ -320,6 +331,7 @@ def raising(number: int, times: int) -> Callable[[int, int], None]:
     return progress
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_the_step_and_loses_nothing(
     number: int, handled: None, capfd: pytest.CaptureFixture[str]
@@ -331,6 +343,7 @@ def test_a_signal_ends_the_step_and_loses_nothing(
     assert steps_of(together) == [7, 8]
 
 
+@pytest.mark.ci
 def test_a_second_signal_stops_at_once(handled: None) -> None:
     together = arms({"one": "--training_tokens 512"})
     with pytest.raises(Signalled):
@@ -338,6 +351,7 @@ def test_a_second_signal_stops_at_once(handled: None) -> None:
     assert steps_of(together) == [5, 6, 7, 8]
 
 
+@pytest.mark.ci
 def test_a_signal_that_ends_nothing_lets_them_go_on() -> None:
     together = arms({"one": "--training_tokens 512"})
     heard: list[int] = []
