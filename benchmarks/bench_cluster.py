@@ -1,11 +1,11 @@
 """How busy a study keeps its workers: a simulation of its tasks, from costs that were measured.
 
-    python benchmarks/bench_cluster.py                          # 3 seeds x 12 arms x 3 L0s, 8 workers
-    python benchmarks/bench_cluster.py --costs studies/mine     # with the costs of that study's tasks
+    python benchmarks/bench_cluster.py                      # 3 seeds x 12 arms, 8 workers
+    python benchmarks/bench_cluster.py --costs studies/mine # with the costs of that study's tasks
 
 The tasks are those that `study run --jobs` cuts. A worker takes the next one when it is free, and
-evaluations are handed over when the training that they follow from has ended. `busy` is the share of
-the workers' time in which they work, `useful` the share without what further tasks repeat, and
+evaluations are handed over when the training that they follow from has ended. `busy` is the share
+of the workers' time in which they work, `useful` the share without what further tasks repeat, and
 `sooner` how many times sooner than one worker they are done.
 """
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--costs", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--saes", type=int, default=36, help="of each seed: arms times L0s")
+    parser.add_argument("--saes", type=int, default=12, help="of each seed: arms times L0s")
     parser.add_argument("--workers", type=int, default=8)
     given = parser.parse_args()
     known = dict(costs_of(given.costs)) if given.costs else MEASURED

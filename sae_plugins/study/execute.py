@@ -26,6 +26,7 @@ from sae_plugins.base.files import lock, write
 from sae_plugins.base.gpus import visible
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.ranks import ranks
+from sae_plugins.resume.together import CHECKPOINTS, discard_others
 from sae_plugins.runs.folder import ORIGIN, RECIPE
 from sae_plugins.study import commits, naming, plugin_files, scored
 from sae_plugins.study.cells import SAES, Cell, tokens_after
@@ -110,9 +111,12 @@ def run(
                     "it again"
                 )
         doing.all(known.cells)
-        for model, seed in {(cell.model, cell.seed) for cell in known.cells}:
-            if ranks().writes:
+        if ranks().writes:
+            for model, seed in {(cell.model, cell.seed) for cell in known.cells}:
                 merge(evaluations(folder, model, seed))
+            every = [*known.pilots, *known.cells]
+            missing = [cell.folder.name for cell in every if cell.summary(folder) is None]
+            discard_others(folder / CHECKPOINTS, missing)
 
 
 @dataclass(frozen=True)

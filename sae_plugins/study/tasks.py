@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from sae_plugins.base.kept import Folder
+from sae_plugins.resume.together import CHECKPOINTS, Kept
 from sae_plugins.study.cells import Cell, grouped
 from sae_plugins.study.progress import Progress
 from sae_plugins.study.spec import Study
@@ -86,8 +87,16 @@ class Cutter:
     workers: int
 
     def training(self, cells: Sequence[Cell]) -> list[Task]:
-        """Tasks that train SAEs, or score those that exist."""
-        passes = grouped(cells, lambda cell: (cell.model, cell.seed))
+        """Tasks that train SAEs, or score those that exist.
+
+        Those that were interrupted together go on together, from their checkpoint.
+        """
+        begun: dict[str, str] = {}
+        for place, names in Kept(self.alike.folder / CHECKPOINTS).begun():
+            begun |= dict.fromkeys(names, place.folder.name)
+        passes = grouped(
+            cells, lambda cell: (cell.model, cell.seed, begun.get(cell.folder.name, ""))
+        )
         counts = [
             pieces(len(passes), len(members), self._shared(members[0]), self.workers)
             for members in passes.values()
@@ -95,8 +104,8 @@ class Cutter:
         idle = max(0, self.workers - sum(counts))
         return [
             replace(self.alike, model=model, seed=seed, saes=tuple(c.folder.name for c in group))
-            for number, ((model, seed), members) in enumerate(passes.items())
-            for group in cut(members, counts[number] + (number < idle))
+            for number, ((model, seed, together), members) in enumerate(passes.items())
+            for group in cut(members, 1 if together else counts[number] + (number < idle))
         ]
 
     def evaluating(self, task: Task, passes: int) -> list[Task]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.ranks import ranks
+from sae_plugins.resume.together import CHECKPOINTS
 from sae_plugins.runs.folder import remove_run
 from sae_plugins.study import scored
 from sae_plugins.study.cells import Cell, grouped
@@ -38,10 +39,17 @@ def work(task: Task, progress: Progress) -> Mapping[str, Any]:
         return _evaluate(cells, task, progress)
     from sae_plugins.runs.machine import machine
 
-    shared = _train(cells, task, progress)
+    spent: list[float] = []
+    started = time.monotonic()
+    shared = _train(cells, task, progress, spent.append)
+    passed = time.monotonic() - started
     if ranks().size == 1:
         _score(cells, task, progress, shared)
-    return {"machine": machine(shared.settings)} if shared else {}
+    if shared is None:
+        return {}
+    own = sum(spent)
+    told = costs(task.model, "training", passed - own, own, len(cells))
+    return {"machine": machine(shared.settings), **told}
 
 
 def score(task: Task, progress: Progress) -> None:
@@ -85,10 +93,12 @@ def _score(
         note(cell, task.folder, error)
 
 
-def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> Setup | None:
+def _train(
+    cells: Sequence[Cell], task: Task, progress: Progress, timed: Callable[[float], None]
+) -> Setup | None:
     """Train what is missing in lockstep, as many as see the same batches.
 
-    A failure is written beside its folder.
+    A failure is written beside its folder. `timed` is told of the seconds of the SAEs alone.
 
     Returns:
         A setup of theirs, if there is one.
@@ -114,7 +124,7 @@ def _train(cells: Sequence[Cell], task: Task, progress: Progress) -> Setup | Non
         agree(arms, failures)
         for cell, reason in failures.items() if ranks().writes else ():
             note(cell, task.folder, reason)
-        failed = _train_together(arms, task, progress)
+        failed = _train_together(arms, task, progress, timed)
         progress.advance(len(failures))
         for cell, arm in arms.items():
             if arm.name in failed:
@@ -153,19 +163,23 @@ def _arm(cell: Cell, task: Task, shared: Setup | None) -> LockstepRun:
 
 
 def _train_together(
-    arms: Mapping[Cell, LockstepRun], task: Task, progress: Progress
+    arms: Mapping[Cell, LockstepRun],
+    task: Task,
+    progress: Progress,
+    timed: Callable[[float], None],
 ) -> dict[str, Exception]:
     """Train arms that see the same batches; what ended those that failed, by name."""
-    from sae_plugins.runs.lockstep import train
+    from sae_plugins.runs.lockstep import Kept, train
 
     cells = {arm.name: cell for cell, arm in arms.items()}
 
     def succeeded(arm: LockstepRun) -> None:
         note(cells[arm.name], task.folder, None)
 
-    saes = [*arms.values()]
+    saes, kept = [*arms.values()], Kept(task.folder / CHECKPOINTS)
     try:
-        return train(saes, _steps(len(saes), progress), succeeded, task.processes) if saes else {}
+        told = _steps(len(saes), progress)
+        return train(saes, told, succeeded, task.processes, kept, timed) if saes else {}
     except Exception as error:  # of what they share: the language model, or its text
         if ranks().size > 1:  # and with other ranks
             raise
