@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+import pickle
+import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -12,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from sae_plugins.study import execute, told
+from sae_plugins.runs import lockstep
+from sae_plugins.study import driver, execute, told
 from sae_plugins.study.engines import Engine
 from sae_plugins.study.gather import gather
 from sae_plugins.study.spec import Study
@@ -159,3 +166,76 @@ def test_ray_finds_the_same_on_two_nodes(alone: tuple[str, Any], tmp_path: Path)
     with ray_cluster() as cluster:
         cluster.add_node(num_cpus=1)
         assert found(tmp_path, Engine("ray", {"address": cluster.address})) == alone
+
+
+class Forked(Executor):
+    """Processes that cost no import; one that is killed ends its future, and nothing else."""
+
+    def __init__(self, most: int = 2) -> None:
+        self._room = threading.Semaphore(most)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        future: Future[Any] = Future()
+        threading.Thread(target=self._run, args=(future, fn, args), daemon=True).start()
+        return future
+
+    def _run(self, future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        with self._room:
+            reading, writing = os.pipe()
+            process = os.fork()
+            if not process:
+                os.write(writing, pickle.dumps(fn(*args)))
+                os._exit(0)
+            os.close(writing)
+            said = os.read(reading, 1 << 16)
+            os.close(reading)
+            os.waitpid(process, 0)
+        if said:
+            future.set_result(pickle.loads(said))
+        else:
+            future.set_exception(RuntimeError("its machine is gone"))
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(0, marks=pytest.mark.ci),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3, 4)),
+    ],
+)
+def test_tasks_that_are_killed_are_done_again_to_the_same_end(
+    seed: int, alone: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, killed = random.Random(seed), list[str]()
+    moments = sorted(draw.uniform(0, 0.9) for _ in range(3))
+    monkeypatch.setattr(driver, "_POLL", 0.05)
+    monkeypatch.setattr(lockstep, "Kept", functools.partial(lockstep.Kept, every="7"))
+
+    def kill(share: float) -> None:
+        alive = told.living(tmp_path)
+        if moments and share >= moments[0] and alive:
+            name = draw.choice(sorted(alive))
+            os.kill(alive[name].process, signal.SIGKILL)
+            killed.append(name)
+            moments.pop(0)
+
+    heard = Heard(kill)
+    assert found(tmp_path, Engine(f"{__name__}:Forked"), heard) == alone
+    assert len(killed) >= 2
+    assert len([text for text in heard.said if "its machine is gone" in text]) == len(killed)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+@pytest.mark.slow
+def test_a_node_of_ray_that_dies_changes_nothing(alone: tuple[str, Any], tmp_path: Path) -> None:
+    with ray_cluster() as cluster:
+        second = cluster.add_node(num_cpus=1)
+
+        def remove(share: float) -> None:
+            nonlocal second
+            if second is not None and share > 0.3:
+                cluster.remove_node(second, allow_graceful=False)
+                second = None
+
+        assert found(tmp_path, Engine("ray", {"address": cluster.address}), Heard(remove)) == alone
+        assert second is None
