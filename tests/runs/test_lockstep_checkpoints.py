@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from lockstep_arms import ARMS, TOY, AtStepThree, Raises, arms, same, with_plugin
 
-from sae_plugins import world
+from sae_plugins import PluginError, world
+from sae_plugins.base.files import lock
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.resume.files import files
@@ -311,6 +312,9 @@ def test_what_cannot_be_saved_is_told_and_trained(caplog: pytest.LogCaptureFixtu
 def test_what_serves_nobody_any_more_is_removed() -> None:
     together = interrupted()
     (KEPT.folder / "mine.txt").write_text("a file of somebody's")
+    with lock(checkpoints()[0].parent, PluginError("busy")):
+        discard_others(KEPT.folder, [])
+        assert [*KEPT.begun({"one"})] == [], "another process goes on from it"
     discard_others(KEPT.folder, ["two", "three"])
     assert len(checkpoints()) == 1
     discard_others(KEPT.folder, ["three"])
