@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sae_plugins.base.files import read_json, remove_if_empty
+from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.files import lock, read_json, remove_if_empty
 from sae_plugins.base.fingerprints import of_value
 from sae_plugins.resume.files import files, partial_files, remove
 
 CHECKPOINTS = "checkpoints"
 """In a study's folder, while SAEs train."""
 NAMES = "arms.json"
+
+
+class _Busy(SaePluginsError):
+    """Another process writes its checkpoints there."""
 
 
 class Place(NamedTuple):
@@ -44,13 +49,33 @@ class Kept:
         """The place of SAEs that begin to train together."""
         return Place(self.folder / of_value([*names])[:16], self.every)
 
-    def begun(self) -> Iterator[tuple[Place, list[str]]]:
-        """The places that hold checkpoints, and the names of the SAEs in them."""
-        for file in sorted(self.folder.glob(f"*/{NAMES}")):
-            with suppress(OSError, ValueError):  # another process has ended, and removed it
-                names = read_json(file)
-                if isinstance(names, list) and files(file.parent):
-                    yield Place(file.parent, self.every), [str(name) for name in names]
+    def begun(self, wanted: Collection[str]) -> Iterator[tuple[Place, list[str]]]:
+        """The places that hold checkpoints of SAEs that are wanted, and the names of these.
+
+        Those that another process has are its own.
+        """
+        for place in _groups(self.folder):
+            names = [name for name in _names(place) if name in wanted]
+            if names and files(place) and _is_free(place):
+                yield Place(place, self.every), names
+
+
+def _groups(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.glob(f"*/{NAMES}"))
+
+
+def _names(place: Path) -> list[str]:
+    """The SAEs of a group; none where that is damaged, or gone by now."""
+    with suppress(OSError, ValueError):
+        names = read_json(place / NAMES)
+        return [str(name) for name in names] if isinstance(names, list) else []
+    return []
+
+
+def _is_free(place: Path) -> bool:
+    with suppress(_Busy, OSError), lock(place, _Busy()):
+        return True
+    return False
 
 
 def discard(folder: Path) -> None:
@@ -69,9 +94,8 @@ def discard_others(folder: Path, wanted: Collection[str]) -> None:
         folder: has a folder for each group that trained together.
         wanted: the SAEs' names.
     """
-    begun = Kept(folder).begun()
-    serving = [place.folder for place, names in begun if {*names}.intersection(wanted)]
-    for file in folder.glob(f"*/{NAMES}"):
-        if file.parent not in serving:
-            discard(file.parent)
+    for place in _groups(folder):
+        serves = files(place) and not {*_names(place)}.isdisjoint(wanted)
+        if not serves and _is_free(place):
+            discard(place)
     remove_if_empty(folder)

@@ -103,7 +103,8 @@ def train(
             failures |= group.failures
             timed(group.training)
             if kept is not None:
-                discard(kept.folder)
+                with suppress(OSError):
+                    discard(kept.folder)
         finally:
             # arms that are done when the others are interrupted stay where they are
             for arm in own if kept is None or not files(kept.folder) else ():
@@ -150,7 +151,7 @@ def _planned(
         yield from ((together, None) for together in _passes(arms, processes))
         return
     left = {arm.name: arm for arm in arms}
-    for place, names in kept.begun():
+    for place, names in kept.begun({*left}):
         together = [left[name] for name in names if name in left]
         if together and len([*_passes(together, processes)]) > 1:
             logger.warning("%d SAEs start over: there is less memory than before", len(together))

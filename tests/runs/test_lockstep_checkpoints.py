@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from lockstep_arms import ARMS, TOY, AtStepThree, Raises, arms, same, with_plugin
 
+from sae_plugins import PluginError, world
+from sae_plugins.base.files import lock
 from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.resume.files import files
@@ -262,6 +264,23 @@ def test_a_damaged_checkpoint_is_ignored(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.ci
+def test_a_checkpoint_of_another_text_is_ignored_where_that_is_found_out(
+    tiny_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the text is read from elsewhere, and nobody can know all of it before."""
+    interrupted()
+    other = tiny_world.text("heldout")
+    monkeypatch.setattr(world, "load_text", lambda split: other)
+    flags = "--training_tokens 512"
+    together = arms({"one": flags, "two": f"{flags} --architecture topk --k 4"})
+    assert steps_of(together)[-8:] == [*range(1, 9)]
+    assert "2 SAEs start over: the text is not the one" in caplog.text
+    again = elsewhere(together, "again")
+    assert train(again) == {}
+    assert same(again[0].folder, together[0].folder)
+
+
+@pytest.mark.ci
 def test_an_arm_that_has_ended_and_whose_files_are_gone_starts_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -293,6 +312,9 @@ def test_what_cannot_be_saved_is_told_and_trained(caplog: pytest.LogCaptureFixtu
 def test_what_serves_nobody_any_more_is_removed() -> None:
     together = interrupted()
     (KEPT.folder / "mine.txt").write_text("a file of somebody's")
+    with lock(checkpoints()[0].parent, PluginError("busy")):
+        discard_others(KEPT.folder, [])
+        assert [*KEPT.begun({"one"})] == [], "another process goes on from it"
     discard_others(KEPT.folder, ["two", "three"])
     assert len(checkpoints()) == 1
     discard_others(KEPT.folder, ["three"])
