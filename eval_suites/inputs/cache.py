@@ -51,6 +51,7 @@ class Cache:
         self.folder = folder
         self.limit = limit
         self.about = about
+        self._in_use = kept.InUse(folder)
         self._made_by = fingerprint(code(EVALUATING, suites), versions(VERSIONS))
 
     def get(self, kind: str, key: str, compute: Callable[[], kept.Cached]) -> kept.Cached:
@@ -61,6 +62,7 @@ class Cache:
             key: a `fingerprint` of everything that it depends on, but the code that computes it.
             compute: gives the entry; called at most once.
         """
+        self._in_use.add(kind)
         path = self.path(kind, key)
         found: kept.Cached | None = None
         try:

@@ -1,7 +1,6 @@
 """What the tasks of a study tell in files of its folder, whichever machine they run on.
 
-    tasks/TASK.json      where a task runs, how far it is, and how it ended; written again and again
-                         while it lives, so that one that has died can be told from one that works
+    tasks/TASK.json      where a task runs, how far it is, and how it ended
     tasks/claims/HASH    the task that does a thing; HASH.TASK is the heir of a task that has died
 
 So no two tasks do the same at once, whoever has started them, and anybody who can read the folder
@@ -11,30 +10,23 @@ sees what is done. It takes a disk on which `link` makes a file once, as NFS doe
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
-import socket
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base.files import read_json, write
+from sae_plugins.base import alive
 from sae_plugins.base.names import file_name
 from sae_plugins.study.progress import Progress
 
 TASKS = "tasks"
 _CLAIMS = "claims"
-BEAT = 10.0
-"""Seconds after which a task that lives tells it again."""
-DEAD_AFTER = 60.0
-"""Seconds without a word after which a task on another machine counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +35,24 @@ class Report:
 
     Attributes:
         about: what it does, for readers.
+        saes: the names of the SAEs that it trains; empty if it evaluates.
         stage: what it is doing now.
         share: how much it has done, in SAEs trained and evaluated.
         ended: whether it does no more.
         host: the name of its machine.
         process: its number there.
         seconds: how long it has run.
-        saes: the names of the SAEs that it trains; empty if it evaluates.
         facts: what is to be known of its machine and its costs.
     """
 
     about: str
+    saes: tuple[str, ...] = ()
     stage: str = ""
     share: float = 0.0
     ended: bool = False
     host: str = ""
     process: int = 0
     seconds: float = 0.0
-    saes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,33 +63,32 @@ def new_name(about: str) -> str:
 
 def reports(folder: Path) -> dict[str, Report]:
     """What all tasks of a study's folder have told, by their names."""
-    found = {}
-    for path in sorted((folder / TASKS).glob("*.json")):
-        if (report := report_of(folder, path.stem)) is not None:
-            found[path.stem] = report
-    return found
+    names = (path.stem for path in sorted((folder / TASKS).glob("*.json")))
+    found = {name: report_of(folder, name) for name in names}
+    return {name: report for name, report in found.items() if report is not None}
 
 
 def report_of(folder: Path, name: str) -> Report | None:
     """What a task has told last; None if that is nothing that can be read."""
-    try:
-        told = read_json(_file(folder, name))
-        return Report(**{**told, "saes": tuple(told["saes"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    found = alive.told(folder / TASKS, name)
+    return None if found is None else _report(found)
+
+
+def _report(found: Mapping[str, Any]) -> Report | None:
+    known = {one.name: found[one.name] for one in fields(Report) if one.name in found}
+    return Report(**{**known, "saes": tuple(known.get("saes", ()))}) if "about" in known else None
 
 
 def living(folder: Path) -> dict[str, Report]:
     """The tasks that are at work, by their names, whoever has started them."""
-    now = _now(folder)
-    known = reports(folder).items()
-    return {name: told for name, told in known if _lives(folder, name, told, now)}
+    found = {name: _report(one) for name, one in alive.living(folder / TASKS).items()}
+    return {name: report for name, report in found.items() if report is not None}
 
 
 def claimed(folder: Path, names: Iterable[str]) -> set[str]:
     """Those of the names that a living task has."""
-    alive = living(folder)
-    return {name for name in names if _owner(folder, name) in alive} if alive else set()
+    at_work = living(folder)
+    return {name for name in names if _owner(folder, name) in at_work} if at_work else set()
 
 
 def forget(folder: Path) -> None:
@@ -119,11 +110,11 @@ class Told:
             then: hears the same.
         """
         self.folder, self.name, self._then = folder, name, then
-        self._report = replace(report, host=socket.gethostname(), process=os.getpid())
+        self._report, self._share = report, report.share
+        self._facts: dict[str, Any] = {}
         self._claims: list[str] = []
         self._began = self._written = time.monotonic()
-        self._over = threading.Event()
-        self._lock = threading.Lock()
+        self._alive = alive.Alive(folder / TASKS, name, self._was_held)
 
     def __enter__(self) -> Told:
         """Begin to tell.
@@ -132,13 +123,12 @@ class Told:
             OSError: the folder takes no files.
         """
         (self.folder / TASKS / _CLAIMS).mkdir(parents=True, exist_ok=True)
-        self._write()
-        threading.Thread(target=self._beat, daemon=True).start()
+        told = {one.name: getattr(self._report, one.name) for one in fields(Report)}
+        self._alive.begin(**told)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._tell(ended=True)
+        self._alive.end(**self._now())
 
     def claim(self, names: Iterable[str]) -> list[str]:
         """Take those of the names that no living task has.
@@ -151,30 +141,34 @@ class Told:
 
     def note(self, **facts: Any) -> None:
         """Add what is to be known of the machine and the costs."""
-        self._tell(facts={**self._report.facts, **facts})
+        self._facts |= facts
+        self._alive.tell(**self._now())
 
     def stage(self, text: str) -> None:
         """This is being done now."""
-        self._tell(stage=text)
+        self._alive.tell(stage=text, **self._now())
         if self._then is not None:
             self._then.stage(text)
 
     def advance(self, share: float) -> None:
         """So much was done."""
-        with self._lock:
-            self._report = replace(self._report, share=self._report.share + share)
+        self._share += share
         if time.monotonic() - self._written > 1:
-            self._tell()
+            self._written = time.monotonic()
+            self._alive.tell(**self._now())
         if self._then is not None:
             self._then.advance(share)
+
+    def _now(self) -> dict[str, Any]:
+        seconds = time.monotonic() - self._began
+        return {"share": self._share, "seconds": seconds, "facts": self._facts}
 
     def _take(self, name: str) -> bool:
         while True:
             owner, place = _last(self.folder, name)
             if owner == self.name:
                 return True
-            told = None if owner is None else report_of(self.folder, owner)
-            if told is not None and _lives(self.folder, owner or "", told, _now(self.folder)):
+            if owner is not None and alive.lives(self.folder / TASKS, owner):
                 return False
             with suppress(FileExistsError):  # another one was faster: look again
                 self._link(place)
@@ -188,64 +182,10 @@ class Told:
         finally:
             own.unlink(missing_ok=True)
 
-    def _tell(self, **changed: Any) -> None:
-        with self._lock:
-            self._report = replace(self._report, **changed)
-        with suppress(OSError):  # a disk that is full, say: the task itself will notice
-            self._write()
-
-    def _write(self) -> None:
-        with self._lock:
-            self._written = time.monotonic()
-            self._report = replace(self._report, seconds=self._written - self._began)
-            write(_file(self.folder, self.name), json.dumps(asdict(self._report)) + "\n")
-
-    def _beat(self) -> None:
-        last = time.monotonic()
-        while not self._over.wait(BEAT):
-            was_held, last = time.monotonic() - last > DEAD_AFTER, time.monotonic()
-            if was_held and any(_owner(self.folder, name) != self.name for name in self._claims):
-                print(
-                    f"{self.name}: this process was held, and others do its work", file=sys.stderr
-                )
-                os._exit(1)
-            self._tell()
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / TASKS / f"{name}.json"
-
-
-def _now(folder: Path) -> float:
-    """The time by the clock of the disk, which need not be this machine's."""
-    clock = folder / TASKS / f".{socket.gethostname()}"
-    try:
-        clock.touch()
-        return clock.stat().st_mtime
-    except OSError:  # who only looks may not write there
-        return time.time()
-
-
-def _lives(folder: Path, name: str, told: Report, now: float) -> bool:
-    if told.ended:
-        return False
-    if told.host == socket.gethostname() and not _runs(told.process):
-        return False
-    try:
-        return now - _file(folder, name).stat().st_mtime < DEAD_AFTER
-    except OSError:
-        return False
-
-
-def _runs(process: int) -> bool:
-    """Whether a process of this machine is there."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    def _was_held(self) -> None:
+        if any(_owner(self.folder, name) != self.name for name in self._claims):
+            print("this process was held, and another one does its work", file=sys.stderr)
+            os._exit(1)
 
 
 def _chain(folder: Path, name: str) -> Iterator[tuple[str | None, Path]]:
