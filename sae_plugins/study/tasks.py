@@ -92,7 +92,8 @@ class Cutter:
         Those that were interrupted together go on together, from their checkpoint.
         """
         begun: dict[str, str] = {}
-        for place, names in Kept(self.alike.folder / CHECKPOINTS).begun():
+        wanted = {cell.folder.name for cell in cells}
+        for place, names in Kept(self.alike.folder / CHECKPOINTS).begun(wanted):
             begun |= dict.fromkeys(names, place.folder.name)
         passes = grouped(
             cells, lambda cell: (cell.model, cell.seed, begun.get(cell.folder.name, ""))
