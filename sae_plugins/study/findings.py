@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel
 
 from sae_plugins.framework.calibration import Calibration
+from sae_plugins.study.search import Searched
 from sae_plugins.study.spec import Family, Kind, Study
 from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.tuning import Tuned
@@ -170,6 +171,7 @@ class Findings(BaseModel, extra="forbid"):
     details: list[Detail]
     contrasts: list[Contrast]
     tuned: list[Tuned] = []
+    searched: list[Searched] = []
     """Arms that got the best of several learning rates."""
     learning_rates: dict[str, dict[str, float]] = {}
     """By model and arm, of those that were trained."""

@@ -99,6 +99,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         details=found.details,
         contrasts=_contrasts(study, metrics, trained, scores),
         tuned=known.tuned,
+        searched=known.searched,
         learning_rates=_learning_rates(known.cells),
         warnings=[
             *known.warnings,
