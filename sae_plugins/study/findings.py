@@ -171,8 +171,9 @@ class Findings(BaseModel, extra="forbid"):
     details: list[Detail]
     contrasts: list[Contrast]
     tuned: list[Tuned] = []
-    searched: list[Searched] = []
     """Arms that got the best of several learning rates."""
+    searched: list[Searched] = []
+    """Arms that got the best of the settings that a search has tried."""
     learning_rates: dict[str, dict[str, float]] = {}
     """By model and arm, of those that were trained."""
     warnings: list[str] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
+from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.base.identity import listed, of_path
 from sae_plugins.study import PILOT_SEED
 from sae_plugins.study.cells import Cell
@@ -189,10 +189,9 @@ class _Adding:
 
     def _searched(self, make: Maker, search: Search) -> Maker | None:
         """The arm with the best settings that were found; None while these are not known."""
-        with prefixed(make.where):
-            trials, is_over = run(
-                search, lambda flags: self._scores(make.at({**flags}), search.seeds), make.arm_name
-            )
+        trials, is_over = run(
+            search, lambda flags: self._scores(make.at({**flags}), search.seeds), make.arm_name
+        )
         if not is_over:
             return None
         searched = Searched(model=make.model, arm=make.arm_name, l0=self._middle, trials=trials)
