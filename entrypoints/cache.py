@@ -19,7 +19,8 @@ _ABOUT = """\
 Show or remove what is kept of language models: the activations of `train` and `study run`
 (--activation_cache), and what `evaluate` computes of a model alone (--cache_path). FOLDER is such a
 folder; without one, that of `evaluate` in the user's cache folder. Only entries of ours are shown
-or removed, and a run that misses one computes it again.
+or removed, and a run that misses one computes it again. What a process uses, on whatever machine,
+stays until it has ended.
 """
 _EXAMPLES = """\
   sae-plugins cache list
@@ -51,6 +52,7 @@ def _list(line: Line, problems: Problems) -> int:
 
 def _prune(line: Line, problems: Problems) -> int:
     from sae_plugins.base.files import size
+    from sae_plugins.base.kept import kinds_in_use
 
     given = line.given
     folders = _folders(line.operands, problems)
@@ -67,10 +69,17 @@ def _prune(line: Line, problems: Problems) -> int:
     problems.stop()
     verb = "would be removed" if given.get("dry_run") else "removed"
     for folder in folders:
-        gone = _chosen(folder, given)
+        chosen, busy = _chosen(folder, given), kinds_in_use(folder)
+        gone = [entry for entry in chosen if entry.path.parent.name not in busy]
+        stay = [entry for entry in chosen if entry.path.parent.name in busy]
         if not given.get("dry_run"):
             _remove(gone)
         print(f"{folder}: {verb}: {_count(gone)}, {size(sum(entry.size for entry in gone))}")
+        if stay:
+            print(
+                f"{folder}: {_count(stay)}, {size(sum(entry.size for entry in stay))}, stay: a "
+                "process uses them; prune again when it has ended"
+            )
     return 0
 
 

@@ -16,6 +16,7 @@ from sae_plugins.base.ranks import ranks
 from sae_plugins.entrypoints import terminal
 from sae_plugins.entrypoints.command import Command
 from sae_plugins.entrypoints.progress import StudyProgress
+from sae_plugins.entrypoints.study_engine import ON, engine_of
 from sae_plugins.entrypoints.study_time import pausing
 from sae_plugins.entrypoints.train_ranks import several
 from sae_plugins.settings.command_line import Line
@@ -40,7 +41,8 @@ _EXAMPLES = """\
   sae-plugins study show quick > mine.yaml        one of them, to change
   sae-plugins study run mine.yaml                 train, evaluate, compare, report; goes on where
                                                   it was, and does only what a change needs
-  sae-plugins study status mine.yaml              what is done, and what is to do
+  sae-plugins study run mine.yaml --on slurm --slurm.time 4:00:00 --jobs 8    on a cluster
+  sae-plugins study status mine.yaml              what is done, what is to do, and what is at work
   sae-plugins study report mine.yaml              the report of what there is so far
 """
 _NOTES = """\
@@ -87,6 +89,7 @@ def _run(line: Line, problems: Problems) -> int:
 
 def _run_on_rank(line: Line, problems: Problems) -> int:
     with ranks().together():
+        engine = engine_of(line, _FLAGS, problems)
         study, folder, cache = _begun(line, problems)
     from sae_plugins.study.execute import run
 
@@ -94,7 +97,7 @@ def _run_on_rank(line: Line, problems: Problems) -> int:
     with begun(), pausing(line.given.get("max_time"), folder):
         with closing(StudyProgress()) as progress:
             try:
-                run(study, folder, line.given.get("jobs"), progress, cache)
+                run(study, folder, line.given.get("jobs"), progress, cache, engine)
             except OSError as error:
                 raise SaePluginsError(
                     f"{folder}: {error}; what is done is kept, and the same command goes on"
@@ -150,8 +153,11 @@ def _cache(given: Mapping[str, Any]) -> Folder | None:
 
 
 def _status(line: Line, problems: Problems) -> int:
+    from sae_plugins.entrypoints import study_tables
+
     study, folder, known = _given(line, problems)
     _status_of(study, folder, known, line)
+    study_tables.print_living(folder)
     return 0
 
 
@@ -225,7 +231,7 @@ def _given(line: Line, problems: Problems) -> tuple[Study, Path, StudyPlan]:
     if name:
         study = read(name, problems)
     if study is not None:
-        from sae_plugins.study.execute import plan_of
+        from sae_plugins.study.planned import plan_of
 
         with problems, prefixed(f"study {name}"):
             known = plan_of(study, folder)
@@ -239,11 +245,13 @@ _FLAGS = {
     flag.name: flag
     for flag in (
         Flag("output_path", "none | str", "the study's folder (default: studies/NAME)"),
+        ON,
         Flag(
             "jobs",
             "int",
-            "processes, each with the language model in memory (default: one per GPU, or per core "
-            "where there is none)",
+            "tasks that are done at once, each with the language model in memory; the work is cut "
+            "for so many (default: one per GPU, or per core where there is none; elsewhere than "
+            "here, one for each model and seed)",
         ),
         *(
             replace(our_flags()[name], group="")
@@ -274,9 +282,10 @@ def _action(
     run: Callable[[Line, Problems], int],
     *flags: str,
     operand: str = "STUDY",
+    owners: str = "",
 ) -> Command:
     own = {flag: _FLAGS[flag] for flag in flags}
-    return Command(f"study {name}", summary, run, operand, flags=lambda: own)
+    return Command(f"study {name}", summary, run, operand, flags=lambda: own, owners=owners)
 
 
 COMMAND = Command(
@@ -292,8 +301,9 @@ COMMAND = Command(
             "run",
             "train, evaluate and compare what is missing, and write the report",
             _run,
-            *("output_path", "jobs", "activation_cache", "cache_budget"),
+            *("output_path", "on", "jobs", "activation_cache", "cache_budget"),
             *("max_time", "noise_from", "underpowered", "rank_timeout"),
+            owners="engine",
         ),
         _action(
             "status",

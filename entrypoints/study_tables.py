@@ -24,7 +24,7 @@ _FEW = 24
 def print_plan(study: Study, known: StudyPlan, folder: Path) -> None:
     """A table of the arms: how many SAEs there are to be, and how many there are."""
     from sae_plugins.study.cells import grouped
-    from sae_plugins.study.execute import failure
+    from sae_plugins.study.failures import failure
 
     cells = [*known.pilots, *known.cells]
     failures = {cell: reason for cell in cells if (reason := failure(cell, folder))}
@@ -53,6 +53,15 @@ def print_plan(study: Study, known: StudyPlan, folder: Path) -> None:
         print(f"{model}: evaluated by {', '.join(spec.suites) or 'no suite'}")
     for warning in known.warnings:
         print(f"warning: {warning}")
+
+
+def print_living(folder: Path) -> None:
+    """The tasks that are at work, on whatever machine."""
+    from sae_plugins.study.told import living
+
+    for told in living(folder).values():
+        minutes = told.seconds / 60
+        print(f"at work on {told.host} for {minutes:.0f} min: {told.stage or told.about}")
 
 
 def print_stale(known: StudyPlan, folder: Path) -> None:

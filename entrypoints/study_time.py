@@ -52,9 +52,11 @@ def pausing(max_time: str | None, folder: Path) -> Iterator[None]:
 
 
 def _finished(folder: Path) -> set[Path]:
-    """The scores in a study's folder, which stay when it is interrupted."""
+    """The scores and checkpoints in a study's folder, which stay when it is interrupted."""
+    from sae_plugins.resume.together import CHECKPOINTS
     from sae_plugins.runs.folder import SUMMARY
     from sae_plugins.study.cells import SAES
     from sae_plugins.study.evaluated import EVALUATIONS
 
-    return {*folder.glob(f"{SAES}/*/*/{SUMMARY}"), *folder.glob(f"{EVALUATIONS}/*/*/*/*.json")}
+    scores = {*folder.glob(f"{SAES}/*/*/{SUMMARY}"), *folder.glob(f"{EVALUATIONS}/*/*/*/*.json")}
+    return scores | {*folder.glob(f"{CHECKPOINTS}/*/step-*.safetensors")}

@@ -18,6 +18,7 @@ from sae_plugins import recipes
 from sae_plugins.base.errors import Problems, SaePluginsError
 from sae_plugins.entrypoints import evaluate_suites, upload
 from sae_plugins.entrypoints.main import found, main
+from sae_plugins.entrypoints.study_engine import engine_of
 from sae_plugins.framework import plugin_files, registry
 from sae_plugins.settings.command_line import parse
 from sae_plugins.settings.settle import settle
@@ -92,6 +93,8 @@ def check_line(words: list[str]) -> None:
         names = evaluate_suites.chosen_suites(line, problems)
         preset, exact = line.given.get("preset") or "quick", bool(line.given.get("exact"))
         evaluate_suites.with_settings(names, preset, exact, line.options, problems)
+    elif command.name == "study run":
+        engine_of(line, command.flags(), problems)
     elif command.name == "upload" and rest:
         upload._names(line.operands, problems)
     elif command.name == "plugins show" and line.operands != ["NAME"]:

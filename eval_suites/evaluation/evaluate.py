@@ -61,6 +61,7 @@ class Request:
         data: "world", "hub", a folder, or None for what suits the model.
         device: of torch.
         model_class: how language models are loaded; None for what suits each.
+        part: names this one of several evaluations that write into `output_path` at once.
     """
 
     sources: Sequence[str]
@@ -72,6 +73,7 @@ class Request:
     data: str | None = None
     device: str = "cpu"
     model_class: str | None = None
+    part: str = ""
 
 
 class Progress(Protocol):
@@ -121,7 +123,7 @@ class Evaluation:
             cache_path=request.cache_path.absolute(),
             data=data if data in (None, *DATA) else str(Path(str(data)).absolute()),
         )
-        self.output = Folder(request.output_path)
+        self.output = Folder(request.output_path, request.part)
         planned = plan(request.sources, request.suites, request.seeds)
         self.subjects, self.notes = planned.subjects, planned.notes
         self.hashes = planned.hashes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock, write
 from sae_plugins.base.shown_paths import without_places
-from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, Manifest, Row
+from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, PARTS, Manifest, Row
 from sae_plugins.eval_suites.evaluation.results import Result, read_result
 from sae_plugins.eval_suites.evaluation.tables import details_table, results_table
 
@@ -19,13 +20,17 @@ RESULTS_TABLE, DETAILS_TABLE, FIGURES = "results.csv", "details.csv", "figures"
 class Folder:
     """What is in the folder, of all evaluations into it, and how it is written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, part: str = "") -> None:
         """Read the manifest; nothing is written.
+
+        Args:
+            path: the folder.
+            part: a name of its own for one of several evaluations that write into it at once.
 
         Raises:
             SaePluginsError: the manifest is damaged.
         """
-        self.path = path
+        self.path, self._part = path, part
         self.manifest = Manifest.read(path)
         self._previous: list[Row] = []
         self._rows: list[Row] = []
@@ -52,15 +57,23 @@ class Folder:
             SaePluginsError: another evaluation writes into the folder, or it takes no more files.
         """
         self._rows = rows
+        own = self.path / PARTS / self._part if self._part else self.path
         with self._writing("the folder"):
-            self.path.mkdir(parents=True, exist_ok=True)
-        busy = f"{self.path}: another evaluation is writing into it; wait, or choose another folder"
-        with lock(self.path, SaePluginsError(busy)):
+            own.mkdir(parents=True, exist_ok=True)
+        busy = f"{own}: another evaluation is writing into it; wait, or choose another folder"
+        with lock(own, SaePluginsError(busy)):
             self.manifest = Manifest.read(self.path)  # which may have changed before the lock
             self._previous = list(self.manifest.rows)
+            if self._part:
+                self.manifest.rows = []
             self.manifest.add(rows)
             self.save()
             yield
+
+    def merge(self) -> None:
+        """Put the rows of all parts into the one manifest, and its tables, and remove the parts."""
+        with self.locked([]):
+            shutil.rmtree(self.path / PARTS, ignore_errors=True)
 
     def keep(self, row: Row, file: str, result: Result, raw: str | None) -> None:
         """Write a row's result to a file, SAEBench's own JSON beside it, and the tables."""
@@ -84,15 +97,18 @@ class Folder:
             (self.path / file).unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Write the manifest, and the tables of all its rows."""
+        """Write the manifest, and the tables of all its rows; a part has none."""
         self.save_manifest()
+        if self._part:
+            return
         results = self.results(self.manifest.rows)
         self.write(Path(RESULTS_TABLE), results_table(results))
         self.write(Path(DETAILS_TABLE), details_table(results))
 
     def save_manifest(self) -> None:
         """Write the manifest alone."""
-        self.write(Path(MANIFEST), self.manifest.model_dump_json(indent=1) + "\n")
+        place = Path(PARTS, self._part) if self._part else Path()
+        self.write(place / MANIFEST, self.manifest.model_dump_json(indent=1) + "\n")
 
     def write(self, file: Path, text: str) -> None:
         """Write a file, by its path in the folder; it names no folders of this machine.

@@ -1,4 +1,8 @@
-"""What an output folder holds: a row for each suite, SAE and seed, in `manifest.json`."""
+"""What an output folder holds: a row for each suite, SAE and seed, in `manifest.json`.
+
+Several processes may write results into one folder at once, each with a manifest of its own in
+`parts/`; whoever reads the folder reads them all.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from pydantic import BaseModel
 from sae_plugins.base.errors import SaePluginsError
 
 MANIFEST = "manifest.json"
+PARTS = "parts"
 
 
 class Row(BaseModel, extra="forbid"):
@@ -50,11 +55,21 @@ class Manifest(BaseModel, extra="forbid"):
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest in a folder; an empty one where there is none.
+        """The manifest in a folder, with its parts; an empty one where there is none.
 
         Raises:
-            SaePluginsError: the file is damaged.
+            SaePluginsError: a file is damaged.
         """
+        whole = cls._read(folder)
+        for part in sorted(folder.glob(f"{PARTS}/*/")):
+            found = cls._read(part)
+            whole.revisions |= found.revisions
+            whole.models |= found.models
+            whole.add(found.rows)
+        return whole
+
+    @classmethod
+    def _read(cls, folder: Path) -> Manifest:
         try:
             return cls.model_validate_json((folder / MANIFEST).read_text("utf-8"))
         except FileNotFoundError:

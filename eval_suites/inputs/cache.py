@@ -51,6 +51,7 @@ class Cache:
         self.folder = folder
         self.limit = limit
         self.about = about
+        self._in_use = kept.InUse(folder)
         self._made_by = fingerprint(code(EVALUATING, suites), versions(VERSIONS))
 
     def get(
@@ -64,6 +65,7 @@ class Cache:
             compute: gives the entry; called at most once.
             by_code: whether the code that computes it matters; not to what others answered.
         """
+        self._in_use.add(kind)
         path = self.path(kind, key) if by_code else self.folder / kind / (key + kept.SUFFIX)
         found: kept.Cached | None = None
         try:

@@ -26,12 +26,19 @@ def safe_path(**variables: str) -> Iterator[None]:
         if sys.version_info >= (3, 11):
             yield
             return
-        before = os.getcwd()  # earlier versions do not know it
-        os.chdir(os.sep)  # where nobody else can write; a worker goes back when it is prepared
-        try:
-            yield
-        finally:
-            os.chdir(before)
+        with working_in(os.sep):  # earlier versions do not know it; nobody else can write there,
+            yield  # and a worker goes back when it is prepared
+
+
+@contextmanager
+def working_in(folder: str) -> Iterator[None]:
+    """This process has another working directory inside."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 
+from sae_plugins.base.alive import Alive, living
 from sae_plugins.base.files import whole
 from sae_plugins.base.fingerprints import digest_of
 
@@ -34,6 +36,7 @@ SUFFIX = ".safetensors"
 SPARE = 2_000_000_000
 """Bytes of the disk that are left free, for the results."""
 _TEXTS, _DIGEST, _ABOUT = "texts", "digest", "about"
+_IN_USE = "in-use"
 _METADATA = "__metadata__"
 _NAME = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")
 _LEFT = re.compile(rf"{_NAME.pattern}\.[0-9a-f]{{32}}\.partial|\.tmp\w{{6}}")
@@ -63,6 +66,36 @@ class Folder:
     path: Path
     budget: int
     takes: bool = True
+
+
+class InUse:
+    """Says in a folder which kinds of its entries this process uses, while somebody holds this.
+
+    What lies read-only is used without a word: nobody can remove anything there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; nothing is written."""
+        self._folder, self._kinds = folder / _IN_USE, set[str]()
+        self._alive: Alive | None = None
+
+    def add(self, kind: str) -> None:
+        """Use entries of a kind, if the folder is there."""
+        if kind in self._kinds or not self._folder.parent.is_dir():
+            return
+        self._kinds.add(kind)
+        if self._alive is not None:
+            self._alive.tell(kinds=sorted(self._kinds))
+            return
+        self._alive = Alive(self._folder, uuid4().hex)
+        with suppress(OSError):
+            self._alive.begin(kinds=sorted(self._kinds))
+            weakref.finalize(self, self._alive.vanish)
+
+
+def kinds_in_use(folder: Path) -> set[str]:
+    """The names of the folders of entries that living processes use, on whatever machine."""
+    return {kind for told in living(folder / _IN_USE).values() for kind in told.get("kinds", ())}
 
 
 class Damaged(Exception):

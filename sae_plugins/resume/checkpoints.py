@@ -49,7 +49,7 @@ from sae_plugins.resume.files import (
 )
 from sae_plugins.resume.origin import ACCEPTED, Origin, samples
 from sae_plugins.resume.replicas import check_replicas
-from sae_plugins.resume.resumable import Resumable
+from sae_plugins.resume.resumable import Resumable, has_state
 from sae_plugins.resume.signals import Signals, handlers_kept
 from sae_plugins.resume.state import changes, check_state
 from sae_plugins.resume.written import read_shards, savable, write_together
@@ -227,11 +227,8 @@ class Checkpoints:
         if not self._began:
             self._begin(trainer)
         step = trainer.n_training_steps
-        stops, pauses, is_due = ranks().agree(
-            self._signals.stops,
-            self._signals.pauses,
-            ranks().writes and step > 0 and self._is_due(step),
-        )
+        is_due = ranks().writes and step > 0 and self._is_due(step)
+        stops, pauses, is_due = ranks().agree(self._signals.stops, self._signals.pauses, is_due)
         if stops or pauses:
             self._stop(step, pauses and not stops)
         if ranks().size > 1 and self.check_ranks and (step == 1 or step % self.check_ranks == 0):
@@ -326,9 +323,7 @@ class Checkpoints:
 
     def _is_stateful(self, provider: Any) -> bool:
         """Whether the provider has a place to save; a stream is saved as such."""
-        if provider is self._stream:
-            return False
-        return hasattr(provider, "state_dict") and hasattr(provider, "load_state_dict")
+        return provider is not self._stream and has_state(provider)
 
     def _check_provider(self, provider: Any) -> None:
         """Say so if where the batches come from cannot be saved."""
@@ -355,7 +350,7 @@ class Checkpoints:
         parts = (stream or {}) if self.shards > 1 else {}
         provider: Any = self._trainers[0].data_provider
         self._check_provider(provider)
-        tree = {
+        return {
             "format": FORMAT,
             "facts": self._facts,
             "versions": self._versions(self._trainers[0]),
@@ -366,8 +361,7 @@ class Checkpoints:
             "stream_facts": self._stream_facts,
             "provider": provider.state_dict() if self._is_stateful(provider) else None,
             "trainers": [trainer.state_dict() for trainer in self._trainers],
-        }
-        return tree, parts
+        }, parts
 
     def _versions(self, trainer: Resumable) -> dict[str, Any]:
         return versions(_VERSIONS) | trainer.versions()
@@ -387,8 +381,7 @@ class Checkpoints:
 
     def _compare(self, saved: dict[str, Any], present: dict[str, Any]) -> None:
         kept = {name: fact for name, fact in saved.items() if name not in _SAMPLES}
-        found = changes(kept, present)
-        if found:
+        if found := changes(kept, present):
             raise StateError(
                 f"{self.path} is of another run, so this one cannot go on from it; go on with its "
                 "settings, or choose another folder:\n  " + "\n  ".join(found)
@@ -427,14 +420,19 @@ class Checkpoints:
 
     def _stream_of(self, store: Any, multi_hook: bool, home: int) -> Iterator[Any]:
         """The batches of the run's activation store, from the place where the run is."""
-        from sae_plugins.resume.shards import Shards, stream_of
+        from sae_plugins.resume.shards import stream_of
         from sae_plugins.resume.stream import batches
 
         if self._stream is not None:
             return batches(store, multi_hook)  # a store of somebody else's
-        self._stream = stream = stream_of(
-            store, self.shards, self.seed, home, multi_hook, self.origin.accepts
-        )
+        how = self.shards, self.seed, home, multi_hook, self.origin.accepts
+        return self._follow(stream_of(store, *how))
+
+    def _follow(self, stream: Stream | Shards) -> Iterator[Any]:
+        """Keep the place of the run's batches, and put them where the run is."""
+        from sae_plugins.resume.shards import Shards
+
+        self._stream = stream
         self._stream_facts = redacted(stream.facts())
         self._add(stream.made_from())
         if self.saved is not None and self.saved["stream"] is not None:

@@ -1,4 +1,4 @@
-"""What checkpoints ask of a trainer."""
+"""What checkpoints ask of a trainer, and of where its batches come from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from sae_plugins.base.identity import Fact
+
+
+def has_state(provider: Any) -> bool:
+    """Whether a provider of data has a place that can be saved."""
+    return hasattr(provider, "state_dict") and hasattr(provider, "load_state_dict")
 
 
 class Resumable(Protocol):

@@ -5,12 +5,14 @@ SIGINT and SIGTERM stop a run. SIGUSR1 pauses it, which schedulers send before i
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from sae_plugins.base.clock import age, seconds_in
 from sae_plugins.base.errors import PluginError
@@ -96,6 +98,52 @@ class Signals:
     @property
     def _again(self) -> str:
         return "; again to stop at once" if self.stops else ""
+
+
+class Waiting:
+    """Signals that wait for the end of a step, where they are answered as they would have been.
+
+    A second one of a kind is answered at once, and those that are ignored stay so.
+    """
+
+    def __init__(self) -> None:
+        """Nothing waits yet."""
+        self._received: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Waiting:
+        for number in _SIGNALS if _in_main_thread() else ():
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._answer()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
+        if self._received.count(number) > 1:
+            self._answer()
+        elif multiprocessing.parent_process() is None:  # of several, the first one speaks
+            _say("finishing the step and writing a checkpoint; again to stop at once")
+
+    def answer(self, first: Callable[[], None]) -> None:
+        """A step has ended: if a signal waits, do what comes first, and answer it."""
+        if self._received:
+            first()
+            self._answer()
+            self.__enter__()  # whoever answered lets all go on
+
+    def _answer(self) -> None:
+        """Put back who answered signals before, and have what waits answered."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        received, self._received = self._received, []
+        if received:
+            # what ends this process does so, also where Ctrl-C came before it to all of a group
+            ends = [each for each in received if signal.getsignal(each) == signal.SIG_DFL]
+            signal.raise_signal([*ends, *received][0])
 
 
 @contextmanager

@@ -7,6 +7,7 @@ itself, as JSON, with a digest of everything. Nothing is pickled, so reading run
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -158,7 +159,7 @@ class _Encoder:
     def __init__(self, tensors: dict[str, Tensor] | None) -> None:
         self.tensors = tensors
         self.known: dict[Any, tuple[str, Tensor]] = {}
-        self.written: list[tuple[int, int]] = []
+        self.written: list[tuple[int, int]] = []  # in their order in memory
 
     def encode(self, value: Any, path: str) -> Any:
         if path.count("/") > _DEPTH:
@@ -216,10 +217,12 @@ class _Encoder:
     def apart(self, tensor: Tensor) -> Tensor:
         """A copy if it overlaps one that is being written, which safetensors refuses."""
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        overlaps = any(start < stop and begin < end for begin, stop in self.written)
+        place = bisect(self.written, (start, end))
+        around = self.written[max(0, place - 1) : place + 1]
+        overlaps = any(start < stop and begin < end for begin, stop in around)
         if overlaps or not tensor.numel():  # an empty one lies anywhere, with any strides
             return tensor.clone(memory_format=torch.contiguous_format)
-        self.written.append((start, end))
+        self.written.insert(place, (start, end))
         return tensor
 
 

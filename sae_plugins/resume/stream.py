@@ -29,7 +29,7 @@ from torch.utils.weak import TensorWeakRef
 from tqdm.auto import tqdm
 
 from sae_plugins.base import saelens
-from sae_plugins.base.errors import PluginError
+from sae_plugins.base.errors import PluginError, StateError
 from sae_plugins.base.identity import Fact, of_rows, of_tensors, of_tokenizer
 from sae_plugins.base.torchvision import without_videos
 from sae_plugins.resume.mixing import MixingBuffer
@@ -137,7 +137,7 @@ class Stream(Iterator["Tensor | dict[str, Tensor]"]):
         """Go to where another stream was; text is only read when new activations are needed.
 
         Raises:
-            PluginError: the cached activations are not those the state was made with. Other text
+            StateError: the cached activations are not those the state was made with. Other text
                 is an error too, where it is found out: at the first new activations.
             RuntimeError: a batch was already pulled.
         """
@@ -276,7 +276,7 @@ class _Place:
             pass
         if found < wanted or last is None or not self._is(last, self._last):
             what = "ends" if found < wanted else "differs"
-            raise PluginError(
+            raise StateError(
                 f"the text is not the one that the checkpoint was made with: it {what} before "
                 f"{wanted} sequences of {self.store.context_size} tokens; resume with the same "
                 "dataset, in the same order, and the same tokenizer"
@@ -312,7 +312,7 @@ class _Place:
                 or row > len(cached)
                 or not self._is(self._cached_before(row), state["last_cached"])
             ):
-                raise PluginError(
+                raise StateError(
                     "the cached activations are not those that the checkpoint was made with; "
                     "resume with the same"
                 )

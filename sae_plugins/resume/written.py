@@ -14,6 +14,8 @@ from sae_plugins.resume.files import shard_of
 from sae_plugins.resume.state import read_state, write_state
 
 Tree = Mapping[str, Any]
+_PLUGIN = re.compile(r"trainers/\d+/(?:running/.*?/trainer/)?plugins/([^/]+)/(.*)")
+"""The place of a plugin's attribute, also where the trainer is one of several in lockstep."""
 
 
 def write_together(
@@ -81,7 +83,7 @@ def savable() -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        plugin = re.fullmatch(r"trainers/\d+/plugins/([^/]+)/(.*)", str(error))
+        plugin = _PLUGIN.fullmatch(str(error))
         what = f"plugin {plugin[1]!r}: self.{plugin[2]}" if plugin else str(error)
         raise PluginError(
             f"no checkpoint can be made of {what}: keep numbers, strings, tensors and containers "

@@ -280,6 +280,7 @@ class ActivationCache:
         """
         self.folder = folder
         self._harvests = list(found)
+        self._in_use = kept.InUse(folder.path)
         self._room = 0  # bytes that fit, as far as it has looked
         self._is_closed = not folder.takes or is_read_only(folder.path)  # which `plan` says
 
@@ -307,6 +308,8 @@ class ActivationCache:
         computing(store, activations)
 
     def _get(self, harvest: Harvest, path: Path, compute: Compute, tokens: Tensor) -> Tensor:
+        if self.folder.takes:
+            self._in_use.add(path.parent.name)
         try:
             found = kept.read(path, is_use=self.folder.takes)
             if found is not None:

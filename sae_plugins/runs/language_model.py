@@ -25,7 +25,6 @@ from sae_plugins.base.saelens import (
 from sae_plugins.base.seeds import isolated_random_state, seed_data
 from sae_plugins.resume.division import check_buffer
 from sae_plugins.resume.shards import divisible, split, stream_of
-from sae_plugins.resume.stream import batches
 from sae_plugins.runs import weights_and_biases
 from sae_plugins.runs.activation_cache import ActivationCache, harvests
 from sae_plugins.runs.cached import cached_activations
@@ -243,14 +242,9 @@ class LanguageModelSetup:
 
     def stream(self) -> Iterator[Tensor]:
         """The batches of a store over the training text."""
-        shards = self.settings.data_shards
         with quiet():
-            store = self._store(heldout=False)
-            stream: Iterator[Any] = (
-                batches(store, multi_hook=False)
-                if shards == 1
-                else stream_of(divisible(store, self._part), shards, self.settings.seed)
-            )
+            store = divisible(self._store(heldout=False), self._part)
+            stream: Iterator[Any] = stream_of(store, self.settings.data_shards, self.settings.seed)
             return stream
 
     def unseen(self, tokens: int) -> list[Tensor]:

@@ -14,32 +14,33 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cache
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
-from sae_plugins.base.errors import PluginError
+from sae_plugins.base.errors import PluginError, StateError
 from sae_plugins.base.files import durable, write
-from sae_plugins.base.ranks import RankError, ranks
-from sae_plugins.base.saelens import interruption, no_bars
+from sae_plugins.base.ranks import ranks
+from sae_plugins.base.saelens import no_bars
 from sae_plugins.base.seeds import isolated_random_state, seed_data
-from sae_plugins.framework import attach
-from sae_plugins.framework.resolve import Plan
+from sae_plugins.resume.files import files
+from sae_plugins.resume.together import Kept, Place, discard
 from sae_plugins.runs.folder import ORIGIN, RECIPE, TRAINING_SUMMARY, remove_run
 from sae_plugins.runs.heldout import AtHand, heldout_metrics
+from sae_plugins.runs.lockstep_arm import LockstepRun, Training, ends_alone, without_frames
+from sae_plugins.runs.lockstep_checkpoints import Group, LockstepCheckpoints
 from sae_plugins.runs.memory import beside_saes, bytes_in_training, memory_of
 from sae_plugins.runs.recipe_file import write_recipe
-from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import Setup, quiet
 from sae_plugins.runs.stream_key import stream_key
 from sae_plugins.runs.summary import TUNING, saved_saes, write_summary
+
+__all__ = ["Kept", "LockstepRun", "train", "without_frames"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,62 +53,31 @@ _ALONE = (
 )
 
 
-@dataclass(frozen=True)
-class LockstepRun:
-    """One SAE to train.
-
-    Attributes:
-        name: tells it from the other arms.
-        setup: what it is trained on, and with which settings of SAELens; its seed is the arm's.
-        folder: where the SAE will lie. It must not be there, and is once all its files are.
-        plan: the plugins; a recorder is added.
-        recipe: what its `run.yaml` says; None for no such file.
-        made_from: what its `made_from.json` says; None for no such file.
-        figures: whether the recorder draws some, which costs a second.
-        untrained: save the SAE as it was drawn, a control.
-        tuning_tokens: score it on so many tokens that follow its training, `TUNING` in its summary,
-            and not on the text that is held out: it serves to choose a setting, and must not see
-            what others are scored on.
-    """
-
-    name: str
-    setup: Setup
-    folder: Path
-    plan: Plan
-    recipe: Mapping[str, Any] | None = None
-    made_from: Mapping[str, Any] | None = None
-    figures: bool = True
-    untrained: bool = False
-    tuning_tokens: int = 0
-
-    @property
-    def following_tokens(self) -> int:
-        """Tokens that are read after the last one of its training, unless held-out ones serve."""
-        held = self.setup.settings.unseen_tokens and not self.setup.settings.is_synthetic
-        return 0 if held else max(self.plan.training.following_tokens, self.tuning_tokens)
-
-    @property
-    def unfinished(self) -> Path:
-        """Where its files are until all of them are there."""
-        return self.folder.with_name(self.folder.name + ".unfinished")
-
-
 def train(
     arms: Sequence[LockstepRun],
     progress: Callable[[int, int], None] = lambda done, total: None,
     finished: Callable[[LockstepRun], None] = lambda arm: None,
     processes: int = 1,
+    checkpoints: Kept | None = None,
+    timed: Callable[[float], None] = lambda seconds: None,
 ) -> dict[str, Exception]:
     """Train arms that see the same batches, and score them on the same held-out text.
 
     As many as fit into memory train at once; the others follow, on the same batches again. Several
     ranks share the language model's work and the arms: each trains some of them on all batches.
 
+    With checkpoints, arms that were interrupted go on as if they had not been, without those that
+    are in their places meanwhile; arms that are new begin after them. A checkpoint that is damaged,
+    or of other settings, data or code, is told of and removed, and its arms start over. Several
+    ranks write none.
+
     Args:
         arms: they have equal `stream_key`s; their lengths of training may differ.
         progress: told after each batch how many batches are done, and how many there are in all.
         finished: told of each arm whose folder is there, before the next ones that fit train.
         processes: how many train on the device at once, each with a language model of its own.
+        checkpoints: where their state is kept while they train, if anywhere.
+        timed: told of the seconds that the arms took, without the batches, which they share.
 
     Returns:
         What ended this rank's arms that failed, by name. The folder of every other one of its arms
@@ -117,26 +87,30 @@ def train(
         PluginError: the arms cannot be trained in lockstep.
     """
     _check(arms)
-    passes = list(_passes(arms, processes))
-    lengths = [max(map(_steps, together)) for together in passes]
+    passes = [*_planned(arms, processes, checkpoints)]
+    lengths = [max(map(_steps, together)) for together, _ in passes]
     failures: dict[str, Exception] = {}
     done = 0
-    for together, length in zip(passes, lengths, strict=True):
+    for (together, kept), length in zip(passes, lengths, strict=True):
 
         def advanced(steps: int, before: int = done) -> None:
             progress(before + steps, sum(lengths))
 
+        own = _own(together)
         try:
-            with (
-                quiet(),
-                no_bars(),
-            ):
-                failures |= _train(together[0].setup, _own(together), advanced)
+            with quiet(), no_bars():
+                group = _train(together[0].setup, own, advanced, kept)
+            failures |= group.failures
+            timed(group.training)
+            if kept is not None:
+                with suppress(OSError):
+                    discard(kept.folder)
         finally:
-            for arm in _own(together):
+            # arms that are done when the others are interrupted stay where they are
+            for arm in own if kept is None or not files(kept.folder) else ():
                 with suppress(OSError):
                     remove_run(arm.unfinished)
-        for arm in _own(together):
+        for arm in own:
             if arm.name not in failures:
                 finished(arm)
         done += length
@@ -167,6 +141,26 @@ def _check(arms: Sequence[LockstepRun]) -> None:
                 f"arm {arm.name} would see other batches than arm {arms[0].name}, so they cannot "
                 f"be trained in lockstep: {flags} differ; give both the same, or train them apart"
             )
+
+
+def _planned(
+    arms: Sequence[LockstepRun], processes: int, kept: Kept | None
+) -> Iterator[tuple[list[LockstepRun], Place | None]]:
+    """The passes to come, those first that had begun, each with the place of its checkpoints."""
+    if kept is None or ranks().size > 1:
+        yield from ((together, None) for together in _passes(arms, processes))
+        return
+    left = {arm.name: arm for arm in arms}
+    for place, names in kept.begun({*left}):
+        together = [left[name] for name in names if name in left]
+        if together and len([*_passes(together, processes)]) > 1:
+            logger.warning("%d SAEs start over: there is less memory than before", len(together))
+            discard(place.folder)
+        elif together:
+            yield together, place
+            left = {name: arm for name, arm in left.items() if name not in names}
+    for together in _passes([*left.values()], processes) if left else ():
+        yield together, kept.of(arm.name for arm in together)
 
 
 def _passes(arms: Sequence[LockstepRun], processes: int) -> Iterator[list[LockstepRun]]:
@@ -200,149 +194,93 @@ def _steps(arm: LockstepRun) -> int:
 
 
 def _train(
-    setup: Setup, arms: Sequence[LockstepRun], advanced: Callable[[int], None]
-) -> dict[str, Exception]:
+    setup: Setup,
+    arms: Sequence[LockstepRun],
+    advanced: Callable[[int], None],
+    place: Place | None,
+) -> Group:
     """`train`, for arms that fit into memory; `setup` is as all ranks have it."""
-    started = time.perf_counter()
-    failures: dict[str, Exception] = {}
-    unseen: dict[str, list[Tensor]] = {}
-    text = _HeldOut(setup)
-    running = []
-    for arm in arms:
-        with _ends_alone(arm, failures):
-            running.append(_Training(arm, text, unseen))
+    if place is None:
+        return _train_from(setup, arms, advanced, None)
+    goes_on = bool(files(place.folder))
+    try:
+        return _train_kept(setup, arms, advanced, place)
+    except StateError as error:
+        if not goes_on:
+            raise
+        without_frames(error)
+        reason = _first_reason(error)
+    gc.collect()
+    logger.warning("%d SAEs start over: %s", len(arms), reason)
+    discard(place.folder)
+    return _train_kept(setup, arms, advanced, place)
+
+
+def _first_reason(error: StateError) -> str:
+    """What is wrong with a checkpoint, without the rest of what differs."""
+    first, *lines = str(error).splitlines()
+    return f"their checkpoint is not theirs any more ({lines[0].strip()})" if lines else first
+
+
+def _train_kept(
+    setup: Setup, arms: Sequence[LockstepRun], advanced: Callable[[int], None], place: Place
+) -> Group:
+    kept = LockstepCheckpoints(place.folder, place.every)
+    with kept.begin(arms):
+        return _train_from(setup, arms, advanced, kept)
+
+
+def _train_from(
+    setup: Setup,
+    arms: Sequence[LockstepRun],
+    advanced: Callable[[int], None],
+    kept: LockstepCheckpoints | None,
+) -> Group:
+    """Train from the beginning, or from where the checkpoint is."""
+    group = Group(setup, arms, [] if kept is None else kept.done(arms))
     seed_data(setup.settings.seed)
     ranks().patiently()  # arms take long to build, and to score
-    stream = setup.stream()
-    scaler = ActivationScaler()
-    if ranks().agree(bool(running))[0]:
-        scaler = _scaler(setup, stream)
-    running = _each(running, failures, lambda training: training.start(replace(scaler)))
-    steps = 0
-    while ranks().agree(bool(running))[0]:  # all batches are whole, so that all ranks read them
-        batch = next(stream, None)
-        if batch is None:  # the data end where nothing is left to train on, or an arm fails
-            _each(running, failures, lambda training: training.end())
-            break
-        going = _step(running, batch, failures)
-        if len(going) < len(running):
-            running = going
-            gc.collect()  # trainers, plugins and SAEs know each other
-        steps += 1
-        advanced(steps)
+    stream = group.data_provider = setup.stream()
+    goes_on = kept is not None and kept.goes_on
+    if kept is not None:
+        kept.take(group)
+    if not goes_on:
+        scaler = ActivationScaler()
+        if ranks().agree(bool(group.running))[0]:
+            scaler = _scaler(setup, stream)
+        _each(group, lambda training: training.start(replace(scaler)))
+    with nullcontext() if kept is None else kept.signals:
+        _run(group, advanced, kept)
     setup.tell_skipped()
+    failures = group.failures
     left = [arm for arm in arms if arm.name not in failures]
-    _score([arm for arm in left if not arm.tuning_tokens], failures, started)
+    _score([arm for arm in left if not arm.tuning_tokens], failures, group.started)
     for arm in left:
         if arm.tuning_tokens:
-            with _ends_alone(arm, failures):
-                _tune(arm, unseen[arm.name], started)
-    return failures
+            with ends_alone(arm, failures):
+                _tune(arm, group.unseen[arm.name], group.started)
+    return group
 
 
-class _HeldOut:
-    """A setup's text that is held out for other things than scores, read once for all arms."""
-
-    def __init__(self, setup: Setup) -> None:
-        """Read nothing yet."""
-        self.unseen = cache(setup.unseen)
-
-
-class _Training:
-    """An arm's trainer.
-
-    Attributes:
-        following: batches after its last one, which set the thresholds of the SAE.
-        is_saved: whether there is nothing left to do.
-    """
-
-    trainer: Any
-    """A `PluginTrainer`, built as SAELens' own."""
-
-    def __init__(self, arm: LockstepRun, text: _HeldOut, unseen: dict[str, list[Tensor]]) -> None:
-        """Draw the SAE's weights and attach the plugins; `unseen` gets what a tuning arm needs."""
-        self.arm, self.unseen = arm, unseen
-        remove_run(arm.unfinished)
-        own = {"output_path": str(arm.unfinished), **({} if arm.figures else {"figures": False})}
-        seed, self.text = arm.setup.settings.seed, text
-        shards = arm.setup.settings.data_shards  # of the stream, which is whole already
-        plan = arm.plan.observed_by(Recorder, **own)
-        with attach.plugins(plan, seed=seed, text=text, data_shards=shards):
-            self.trainer, self.save = arm.setup.trainer(arm.folder)
-        if arm.untrained:
-            self.trainer.cfg.total_training_samples = 0
-        self.following: list[Tensor] = []
-        self.is_saved = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is nothing left to train on."""
-        total = self.trainer.cfg.total_training_samples
-        return bool(self.trainer.n_training_samples >= total)
-
-    def start(self, scaler: ActivationScaler) -> None:
-        """Normalise activations like this from now on."""
-        self.trainer.activation_scaler = scaler
-        self._end_if_over()
-
-    def step(self, batch: Tensor, as_it_came: Tensor) -> None:
-        """Do with a batch what SAELens' `fit` does; after the last one, save the SAE.
-
-        What comes after that is kept, once for all arms: plugins may change `batch` alone.
-        """
-        if self.is_over:
-            self.following.append(as_it_came)
-        else:
-            self.trainer.maybe_reset_sparsity()
-            self.trainer.step(batch)
-            self.trainer.n_training_steps += 1
-        self._end_if_over()
-
-    def _end_if_over(self) -> None:
-        if self.is_over and sum(map(len, self.following)) >= self.arm.following_tokens:
-            self.end()
-
-    def end(self) -> None:
-        """Save the SAE.
-
-        Raises:
-            PluginError: its training is not over.
-        """
-        if not self.is_over:
-            raise PluginError(
-                f"the data end after {self.trainer.n_training_samples} of the "
-                f"{self.trainer.cfg.total_training_samples} tokens: lower --training_tokens"
-            )
-        self.trainer.data_provider = iter(self.following)
-        self.trainer.fit()
-        if self.arm.tuning_tokens:
-            tokens = self.arm.tuning_tokens
-            self.unseen[self.arm.name] = self.following or self.text.unseen(tokens)
-        self.following, self.is_saved = [], True
-        untrained = not self.trainer.n_training_steps
-        self.save(self.arm.unfinished, None if untrained else self.trainer.log_feature_sparsity)
-
-
-@contextmanager
-def _ends_alone(arm: LockstepRun, failures: dict[str, Exception]) -> Iterator[None]:
-    """Let an exception end this arm only."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (interruption(), RankError)):
-            raise
-        logger.error("arm %s failed: %s: %s", arm.name, type(error).__name__, error)
-        logger.debug("where arm %s failed:", arm.name, exc_info=True)
-        failures[arm.name] = without_frames(error)
-
-
-def without_frames(error: Exception) -> Exception:
-    """An error to be kept, whose frames would keep a trainer or a language model."""
-    cause: BaseException | None = error
-    while cause is not None:
-        cause.__traceback__ = None
-        cause = cause.__cause__ or cause.__context__
-    return error
+def _run(group: Group, advanced: Callable[[int], None], kept: LockstepCheckpoints | None) -> None:
+    """Give all arms that are left their batches, until none is."""
+    while ranks().agree(bool(group.running))[0]:  # all batches are whole, so all ranks read them
+        if kept is not None:
+            kept.between_steps(group)
+        batch = next(group.data_provider, None)
+        began = time.perf_counter()
+        if batch is None:  # the data end where nothing is left to train on, or an arm fails
+            _each(group, lambda training: training.end())
+            break
+        before = len(group.running)
+        _step(group, batch)
+        group.training += time.perf_counter() - began
+        if len(group.running) < before:
+            gc.collect()  # trainers, plugins and SAEs know each other
+        group.n_training_steps += 1
+        advanced(group.n_training_steps)
+    if kept is not None:
+        kept.between_steps(group)
 
 
 def _scaler(setup: Setup, stream: Iterator[Tensor]) -> ActivationScaler:
@@ -356,40 +294,36 @@ def _scaler(setup: Setup, stream: Iterator[Tensor]) -> ActivationScaler:
     return scaler
 
 
-def _step(
-    running: Sequence[_Training], batch: Tensor, failures: dict[str, Exception]
-) -> list[_Training]:
+def _step(group: Group, batch: Tensor) -> None:
     """Give each arm the batch as it came, whatever those before it did to it."""
-    if not running:
-        return []
-    batch = batch.to(running[0].trainer.sae.device)
+    if not group.running:
+        return
+    batch = batch.to(group.running[0].trainer.sae.device)
     as_it_came = batch.clone()
 
-    def step(training: _Training) -> None:
+    def step(training: Training) -> None:
         batch.copy_(as_it_came)
         training.step(batch, as_it_came)
 
     with isolated_random_state():  # which the stream is drawn from
-        return _each(running, failures, step)
+        _each(group, step)
 
 
-def _each(
-    running: Sequence[_Training],
-    failures: dict[str, Exception],
-    act: Callable[[_Training], None],
-) -> list[_Training]:
-    """Have all arms do something; those that go on."""
-    for training in running:
-        with _ends_alone(training.arm, failures):
+def _each(group: Group, act: Callable[[Training], None]) -> None:
+    """Have all arms do something; those that are done or fail no longer run."""
+    for training in group.running:
+        with ends_alone(training.arm, group.failures):
             act(training)
-    return [t for t in running if not t.is_saved and t.arm.name not in failures]
+    group.running = [
+        t for t in group.running if not t.is_saved and t.arm.name not in group.failures
+    ]
 
 
 def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started: float) -> None:
     """Score the saved SAEs on the same text, and move them to their places."""
     saved: dict[str, list[SAE[Any]]] = {}
     for arm in arms:
-        with _ends_alone(arm, failures):
+        with ends_alone(arm, failures):
             saved[arm.name] = saved_saes(arm.unfinished, arm.setup.sae_config.device)
     metrics: dict[str, list[dict[str, float]]] = {}
     try:
@@ -397,13 +331,13 @@ def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started:
         metrics = {name: [next(found) for _ in saes] for name, saes in saved.items()}
     except Exception:  # of one of them, which cannot be told from the others together
         for arm in arms:
-            with _ends_alone(arm, failures):
+            with ends_alone(arm, failures):
                 if arm.name in saved:
                     metrics[arm.name] = arm.setup.heldout(saved[arm.name])
     seconds = time.perf_counter() - started
     for arm in arms:
         if arm.name in metrics:
-            with _ends_alone(arm, failures):
+            with ends_alone(arm, failures):
                 _finish(arm, metrics[arm.name], {}, seconds)
 
 

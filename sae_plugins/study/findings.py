@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel
 
 from sae_plugins.framework.calibration import Calibration
+from sae_plugins.study.search import Searched
 from sae_plugins.study.spec import Family, Kind, Study
 from sae_plugins.study.statistics import Comparison
 from sae_plugins.study.tuning import Tuned
@@ -171,6 +172,8 @@ class Findings(BaseModel, extra="forbid"):
     contrasts: list[Contrast]
     tuned: list[Tuned] = []
     """Arms that got the best of several learning rates."""
+    searched: list[Searched] = []
+    """Arms that got the best of the settings that a search has tried."""
     learning_rates: dict[str, dict[str, float]] = {}
     """By model and arm, of those that were trained."""
     warnings: list[str] = []

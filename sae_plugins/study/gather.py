@@ -25,10 +25,18 @@ from sae_plugins.framework.resolve import UNCALIBRATED
 from sae_plugins.runs.folder import RECIPE
 from sae_plugins.runs.summary import calibration_of
 from sae_plugins.settings.values import as_text
-from sae_plugins.study import ENOUGH_SEEDS, described, equal_l0, naming, plugin_files, seeds
+from sae_plugins.study import (
+    ENOUGH_SEEDS,
+    described,
+    equal_l0,
+    machines,
+    naming,
+    plugin_files,
+    seeds,
+)
 from sae_plugins.study.cells import L0, Cell, grouped
 from sae_plugins.study.evaluated import EVALUATIONS, evaluations, hashes_in, suite_of
-from sae_plugins.study.execute import failed_since, failure, plan_of, undefined
+from sae_plugins.study.failures import failed_since, failure
 from sae_plugins.study.findings import (
     ArmInfo,
     Contrast,
@@ -39,6 +47,7 @@ from sae_plugins.study.findings import (
     Trained,
 )
 from sae_plugins.study.metrics import OF_PAPERS, shown
+from sae_plugins.study.planned import plan_of, undefined
 from sae_plugins.study.points import Points
 from sae_plugins.study.spec import Family, Study
 from sae_plugins.study.statistics import NEAR_L0, Question, compare
@@ -74,6 +83,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     kept |= {(m, *of_papers) for m in study.models for of_papers in OF_PAPERS}
     models = described.models(known.cells, results, found.widths)
     used = _versions(there, found.ran, folder)
+    trained_on = machines.machines(folder, (cell.folder.name for cell in there))
     return Findings(
         name=name,
         study=plugin_files.shared(study)[0],
@@ -89,6 +99,7 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
         details=found.details,
         contrasts=_contrasts(study, metrics, trained, scores),
         tuned=known.tuned,
+        searched=known.searched,
         learning_rates=_learning_rates(known.cells),
         warnings=[
             *known.warnings,
@@ -104,10 +115,12 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
                 measured | {(one.model, suite) for one in trained for suite in one.unscored},
             ),
             *_mixed(used),
+            *machines.warnings(trained_on),
             *found.said,
         ],
         failures=failures + found.failures,
-        provenance=_provenance(results, used),
+        provenance=_provenance(results, used)
+        | {"trained on": {name: " and ".join(values) for name, values in trained_on.items()}},
     )
 
 

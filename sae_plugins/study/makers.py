@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sae_plugins.settings.flags import DASHBOARDS
 from sae_plugins.settings.recipe import converted, read_recipe
 from sae_plugins.settings.settings import CACHING, Settings, applies
 from sae_plugins.settings.settle import settle
+from sae_plugins.settings.values import as_text
 from sae_plugins.study.cells import Cell, Purpose, tokens_after
 from sae_plugins.study.spec import Arm, Flags, Model, Sparsity
 
@@ -84,17 +85,25 @@ class Maker:
     sparsities: Sparsity
     shared: Flags
     finder: Finder
-    lr: float | None = None
-    """That is tried, or was found to be the best."""
+    tried: Flags = field(default_factory=dict)
+    """The flags that are tried, or were found to be the best."""
 
     @property
     def where(self) -> str:
         """Of what is wrong."""
         return f"arm {self.arm_name} on model {self.model}"
 
-    def at(self, lr: float) -> Maker:
-        """The arm with a learning rate."""
-        return replace(self, train={**self.train, "lr": lr}, lr=lr)
+    def at(self, flags: Flags) -> Maker:
+        """The arm with other flags."""
+        return replace(self, train={**self.train, **flags}, tried={**self.tried, **flags})
+
+    @property
+    def tried_in_words(self) -> list[str]:
+        """Such as "lr=0.003", each."""
+        return [
+            f"{flag}={value:g}" if isinstance(value, float) else f"{flag}={as_text(value)}"
+            for flag, value in self.tried.items()
+        ]
 
     @cached_property
     def settings(self) -> Settings:
@@ -156,8 +165,8 @@ class Maker:
             if "calibrate_tokens" not in {**self.shared, **self.train}:
                 given["calibrate_tokens"] = tokens_after(self.settings)
             label.append(f"l0={l0:g}")
-        if purpose and self.lr:
-            label.append(f"lr={self.lr:g}")
+        if purpose:
+            label += self.tried_in_words
         settings = self._settings(given)
         return [
             self.finder(

@@ -16,6 +16,7 @@ from sae_plugins.study import PILOT_SEED
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.makers import Finder, Maker, shared_flags
 from sae_plugins.study.pilots import interpolated
+from sae_plugins.study.search import Search, Searched, run
 from sae_plugins.study.spec import Arm, Flags, Model, Study
 from sae_plugins.study.tuning import Tried, Tune, Tuned
 
@@ -34,12 +35,14 @@ class StudyPlan:
         pilots: SAEs by which coefficients for the wanted L0s, and learning rates, are found.
         warnings: L0s that cannot be reached, and SAEs of which too little is known.
         tuned: arms whose learning rates were tried by pilots that are all there.
+        searched: arms whose settings were searched by pilots that are all there.
     """
 
     cells: list[Cell]
     pilots: list[Cell]
     warnings: list[str]
     tuned: list[Tuned] = field(default_factory=list)
+    searched: list[Searched] = field(default_factory=list)
 
     @property
     def changes(self) -> dict[str, int]:
@@ -152,13 +155,17 @@ class _Adding:
             self.known.cells.extend(make.existing(self.seeds))
             return
         chosen: Maker | None = make
+        search = make.arm.search
+        if (tune or search) and not self.is_exact:
+            raise SaePluginsError(
+                f"{make.where}: {'learning rates' if tune else 'settings'} are compared at equal "
+                f"L0, so {'tune' if tune else 'search'} needs target_l0, and SAEs of all arms that "
+                "can have exactly that (exact_l0)"
+            )
         if tune is not None:
-            if not self.is_exact:
-                raise SaePluginsError(
-                    f"{make.where}: learning rates are compared at equal L0, so tune needs "
-                    "target_l0, and SAEs of all arms that can have exactly that (exact_l0)"
-                )
             chosen = self._tuned(make, tune)
+        if search is not None and chosen is not None:
+            chosen = self._searched(chosen, search)
         if chosen is None:
             return
         for value, l0 in self._values(chosen, self.model.target_l0) or ():
@@ -166,29 +173,49 @@ class _Adding:
 
     def _tuned(self, make: Maker, tune: Tune) -> Maker | None:
         """The arm at its best learning rate; None while that is not known, or if there is none."""
-        targets = sorted(self.model.target_l0)
-        middle = targets[len(targets) // 2]
-        pilots = [PILOT_SEED + place for place in range(tune.seeds)]
         tried: list[Tried] = []
         is_known = True
         for lr in tune.lr:
-            at = make.at(lr)
-            values = self._values(at, [middle])
-            cells = [
-                cell
-                for value, l0 in values or ()
-                for cell in at.cells(value, pilots, l0=l0, purpose="tuning")
-            ]
-            scores = [self.shown(cell) for cell in self._piloted(cells)]
-            is_known = is_known and values is not None and None not in scores
-            finite = [s if s is not None and math.isfinite(s) else None for s in scores]
+            scores = self._scores(make.at({"lr": lr}), tune.seeds)
+            is_known = is_known and scores is not None and None not in scores
+            finite = [s if s is not None and math.isfinite(s) else None for s in scores or ()]
             tried.append(Tried(lr=lr, scores=finite))
         if not is_known:
             return None
-        tuned = Tuned(model=make.model, arm=make.arm_name, l0=middle, tried=tried)
+        tuned = Tuned(model=make.model, arm=make.arm_name, l0=self._middle, tried=tried)
         self.known.tuned.append(tuned)
         self.known.warnings.extend([tuned.warning] if tuned.warning else [])
-        return None if tuned.best is None else make.at(tuned.best)
+        return None if tuned.best is None else make.at({"lr": tuned.best})
+
+    def _searched(self, make: Maker, search: Search) -> Maker | None:
+        """The arm with the best settings that were found; None while these are not known."""
+        trials, is_over = run(
+            search, lambda flags: self._scores(make.at({**flags}), search.seeds), make.arm_name
+        )
+        if not is_over:
+            return None
+        searched = Searched(model=make.model, arm=make.arm_name, l0=self._middle, trials=trials)
+        self.known.searched.append(searched)
+        self.known.warnings.append(searched.warning)
+        return None if searched.best is None else make.at(searched.best.flags)
+
+    @property
+    def _middle(self) -> float:
+        """The L0 of pilots that try settings."""
+        targets = sorted(self.model.target_l0)
+        return targets[len(targets) // 2]
+
+    def _scores(self, make: Maker, seeds: int) -> list[float | None] | None:
+        """What pilots show of settings; None while it is not known with which value to train."""
+        pilots = [PILOT_SEED + place for place in range(seeds)]
+        values = self._values(make, [self._middle])
+        cells = [
+            cell
+            for value, l0 in values or ()
+            for cell in make.cells(value, pilots, l0=l0, purpose="tuning")
+        ]
+        scores = [self.shown(cell) for cell in self._piloted(cells)]
+        return None if values is None else scores
 
     def _values(
         self, make: Maker, targets: Sequence[float]
@@ -235,7 +262,7 @@ class _Adding:
             return None
         is_direct = make.sparsity[0] in _DIRECT
         found, doubts = interpolated(tried, known, targets, denser=denser, proportional=is_direct)
-        at = f" at --lr {make.lr:g}" if make.lr else ""
+        at = "".join(f" at --{flag.replace('=', ' ')}" for flag in make.tried_in_words)
         sentences = [f"{make.model}, {make.arm_name}{at}: {doubt}" for doubt in doubts]
         self.known.warnings.extend(s for s in sentences if s not in self.known.warnings)
         return found

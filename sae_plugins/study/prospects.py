@@ -19,10 +19,10 @@ from typing import Any
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.nearby import meant
 from sae_plugins.study.evaluated import suite_of
-from sae_plugins.study.execute import undefined
 from sae_plugins.study.findings import ReportedMetric
 from sae_plugins.study.gather import FINDINGS
 from sae_plugins.study.metrics import least_seeds, shown
+from sae_plugins.study.planned import undefined
 from sae_plugins.study.power import ALPHA, HOPELESS, detectable_effect, seeds_needed
 from sae_plugins.study.spec import Family, Study
 from sae_plugins.study.stability import LEAST_SEEDS

@@ -121,6 +121,7 @@ def _view(facts: Facts) -> dict[str, Any]:
         "frontiers": [sections.frontiers(facts, model) for model in models],
         "items": sections.items(facts),
         "rates": [s for model in models if (s := sections.learning_rates(facts, model)).pictures],
+        "searches": [table for model in models for table in sections.searches(facts, model)],
         "exact": [table for model in models if (table := equal_l0.table(facts, model))],
         "curves": [sections.curves(facts, model) for model in models],
         "orders": [sections.orders(facts, model) for model in models],

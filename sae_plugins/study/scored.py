@@ -18,7 +18,8 @@ from sae_plugins.base.files import whole, write
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT
 from sae_plugins.runs.folder import ORIGIN, SUMMARY
 from sae_plugins.study.cells import Cell, grouped
-from sae_plugins.study.processes import Pass, Progress
+from sae_plugins.study.progress import Progress
+from sae_plugins.study.tasks import Task
 from sae_plugins.study.traces import DECODER
 
 if TYPE_CHECKING:
@@ -93,13 +94,13 @@ def _misfits(cell: Cell, subject: Any, settings: Any, d_in: int) -> Iterator[str
 
 
 def score(
-    cells: Sequence[Cell], task: Pass, progress: Progress, shared: Setup | None
+    cells: Sequence[Cell], task: Task, progress: Progress, shared: Setup | None
 ) -> dict[Cell, Exception | None]:
     """Score SAEs that are not scored yet as they are now, on the held-out text.
 
     Args:
         cells: of one model and seed.
-        task: the pass.
+        task: of which they are.
         progress: hears of each.
         shared: a run of the same model, whose held-out text serves.
 

@@ -16,6 +16,7 @@ from sae_plugins.base.names import own_file_name
 from sae_plugins.base.plots import save
 from sae_plugins.base.text import arrow, natural
 from sae_plugins.runs.folder import FIGURES
+from sae_plugins.settings.values import as_text
 from sae_plugins.study import figures, traces
 from sae_plugins.study.axes import cut
 from sae_plugins.study.facts import Facts, l0_of
@@ -243,6 +244,24 @@ def learning_rates(facts: Facts, model: str) -> Section:
     return Section(
         model, [picture], image=_image(facts, f"learning_rates_{model}", [panel]), tables=[table]
     )
+
+
+def searches(facts: Facts, model: str) -> list[Table]:
+    """The settings that searches have tried, a table for each arm, the best first."""
+    tables = []
+    for one in (one for one in facts.findings.searched if one.model == model):
+        ranked = sorted(one.trials, key=lambda trial: -(trial.score or -math.inf))
+        flags = list(one.trials[0].flags)
+        rows = [
+            (
+                *(as_text(trial.flags[flag]) for flag in flags),
+                "failed" if trial.score is None else number(trial.score),
+            )
+            for trial in ranked
+        ]
+        title = f"{model}, {one.arm}, at an L0 of {number(one.l0)}"
+        tables.append(Table(title, (*flags, "explained variance of pilots"), rows))
+    return tables
 
 
 def orders(facts: Facts, model: str) -> Section:

@@ -25,7 +25,7 @@ import itertools
 import re
 import shlex
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -39,8 +39,9 @@ from pydantic import (
 from sae_plugins.base import yaml_files
 from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
 from sae_plugins.framework.plugin import Method, PaperRow
-from sae_plugins.study import ENOUGH_SEEDS, PILOT_SEED, existing
+from sae_plugins.study import ENOUGH_SEEDS, PILOT_SEED, existing, tried
 from sae_plugins.study.existing import ExistingSAE
+from sae_plugins.study.search import Search
 from sae_plugins.study.tuning import Tune
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9.+-]*"
@@ -143,6 +144,9 @@ class Arm(Override):
         description="values to try, by flag: the arm is as many as there are combinations, each "
         "with these flags under `train`",
     )
+    search: Search | None = Field(
+        None, description="settings, of which the arm gets the best that optuna finds by pilots"
+    )
     models: dict[str, Override] = Field({}, description="what is otherwise on one, by its name")
     paper: str = Field("", description="what a paper reports for it")
 
@@ -188,7 +192,8 @@ class Arm(Override):
     def tuned_on(self, name: str, model: Model) -> Tune | None:
         """The learning rates to try on one model, if any: none is of use to what is not trained."""
         own = self.models.get(name, Override()).tune or self.tune
-        keeps = self.untrained or "lr" in self.on_model(name, model)[0]
+        searched = self.search.over if self.search else {}
+        keeps = self.untrained or "lr" in {*self.on_model(name, model)[0], *searched}
         return own or (None if keeps else model.tune)
 
 
@@ -282,7 +287,7 @@ class Study(BaseModel, extra="forbid", frozen=True):
         )
         for name, arm in written.items():
             own = self.arms.get(name, Arm()).train
-            problems.add(*_grid_problems(f"arms.{name}", arm, own, self.models))
+            problems.add(*tried.problems(f"arms.{name}", arm, own, self.models))
         if self.reference not in arms:
             near = did_you_mean(self.reference, arms)
             problems.add(f"reference: no arm {self.reference!r}: {near}")
@@ -385,27 +390,6 @@ class Study(BaseModel, extra="forbid", frozen=True):
                 update = {"description": f"{known.description}; {what}", "paper": papers}
                 arms[same] = known.model_copy(update=update)
         return arms
-
-
-def _grid_problems(place: str, arm: Arm, own: Flags, models: dict[str, Model]) -> Iterator[str]:
-    """What of a grid would do nothing, or be undone; `own` flags are those without a row's."""
-    everywhere: list[Override | Model] = [arm, *arm.models.values(), *models.values()]
-    swept = {flag for has in everywhere for flag in has.sparsity}
-    tuned = any(has.tune for has in (arm, *arm.models.values()))
-    for flag in arm.grid:
-        where = f"{place}.grid.{flag}"
-        if flag == "plugin":
-            yield f"{where}: name plugins in arms of their own"
-        elif arm.exists:
-            yield f"{where} would do nothing to SAEs that exist already; leave it out"
-        elif flag in swept:
-            yield f"{where}: the study has this flag under sparsity; give the values there"
-        elif flag == "lr" and tuned:
-            yield f"{where} and {place}.tune both try learning rates; leave one of the two out"
-        for name in (n for n, there in arm.models.items() if flag in there.train):
-            yield f"{where} would do nothing on {name}, where models.{name}.train has this flag"
-        if flag in own:
-            yield f"{place}.train.{flag} would do nothing beside {where}; leave one of the two out"
 
 
 def _on_models(name: str, arm: Arm) -> dict[str, Override]:

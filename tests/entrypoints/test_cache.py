@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 
 from sae_plugins.base import kept
 from sae_plugins.base.fingerprints import of_value
+from sae_plugins.base.kept import InUse, kinds_in_use
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites.inputs.cache import Cache
 
@@ -143,3 +146,38 @@ def test_what_is_wrong_is_said(
     shown = said(capsys, *line.split(), code=2)
     assert sentence in shown
     assert ("say what is to go" in shown) == ("say what is to go" in sentence)
+
+
+def test_what_a_process_uses_stays_until_it_has_ended(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = STREAM
+    in_use = InUse(folder)
+    in_use.add(kind)
+    assert kinds_in_use(folder) == {kind}
+    text = said(capsys, "prune", str(folder), "--all")
+    assert "stay: a process uses them; prune again when it has ended" in text
+    assert len([path for path in there(folder) if path.startswith(kind)]) == 3
+    assert not [path for path in there(folder) if path.startswith("first_letter_probes")]
+    del in_use
+    said(capsys, "prune", str(folder), "--all")
+    assert not there(folder)
+    assert not (folder / "in-use").exists()
+
+
+def test_a_process_that_was_killed_keeps_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use = (
+        "import os, pathlib; from sae_plugins.base.kept import InUse; "
+        f"InUse(pathlib.Path({str(folder)!r})).add({STREAM!r}); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", use]).returncode == 9
+    said(capsys, "prune", str(folder), "--all")
+    assert not [path for path in there(folder) if path.endswith(".safetensors")]
+
+
+def test_a_folder_that_takes_nothing_is_used_without_a_word(folder: Path) -> None:
+    (folder / "in-use").write_text("")  # so that there can be no such folder
+    InUse(folder).add("probes")
+    assert kinds_in_use(folder) == set()

@@ -80,7 +80,7 @@ def said(found: list[Any]) -> list[str]:
 
 @pytest.mark.ci
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("place", [("runs.lockstep._step", 7), ("study.execute.evaluate", 1)])
+@pytest.mark.parametrize("place", [("runs.lockstep._step", 7), ("study.work.evaluate", 1)])
 def test_a_pause_of_one_rank_is_one_of_all(rank: int, place: tuple[str, int]) -> None:
     found = command(failing(rank, *place, Paused()), 2)
     # one that pauses alone waits for rank 0 to say so, and not for long
@@ -92,8 +92,8 @@ def test_a_pause_of_one_rank_is_one_of_all(rank: int, place: tuple[str, int]) ->
 @pytest.mark.parametrize(
     ("rank", "place", "message"),
     [
-        (0, ("study.execute.evaluate", 1), "rank 0: a fault"),
-        (1, ("study.execute.evaluate", 1), "rank 1: a fault"),
+        (0, ("study.work.evaluate", 1), "rank 0: a fault"),
+        (1, ("study.work.evaluate", 1), "rank 1: a fault"),
         (0, ("runs.lockstep._step", 7), "a fault"),  # while others wait for it
         (1, ("runs.lockstep._step", 7), "rank 1 stopped: a fault"),
     ],

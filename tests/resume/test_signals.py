@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
 import torch
 from datasets import Dataset
@@ -37,7 +38,7 @@ from sae_plugins.base.saelens import interruption
 from sae_plugins.resume import written as writing
 from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.files import files
-from sae_plugins.resume.signals import deferred, handlers_kept
+from sae_plugins.resume.signals import Waiting, deferred, handlers_kept
 from sae_plugins.testing import (
     D_IN,
     differences,
@@ -559,3 +560,20 @@ def test_runners_stop_at_once(
     with pytest.raises(Interrupted):
         run(runner, tmp_path / "run", language, Checkpoints(tmp_path / "kept", every="0"))
     assert saved(tmp_path / "kept") == []
+
+
+def test_ctrl_c_to_all_of_a_group_does_not_keep_alive_what_is_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of a study hears of both, the first of which it would outlive."""
+    monkeypatch.chdir(tmp_path)
+
+    def act() -> int:
+        with Waiting() as waiting:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            waiting.answer(lambda: Path("first").touch())
+        return 0
+
+    assert faults.forked(act) == -signal.SIGTERM
+    assert Path("first").exists()

@@ -59,7 +59,8 @@ def contents(run: str) -> dict[str, Any]:
 
 
 def files() -> list[Path]:
-    return sorted(path for path in Path("cache").rglob("*") if path.is_file())
+    found = (path for path in Path("cache").rglob("*") if path.is_file())
+    return sorted(path for path in found if path.parent.name != "in-use")
 
 
 @pytest.fixture

@@ -14,17 +14,17 @@ from typing import Any
 import faults
 import pytest
 import torch
+from lockstep_arms import ARMS, TOY, AtStepThree, Raises, arm, arms, line, same, with_plugin
 from sae_lens import SAE
 from safetensors.torch import load_file
 
-from sae_plugins import Plugin, PluginError, hookimpl, plugins
+from sae_plugins import Plugin, PluginError, plugins
 from sae_plugins.base.files import read_rows
 from sae_plugins.base.ranks import join
 from sae_plugins.entrypoints.main import main
 from sae_plugins.framework.forked import on_ranks
 from sae_plugins.framework.resolve import resolve
-from sae_plugins.runs import lockstep, memory
-from sae_plugins.runs.load import load_setup
+from sae_plugins.runs import lockstep, lockstep_arm, memory
 from sae_plugins.runs.lockstep import LockstepRun, train
 from sae_plugins.runs.recorder import Recorder
 from sae_plugins.runs.setup import Setup
@@ -33,63 +33,11 @@ from sae_plugins.runs.texts import documents
 from sae_plugins.settings.command_line import train_flags
 from sae_plugins.settings.settle import settle
 
-WORLD = (
-    "--training_tokens 1000 --train_batch_size_tokens 64 --context_size 16 --d_sae 32 --lr 3e-3 "
-    "--store_batch_size_prompts 4 --n_batches_in_buffer 16 --n_batches_for_norm_estimate 2 "
-    "--feature_sampling_window 6 --heldout_tokens 256 --recorder.every 3"
-)
-"""15 steps, and one of what is left of the 1000 tokens."""
-TOY = (
-    "--model_name synthetic:toy --training_tokens 1600 --train_batch_size_tokens 100 "
-    "--n_batches_for_norm_estimate 2 --heldout_tokens 500 --run_final_eval false"
-)
-ARMS = {
-    "l1": "--l1_coefficient 0.5",
-    "wider": "--d_sae 48",
-    "long": "--training_tokens 1400 --lr 1e-3",
-    "hybrid-order": "--plugin hybrid-order --accumulate 4 --reorder.start 4 --reorder.interval 4",
-    "hierarchical": "--plugin hierarchical --merge.every 3 --merge.threshold 0.5 "
-    "--firing-window.window 4 --resample.per token --resample.threshold 0.4",
-    "threshold": "--plugin post-hoc-threshold",
-    "topk": "--architecture topk --k 4",
-    "batchtopk": "--architecture batchtopk --k 4",
-    "gated": "--architecture gated",
-    "exact": "--architecture gated --calibrate_l0 3 --calibrate_tokens 200",
-    "fast": "--architecture topk --k 3 --plugin reorder --fast_step --matmul_precision high",
-}
-"""Flags by the name of an arm."""
-
 
 @pytest.fixture(autouse=True)
 def _folder(tiny_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working directory, a tiny model for the embedded world, and no figures drawn."""
     monkeypatch.setattr(Recorder, "draw_figures", lambda *_: None)
-
-
-def line(flags: str) -> list[str]:
-    base = WORLD if "synthetic:" not in flags else ""
-    if "--normalize_activations none" in flags:  # for which nothing is estimated
-        base = base.replace("--n_batches_for_norm_estimate 2 ", "")
-    return [*base.split(), *flags.split()]
-
-
-def arm(
-    name: str, flags: str | None = None, like: Setup | None = None, **fields: Any
-) -> LockstepRun:
-    settings = settle(train_flags(line(ARMS[name] if flags is None else flags)))
-    return LockstepRun(
-        name,
-        like.sharing(settings.for_saelens()) if like else load_setup(settings.for_saelens()),
-        Path("lockstep") / name,
-        **{"plan": settings.plan, **fields},
-    )
-
-
-def arms(flags: dict[str, str]) -> list[LockstepRun]:
-    """Arms on one loaded model."""
-    first, *others = flags
-    one = arm(first, flags[first])
-    return [one, *(arm(name, flags[name], one.setup) for name in others)]
 
 
 def alone(name: str, flags: str | None = None) -> Path:
@@ -98,26 +46,6 @@ def alone(name: str, flags: str | None = None) -> Path:
     flags = ARMS[name] if flags is None else flags
     assert main(["train", *line(flags), "--output_path", str(folder)]) == 0
     return folder
-
-
-def same(left: Path, right: Path) -> bool:
-    """Whether two runs wrote the same, but for the times."""
-
-    def written(run: Path) -> Any:
-        rows = [{**row, "seconds": 0} for row in read_rows(run / "metrics.jsonl")]
-        summary = json.loads((run / "summary.json").read_text())
-        timed = ("run/seconds", "training/seconds", "training/tokens_per_second")
-        numbers = {name: value for name, value in summary.items() if name not in timed}
-        by_feature = run / "metrics_by_feature.jsonl"
-        past = by_feature.read_text() if by_feature.exists() else None
-        return json.loads((run / "cfg.json").read_text()), rows, numbers, past
-
-    for file in ("sae_weights.safetensors", "sparsity.safetensors"):
-        one, other = load_file(left / file), load_file(right / file)
-        assert one.keys() == other.keys()
-        if not all(tensor.equal(other[name]) for name, tensor in one.items()):
-            return False
-    return bool(written(left) == written(right))
 
 
 def files(run: Path) -> set[str]:
@@ -146,27 +74,6 @@ class Spied:
             yield batch
 
 
-class AtStepThree(Plugin):
-    """Does something at step 3."""
-
-    @hookimpl
-    def step_ended(self, run: Any, output: Any) -> None:
-        if run.step == 3:
-            self.act(output.sae_in)
-
-    def act(self, sae_in: torch.Tensor) -> None:
-        raise NotImplementedError
-
-
-class Raises(AtStepThree):
-    """Fails."""
-
-    name = "raises"
-
-    def act(self, sae_in: torch.Tensor) -> None:
-        raise RuntimeError("a plugin of somebody's")
-
-
 class Poisons(AtStepThree):
     """Changes the batch in place, and draws from the state that the data is drawn from."""
 
@@ -184,11 +91,6 @@ class Interrupts(AtStepThree):
 
     def act(self, sae_in: torch.Tensor) -> None:
         raise KeyboardInterrupt
-
-
-def with_plugin(one: LockstepRun, plugin: type[Plugin]) -> LockstepRun:
-    plugins = ((plugin, plugin.Options()), *one.plan.plugins)
-    return replace(one, plan=replace(one.plan, plugins=plugins))
 
 
 # -- what an arm ends up with ------------------------------------------------------------------
@@ -294,13 +196,13 @@ def test_an_arm_that_fails_is_reported_and_its_memory_freed(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[tuple[str, weakref.ref[Any]]] = []
-    draw = lockstep._Training.__init__
+    draw = lockstep_arm.Training.__init__
 
     def drawn(self: Any, one: LockstepRun, *rest: Any) -> None:
         draw(self, one, *rest)
         alive.append((one.name, weakref.ref(self.trainer.sae)))
 
-    monkeypatch.setattr(lockstep._Training, "__init__", drawn)
+    monkeypatch.setattr(lockstep_arm.Training, "__init__", drawn)
     seen: list[set[str]] = []
 
     def progress(done: int, total: int) -> None:

@@ -795,13 +795,14 @@ def test_what_is_no_length_of_time_is_refused(
 
 
 KILLED = """
-import contextlib, os, signal, sys
+import contextlib, functools, os, signal, sys, time
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites.ground_truth import GroundTruth
-from sae_plugins.study import execute
+from sae_plugins.runs import lockstep
+from sae_plugins.study import work
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs in the background
-own_steps, own_evaluate, evaluated = execute._steps, GroundTruth.evaluate, []
+own_steps, own_evaluate, evaluated = work._steps, GroundTruth.evaluate, []
 
 def end(where):
     # the first process that comes here has the study killed; none goes on
@@ -809,12 +810,23 @@ def end(where):
         with contextlib.suppress(FileExistsError):
             open(f"killed while {where}", "x").close()
             os.kill(os.getppid(), int(sys.argv[2]))
+        if where == "training":
+            return time.sleep(10)  # until this process hears of it; then the step ends
         while True:
             signal.pause()
 
 def steps(saes, progress):
-    tell = own_steps(saes, progress)
-    return lambda done, total: tell(done, total) or done == total // 2 and end("training")
+    tell, begun = own_steps(saes, progress), []
+
+    def told(done, total):
+        if not begun:
+            begun.append(done)
+            open(f"{sys.argv[1]} began at {done}", "w").close()
+        tell(done, total)
+        if done == total // 2:
+            end("training")
+
+    return told
 
 def evaluate(*given):
     scores = own_evaluate(*given)
@@ -823,7 +835,8 @@ def evaluate(*given):
         end("evaluating")
     return scores
 
-execute._steps, GroundTruth.evaluate = steps, evaluate
+work._steps, GroundTruth.evaluate = steps, evaluate
+lockstep.Kept = functools.partial(lockstep.Kept, every="4")  # of 12
 if __name__ == "__main__":
     sys.exit(main(sys.argv[3:]))
 """
@@ -847,7 +860,7 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
     here = ["study", "run", file, "--underpowered", "--output_path", "here"]
     jobs = str(max(2, os.cpu_count() or 1))
     for where, left in (
-        ("training", "saes/toy/*.unfinished"),
+        ("training", "checkpoints/*/step-*.safetensors"),
         ("evaluating", "evaluations/toy/seed*/*/*.json"),
     ):
         command = [sys.executable, "killed.py", where, str(int(how)), *here, "--jobs", jobs]
@@ -858,7 +871,9 @@ def test_killed_with_its_processes_it_ends_with_the_same_numbers(
         assert process.returncode == code
         assert Path(f"killed while {where}").exists()
         assert list(Path("here").glob(left))
+    assert {*Path().glob("evaluating began at *")} - {Path("evaluating began at 1")}
     assert main([*here, "--jobs", "1"]) == 0
+    assert not Path("here/checkpoints").exists()
     assert numbers(gather("try", changed(), Path("here"))) == numbers(done[1])
 
 

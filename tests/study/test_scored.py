@@ -21,6 +21,7 @@ from sae_plugins.study import execute, scored
 from sae_plugins.study.findings import Findings
 from sae_plugins.study.gather import gather
 from sae_plugins.study.plan import plan
+from sae_plugins.study.planned import plan_of
 from sae_plugins.study.spec import Study
 
 D_IN = 48
@@ -158,7 +159,7 @@ def test_a_second_run_does_nothing(here: Path) -> None:
     run(here / "out")
     assert {path: path.stat().st_mtime_ns for path in here.glob("out/saes/*/*/*")} == before
     study = Study.model_validate(STUDY)
-    assert execute.stale(execute.plan_of(study, here / "out"), here / "out") == []
+    assert execute.stale(plan_of(study, here / "out"), here / "out") == []
 
 
 def test_an_sae_that_was_changed_is_scored_and_evaluated_again(copy: Path) -> None:

@@ -14,11 +14,11 @@ from sae_plugins.framework import registry
 from sae_plugins.framework.plugin import Method
 from sae_plugins.studies import names
 from sae_plugins.study.cells import Cell
-from sae_plugins.study.execute import check_suites
 from sae_plugins.study.files import load
 from sae_plugins.study.gather import gather
 from sae_plugins.study.metrics import shown
 from sae_plugins.study.plan import plan
+from sae_plugins.study.planned import check_suites
 from sae_plugins.study.prospects import prospects
 from sae_plugins.study.spec import Study
 

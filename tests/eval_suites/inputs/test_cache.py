@@ -33,7 +33,8 @@ def never() -> Any:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if path.parent.name != "in-use")
 
 
 # -- what comes back -------------------------------------------------------------------------------

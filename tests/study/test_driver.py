@@ -1,0 +1,160 @@
+"""What the process that drives a study does when tasks end, fail, and die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.study import driver
+from sae_plugins.study.driver import run_tasks
+from sae_plugins.study.progress import Progress
+from sae_plugins.study.tasks import Task
+from sae_plugins.study.told import Report, Told
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.done, self.said = 0.0, list[str]()
+
+    def stage(self, text: str) -> None: ...
+    def expect(self, shares: int) -> None: ...
+
+    def advance(self, share: float) -> None:
+        self.done += share
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+class Dying(Executor):
+    """An executor in which the first so many tasks die with their process, in the middle."""
+
+    def __init__(self, deaths: int, after: Callable[[int], int] = lambda death: 0) -> None:
+        self.deaths, self.after, self.handed = deaths, after, 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        future: Future[Any] = Future()
+        self.handed += 1
+        if self.handed <= self.deaths:
+            _, task, name = args
+            dead = Told(task.folder, name, Report(task.about, share=self.after(self.handed)), None)
+            with dead:
+                dead.claim(task.claims)
+            future.set_exception(RuntimeError("node 7 is gone"))
+        else:
+            future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_POLL", 0)
+
+
+def work(task: Task, progress: Progress) -> dict[str, Any]:
+    progress.stage(task.about)
+    progress.advance(len(task.saes))
+    (task.folder / "did").open("a").write(f"{task.about} {' '.join(task.saes)}\n")
+    return {"costs": len(task.saes)}
+
+
+def task(folder: Path, *saes: str, suites: tuple[str, ...] = ()) -> Task:
+    return Task("", folder, "toy", 0, saes, suites)
+
+
+def did(folder: Path) -> list[str]:
+    return (folder / "did").read_text().splitlines()
+
+
+@pytest.mark.parametrize("executor", [None, Dying(0)])
+def test_what_follows_from_a_task_is_done_after_it(
+    executor: Executor | None, tmp_path: Path
+) -> None:
+    heard = Heard()
+
+    def then(done: Task) -> list[Task]:
+        return [] if done.suites else [task(tmp_path, *done.saes, suites=("core",))]
+
+    run_tasks(work, [task(tmp_path, "a", "b"), task(tmp_path, "c")], executor, heard, then)
+    assert sorted(did(tmp_path)) == [
+        "toy, seed 0: evaluating by core a b",
+        "toy, seed 0: evaluating by core c",
+        "toy, seed 0: training a b",
+        "toy, seed 0: training c",
+    ]
+    assert heard.done == 6
+
+
+def test_a_task_that_died_is_tried_again_and_what_it_had_done_is_not_counted(
+    tmp_path: Path,
+) -> None:
+    heard = Heard()
+    run_tasks(work, [task(tmp_path, "a")], Dying(2), heard)
+    assert did(tmp_path) == ["toy, seed 0: training a"]
+    assert heard.done == 1
+    assert len(heard.said) == 2
+    assert "node 7 is gone" in heard.said[0]
+
+
+def test_one_that_dies_at_the_same_place_again_and_again_ends_the_study(tmp_path: Path) -> None:
+    with pytest.raises(SaePluginsError, match=r"node 7 is gone.*3 times at the same place"):
+        run_tasks(work, [task(tmp_path, "a")], Dying(9), Heard())
+
+
+def test_one_that_gets_on_may_die_more_often(tmp_path: Path) -> None:
+    run_tasks(work, [task(tmp_path, "a")], Dying(7, after=lambda death: death), Heard())
+    assert did(tmp_path) == ["toy, seed 0: training a"]
+
+
+def fail(task: Task, progress: Progress) -> dict[str, Any]:
+    class Unknown(Exception):  # which no other process can read
+        pass
+
+    raise Unknown("something is wrong") if task.saes == ("a",) else OSError("the disk is full")
+
+
+@pytest.mark.parametrize("executor", [None, Dying(0)])
+@pytest.mark.parametrize(("sae", "error"), [("a", SaePluginsError), ("b", OSError)])
+def test_what_goes_wrong_is_raised(
+    sae: str, error: type[Exception], executor: Executor | None, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=r"something is wrong|the disk is full"):
+        run_tasks(fail, [task(tmp_path, sae)], executor, Heard())
+
+
+def test_what_a_task_of_somebody_else_has_is_left_to_it(tmp_path: Path) -> None:
+    with Told(tmp_path, "theirs", Report(""), None) as theirs:
+        theirs.claim(["toy/a/", "toy/b/core"])
+        run_tasks(work, [task(tmp_path, "a", "c")], None, Heard())
+        suites = ("core", "scr")  # of which the other one has one
+        run_tasks(work, [task(tmp_path, "b", "d", suites=suites)], None, Heard())
+    assert did(tmp_path) == ["toy, seed 0: training c", "toy, seed 0: evaluating by core, scr d"]
+
+
+class Waiting(Executor):
+    """An executor whose tasks do not begin."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+def test_interrupted_it_takes_back_what_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver.time, "sleep", interrupt)
+    executor = Waiting()
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(work, [task(tmp_path, "a"), task(tmp_path, "b")], executor, Heard())
+    assert [future.cancelled() for future in executor.futures] == [True, True]
