@@ -85,10 +85,16 @@ def living(folder: Path) -> dict[str, Report]:
     return {name: report for name, report in found.items() if report is not None}
 
 
+def lives(folder: Path, name: str) -> bool:
+    """Whether a task is at work."""
+    return alive.lives(folder / TASKS, name)
+
+
 def claimed(folder: Path, names: Iterable[str]) -> set[str]:
     """Those of the names that a living task has."""
-    at_work = living(folder)
-    return {name for name in names if _owner(folder, name) in at_work} if at_work else set()
+    owners = {name: owner for name in names if (owner := _owner(folder, name)) is not None}
+    at_work = {owner for owner in {*owners.values()} if lives(folder, owner)}
+    return {name for name, owner in owners.items() if owner in at_work}
 
 
 def forget(folder: Path) -> None:
@@ -168,7 +174,7 @@ class Told:
             owner, place = _last(self.folder, name)
             if owner == self.name:
                 return True
-            if owner is not None and alive.lives(self.folder / TASKS, owner):
+            if owner is not None and lives(self.folder, owner):
                 return False
             with suppress(FileExistsError):  # another one was faster: look again
                 self._link(place)
