@@ -131,7 +131,11 @@ def _begin(gpus: Any) -> None:
 def slurm(folder: Path, options: Options) -> Iterator[Executor]:
     """Jobs of Slurm, a task each, which outlive the process that drives them."""
     submitit = _installed("submitit", "slurm")
-    if options == {"cluster": "local"}:  # to try it without Slurm
+    if options.get("cluster") == "local":  # to try it without Slurm
+        if others := ", ".join(f"--slurm.{key}" for key in options if key != "cluster"):
+            raise SaePluginsError(
+                f"--slurm.cluster local runs jobs without Slurm: leave {others} out"
+            )
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(timeout_min=_NEVER)
     elif shutil.which("sbatch") is None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import Problems, SaePluginsError
+from sae_plugins.entrypoints.study_engine import ON, engine_of
+from sae_plugins.settings.command_line import parse
 from sae_plugins.study.driver import run_tasks
 from sae_plugins.study.engines import Engine
 from sae_plugins.study.progress import Progress
@@ -154,6 +156,12 @@ def test_slurm_is_refused_without_a_time_or_without_slurm(
         Engine("slurm").open(tmp_path, 2, None),
     ):
         pass
+    local = Engine("slurm", {"cluster": "local", "time": "4:00:00"})
+    with (
+        pytest.raises(SaePluginsError, match=r"leave --slurm\.time out"),
+        local.open(tmp_path, 2, 1),
+    ):
+        pass
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SaePluginsError, match="no sbatch"), Engine("slurm").open(tmp_path, 2, None):
         pass
@@ -182,3 +190,28 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         Engine("ray").open(tmp_path, 2, None),
     ):
         pass
+
+
+def test_options_are_for_the_engine_that_is_named() -> None:
+    def engine(*words: str) -> tuple[Engine | None, Problems]:
+        problems = Problems()
+        line = parse([*words], {"on": ON}, problems)
+        return engine_of(line, {"on": ON}, problems), problems
+
+    slurm = [
+        "--on",
+        "slurm",
+        "--slurm.account",
+        "007",
+        "--slurm.mail-type=END",
+        "--slurm.exclusive",
+    ]
+    found, _ = engine(*slurm)
+    assert found is not None
+    assert found.options == {"account": "007", "mail_type": "END", "exclusive": True}
+    found, _ = engine("--on", "ray", "--ray.num_gpus", "0.5", "--ray.address", "here:6379")
+    assert found is not None
+    assert found.options == {"num_gpus": 0.5, "address": "here:6379"}
+    _, problems = engine("--slurm.time", "4:00:00")
+    with pytest.raises(SaePluginsError, match=r"--slurm\.time: it needs --on slurm"):
+        problems.stop()
