@@ -51,7 +51,7 @@ def engine_of(line: Line, flags: Mapping[str, Flag], problems: Problems) -> Engi
 
 
 def _value(text: str, owner: str) -> Any:
-    """True where nothing is said, and a number for Ray; sbatch knows accounts that are called 007."""
+    """True where nothing is said, and a number for Ray alone: an account may be called 007."""
     if isinstance(text, Bare):
         return True
     for kind in (int, float) if owner == "ray" else ():

@@ -119,7 +119,7 @@ class Told:
         self._report, self._share = report, report.share
         self._facts: dict[str, Any] = {}
         self._claims: list[str] = []
-        self._began = self._written = time.monotonic()
+        self._written = time.monotonic()
         self._alive = alive.Alive(folder / TASKS, name, self._was_held)
 
     def __enter__(self) -> Told:
@@ -166,8 +166,7 @@ class Told:
             self._then.advance(share)
 
     def _now(self) -> dict[str, Any]:
-        seconds = time.monotonic() - self._began
-        return {"share": self._share, "seconds": seconds, "facts": self._facts}
+        return {"share": self._share, "facts": self._facts}
 
     def _take(self, name: str) -> bool:
         while True:

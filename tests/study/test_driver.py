@@ -169,7 +169,7 @@ def test_a_task_that_died_elsewhere_is_tried_again_when_others_take_it_for_dead(
             if self.handed == 1:
                 self.file = tmp_path / "tasks" / f"{args[2]}.json"
                 told = json.loads(self.file.read_text())
-                self.file.write_text(json.dumps({**told, "host": "far", "ended": False}))
+                self.file.write_text(json.dumps({**told, "place": "far", "ended": False}))
             return future
 
     executor, looks = Far(1), list[float]()
