@@ -11,8 +11,10 @@ import itertools
 import logging
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _NEVER = 10**6
 """Minutes after which submitit ends a job of this machine."""
+_PYTHON = shlex.join([sys.executable, *(["-P"] if sys.version_info >= (3, 11) else [])])
+"""Of jobs, whose environment may be another one: `--export=NONE` is the rule of some clusters."""
 Options = Mapping[str, Any]
 """Of an engine, by the names that follow its own: {"partition": "gpu"} of --slurm.partition gpu."""
 
@@ -59,6 +63,9 @@ class Engine:
 
     def sharing(self, jobs: int) -> int:
         """How many of so many tasks share one GPU's memory, or that of a machine."""
+        if self.name == "ray":  # --ray.num_gpus 0.5
+            part = self.options.get("num_gpus")
+            return max(1, int(1 / part)) if isinstance(part, float) and part > 0 else 1
         return -(-jobs // (len(visible()) or 1)) if self.is_here else 1
 
     def open(
@@ -145,7 +152,7 @@ def slurm(folder: Path, options: Options) -> Iterator[Executor]:
             "--on slurm: say how long a job may take, such as --slurm.time 4:00:00"
         )
     else:
-        executor = submitit.SlurmExecutor(folder)
+        executor = submitit.SlurmExecutor(folder, python=_PYTHON)
         executor.update_parameters(job_name="sae-plugins", additional_parameters=dict(options))
     try:
         yield Careful(executor)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import random
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,11 +19,13 @@ from typing import Any
 import pytest
 import torch
 
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.runs import lockstep
-from sae_plugins.study import driver, execute, told
+from sae_plugins.study import driver, execute, told, work
 from sae_plugins.study.engines import Engine
 from sae_plugins.study.gather import gather
 from sae_plugins.study.spec import Study
+from sae_plugins.study.tasks import Task
 
 STUDY = Study.model_validate(
     {
@@ -123,6 +126,25 @@ def test_work_that_is_cut_finds_the_same(alone: tuple[str, Any], tmp_path: Path)
     assert len({sae for saes in trained for sae in saes}) == 16
     assert not told.living(tmp_path)
     assert not list(tmp_path.glob("evaluations/toy/*/parts"))
+
+
+def test_what_is_there_counts_in_no_cost(
+    alone: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(work, "costs", lambda *told: counts.append(told[-1]) or {})
+    study = STUDY.model_copy(update={"seeds": [0]})
+    execute.run(study, tmp_path, 1, Heard())
+    shutil.rmtree(next(tmp_path.glob("saes/toy/l1_*")))
+    counts.clear()
+    execute.run(study, tmp_path, 1, Heard())
+    assert counts[0] == 1
+
+
+def test_saes_that_are_others_on_the_machine_of_a_task_are_no_silence(tmp_path: Path) -> None:
+    task = Task(STUDY.model_dump_json(), tmp_path, "toy", 0, ("l1_l1_coefficient-3_seed0-other",))
+    with pytest.raises(SaePluginsError, match=r"seed0-other is no SAE of the study: code, data"):
+        work.work(task, Heard())
 
 
 @pytest.mark.parametrize(

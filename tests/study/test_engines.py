@@ -105,6 +105,7 @@ def test_a_process_for_each_gpu(
     assert Engine().sharing(jobs) == each
     assert Engine().sharing(2 * gpus) == 2
     assert (Engine("ray").jobs(passes), Engine("ray").sharing(5)) == (passes, 1)
+    assert Engine("ray", {"num_gpus": 0.5}).sharing(5) == 2
 
 
 def hear(task: Task, progress: Progress) -> dict[str, str]:
@@ -146,6 +147,8 @@ def test_slurm_gets_what_its_options_say(sbatch: Path, tmp_path: Path) -> None:
         assert f"#SBATCH --{line}" in given
     assert not [line for line in given if line == "#SBATCH --time=5"]
     assert "PYTHONSAFEPATH=1" in given
+    if sys.version_info >= (3, 11):  # also where jobs do not get this environment
+        assert any("-P -u -m submitit" in line for line in given)
 
 
 def test_slurm_is_refused_without_a_time_or_without_slurm(
