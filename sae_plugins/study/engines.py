@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.children import safe_path, unheard, working_in
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.gpus import see_only, visible
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,31 @@ class Careful(Executor):
             return self._inner.submit(fn, *args, **kwargs)
 
 
+class _Jobs(Careful):
+    """Jobs of submitit."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Have a job call a function, until its time is over."""
+        return super().submit(in_job, fn, *args, **kwargs)
+
+
+def in_job(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function, which is paused when Slurm says that the job's time will soon be over.
+
+    submitit would raise an error wherever the function is, and so count as a failure of that SAE.
+
+    Raises:
+        Paused: the time is over.
+    """
+
+    def pause(number: int, frame: Any) -> None:
+        raise Paused("the time of the job is over")
+
+    signal.signal(signal.SIGUSR1, pause)  # which a training answers when its step has ended
+    signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGUSR1))
+    return fn(*args, **kwargs)
+
+
 @contextmanager
 def local(jobs: int, threads: int | None) -> Iterator[Executor | None]:
     """Processes of this machine, each with a GPU of its own where there are any; None for one."""
@@ -155,7 +180,7 @@ def slurm(folder: Path, options: Options) -> Iterator[Executor]:
         executor = submitit.SlurmExecutor(folder, python=_PYTHON)
         executor.update_parameters(job_name="sae-plugins", additional_parameters=dict(options))
     try:
-        yield Careful(executor)
+        yield _Jobs(executor)
     except BaseException:
         logger.warning("jobs that have begun go on; the same command waits for them")
         raise
@@ -193,7 +218,10 @@ def anybodys(name: str) -> Iterator[Executor]:
     """What a function of an installed module returns, by MODULE:FUNCTION."""
     module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)()
+        with safe_path(TQDM_DISABLE="1"):  # it may start processes
+            made = getattr(importlib.import_module(module), function)()
+        if not hasattr(made, "submit"):
+            raise TypeError(f"it returns {made!r}")
     except (ImportError, AttributeError, TypeError) as error:
         raise SaePluginsError(
             f"--on {name}: {error}; name a function of an installed module that takes nothing and "

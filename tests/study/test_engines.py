@@ -5,15 +5,17 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sae_plugins.base.errors import Problems, SaePluginsError
+from sae_plugins.base.errors import Paused, Problems, SaePluginsError
 from sae_plugins.entrypoints.study_engine import ON, engine_of
+from sae_plugins.resume.signals import Waiting
 from sae_plugins.settings.command_line import parse
 from sae_plugins.study.driver import run_tasks
-from sae_plugins.study.engines import Engine
+from sae_plugins.study.engines import Engine, in_job
 from sae_plugins.study.progress import Progress
 from sae_plugins.study.tasks import Task
 
@@ -56,6 +58,7 @@ def test_workers_import_nothing_from_the_working_directory(
     for name in ("pickle", "random", "torch", "multiprocessing", "submitit"):
         (here / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write('{name} ')")
     monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # jobs find this module there
     monkeypatch.setattr("sae_plugins.base.children.sys.version_info", version)
     if version < (3, 11):  # which ignores the variable
         monkeypatch.setattr("sae_plugins.base.children.SAFE_PATH", {})
@@ -170,9 +173,42 @@ def test_slurm_is_refused_without_a_time_or_without_slurm(
         pass
 
 
+def out_of_time(seen: list[str]) -> None:
+    """Work whose job gets Slurm's signal in the middle of a step."""
+    with Waiting() as waiting:
+        signal.raise_signal(signal.SIGUSR2)
+        seen.append("the step ends")
+        waiting.answer(lambda: seen.append("a checkpoint is written"))
+    seen.append("never")
+
+
+def test_a_job_whose_time_is_over_is_paused_and_no_sae_of_it_has_failed() -> None:
+    before = {one: signal.getsignal(one) for one in (signal.SIGUSR1, signal.SIGUSR2)}
+    seen: list[str] = []
+    try:
+        signal.signal(signal.SIGUSR2, lambda *_: seen.append("an error of submitit"))
+        with pytest.raises(Paused):
+            in_job(out_of_time, seen)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert seen == ["the step ends", "a checkpoint is written"]
+
+
+def safely() -> Executor:
+    assert os.environ["PYTHONSAFEPATH"] == "1"  # for the processes of a cluster that begins here
+    return ThreadPoolExecutor()
+
+
+def test_an_executor_of_one_s_own_starts_its_processes_safely(tmp_path: Path) -> None:
+    with Engine(f"{__name__}:safely").open(tmp_path, 2, 1) as executor:
+        run_tasks(nothing, tasks(tmp_path), executor, Heard())
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("os:getcwd", "it returns '/.*'; name a function"),
         ("nobody:engine", "No module named 'nobody'"),
         ("operator:nothing", "no attribute 'nothing'"),
         ("operator:pow", "takes nothing and returns an Executor"),
