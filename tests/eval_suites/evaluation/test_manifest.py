@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sae_plugins.base import files
+from sae_plugins.eval_suites.evaluation.folder import Folder
 from sae_plugins.eval_suites.evaluation.manifest import MANIFEST, PARTS, Manifest, Row
 from sae_plugins.study.evaluated import HASHES, hashes_in
 
@@ -30,3 +32,19 @@ def test_the_part_that_was_written_last_is_right(
     (row,) = Manifest.read(tmp_path).rows
     assert (row.status, row.file) == ("ok", "result.json")
     assert hashes_in(tmp_path) == {"sae": "now"}
+
+
+def test_two_parts_may_write_the_result_of_one_sae_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, replace = Path("SAE-HASH/core.json"), os.replace
+
+    def other_first(*paths: Path) -> None:
+        monkeypatch.undo()
+        Folder(tmp_path, "b").write(file, '"b"')
+        replace(*paths)
+
+    monkeypatch.setattr(files.os, "replace", other_first)
+    Folder(tmp_path, "a").write(file, '"a"')
+    assert (tmp_path / file).read_text() == '"a"'
+    assert [path.name for path in (tmp_path / file).parent.iterdir()] == [file.name]
