@@ -103,8 +103,8 @@ def run_tasks(
         run_tasks(work, then(done) if done.saes else (), None, progress)
         others += [left] if left.saes else []
     if others:
+        progress.stage("waiting for tasks of another process, which have the rest")
         while any(map(_is_had, others)):
-            progress.stage("waiting for tasks of another process, which have the rest")
             time.sleep(_POLL)
         run_tasks(work, others, None, progress, then)
 
@@ -173,6 +173,7 @@ class _Running:
         for task in self.then(done) if done.saes else ():
             self._submit(task)
         if left.saes:
+            self.progress.stage(f"{left.about}: waiting for what another process does of it")
             self.waiting.append((partial(_is_had, left), left, attempt.known))
 
 

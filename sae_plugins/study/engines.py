@@ -163,6 +163,7 @@ def _begin(gpus: Any) -> None:
 def slurm(folder: Path, options: Options) -> Iterator[Executor]:
     """Jobs of Slurm, a task each, which outlive the process that drives them."""
     submitit = _installed("submitit", "slurm")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # jobs run what lies in it
     if options.get("cluster") == "local":  # to try it without Slurm
         if others := ", ".join(f"--slurm.{key}" for key in options if key != "cluster"):
             raise SaePluginsError(

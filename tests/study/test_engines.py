@@ -3,6 +3,7 @@
 import operator
 import os
 import signal
+import stat
 import sys
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -145,6 +146,7 @@ def test_slurm_gets_what_its_options_say(sbatch: Path, tmp_path: Path) -> None:
     with Engine("slurm", options).open(tmp_path, 2, None) as executor:
         assert executor is not None
         executor.submit(operator.is_, 1, 2)
+    assert stat.S_IMODE((tmp_path / "slurm").stat().st_mode) == 0o700  # pickles, and the study
     given = sbatch.read_text().splitlines()
     for line in ("time=4:00:00", "partition=gpu", "gpus-per-node=1", "mail-type=END"):
         assert f"#SBATCH --{line}" in given
