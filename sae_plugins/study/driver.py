@@ -20,6 +20,9 @@ from sae_plugins.study.told import Report, Told, claimed, lives, living, new_nam
 
 _POLL = 0.5
 """Seconds between two looks at what tasks tell."""
+_LOOK, _SILENT = 10.0, 18
+"""Seconds between two looks whether a task lives, and how many may find it dead: an executor may
+know more, and this process may have been held together with the task."""
 _DEATHS = 3
 """After so many deaths of a task, one after another, which got no further, a study ends."""
 
@@ -62,6 +65,17 @@ class _Attempt:
     """What it had done when it died before."""
     share: float = 0.0
     stage: str = ""
+    looked: float = field(default_factory=time.monotonic)
+    silent: int = 0
+
+    def is_lost(self, name: str) -> bool:
+        """Whether it has begun, and is silent: not every scheduler tells that a job has died."""
+        if time.monotonic() - self.looked < _LOOK:
+            return False
+        self.looked, folder = time.monotonic(), self.task.folder
+        is_well = report_of(folder, name) is None or lives(folder, name)
+        self.silent = 0 if is_well else self.silent + 1
+        return self.silent > _SILENT
 
     @property
     def known(self) -> dict[str, Any]:
@@ -137,6 +151,11 @@ class _Running:
                     if ended:
                         del self.attempts[name]
                         self._follow(name, attempt)
+                    elif attempt.is_lost(name):
+                        del self.attempts[name]
+                        with contextlib.suppress(Exception):
+                            attempt.future.cancel()
+                        self._again(name, attempt, TimeoutError("it is silent"))
         except BaseException as error:
             _leave(self.attempts)
             if isinstance(error, BrokenProcessPool):
@@ -165,9 +184,7 @@ class _Running:
         except BrokenProcessPool:
             raise
         except Exception as death:
-            known = _after(death, attempt, self.progress)
-            # to tasks on other machines it is dead, and what it had is free, when it is silent
-            self.waiting.append((partial(lives, attempt.task.folder, name), attempt.task, known))
+            self._again(name, attempt, death)
             return
         done, left = _parts(attempt.task, found)
         for task in self.then(done) if done.saes else ():
@@ -175,6 +192,12 @@ class _Running:
         if left.saes:
             self.progress.stage(f"{left.about}: waiting for what another process does of it")
             self.waiting.append((partial(_is_had, left), left, attempt.known))
+
+    def _again(self, name: str, attempt: _Attempt, death: Exception) -> None:
+        """Have a task that died tried again."""
+        known = _after(death, attempt, self.progress)
+        # to tasks on other machines it is dead, and what it had is free, when it is silent
+        self.waiting.append((partial(lives, attempt.task.folder, name), attempt.task, known))
 
 
 def _parts(task: Task, found: Exception | tuple[str, ...]) -> tuple[Task, Task]:

@@ -185,6 +185,30 @@ def test_a_task_that_died_elsewhere_is_tried_again_when_others_take_it_for_dead(
     assert executor.handed == 2
 
 
+def test_a_task_of_whose_death_nobody_tells_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mute(Dying):
+        """Slurm without accounting, say."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            future = super().submit(fn, *args, **kwargs)
+            return future if self.handed > 1 else Future()
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        assert len(looks) < 100, "it waits for ever"
+
+    looks: list[float] = []
+    monkeypatch.setattr(driver.time, "sleep", sleep)
+    monkeypatch.setattr(driver, "_LOOK", 0, raising=False)
+    monkeypatch.setattr(driver, "_SILENT", 0, raising=False)
+    heard = Heard()
+    run_tasks(work, [task(tmp_path, "a")], Mute(1), heard)
+    assert did(tmp_path) == ["toy, seed 0: training a"]
+    assert "silent" in heard.said[0]
+
+
 def test_what_takes_no_task_is_named(tmp_path: Path) -> None:
     class Full(Executor):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
