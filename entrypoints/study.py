@@ -127,6 +127,8 @@ def _begun(line: Line, problems: Problems) -> tuple[Study, Path, Folder | None]:
         problems.add(
             f"--jobs: {ranks().size} ranks share the study already; leave it, or torchrun, out"
         )
+    if line.given.get("jobs", 1) < 1:
+        problems.add(f"--jobs {line.given['jobs']}: it must be at least 1")
     study, folder, known = _given(line, problems)
     from sae_plugins.runs.places import check_places
     from sae_plugins.study.prospects import refuse_hopeless

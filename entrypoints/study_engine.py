@@ -43,18 +43,18 @@ def engine_of(line: Line, flags: Mapping[str, Flag], problems: Problems) -> Engi
         elif owner != name:
             problems.add(f"--{option}: it needs --on {owner}")
         else:
-            options[key.replace("-", "_")] = _value(text)
+            options[key.replace("-", "_")] = _value(text, owner)
     with problems:
         _check(name)
         return Engine(name, options)
     return None
 
 
-def _value(text: str) -> Any:
-    """As Ray wants it: a number where it is one, and true where nothing is said."""
+def _value(text: str, owner: str) -> Any:
+    """True where nothing is said, and a number for Ray alone: an account may be called 007."""
     if isinstance(text, Bare):
         return True
-    for kind in (int, float):
+    for kind in (int, float) if owner == "ray" else ():
         try:
             return kind(text)
         except ValueError:

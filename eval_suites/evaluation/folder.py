@@ -119,7 +119,8 @@ class Folder:
         path = self.path / file
         with self._writing(str(file)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, without_places(text, path.suffix))
+            writer = self._part and f".{self._part}"  # two arms may be one SAE, with one result
+            write(path, without_places(text, path.suffix), writer=writer)
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ Several processes may write results into one folder at once, each with a manifes
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,17 @@ from sae_plugins.base.errors import SaePluginsError
 
 MANIFEST = "manifest.json"
 PARTS = "parts"
+
+
+def parts(folder: Path) -> list[Path]:
+    """The folders of the parts, the latest at the end: what an earlier one says has passed."""
+
+    def written(part: Path) -> float:
+        with suppress(OSError):  # merged meanwhile
+            return part.stat().st_mtime_ns
+        return 0
+
+    return sorted(folder.glob(f"{PARTS}/*/"), key=written)
 
 
 class Row(BaseModel, extra="forbid"):
@@ -61,7 +73,7 @@ class Manifest(BaseModel, extra="forbid"):
             SaePluginsError: a file is damaged.
         """
         whole = cls._read(folder)
-        for part in sorted(folder.glob(f"{PARTS}/*/")):
+        for part in parts(folder):
             found = cls._read(part)
             whole.revisions |= found.revisions
             whole.models |= found.models

@@ -1,7 +1,7 @@
 """Processes that say in a file that they live, so that any machine on the same disk can tell.
 
 The file is written again every few seconds. A process of this machine is known by its number; one
-of another machine counts as dead when it has been silent for a minute.
+of another machine, or container, counts as dead when it has been silent for a minute.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,24 @@ class Alive:
         Args:
             folder: where it is.
             name: of the file; another one for each process.
-            held: is called when this process goes on after it was held for so long that others may
-                take it for dead.
+            held: is called before this process says something after it was silent for so long that
+                others may take it for dead: it was held, or the disk took nothing.
         """
         self.folder, self.name, self._held = folder, name, held
         self._told: dict[str, Any] = {}
+        self._began = self._heard = 0.0
         self._over = threading.Event()
         self._lock = threading.Lock()
 
     def begin(self, **told: Any) -> None:
-        """Write it, and again and again.
+        """Write it, and again and again, with the seconds since.
 
         Raises:
             OSError: the folder takes no files.
         """
-        self._told = {**told, "host": socket.gethostname(), "process": os.getpid(), "ended": False}
+        who = {"host": socket.gethostname(), "place": _place(), "process": os.getpid()}
+        self._told = {**told, **who, "ended": False}
+        self._began = self._heard = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -68,6 +72,7 @@ class Alive:
         """Remove the file, and the folder if nothing else is in it."""
         self._over.set()
         with self._lock, suppress(OSError):
+            self._told = {}  # so that it is not written again
             _file(self.folder, self.name).unlink(missing_ok=True)
             for clock in self.folder.glob(".*"):
                 clock.unlink(missing_ok=True)
@@ -75,16 +80,17 @@ class Alive:
 
     def _write(self) -> None:
         with self._lock:
+            if not self._told:
+                return
+            if time.monotonic() - self._heard > DEAD_AFTER:
+                self._held()
+            self._told["seconds"] = round(time.monotonic() - self._began, 1)
             write(_file(self.folder, self.name), json.dumps(self._told) + "\n")
+            self._heard = time.monotonic()
 
     def _beat(self) -> None:
-        last = time.monotonic()
         while not self._over.wait(BEAT):
-            was_held, last = time.monotonic() - last > DEAD_AFTER, time.monotonic()
-            if was_held:
-                self._held()
-            if not self._over.is_set():
-                self.tell()
+            self.tell()
 
 
 def told(folder: Path, name: str) -> dict[str, Any] | None:
@@ -113,6 +119,19 @@ def living(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+@cache
+def _place() -> str:
+    """What processes have in common that know each other by their numbers.
+
+    Containers may have the name of their machine, or all the same one.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return socket.gethostname()
+
+
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
@@ -130,7 +149,7 @@ def _now(folder: Path) -> float:
 def _lives(folder: Path, name: str, found: Mapping[str, Any], now: float) -> bool:
     if found["ended"]:
         return False
-    if found.get("host") == socket.gethostname() and not _runs(found.get("process")):
+    if found.get("place") == _place() and not _runs(found.get("process")):
         return False
     try:
         return now - _file(folder, name).stat().st_mtime < DEAD_AFTER

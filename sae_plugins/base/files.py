@@ -160,11 +160,14 @@ def whole_folder(path: Path, busy: SaePluginsError, check: Callable[[], None]) -
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a text file that is either whole or as it was; JSON without secrets."""
+def write(path: Path, text: str, *, writer: str = "") -> None:
+    """Write a text file that is either whole or as it was; JSON without secrets.
+
+    `writer` is that of `whole`.
+    """
     if path.suffix == ".json":
         text = redacted_json(text)
-    with whole(path) as partial:
+    with whole(path, writer=writer) as partial:
         partial.write_text(text, "utf-8")
 
 

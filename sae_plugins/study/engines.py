@@ -11,8 +11,10 @@ import itertools
 import logging
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,13 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.children import safe_path, unheard, working_in
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.gpus import see_only, visible
 
 logger = logging.getLogger(__name__)
 
 _NEVER = 10**6
 """Minutes after which submitit ends a job of this machine."""
+_PYTHON = shlex.join([sys.executable, *(["-P"] if sys.version_info >= (3, 11) else [])])
+"""Of jobs, whose environment may be another one: `--export=NONE` is the rule of some clusters."""
 Options = Mapping[str, Any]
 """Of an engine, by the names that follow its own: {"partition": "gpu"} of --slurm.partition gpu."""
 
@@ -59,6 +63,9 @@ class Engine:
 
     def sharing(self, jobs: int) -> int:
         """How many of so many tasks share one GPU's memory, or that of a machine."""
+        if self.name == "ray":  # --ray.num_gpus 0.5
+            part = self.options.get("num_gpus")
+            return max(1, int(1 / part)) if isinstance(part, float) and part > 0 else 1
         return -(-jobs // (len(visible()) or 1)) if self.is_here else 1
 
     def open(
@@ -90,6 +97,31 @@ class Careful(Executor):
         """Have it call a function."""
         with unheard(signal.SIGUSR1), safe_path(**self._variables):
             return self._inner.submit(fn, *args, **kwargs)
+
+
+class _Jobs(Careful):
+    """Jobs of submitit."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Have a job call a function, until its time is over."""
+        return super().submit(in_job, fn, *args, **kwargs)
+
+
+def in_job(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function, which is paused when Slurm says that the job's time will soon be over.
+
+    submitit would raise an error wherever the function is, and so count as a failure of that SAE.
+
+    Raises:
+        Paused: the time is over.
+    """
+
+    def pause(number: int, frame: Any) -> None:
+        raise Paused("the time of the job is over")
+
+    signal.signal(signal.SIGUSR1, pause)  # which a training answers when its step has ended
+    signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGUSR1))
+    return fn(*args, **kwargs)
 
 
 @contextmanager
@@ -131,7 +163,12 @@ def _begin(gpus: Any) -> None:
 def slurm(folder: Path, options: Options) -> Iterator[Executor]:
     """Jobs of Slurm, a task each, which outlive the process that drives them."""
     submitit = _installed("submitit", "slurm")
-    if options == {"cluster": "local"}:  # to try it without Slurm
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # jobs run what lies in it
+    if options.get("cluster") == "local":  # to try it without Slurm
+        if others := ", ".join(f"--slurm.{key}" for key in options if key != "cluster"):
+            raise SaePluginsError(
+                f"--slurm.cluster local runs jobs without Slurm: leave {others} out"
+            )
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(timeout_min=_NEVER)
     elif shutil.which("sbatch") is None:
@@ -141,10 +178,10 @@ def slurm(folder: Path, options: Options) -> Iterator[Executor]:
             "--on slurm: say how long a job may take, such as --slurm.time 4:00:00"
         )
     else:
-        executor = submitit.SlurmExecutor(folder)
+        executor = submitit.SlurmExecutor(folder, python=_PYTHON)
         executor.update_parameters(job_name="sae-plugins", additional_parameters=dict(options))
     try:
-        yield Careful(executor)
+        yield _Jobs(executor)
     except BaseException:
         logger.warning("jobs that have begun go on; the same command waits for them")
         raise
@@ -182,13 +219,20 @@ def anybodys(name: str) -> Iterator[Executor]:
     """What a function of an installed module returns, by MODULE:FUNCTION."""
     module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)()
+        with safe_path(TQDM_DISABLE="1"):  # it may start processes
+            made = getattr(importlib.import_module(module), function)()
+        if not hasattr(made, "submit"):
+            raise TypeError(f"it returns {made!r}")
     except (ImportError, AttributeError, TypeError) as error:
         raise SaePluginsError(
             f"--on {name}: {error}; name a function of an installed module that takes nothing and "
             "returns an Executor"
         ) from error
-    yield Careful(made)
+    try:
+        yield Careful(made)
+    finally:
+        if hasattr(made, "shutdown"):
+            made.shutdown(wait=False)
 
 
 def _installed(module: str, extra: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sae_plugins.base.errors import prefixed
 from sae_plugins.base.files import read_json, write
-from sae_plugins.eval_suites.evaluation.manifest import PARTS
+from sae_plugins.eval_suites.evaluation.manifest import PARTS, parts
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.progress import Progress
 from sae_plugins.study.spec import Study
@@ -96,7 +96,7 @@ def merge(folder: Path) -> None:
 def hashes_in(folder: Path) -> dict[str, str]:
     """The hashes of the SAEs in an evaluation's folder, by the names of their own folders."""
     found: dict[str, str] = {}
-    for file in (folder / HASHES, *sorted(folder.glob(f"{PARTS}/*/{HASHES}"))):
+    for file in (folder / HASHES, *(part / HASHES for part in parts(folder))):
         with suppress(OSError, ValueError):
             found |= read_json(file)
     return found

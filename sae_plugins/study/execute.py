@@ -149,10 +149,8 @@ class _Doing:
             self._with_other_ranks(tasks, evaluates)
             return
         then = partial(self.cutter.evaluating, passes=len(tasks)) if evaluates else lambda task: ()
-        while True:
-            run_tasks(work, tasks, self.executor, self.progress, then)
-            if not wait_for_others(self.folder, self.progress):
-                return
+        run_tasks(work, tasks, self.executor, self.progress, then)
+        wait_for_others(self.folder, self.progress)
 
     def _with_other_ranks(self, tasks: Sequence[Task], evaluates: bool) -> None:
         for task in tasks:  # whose language model and arms the ranks share

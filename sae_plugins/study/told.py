@@ -85,10 +85,16 @@ def living(folder: Path) -> dict[str, Report]:
     return {name: report for name, report in found.items() if report is not None}
 
 
+def lives(folder: Path, name: str) -> bool:
+    """Whether a task is at work."""
+    return alive.lives(folder / TASKS, name)
+
+
 def claimed(folder: Path, names: Iterable[str]) -> set[str]:
     """Those of the names that a living task has."""
-    at_work = living(folder)
-    return {name for name in names if _owner(folder, name) in at_work} if at_work else set()
+    owners = {name: owner for name in names if (owner := _owner(folder, name)) is not None}
+    at_work = {owner for owner in {*owners.values()} if lives(folder, owner)}
+    return {name for name, owner in owners.items() if owner in at_work}
 
 
 def forget(folder: Path) -> None:
@@ -113,7 +119,7 @@ class Told:
         self._report, self._share = report, report.share
         self._facts: dict[str, Any] = {}
         self._claims: list[str] = []
-        self._began = self._written = time.monotonic()
+        self._written = time.monotonic()
         self._alive = alive.Alive(folder / TASKS, name, self._was_held)
 
     def __enter__(self) -> Told:
@@ -160,15 +166,14 @@ class Told:
             self._then.advance(share)
 
     def _now(self) -> dict[str, Any]:
-        seconds = time.monotonic() - self._began
-        return {"share": self._share, "seconds": seconds, "facts": self._facts}
+        return {"share": self._share, "facts": self._facts}
 
     def _take(self, name: str) -> bool:
         while True:
             owner, place = _last(self.folder, name)
             if owner == self.name:
                 return True
-            if owner is not None and alive.lives(self.folder / TASKS, owner):
+            if owner is not None and lives(self.folder, owner):
                 return False
             with suppress(FileExistsError):  # another one was faster: look again
                 self._link(place)

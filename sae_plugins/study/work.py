@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +40,7 @@ def work(task: Task, progress: Progress) -> Mapping[str, Any]:
         return _evaluate(cells, task, progress)
     from sae_plugins.runs.machine import machine
 
-    spent: list[float] = []
+    spent, trained = list[float](), len(_missing(cells, task.folder))
     started = time.monotonic()
     shared = _train(cells, task, progress, spent.append)
     passed = time.monotonic() - started
@@ -48,7 +49,7 @@ def work(task: Task, progress: Progress) -> Mapping[str, Any]:
     if shared is None:
         return {}
     own = sum(spent)
-    told = costs(task.model, "training", passed - own, own, len(cells))
+    told = costs(task.model, "training", passed - own, own, trained)
     return {"machine": machine(shared.settings), **told}
 
 
@@ -58,13 +59,29 @@ def score(task: Task, progress: Progress) -> None:
 
 
 def _cells(task: Task) -> list[Cell]:
+    """The task's SAEs.
+
+    Raises:
+        SaePluginsError: one is not in the plan as this machine makes it.
+    """
     known = plan_of(Study.model_validate_json(task.study), task.folder)
-    names = set(task.saes)
-    return [
-        cell
+    found = {
+        cell.folder.name: cell
         for cell in (*known.pilots, *known.cells)
-        if (cell.model, cell.seed) == (task.model, task.seed) and cell.folder.name in names
-    ]
+        if (cell.model, cell.seed) == (task.model, task.seed)
+    }
+    if lost := [name for name in task.saes if name not in found]:
+        raise SaePluginsError(
+            f"{task.about}: on {socket.gethostname()}, {lost[0]} is no SAE of the study: code, "
+            "data or versions are others there, or have changed since it began; have them the same "
+            "everywhere, and run it again"
+        )
+    return [found[name] for name in task.saes]
+
+
+def _missing(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """Those that are to be trained."""
+    return [cell for cell in cells if not cell.source and cell.summary(folder) is None]
 
 
 def _evaluate(cells: Sequence[Cell], task: Task, progress: Progress) -> Mapping[str, Any]:
@@ -107,7 +124,7 @@ def _train(
     from sae_plugins.runs.stream_key import stream_key
 
     shared: Setup | None = None
-    missing = [c for c in cells if not c.source and c.summary(task.folder) is None]
+    missing = _missing(cells, task.folder)
     progress.advance(sum(not cell.source for cell in cells) - len(missing))
     ranks().same("the SAEs that are missing", {"their names": [c.folder.name for c in missing]})
     for members in grouped(missing, lambda cell: stream_key(cell.settings.for_saelens())).values():

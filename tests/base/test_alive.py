@@ -66,25 +66,32 @@ def test_it_says_again_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     one.end()
 
 
-def test_one_that_was_held_is_asked_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("beat", [0.01, 100])  # whichever thread writes first
+def test_one_that_was_silent_is_asked_what_to_do(
+    beat: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alive, "BEAT", 0.02)
-    monkeypatch.setattr(alive, "DEAD_AFTER", -1)
+    monkeypatch.setattr(alive, "BEAT", beat)
+    monkeypatch.setattr(alive, "DEAD_AFTER", 0.2)
     held: list[bool] = []
     one = Alive(tmp_path, "one", lambda: held.append(True))
     one.begin()
-    time.sleep(0.2)
+    one.tell(doing="this")
+    assert not held
+    with monkeypatch.context() as during:
+        during.setattr(alive, "write", full)
+        time.sleep(0.3)
+    one.tell(doing="that")
     one.end()
     assert held
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_ends_nothing(
     one: Alive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(alive, "write", full)
     one.tell(doing="that")
     one.end()
@@ -96,3 +103,24 @@ def test_who_may_only_look_sees_what_lives(
     monkeypatch.setattr(Path, "touch", lambda *_: (_ for _ in ()).throw(PermissionError()))
     assert set(living(tmp_path)) == {"one"}
     one.end()
+
+
+def test_in_another_container_of_this_name_it_is_not_known_by_its_number(
+    one: Alive, tmp_path: Path
+) -> None:
+    one.end()
+    found = told(tmp_path, "one")
+    assert found is not None
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    there = {**found, "ended": False, "process": gone.pid}
+    (tmp_path / "one.json").write_text(json.dumps(there))
+    assert not lives(tmp_path, "one")
+    (tmp_path / "one.json").write_text(json.dumps({**there, "place": "another"}))
+    assert lives(tmp_path, "one")
+
+
+def test_what_has_vanished_is_not_written_again(one: Alive, tmp_path: Path) -> None:
+    one.vanish()
+    one.tell()  # as a beat that had begun
+    assert not (tmp_path / "one.json").exists()

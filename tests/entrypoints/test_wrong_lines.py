@@ -242,6 +242,7 @@ LINES = {
         "no flag --dryrun: did you mean '--dry_run'?",
         "name an SAE: the folder of a run, or RELEASE:SAE_ID",
     ],
+    "study run quick --jobs 0": ["--jobs 0: it must be at least 1"],
     "study run wrong.yaml --jobs none --output runs": [
         "--jobs 'none': it must be a whole number",
         "no flag --output: did you mean '--output_path'?",

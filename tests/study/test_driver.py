@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +130,92 @@ def test_what_goes_wrong_is_raised(
         run_tasks(fail, [task(tmp_path, sae)], executor, Heard())
 
 
-def test_what_a_task_of_somebody_else_has_is_left_to_it(tmp_path: Path) -> None:
+def evaluation(done: Task) -> list[Task]:
+    return [] if done.suites else [replace(done, suites=("core", "scr"))]
+
+
+@pytest.mark.parametrize("executor", [None, Dying(0)])
+def test_what_a_task_of_another_driver_has_is_done_after_it(
+    executor: Executor | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, looks = Heard(), list[float]()
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            theirs.__exit__()
+
+    monkeypatch.setattr(driver.time, "sleep", sleep)
     with Told(tmp_path, "theirs", Report(""), None) as theirs:
-        theirs.claim(["toy/a/", "toy/b/core"])
-        run_tasks(work, [task(tmp_path, "a", "c")], None, Heard())
-        suites = ("core", "scr")  # of which the other one has one
-        run_tasks(work, [task(tmp_path, "b", "d", suites=suites)], None, Heard())
-    assert did(tmp_path) == ["toy, seed 0: training c", "toy, seed 0: evaluating by core, scr d"]
+        theirs.claim(["toy/a/", "toy/c/core"])  # of the evaluation of c, it has one part
+        run_tasks(work, [task(tmp_path, "a", "c")], executor, heard, evaluation)
+    assert sorted(did(tmp_path)) == [
+        "toy, seed 0: evaluating by core, scr a",
+        "toy, seed 0: evaluating by core, scr c",
+        "toy, seed 0: training a",
+        "toy, seed 0: training c",
+    ]
+    assert heard.done == 4
+
+
+def test_a_task_that_died_elsewhere_is_tried_again_when_others_take_it_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Far(Dying):
+        """Whose first task dies without a word, on another machine."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            future = super().submit(fn, *args, **kwargs)
+            if self.handed == 1:
+                self.file = tmp_path / "tasks" / f"{args[2]}.json"
+                told = json.loads(self.file.read_text())
+                self.file.write_text(json.dumps({**told, "place": "far", "ended": False}))
+            return future
+
+    executor, looks = Far(1), list[float]()
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            os.utime(executor.file, (0, 0))  # silent for so long
+
+    monkeypatch.setattr(driver.time, "sleep", sleep)
+    run_tasks(work, [task(tmp_path, "a")], executor, Heard())
+    assert did(tmp_path) == ["toy, seed 0: training a"]
+    assert executor.handed == 2
+
+
+def test_a_task_of_whose_death_nobody_tells_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mute(Dying):
+        """Slurm without accounting, say."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            future = super().submit(fn, *args, **kwargs)
+            return future if self.handed > 1 else Future()
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        assert len(looks) < 100, "it waits for ever"
+
+    looks: list[float] = []
+    monkeypatch.setattr(driver.time, "sleep", sleep)
+    monkeypatch.setattr(driver, "_LOOK", 0, raising=False)
+    monkeypatch.setattr(driver, "_SILENT", 0, raising=False)
+    heard = Heard()
+    run_tasks(work, [task(tmp_path, "a")], Mute(1), heard)
+    assert did(tmp_path) == ["toy, seed 0: training a"]
+    assert "silent" in heard.said[0]
+
+
+def test_what_takes_no_task_is_named(tmp_path: Path) -> None:
+    class Full(Executor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("sbatch: error: the partition is down")
+
+    with pytest.raises(SaePluginsError, match=r"seed 0: training could .* the partition is down"):
+        run_tasks(work, [task(tmp_path, "a")], Full(), Heard())
 
 
 class Waiting(Executor):

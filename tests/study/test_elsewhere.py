@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import random
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,11 +19,13 @@ from typing import Any
 import pytest
 import torch
 
+from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.runs import lockstep
-from sae_plugins.study import driver, execute, told
+from sae_plugins.study import driver, execute, told, work
 from sae_plugins.study.engines import Engine
 from sae_plugins.study.gather import gather
 from sae_plugins.study.spec import Study
+from sae_plugins.study.tasks import Task
 
 STUDY = Study.model_validate(
     {
@@ -125,6 +128,25 @@ def test_work_that_is_cut_finds_the_same(alone: tuple[str, Any], tmp_path: Path)
     assert not list(tmp_path.glob("evaluations/toy/*/parts"))
 
 
+def test_what_is_there_counts_in_no_cost(
+    alone: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(work, "costs", lambda *told: counts.append(told[-1]) or {})
+    study = STUDY.model_copy(update={"seeds": [0]})
+    execute.run(study, tmp_path, 1, Heard())
+    shutil.rmtree(next(tmp_path.glob("saes/toy/l1_*")))
+    counts.clear()
+    execute.run(study, tmp_path, 1, Heard())
+    assert counts[0] == 1
+
+
+def test_saes_that_are_others_on_the_machine_of_a_task_are_no_silence(tmp_path: Path) -> None:
+    task = Task(STUDY.model_dump_json(), tmp_path, "toy", 0, ("l1_l1_coefficient-3_seed0-other",))
+    with pytest.raises(SaePluginsError, match=r"seed0-other is no SAE of the study: code, data"):
+        work.work(task, Heard())
+
+
 @pytest.mark.parametrize(
     "engine",
     [
@@ -213,10 +235,12 @@ def test_tasks_that_are_killed_are_done_again_to_the_same_end(
 
     def kill(share: float) -> None:
         alive = told.living(tmp_path)
-        if moments and share >= moments[0] and alive:
-            name = draw.choice(sorted(alive))
+        # three deaths of one task at the same place would end the study
+        may = [name for name in sorted(alive) if killed.count(alive[name].about) < 2]
+        if moments and share >= moments[0] and may:
+            name = draw.choice(may)
             os.kill(alive[name].process, signal.SIGKILL)
-            killed.append(name)
+            killed.append(alive[name].about)
             moments.pop(0)
 
     heard = Heard(kill)

@@ -3,15 +3,20 @@
 import operator
 import os
 import signal
+import stat
 import sys
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import Paused, Problems, SaePluginsError
+from sae_plugins.entrypoints.study_engine import ON, engine_of
+from sae_plugins.resume.signals import Waiting
+from sae_plugins.settings.command_line import parse
 from sae_plugins.study.driver import run_tasks
-from sae_plugins.study.engines import Engine
+from sae_plugins.study.engines import Engine, in_job
 from sae_plugins.study.progress import Progress
 from sae_plugins.study.tasks import Task
 
@@ -54,6 +59,7 @@ def test_workers_import_nothing_from_the_working_directory(
     for name in ("pickle", "random", "torch", "multiprocessing", "submitit"):
         (here / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write('{name} ')")
     monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # jobs find this module there
     monkeypatch.setattr("sae_plugins.base.children.sys.version_info", version)
     if version < (3, 11):  # which ignores the variable
         monkeypatch.setattr("sae_plugins.base.children.SAFE_PATH", {})
@@ -103,6 +109,7 @@ def test_a_process_for_each_gpu(
     assert Engine().sharing(jobs) == each
     assert Engine().sharing(2 * gpus) == 2
     assert (Engine("ray").jobs(passes), Engine("ray").sharing(5)) == (passes, 1)
+    assert Engine("ray", {"num_gpus": 0.5}).sharing(5) == 2
 
 
 def hear(task: Task, progress: Progress) -> dict[str, str]:
@@ -139,11 +146,14 @@ def test_slurm_gets_what_its_options_say(sbatch: Path, tmp_path: Path) -> None:
     with Engine("slurm", options).open(tmp_path, 2, None) as executor:
         assert executor is not None
         executor.submit(operator.is_, 1, 2)
+    assert stat.S_IMODE((tmp_path / "slurm").stat().st_mode) == 0o700  # pickles, and the study
     given = sbatch.read_text().splitlines()
     for line in ("time=4:00:00", "partition=gpu", "gpus-per-node=1", "mail-type=END"):
         assert f"#SBATCH --{line}" in given
     assert not [line for line in given if line == "#SBATCH --time=5"]
     assert "PYTHONSAFEPATH=1" in given
+    if sys.version_info >= (3, 11):  # also where jobs do not get this environment
+        assert any("-P -u -m submitit" in line for line in given)
 
 
 def test_slurm_is_refused_without_a_time_or_without_slurm(
@@ -154,14 +164,53 @@ def test_slurm_is_refused_without_a_time_or_without_slurm(
         Engine("slurm").open(tmp_path, 2, None),
     ):
         pass
+    local = Engine("slurm", {"cluster": "local", "time": "4:00:00"})
+    with (
+        pytest.raises(SaePluginsError, match=r"leave --slurm\.time out"),
+        local.open(tmp_path, 2, 1),
+    ):
+        pass
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SaePluginsError, match="no sbatch"), Engine("slurm").open(tmp_path, 2, None):
         pass
 
 
+def out_of_time(seen: list[str]) -> None:
+    """Work whose job gets Slurm's signal in the middle of a step."""
+    with Waiting() as waiting:
+        signal.raise_signal(signal.SIGUSR2)
+        seen.append("the step ends")
+        waiting.answer(lambda: seen.append("a checkpoint is written"))
+    seen.append("never")
+
+
+def test_a_job_whose_time_is_over_is_paused_and_no_sae_of_it_has_failed() -> None:
+    before = {one: signal.getsignal(one) for one in (signal.SIGUSR1, signal.SIGUSR2)}
+    seen: list[str] = []
+    try:
+        signal.signal(signal.SIGUSR2, lambda *_: seen.append("an error of submitit"))
+        with pytest.raises(Paused):
+            in_job(out_of_time, seen)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert seen == ["the step ends", "a checkpoint is written"]
+
+
+def safely() -> Executor:
+    assert os.environ["PYTHONSAFEPATH"] == "1"  # for the processes of a cluster that begins here
+    return ThreadPoolExecutor()
+
+
+def test_an_executor_of_one_s_own_starts_its_processes_safely(tmp_path: Path) -> None:
+    with Engine(f"{__name__}:safely").open(tmp_path, 2, 1) as executor:
+        run_tasks(nothing, tasks(tmp_path), executor, Heard())
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("os:getcwd", "it returns '/.*'; name a function"),
         ("nobody:engine", "No module named 'nobody'"),
         ("operator:nothing", "no attribute 'nothing'"),
         ("operator:pow", "takes nothing and returns an Executor"),
@@ -182,3 +231,28 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         Engine("ray").open(tmp_path, 2, None),
     ):
         pass
+
+
+def test_options_are_for_the_engine_that_is_named() -> None:
+    def engine(*words: str) -> tuple[Engine | None, Problems]:
+        problems = Problems()
+        line = parse([*words], {"on": ON}, problems)
+        return engine_of(line, {"on": ON}, problems), problems
+
+    slurm = [
+        "--on",
+        "slurm",
+        "--slurm.account",
+        "007",
+        "--slurm.mail-type=END",
+        "--slurm.exclusive",
+    ]
+    found, _ = engine(*slurm)
+    assert found is not None
+    assert found.options == {"account": "007", "mail_type": "END", "exclusive": True}
+    found, _ = engine("--on", "ray", "--ray.num_gpus", "0.5", "--ray.address", "here:6379")
+    assert found is not None
+    assert found.options == {"num_gpus": 0.5, "address": "here:6379"}
+    _, problems = engine("--slurm.time", "4:00:00")
+    with pytest.raises(SaePluginsError, match=r"--slurm\.time: it needs --on slurm"):
+        problems.stop()
