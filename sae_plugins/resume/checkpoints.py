@@ -426,12 +426,15 @@ class Checkpoints:
         if self._stream is not None:
             return batches(store, multi_hook)  # a store of somebody else's
         how = self.shards, self.seed, home, multi_hook, self.origin.accepts
-        return self._follow(stream_of(store, *how))
+        return self.follow(stream_of(store, *how))
 
-    def _follow(self, stream: Stream | Shards) -> Iterator[Any]:
-        """Keep the place of the run's batches, and put them where the run is."""
+    def follow(self, stream: Iterator[Any]) -> Iterator[Any]:
+        """Keep the place of the run's batches, if they are of text, and put them where it is."""
         from sae_plugins.resume.shards import Shards
+        from sae_plugins.resume.stream import Stream
 
+        if not isinstance(stream, (Stream, Shards)):
+            return stream
         self._stream = stream
         self._stream_facts = redacted(stream.facts())
         self._add(stream.made_from())
@@ -443,6 +446,5 @@ class Checkpoints:
             with self._fitting():
                 stream.load_state_dict(saved)
             self.saved["stream"] = None
-            # a thread that reads ahead shuffles before the first step begins
-            self._restore_random()
+            self._restore_random()  # a thread that reads ahead shuffles before the first step
         return stream

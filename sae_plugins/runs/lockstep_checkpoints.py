@@ -20,9 +20,7 @@ from sae_plugins.base.files import durable, write
 from sae_plugins.base.identity import Fact, of_code
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.resume.checkpoints import Checkpoints
-from sae_plugins.resume.shards import Shards
 from sae_plugins.resume.signals import Waiting
-from sae_plugins.resume.stream import Stream
 from sae_plugins.resume.together import NAMES
 from sae_plugins.runs.lockstep_arm import HeldOut, LockstepRun, Training, ends_alone
 from sae_plugins.runs.setup import Setup
@@ -204,8 +202,7 @@ class LockstepCheckpoints(Checkpoints):
         stream, settings = group.data_provider, group.setup.settings
         self.shards, self.seed = settings.data_shards, settings.seed
         self.check(group)
-        if isinstance(stream, (Stream, Shards)):
-            self._follow(stream)
+        self.follow(stream)
         self.joined(group)
         if self.saved is not None:
             self._resumed(self.saved)

@@ -140,7 +140,7 @@ def check_place(setup: Setup, plan: Plan, scratch: Path, checkpoints: Checkpoint
     with plugins(observed, seed=setup.settings.seed, checkpoints=checkpoints):
         trainer: Any
         trainer, _ = setup.trainer(scratch)
-        trainer.data_provider = setup.stream()
+        trainer.data_provider = checkpoints.follow(setup.stream())
         checkpoints.read_by_sae_lens(trainer.data_provider)
         checkpoints.step_begins(trainer)
 

@@ -78,19 +78,17 @@ class Heard:
         self.on(self.done / max(1, self.total))
 
 
-def found(folder: Path, engine: Engine | None, heard: Heard | None = None) -> tuple[str, Any]:
+def found(
+    folder: Path, engine: Engine | None, heard: Heard | None = None, study: Study = STUDY
+) -> tuple[str, Any]:
     """The hash of all weights, and what the findings say besides times and machines."""
     heard = heard or Heard()
-    execute.run(STUDY, folder, JOBS if engine else 1, heard, None, engine)
+    execute.run(study, folder, JOBS if engine else 1, heard, None, engine)
     assert heard.done == pytest.approx(heard.total)
-    return kept(folder)
-
-
-def kept(folder: Path) -> tuple[str, Any]:
     weights = hashlib.sha256()
     for file in sorted(folder.glob("saes/*/*/sae_weights.safetensors")):
         weights.update(file.parent.name.encode() + file.read_bytes())
-    numbers = gather("try", STUDY, folder).model_dump(exclude={"provenance", "study"})
+    numbers = gather("try", study, folder).model_dump(exclude={"provenance", "study"})
     timed = ("seconds", "tokens_per_second")
     numbers["scores"] = [score for score in numbers["scores"] if score["metric"] not in timed]
     return weights.hexdigest(), numbers
@@ -119,15 +117,23 @@ class Here(Executor):
         return future
 
 
-def test_work_that_is_cut_finds_the_same(alone: tuple[str, Any], tmp_path: Path) -> None:
-    assert found(tmp_path, Engine(f"{__name__}:Here")) == alone
-    trained = [one.saes for one in told.reports(tmp_path).values() if one.saes]
-    assert len(trained) > 2  # passes
-    assert len({sae for saes in trained for sae in saes}) == 16
-    assert not told.living(tmp_path)
-    assert not list(tmp_path.glob("evaluations/toy/*/parts"))
+@pytest.mark.parametrize(
+    "arms", [["l1", "topk"], pytest.param([*STUDY.arms], marks=pytest.mark.ci)]
+)
+def test_work_that_is_cut_finds_the_same(arms: list[str], tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    wanted = {name: STUDY.arms[name] for name in arms}
+    study = STUDY.model_copy(update={"seeds": [0], "arms": wanted})
+    whole = found(tmp_path / "whole", None, study=study)
+    assert found(tmp_path / "cut", Engine(f"{__name__}:Here"), study=study) == whole
+    trained = [one.saes for one in told.reports(tmp_path / "cut").values() if one.saes]
+    assert len(trained) > 2
+    assert len({sae for saes in trained for sae in saes}) == 2 * len(arms)
+    assert not told.living(tmp_path / "cut")
+    assert not list(tmp_path.glob("cut/evaluations/toy/*/parts"))
 
 
+@pytest.mark.ci
 def test_what_is_there_counts_in_no_cost(
     alone: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -423,10 +423,10 @@ def test_an_interruption_keeps_what_is_finished(evaluate, tmp_path):
 def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(evaluate, monkeypatch, tmp_path):
     own = module.write
 
-    def full(path, text):
+    def full(path, text, **how):
         if path.parent.name.startswith("bb"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        own(path, text)
+        own(path, text, **how)
 
     monkeypatch.setattr(module, "write", full)
     with pytest.raises(SaePluginsError, match="No space left on device; the 1 finished rows"):
