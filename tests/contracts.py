@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """By default a promise is tested on two architectures: standard, and one by its name.
 
     That holds for the contracts of plugins, and for tests marked `two_architectures`. The whole
-    check has one in eight of the rest, by its name; `make combinations` runs all.
+    check has one in sixteen of the rest, by its name; `make combinations` runs all.
     """
     from sae_plugins.framework.architectures import ARCHITECTURES
 
@@ -39,5 +39,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if architecture not in (None, "standard", chosen):
             item.add_marker(pytest.mark.combinations)
     for item in items:
-        if item.get_closest_marker("combinations") and zlib.crc32(item.nodeid.encode()) % 8:
+        if item.get_closest_marker("combinations") and zlib.crc32(item.nodeid.encode()) % 16:
             item.add_marker(pytest.mark.slow)

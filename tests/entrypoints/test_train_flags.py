@@ -379,7 +379,9 @@ def _refusal(line: str) -> str | None:
 @pytest.mark.parametrize(
     ("kind", "part"),
     [
-        pytest.param(kind, part, marks=pytest.mark.slow if kind in ("text", "tokens") else ())
+        pytest.param(
+            kind, part, marks=pytest.mark.slow if part or kind in ("text", "tokens") else ()
+        )
         for kind in KINDS
         for part in range(PARTS.get(kind, 1))
     ],

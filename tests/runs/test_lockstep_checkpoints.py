@@ -89,8 +89,13 @@ def test_interrupted_they_go_on_as_if_they_had_not_been() -> None:
     check_goes_on(together, stop=11, made=[*range(9, 19)])
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("stop", random.Random(0).sample(range(1, 17), 3))
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(stop, marks=pytest.mark.slow if place else pytest.mark.ci)
+        for place, stop in enumerate(random.Random(0).sample(range(1, 17), 3))
+    ],
+)
 def test_all_kinds_of_arms_go_on_from_any_step(stop: int) -> None:
     """Also while one only reads what follows its training, and sets thresholds by it."""
     every = Kept(KEPT.folder, "1")

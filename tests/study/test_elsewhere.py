@@ -118,7 +118,7 @@ class Here(Executor):
 
 
 @pytest.mark.parametrize(
-    "arms", [["l1", "topk"], pytest.param([*STUDY.arms], marks=pytest.mark.ci)]
+    "arms", [["l1", "topk"], pytest.param([*STUDY.arms], marks=pytest.mark.slow)]
 )
 def test_work_that_is_cut_finds_the_same(arms: list[str], tmp_path: Path) -> None:
     torch.set_num_threads(1)
@@ -133,7 +133,7 @@ def test_work_that_is_cut_finds_the_same(arms: list[str], tmp_path: Path) -> Non
     assert not list(tmp_path.glob("cut/evaluations/toy/*/parts"))
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_what_is_there_counts_in_no_cost(
     alone: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +156,7 @@ def test_saes_that_are_others_on_the_machine_of_a_task_are_no_silence(tmp_path: 
 @pytest.mark.parametrize(
     "engine",
     [
-        pytest.param(Engine(), marks=pytest.mark.ci),
+        pytest.param(Engine(), marks=pytest.mark.slow),
         pytest.param(Engine("slurm", {"cluster": "local"}), marks=pytest.mark.slow),
     ],
 )

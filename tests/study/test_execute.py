@@ -28,6 +28,7 @@ from sae_plugins.entrypoints import study_time
 from sae_plugins.entrypoints.main import main
 from sae_plugins.runs import lockstep
 from sae_plugins.study import execute as study_run
+from sae_plugins.study import work
 from sae_plugins.study.findings import Findings, Trained
 from sae_plugins.study.gather import _missed as missed
 from sae_plugins.study.gather import gather
@@ -750,7 +751,7 @@ def test_out_of_time_it_pauses_and_ends_with_the_same_findings(
 ) -> None:
     command = ["study", "run", file, "--underpowered", "--output_path", "out", "--jobs", "1"]
     in_time = [*command, "--max_time", "9h"]
-    for owner, name in ((lockstep, "_score"), (study_run, "evaluate")):
+    for owner, name in ((lockstep, "_score"), (work, "evaluate")):
         own, calls = getattr(owner, name), []
 
         def at_second(*given: Any, own: Any = own, calls: list[None] = calls) -> Any:
