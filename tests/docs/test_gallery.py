@@ -10,7 +10,7 @@ from snippets import DOCS
 GALLERY = runpy.run_path(str(DOCS / "gallery.py"))
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_its_pages_are_where_it_links_to(tmp_path: Path) -> None:
     made = GALLERY["main"]
     made.__globals__.update(SITE=tmp_path / "gallery", FRONT_FIGURE=tmp_path / "frontiers.png")

@@ -102,13 +102,7 @@ def test_every_event(kind: str, number: signal.Signals, record_property: Any) ->
     record_property("events", check(kind, number))
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(n, marks=pytest.mark.ci if n == signal.SIGKILL else pytest.mark.slow)
-        for n in SIGNALS
-    ],
-    ids=lambda number: number.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_some_events_of_the_end(number: signal.Signals) -> None:
     check("n_checkpoints", number, first=-66, every=5)

@@ -351,7 +351,7 @@ def _write_data() -> None:
 # -- the tests -----------------------------------------------------------------------------------
 
 
-PARTS = {"world": 4, "synthetic": 2}
+PARTS = {"world": 8, "synthetic": 4}
 """Of the flags, each tried in a test of its own."""
 
 

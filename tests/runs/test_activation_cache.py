@@ -85,7 +85,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
                 "--seqpos_slice 1 -1": pytest.mark.slow,
                 "--hook_name blocks.1.attn.hook_z --hook_head_index 1": pytest.mark.slow,
                 "--architecture batchtopk --k 4": pytest.mark.slow,
-                "--training_tokens 24k": pytest.mark.ci,  # five times the text
+                "--training_tokens 24k": pytest.mark.slow,  # five times the text
             }.items()
         ),
     ],
