@@ -92,9 +92,9 @@ class Known(Cutter):
         super().__init__(study, alike, workers)
         object.__setattr__(self, "known", known)
 
-    def _measured(self, model: str, what: str) -> float | None:
+    def _measured(self, what: str) -> dict[str, float]:
         shared, each = self.known[what]  # type: ignore[attr-defined]
-        return (shared + SETUP) / each
+        return {"model": (shared + SETUP) / each}
 
 
 def main() -> None:

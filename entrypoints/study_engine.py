@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, did_you_mean
+from sae_plugins.base.extras import imported
 from sae_plugins.base.ranks import ranks
 from sae_plugins.settings.command_line import Bare, Line
 from sae_plugins.settings.flags import Flag
@@ -70,10 +70,7 @@ def _check(name: str) -> None:
             f"--on {name}: {ranks().size} ranks share the study already; leave it, or torchrun, out"
         )
     if name in _PACKAGES:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise SaePluginsError(
-                f"--on {name} needs {_PACKAGES[name]}: pip install 'sae-plugins[{name}]'"
-            )
+        imported(_PACKAGES[name], name, f"--on {name}")
     elif not all(name.partition(":")):
         raise SaePluginsError(
             f"--on {name}: give local, slurm, ray, or MODULE:FUNCTION; "

@@ -15,6 +15,7 @@ from sae_plugins.eval_suites.saebench.facts import (
     bytes_of_activation,
     default_batch_size,
     dtype_of_first_letters,
+    refuse_other_hooks,
 )
 from sae_plugins.eval_suites.saebench.shared_model import SharedModel
 from sae_plugins.eval_suites.suite import SHARE, Cost, Metric, Scores, Suite, SuiteSettings, Value
@@ -72,13 +73,7 @@ class Absorption(Suite):
     )  # fmt: skip
 
     def refusal(self, subject: Subject) -> str | None:
-        expected = f"blocks.{subject.hook_layer}.hook_resid_post"
-        if subject.hook_name == expected and subject.hook_head_index is None:
-            return None
-        return (
-            f"SAEBench reads the activations at {expected}, whatever the SAE's hook, which is "
-            f"{subject.hook_name}"
-        )
+        return refuse_other_hooks(subject, "reads the activations at")
 
     def cost(self, subject: Subject, settings: AbsorptionSettings) -> Cost:
         # single tokens of letters alone: nearly all of the world's, and of most vocabularies a lot

@@ -15,7 +15,7 @@ from sae_plugins.eval_suites.inputs.data import RAVEL as DATASET
 from sae_plugins.eval_suites.inputs.data import Data
 from sae_plugins.eval_suites.inputs.subjects import Subject
 from sae_plugins.eval_suites.probing import check_whole, mean_over_items
-from sae_plugins.eval_suites.saebench.facts import default_batch_size
+from sae_plugins.eval_suites.saebench.facts import default_batch_size, refuse_other_hooks
 from sae_plugins.eval_suites.saebench.ravel import ask, begin_alike, files_of, run_ravel
 from sae_plugins.eval_suites.suite import SHARE, Cost, Metric, Scores, Suite, SuiteSettings
 
@@ -92,13 +92,7 @@ class RAVEL(Suite):
     )  # fmt: skip
 
     def refusal(self, subject: Subject) -> str | None:
-        expected = f"blocks.{subject.hook_layer}.hook_resid_post"
-        if subject.hook_name == expected and subject.hook_head_index is None:
-            return None
-        return (
-            f"SAEBench intervenes at {expected}, whatever the SAE's hook, which is "
-            f"{subject.hook_name}"
-        )
+        return refuse_other_hooks(subject, "intervenes at")
 
     def lack(self, settings: RAVELSettings, data: Data | None) -> str | None:
         for entity in _selection(settings.attributes):

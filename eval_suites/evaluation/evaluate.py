@@ -183,11 +183,13 @@ class Evaluation:
         """What `run` would send elsewhere, by address; it says so before it sends anything."""
         sums: dict[str, Sent] = {}
         for task in self._tasks:
-            self._refuse(task)
             sent = None
             with contextlib.suppress(Exception):  # of a suite that only guesses badly
                 sent = task.suite.cost(task.subject, task.settings).sent
-            if sent is None or task.row.status != "planned" or self._seems_finished(task):
+            if sent is None:
+                continue
+            self._refuse(task)
+            if task.row.status != "planned" or self._seems_finished(task):
                 continue
             known = sums.get(sent.address)
             sums[sent.address] = sent if known is None else known + sent

@@ -103,6 +103,14 @@ def dtype_of_first_letters() -> str:
     return str(DEFAULT_DTYPE).removeprefix("torch.")
 
 
+def refuse_other_hooks(subject: Subject, does: str) -> str | None:
+    """Why an SAE does not fit what SAEBench `does` at the residual stream after a layer."""
+    expected = f"blocks.{subject.hook_layer}.hook_resid_post"
+    if subject.hook_name == expected and subject.hook_head_index is None:
+        return None
+    return f"SAEBench {does} {expected}, whatever the SAE's hook, which is {subject.hook_name}"
+
+
 def refuse_heads(subject: Subject) -> str | None:
     """Why an SAE cannot be probed: all but core take activations for [batch, tokens, d_in]."""
     per_head = re.search(r"hook_[qkvz]$", subject.hook_name)

@@ -10,11 +10,12 @@ from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.secrets import reason_of
-from sae_plugins.study.progress import Overall
+from sae_plugins.study.progress import Overall, Progress
 from sae_plugins.study.tasks import Task, Work
 from sae_plugins.study.told import Report, Told, claimed, lives, living, new_name, report_of
 
@@ -27,7 +28,9 @@ _DEATHS = 3
 """After so many deaths of a task, one after another, which got no further, a study ends."""
 
 
-def perform(work: Work, task: Task, name: str, then: Any = None) -> Exception | tuple[str, ...]:
+def perform(
+    work: Work, task: Task, name: str, then: Progress | None = None
+) -> Exception | tuple[str, ...]:
     """Do of a task what no other one does, in whichever process this is.
 
     Returns:
@@ -239,10 +242,10 @@ def _leave(running: dict[str, _Attempt]) -> None:
                 attempt.future.cancel()
 
 
-def wait_for_others(task_folder: Any, progress: Overall) -> None:
+def wait_for_others(folder: Path, progress: Overall) -> None:
     """Wait until no task of the folder is at work, whoever has started it."""
     known: dict[str, str] = {}
-    while alive := living(task_folder):
+    while alive := living(folder):
         for name, told in alive.items():
             if known.get(name) != told.stage:
                 progress.stage(f"{told.host}: {told.stage or told.about}")

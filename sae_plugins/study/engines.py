@@ -26,6 +26,7 @@ from typing import Any
 
 from sae_plugins.base.children import safe_path, unheard, working_in
 from sae_plugins.base.errors import Paused, SaePluginsError
+from sae_plugins.base.extras import imported
 from sae_plugins.base.gpus import see_only, visible
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def _begin(gpus: Any) -> None:
 @contextmanager
 def slurm(folder: Path, options: Options) -> Iterator[Executor]:
     """Jobs of Slurm, a task each, which outlive the process that drives them."""
-    submitit = _installed("submitit", "slurm")
+    submitit = imported("submitit", "slurm", "--on slurm")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # jobs run what lies in it
     if options.get("cluster") == "local":  # to try it without Slurm
         if others := ", ".join(f"--slurm.{key}" for key in options if key != "cluster"):
@@ -190,7 +191,7 @@ def slurm(folder: Path, options: Options) -> Iterator[Executor]:
 @contextmanager
 def ray(options: Options) -> Iterator[Executor]:
     """Tasks of a Ray cluster, spread over its nodes."""
-    cluster = _installed("ray", "ray")
+    cluster = imported("ray", "ray", "--on ray")
     options = dict(options)
     address = options.pop("address", "auto")
     try:
@@ -233,12 +234,3 @@ def anybodys(name: str) -> Iterator[Executor]:
     finally:
         if hasattr(made, "shutdown"):
             made.shutdown(wait=False)
-
-
-def _installed(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise SaePluginsError(
-            f"--on {extra} needs {module}: pip install 'sae-plugins[{extra}]'"
-        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import Any
 
 from sae_plugins.base.errors import prefixed
 from sae_plugins.base.files import read_json, write
+from sae_plugins.base.fingerprints import of_value
 from sae_plugins.eval_suites.evaluation.manifest import PARTS, parts
 from sae_plugins.study.cells import Cell
 from sae_plugins.study.progress import Progress
@@ -67,7 +67,7 @@ def evaluate(study: Study, cells: Sequence[Cell], task: Task, progress: Progress
         cache_path=default_folder(),
         data=model.data,
         device=cells[0].settings.for_saelens().device,
-        part=hashlib.sha256("\n".join(sorted(task.claims)).encode()).hexdigest()[:12],
+        part=of_value(sorted(task.claims))[:12],
     )
     evaluation = Evaluation(request)
     loaded = evaluation.hashes

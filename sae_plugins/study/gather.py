@@ -51,6 +51,7 @@ from sae_plugins.study.planned import plan_of, undefined
 from sae_plugins.study.points import Points
 from sae_plugins.study.spec import Family, Study
 from sae_plugins.study.statistics import NEAR_L0, Question, compare
+from sae_plugins.study.words import differing
 
 FINDINGS = "findings.json"
 
@@ -245,9 +246,8 @@ def _not_there(
 
 
 def _mixed(versions: Mapping[str, list[str]]) -> Iterator[str]:
-    mixed = [f"{name} {' and '.join(found)}" for name, found in versions.items() if found[1:]]
-    if mixed:
-        yield f"SAEs or results are of different versions: {', '.join(mixed)}"
+    if mixed := differing(versions):
+        yield f"SAEs or results are of different versions: {mixed}"
 
 
 def _arms(study: Study) -> list[ArmInfo]:

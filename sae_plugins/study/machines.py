@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sae_plugins.study.told import reports
+from sae_plugins.study.words import differing
 
 
 def machines(folder: Path, saes: Iterable[str]) -> dict[str, list[str]]:
@@ -25,9 +26,8 @@ def machines(folder: Path, saes: Iterable[str]) -> dict[str, list[str]]:
 
 def warnings(found: Mapping[str, list[str]]) -> Iterator[str]:
     """Whether SAEs come from machines on which the last bits of numbers are others."""
-    mixed = [f"{name} {' and '.join(values)}" for name, values in found.items() if values[1:]]
-    if mixed:
+    if mixed := differing(found):
         yield (
-            f"SAEs were trained on machines that differ: {', '.join(mixed)}; trained again on "
+            f"SAEs were trained on machines that differ: {mixed}; trained again on "
             "another one, an SAE differs in the last digits"
         )

@@ -18,7 +18,7 @@ from sae_plugins.study.makers import Finder, Maker, shared_flags
 from sae_plugins.study.pilots import interpolated
 from sae_plugins.study.search import Search, Searched, run
 from sae_plugins.study.spec import Arm, Flags, Model, Study
-from sae_plugins.study.tuning import Tried, Tune, Tuned
+from sae_plugins.study.tuning import Tried, Tune, Tuned, finite
 
 _DIRECT = ("k", "target_l0")
 """Flags that are themselves an L0, in training."""
@@ -178,8 +178,7 @@ class _Adding:
         for lr in tune.lr:
             scores = self._scores(make.at({"lr": lr}), tune.seeds)
             is_known = is_known and scores is not None and None not in scores
-            finite = [s if s is not None and math.isfinite(s) else None for s in scores or ()]
-            tried.append(Tried(lr=lr, scores=finite))
+            tried.append(Tried(lr=lr, scores=finite(scores or ())))
         if not is_known:
             return None
         tuned = Tuned(model=make.model, arm=make.arm_name, l0=self._middle, tried=tried)

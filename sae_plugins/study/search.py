@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.extras import imported
 from sae_plugins.settings.values import as_text
+from sae_plugins.study.tuning import finite, mean_score
 
 _DIGITS = 3
 """Of the numbers that are proposed: more would tell nothing."""
@@ -68,8 +68,7 @@ class Trial(BaseModel, extra="forbid"):
     @property
     def score(self) -> float | None:
         """The mean over pilots; None if one of them failed, or there is none."""
-        known = [score for score in self.scores if score is not None]
-        return fmean(known) if known and len(known) == len(self.scores) else None
+        return mean_score(self.scores)
 
     @property
     def said(self) -> str:
@@ -124,10 +123,7 @@ def run(search: Search, score: Score, arm: str) -> tuple[list[Trial], bool]:
     Raises:
         SaePluginsError: optuna is not installed.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise SaePluginsError("search needs optuna: pip install 'sae-plugins[search]'") from error
+    optuna = imported("optuna", "search", "search")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=sum(arm.encode()), constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -141,8 +137,7 @@ def run(search: Search, score: Score, arm: str) -> tuple[list[Trial], bool]:
         for one, of, scores in zip(asked, flags, scored, strict=True):
             if scores is None or None in scores:
                 return trials, False
-            finite = [s if s is not None and math.isfinite(s) else None for s in scores]
-            trial = Trial(flags=of, scores=finite)
+            trial = Trial(flags=of, scores=finite(scores))
             trials.append(trial)
             if trial.score is None:
                 study.tell(one, state=optuna.trial.TrialState.FAIL)

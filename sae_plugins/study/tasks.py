@@ -98,10 +98,11 @@ class Cutter:
         passes = grouped(
             cells, lambda cell: (cell.model, cell.seed, begun.get(cell.folder.name, ""))
         )
-        counts = [
-            pieces(len(passes), len(members), self._shared(members[0]), self.workers)
-            for members in passes.values()
-        ]
+        measured = self._measured("training")
+        counts = []
+        for (model, *_), members in passes.items():
+            shared = measured.get(model) or _SHARED_IN_TRAINING[members[0].settings.is_synthetic]
+            counts.append(pieces(len(passes), len(members), shared, self.workers))
         idle = max(0, self.workers - sum(counts))
         return [
             replace(self.alike, model=model, seed=seed, saes=tuple(c.folder.name for c in group))
@@ -114,7 +115,7 @@ class Cutter:
         suites = tuple(self.study.models[task.model].suites)
         if task.suites or not suites:
             return []
-        shared = self._measured(task.model, "evaluation") or _SHARED_IN_EVALUATION
+        shared = self._measured("evaluation").get(task.model) or _SHARED_IN_EVALUATION
         count = pieces(passes, len(task.saes), shared, self.workers)
         apart = [(suite,) for suite in suites] if passes * count < self.workers else [suites]
         return [
@@ -123,16 +124,14 @@ class Cutter:
             for of_one in apart
         ]
 
-    def _shared(self, cell: Cell) -> float:
-        is_synthetic = cell.settings.is_synthetic
-        return self._measured(cell.model, "training") or _SHARED_IN_TRAINING[is_synthetic]
-
-    def _measured(self, model: str, what: str) -> float | None:
-        """What a task's SAEs share, in what one takes, as earlier tasks have told it."""
-        told = [one.facts.get("costs") for one in reports(self.alike.folder).values()]
-        costs = [one for one in told if one and (one["model"], one["what"]) == (model, what)]
-        found = [one["shared"] / one["each"] for one in costs if one["each"] > 0]
-        return median(found) if found else None
+    def _measured(self, what: str) -> dict[str, float]:
+        """What a task's SAEs share, in what one takes, as earlier tasks have told it, by model."""
+        told = (one.facts.get("costs") for one in reports(self.alike.folder).values())
+        known = [one for one in told if one and one["what"] == what and one["each"] > 0]
+        return {
+            model: median(one["shared"] / one["each"] for one in of_model)
+            for model, of_model in grouped(known, lambda one: str(one["model"])).items()
+        }
 
 
 def costs(model: str, what: str, shared: float, own: float, saes: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ sees what is done. It takes a disk on which `link` makes a file once, as NFS doe
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base import alive
+from sae_plugins.base.fingerprints import of_value
 from sae_plugins.base.names import file_name
 from sae_plugins.study.progress import Progress
 
@@ -198,7 +198,7 @@ def _chain(folder: Path, name: str) -> Iterator[tuple[str | None, Path]]:
 
     A claim is never taken away: a file is made once, and so one that has died has one heir.
     """
-    digest = hashlib.sha256(name.encode()).hexdigest()[:24]  # names may be longer than a file's
+    digest = of_value(name)[:24]  # names may be longer than a file's
     owner, place = None, folder / TASKS / _CLAIMS / digest
     while True:
         yield owner, place

@@ -6,7 +6,8 @@ on the text that sets their thresholds: neither the seeds nor the text by which 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Literal
 
@@ -29,6 +30,17 @@ class Tune(BaseModel, extra="forbid", frozen=True):
         return sorted(rates)
 
 
+def finite(scores: Iterable[float | None]) -> list[float | None]:
+    """Scores of pilots, None for those that failed, which are NaN, or are not there."""
+    return [s if s is not None and math.isfinite(s) else None for s in scores]
+
+
+def mean_score(scores: Sequence[float | None]) -> float | None:
+    """The mean over pilots; None if one of them failed, or there is none."""
+    known = [score for score in scores if score is not None]
+    return fmean(known) if known and len(known) == len(scores) else None
+
+
 class Tried(BaseModel, extra="forbid"):
     """A learning rate, and what it came to."""
 
@@ -39,8 +51,7 @@ class Tried(BaseModel, extra="forbid"):
     @property
     def score(self) -> float | None:
         """The mean over pilots; None if one of them failed, or there is none."""
-        known = [score for score in self.scores if score is not None]
-        return fmean(known) if known and len(known) == len(self.scores) else None
+        return mean_score(self.scores)
 
 
 class Tuned(BaseModel, extra="forbid"):

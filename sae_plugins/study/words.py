@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -90,6 +90,11 @@ def p(value: float | None) -> str:
     if value is None:
         return "n/a"
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def differing(found: Mapping[str, Sequence[str]]) -> str:
+    """What has several values, with these, such as "torch 2.5 and 2.6, threads 1 and 2"."""
+    return ", ".join(f"{name} {' and '.join(of)}" for name, of in found.items() if of[1:])
 
 
 def span(l0: tuple[float, float] | None) -> str:

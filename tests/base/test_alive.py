@@ -95,6 +95,7 @@ def test_a_full_disk_ends_nothing(
     monkeypatch.setattr(alive, "write", full)
     one.tell(doing="that")
     one.end()
+    assert (told(tmp_path, "one") or {})["doing"] == "this", "what it said last"
 
 
 def test_who_may_only_look_sees_what_lives(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import toys
 import yaml
 from snippets import DOCS, block, commands
 
@@ -21,14 +22,8 @@ STUDY = {
     "reference": "l1",
     "models": {
         "toy": {
-            "train": {
-                "model_name": "synthetic:toy",
-                "training_tokens": 4608,
-                "n_batches_for_norm_estimate": 4,
-                "heldout_tokens": 4096,
-                "d_sae": 32,
-            },
-            "suites": {"ground-truth": {"samples": 500}},
+            "train": toys.TRAIN,
+            "suites": toys.SUITES,
         }
     },
     "arms": {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toys
 import yaml
 from ranked import Said, command
 
@@ -19,16 +20,9 @@ STUDY: dict[str, Any] = {
     "reference": "l1",
     "models": {
         "toy": {
-            "train": {
-                "model_name": "synthetic:toy",
-                "training_tokens": 4608,  # 12 steps
-                "n_batches_for_norm_estimate": 4,
-                "heldout_tokens": 4096,
-                "d_sae": 32,
-                "data_shards": 2,
-            },
+            "train": {**toys.TRAIN, "data_shards": 2},
             "sparsity": {"l1_coefficient": [0.3], "k": [16]},
-            "suites": {"ground-truth": {"samples": 500}},
+            "suites": toys.SUITES,
         }
     },
     "arms": {"l1": {"kind": "baseline"}, "topk": {"train": {"architecture": "topk"}}},

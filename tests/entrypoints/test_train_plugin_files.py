@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toys
 import yaml
 from faults import interrupted
 
@@ -212,15 +213,9 @@ def test_arms_of_a_study_try_files_in_its_processes(
     ideas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = {
-        "train": {
-            "model_name": "synthetic:toy",
-            "training_tokens": 4608,
-            "n_batches_for_norm_estimate": 4,
-            "heldout_tokens": 4096,
-            "d_sae": 32,
-        },
+        "train": toys.TRAIN,
         "sparsity": {"l1_coefficient": [0.3]},
-        "suites": {"ground-truth": {"samples": 500}},
+        "suites": toys.SUITES,
     }
     arms = {"l1": {"kind": "baseline"}, "idea": {"train": {"plugin": ["idea.py:Idea"]}}}
     study = {"reference": "l1", "models": {"toy": model}, "arms": arms, "seeds": [0, 1]}

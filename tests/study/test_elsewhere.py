@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.runs import lockstep
@@ -32,15 +33,9 @@ STUDY = Study.model_validate(
         "reference": "l1",
         "models": {
             "toy": {
-                "train": {
-                    "model_name": "synthetic:toy",
-                    "training_tokens": 11_520,  # 30 steps
-                    "n_batches_for_norm_estimate": 4,
-                    "heldout_tokens": 4096,
-                    "d_sae": 32,
-                },
+                "train": {**toys.TRAIN, "training_tokens": 11_520},  # 30 steps
                 "sparsity": {"l1_coefficient": [0.3, 3.0], "k": [16, 32]},
-                "suites": {"ground-truth": {"samples": 500}},
+                "suites": toys.SUITES,
             }
         },
         "arms": {

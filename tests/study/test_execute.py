@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 import yaml
 from datasets import Dataset
 from sae_lens import SAE
@@ -40,15 +41,9 @@ STUDY: dict[str, Any] = {
     "reference": "l1",
     "models": {
         "toy": {
-            "train": {
-                "model_name": "synthetic:toy",
-                "training_tokens": 4608,  # 12 steps
-                "n_batches_for_norm_estimate": 4,
-                "heldout_tokens": 4096,
-                "d_sae": 32,
-            },
+            "train": toys.TRAIN,
             "sparsity": {"l1_coefficient": [0.3, 3.0], "k": [16, 32]},
-            "suites": {"ground-truth": {"samples": 500}},
+            "suites": toys.SUITES,
         }
     },
     "arms": {

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from pydantic import ValidationError
 
 from sae_plugins.base.errors import SaePluginsError
@@ -106,14 +107,7 @@ def study(arm: dict[str, Any], **toy: Any) -> Study:
             "reference": "topk",
             "models": {
                 "toy": {
-                    "train": {
-                        "model_name": "synthetic:toy",
-                        "training_tokens": 4608,  # 12 steps
-                        "n_batches_for_norm_estimate": 4,
-                        "heldout_tokens": 8192,
-                        "calibrate_tokens": 8192,
-                        "d_sae": 32,
-                    },
+                    "train": {**toys.TRAIN, "heldout_tokens": 8192, "calibrate_tokens": 8192},
                     "sparsity": {"l1_coefficient": [0.3, 3], "k": [8]},
                     "target_l0": [5.5],
                     "suites": {},
