@@ -51,6 +51,7 @@ ARCHITECTURES = {
 WITH_COEFFICIENT = {n: row.coefficient for n, row in ARCHITECTURES.items() if row.coefficient}
 NO_COEFFICIENT = dict.fromkeys(ARCHITECTURES.keys() - WITH_COEFFICIENT, "no sparsity coefficient")
 NO_K = dict.fromkeys([*WITH_COEFFICIENT, "matching_pursuit"], "have no k to multiply")
+NO_WIDTHS = dict.fromkeys(ARCHITECTURES.keys() - {"matryoshka_batchtopk"}, "no loss of any width")
 NO_THRESHOLDS = {
     name: "has no thresholds" for name, row in ARCHITECTURES.items() if not row.thresholds
 }
@@ -137,6 +138,9 @@ MECHANISMS = {
     "decoder-orthogonality": Mechanism(
         {"start": 2}, together={"mask": "adaptive", "threshold": 0.2}, nothing={"weight": 0}
     ),
+    "nearest-orthogonality": Mechanism({"chunk": 10}, nothing={"weight": 0}),
+    "balanced-matryoshka": Mechanism(refused=NO_WIDTHS, nothing={"multiplier": 1}),
+    "averaged-weights": Mechanism({"decay": 0.8}, together={"decay": 0.8}),
     "coactivation-penalty": Mechanism(
         {"fraction": 0.1, "gain": 0.1},
         together={"fraction": 0.05, "target": 1.0},
