@@ -129,6 +129,9 @@ MECHANISMS = {
     "importance-lr": Mechanism({"start": 2}, together={"start": 2}, nothing={"start": 13}),
     "mean-bias": Mechanism(),
     "slow-decoder": Mechanism({"after": 4}, together={"after": 3}, nothing={"rate": 1}),
+    "auto-k": Mechanism(
+        {"start": 1, "until": 18}, refused=NO_K, together={"start": 1, "until": 10}
+    ),
     "k-factor": Mechanism(
         {"until": 12}, refused=NO_K, together={"factor": 2.0, "until": 5}, nothing={"factor": 1}
     ),

@@ -53,6 +53,6 @@ def test_whatever_it_says_has_a_meaning(name):
 
 
 def test_meanings_are_of_what_is_said():
-    rare = {"triggered", "target", "share_at_tau_min", "share_at_tau_max"}
+    rare = {"triggered", "target", "share_at_tau_min", "share_at_tau_max", "nearness"}
     for name in MECHANISMS:
         assert registry.load(name).meanings.keys() - rare <= set(said_by(name)), name
