@@ -102,7 +102,7 @@ speed: env ## time the fast step beside other libraries' for docs/speed.md: ten 
 
 tables: export OMP_NUM_THREADS ?= 1
 tables: env ## run `quick`, and the studies of synthetic models with ten seeds, for docs/studies.md: hours
-	$(BIN)/python benchmarks/study_tables.py quick toy toy-norm
+	$(BIN)/python benchmarks/study_tables.py quick toy toy-norm ours auto-k
 	$(BIN)/python docs/generate.py
 
 papers: export OMP_NUM_THREADS ?= 1

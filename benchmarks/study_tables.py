@@ -9,7 +9,10 @@ packaged steps and seeds, at fewer L0s. `docs/generate.py` puts what this writes
 """
 
 import argparse
+import csv
 import gzip
+import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import fill
@@ -28,11 +31,16 @@ from sae_plugins.study.words import MARKS, Table, grid, mean_interval, number
 
 _SYNTHETIC = ("toy", "toy-128", "small")
 """The models of `toy` and `toy-norm`."""
+_OURS = (*_SYNTHETIC, "world")
+"""Those of `ours`."""
+
+
+def _one(model: str, of: tuple[str, ...]) -> dict[str, Any]:
+    return {"models": {other: None for other in of if other != model}}
 
 
 def _ten(model: str) -> dict[str, Any]:
-    others = {other: None for other in _SYNTHETIC if other != model}
-    return {"seeds": list(range(10)), "models": others}
+    return {"seeds": list(range(10)), **_one(model, _SYNTHETIC)}
 
 
 def _at(*l0s: float) -> dict[str, Any]:
@@ -42,6 +50,8 @@ def _at(*l0s: float) -> dict[str, Any]:
 CHANGES: dict[str, dict[str, Any]] = {
     "quick": {},
     **{f"{name}.{m}": _ten(m) for name in ("toy", "toy-norm") for m in _SYNTHETIC},
+    **{f"ours.{m}": _one(m, _OURS) for m in _OURS},
+    "auto-k": {},
     "hybrid-order": _at(16),
     "hierarchical": _at(48, 108),  # of the paper's own test
     "adaptive-threshold": _at(16),
@@ -109,10 +119,34 @@ def run(name: str, folder: Path, options: list[str]) -> None:
     write(file, yaml.safe_dump({"extends": study, **CHANGES[name]}, sort_keys=False))
     out = folder / name
     sae_plugins(["study", "run", str(file), "--output_path", str(out), *options])
-    keep(name, (out / FINDINGS).read_text("utf-8"))
+    keep(name, (out / FINDINGS).read_text("utf-8"), chosen_ks(out))
+    by_seed(out, RESULTS / f"{name}.csv.gz")
 
 
-def keep(name: str, found: str) -> None:
+def chosen_ks(out: Path) -> str:
+    """What `auto-k` chose, by model and arm, a number for each seed; empty where it did not run."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for file in sorted(out.glob("saes/*/*/summary.json")):
+        summary = json.loads(file.read_text("utf-8"))
+        if "auto-k/k" in summary:
+            arm = file.parent.name.partition("_")[0]
+            distinct = "" if summary["auto-k/distinct"] else " (the k that was given)"
+            found[file.parent.parent.name, arm].append(f"{summary['auto-k/k']:.2f}{distinct}")
+    rows = [[model, arm, ", ".join(ks)] for (model, arm), ks in found.items()]
+    return grid(Table("", ["model", "arm", "k, by seed"], rows)) if rows else ""
+
+
+def by_seed(out: Path, file: Path) -> None:
+    """Keep the scores of each seed's SAEs on the suites' metrics, without those of training."""
+    with (out / "scores.csv").open(encoding="utf-8", newline="") as scores:
+        head, *rows = csv.reader(scores)
+    suite = head.index("suite")
+    kept = [head, *(row for row in rows if row[suite] not in ("heldout", "training"))]
+    text = "".join(f"{','.join(row)}\n" for row in kept)
+    file.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def keep(name: str, found: str, ks: str) -> None:
     """Write a study's tables, and its findings, from which `docs/gallery.py` makes a report."""
     findings = Findings.model_validate_json(found)
     (RESULTS / f"{name}.json.gz").write_bytes(gzip.compress(found.encode(), mtime=0))
@@ -124,6 +158,7 @@ def keep(name: str, found: str) -> None:
     parts = [
         f"{seeds}.\n",
         *tables(findings, "." in name),
+        *([f"The k that was chosen:\n\n{ks}\n"] if ks else []),
         *_measures(findings),
         *([said] if said else []),
     ]

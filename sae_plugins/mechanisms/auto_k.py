@@ -119,7 +119,7 @@ class AutoK(Plugin):
     meanings = {
         "crowding": "growth of the number of activations as their threshold falls, at the k tried",
         "nearness": "mean over live features of the largest |cosine| to another decoder row",
-        "k": "the k that was tried, and in the end the one that was chosen",
+        "k": "the k of the step: tried at first, in the end the one that was chosen",
         "distinct": "1: k was chosen; 0: there is no distinct minimum, and the given k came back",
     }
 
@@ -171,6 +171,7 @@ class AutoK(Plugin):
     def step_ended(self, run: Run, output: TrainStepOutput) -> None:
         """Look; choose where it has become worse again."""
         chosen, step = self.options, run.step
+        run.log(f"{self.name}/k", self._k(run))
         if self.chosen is not None or step <= chosen.start:
             return
         if (step - chosen.start) % max(1, (chosen.until - chosen.start) // chosen.looks) == 0:
@@ -180,7 +181,6 @@ class AutoK(Plugin):
                 self.tried.append(self._k(run))
         if self.curve:
             run.log(f"{self.name}/{_LOOKS[chosen.watch]}", self.curve[-1])
-            run.log(f"{self.name}/k", self.tried[-1])
         bottom = valley(self.curve, chosen.rise)
         if bottom is not None:
             self._end(run, self.tried[bottom])
