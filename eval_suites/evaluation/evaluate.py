@@ -392,6 +392,8 @@ class Evaluation:
         measured: Mapping[str, float] | None = None,
     ) -> None:
         """Write the row's files, the tables and the manifest."""
+        from sae_plugins.runs.machine import machine_with
+
         row, subject = task.row, task.subject
         assert row.status in ("ok", "failed", NOT_APPLICABLE)
         scores = scores or Scores({})
@@ -419,6 +421,7 @@ class Evaluation:
             versions=versions((*VERSIONS, *task.suite.distributions)),
             code=task.code,
             raw=raw,
+            machine=machine_with(self.request.device) if measured else {},
             **(measured or {}),
         )
         self.output.keep(row, task.file, result, scores.raw)

@@ -36,7 +36,7 @@ class LockstepRun:
         folder: where the SAE will lie. It must not be there, and is once all its files are.
         plan: the plugins; a recorder is added.
         recipe: what its `run.yaml` says; None for no such file.
-        made_from: what its `made_from.json` says; None for no such file.
+        made_from: what its `made_from.json` says besides machines; None for no such file.
         figures: whether the recorder draws some, which costs a second.
         untrained: save the SAE as it was drawn, a control.
         tuning_tokens: score it on so many tokens that follow its training, `TUNING` in its summary,

@@ -133,6 +133,7 @@ def _score(cell: Cell, folder: Path, setup: Callable[[], Setup]) -> None:
     from safetensors.torch import save_file
 
     from sae_plugins.eval_suites.evaluation.loading import load_subject
+    from sae_plugins.runs.machine import machine
 
     subject = load_subject(str(cell.source), cell.settings.for_saelens().device)
     known = cell.summary(folder)
@@ -144,6 +145,7 @@ def _score(cell: Cell, folder: Path, setup: Callable[[], Setup]) -> None:
     with whole(place / DECODER) as partial:
         rows = subject.sae.W_dec.detach().to("cpu", torch.float32).contiguous()
         save_file({"W_dec": rows}, partial)
-    write(place / ORIGIN, json.dumps(cell.told, indent=1) + "\n")
+    told = {**cell.told, "machines": [machine(cell.settings.for_saelens())]}
+    write(place / ORIGIN, json.dumps(told, indent=1) + "\n")
     summary = {_HASH: subject.hash, **{f"{HELDOUT}/{name}": value for name, value in found.items()}}
     write(place / SUMMARY, json.dumps(summary, indent=1) + "\n")  # last: with it, the cell is whole

@@ -42,7 +42,7 @@ class Report:
         host: the name of its machine.
         process: its number there.
         seconds: how long it has run.
-        facts: what is to be known of its machine and its costs.
+        facts: what is to be known of its costs.
     """
 
     about: str
@@ -146,7 +146,7 @@ class Told:
         return self._claims
 
     def note(self, **facts: Any) -> None:
-        """Add what is to be known of the machine and the costs."""
+        """Add what is to be known of the costs."""
         self._facts |= facts
         self._alive.tell(**self._now())
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def work(task: Task, progress: Progress) -> Mapping[str, Any]:
-    """Do a task; what is told of the machine, and of what it has cost."""
+    """Do a task; what is told of its costs."""
     if task.threads is not None:
         import torch
 
@@ -38,8 +38,6 @@ def work(task: Task, progress: Progress) -> Mapping[str, Any]:
     cells = _cells(task)
     if task.suites:
         return _evaluate(cells, task, progress)
-    from sae_plugins.runs.machine import machine
-
     spent, trained = list[float](), len(_missing(cells, task.folder))
     started = time.monotonic()
     shared = _train(cells, task, progress, spent.append)
@@ -49,8 +47,7 @@ def work(task: Task, progress: Progress) -> Mapping[str, Any]:
     if shared is None:
         return {}
     own = sum(spent)
-    told = costs(task.model, "training", passed - own, own, trained)
-    return {"machine": machine(shared.settings), **told}
+    return costs(task.model, "training", passed - own, own, trained)
 
 
 def score(task: Task, progress: Progress) -> None:
