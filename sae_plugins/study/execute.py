@@ -40,7 +40,7 @@ from sae_plugins.study.progress import Overall
 from sae_plugins.study.sharing import check_devices, check_division
 from sae_plugins.study.spec import Study, as_yaml
 from sae_plugins.study.tasks import Cutter, Task
-from sae_plugins.study.told import forget
+from sae_plugins.study.told import tidy
 from sae_plugins.study.work import score, work
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ def run(
     with ExitStack() as stack:
         if ranks().writes:
             stack.enter_context(_locked(folder))
+            stack.callback(tidy, folder)
         with ranks().together():
             begun = study
             if ranks().writes:
                 begun = _begun(study, folder, threads, progress, cache)
-                forget(folder)
         study = Study.model_validate_json(ranks().first(begun.model_dump_json()))
         known = plan_of(study, folder)
         with ranks().together():
