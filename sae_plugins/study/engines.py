@@ -180,7 +180,10 @@ def slurm(folder: Path, options: Options) -> Iterator[Executor]:
         )
     else:
         executor = submitit.SlurmExecutor(folder, python=_PYTHON)
-        executor.update_parameters(job_name="sae-plugins", additional_parameters=dict(options))
+        again = {} if "requeue" in options else {"no_requeue": True}  # the driver does that
+        executor.update_parameters(
+            job_name="sae-plugins", additional_parameters={**again, **options}
+        )
     try:
         yield _Jobs(executor)
     except BaseException:
@@ -203,6 +206,7 @@ def ray(options: Options) -> Iterator[Executor]:
             "--ray.address names another"
         ) from error
     options.setdefault("num_gpus", int(cluster.cluster_resources().get("GPU", 0) > 0))
+    options.setdefault("max_retries", 0)  # the driver does that, and counts them
 
     class Ray(Executor):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import whole, write
+from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT
 from sae_plugins.runs.folder import ORIGIN, SUMMARY
 from sae_plugins.study.cells import Cell, grouped
@@ -121,7 +122,9 @@ def score(
         done[cell] = None
         try:
             _score(cell, task.folder, setup)
-        except Exception as error:  # of the Hub, the disk, and anybody's SAE
+        except Exception as error:  # of the Hub, and anybody's SAE
+            if is_of_machine(error):
+                raise
             done[cell] = error
         progress.advance(1)
     return done

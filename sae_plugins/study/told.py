@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base import alive
+from sae_plugins.base.errors import SaePluginsError, reason
 from sae_plugins.base.fingerprints import of_value
 from sae_plugins.base.names import file_name
 from sae_plugins.study.progress import Progress
@@ -30,6 +32,10 @@ _DIGITS = 24
 _CLAIMS = "claims"
 _KEPT = 100
 """Reports of tasks that have ended which stay, the latest ones, for what they tell of costs."""
+
+
+class Died(SaePluginsError):
+    """A task is over before its end, through no fault of its work: another one goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def tidy(folder: Path) -> None:
     """Remove the claims that no living task has, and the reports that nobody reads any more."""
     if not (folder / TASKS).is_dir():
         return
-    with suppress(OSError):  # somebody else's folder, or a full disk
+    with suppress(OSError, Died):  # somebody else's folder, or a full disk
         about = "removing what tasks that have ended have left"
         with Told(folder, new_name(about), Report(about), None) as told:
             for head in (folder / TASKS / _CLAIMS).glob("[0-9a-f]" * _DIGITS):
@@ -154,11 +160,19 @@ class Told:
         """Begin to tell.
 
         Raises:
-            OSError: the folder takes no files, or a task of this name has begun before.
+            Died: the folder takes no files here; or a task of this name has begun before, so that
+                its scheduler takes it for dead, which it may be or not.
         """
-        (self.folder / TASKS / _CLAIMS).mkdir(parents=True, exist_ok=True)
         told = {one.name: getattr(self._report, one.name) for one in fields(Report)}
-        self._alive.begin(**told)
+        try:
+            (self.folder / TASKS / _CLAIMS).mkdir(parents=True, exist_ok=True)
+            self._alive.begin(**told)
+        except FileExistsError:
+            raise Died("its scheduler began it a second time") from None
+        except OSError as error:
+            raise Died(
+                f"{self.folder} takes no files on {socket.gethostname()}: {reason(error)}"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:

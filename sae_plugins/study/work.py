@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.base.ranks import ranks
 from sae_plugins.resume.together import CHECKPOINTS
 from sae_plugins.runs.folder import remove_run
@@ -132,6 +133,8 @@ def _train(
             try:
                 arms[cell] = arm = _arm(cell, task, shared)
             except Exception as error:
+                if is_of_machine(error):
+                    raise
                 failures[cell] = without_frames(error)
             else:
                 shared = arm.setup
@@ -195,7 +198,7 @@ def _train_together(
         told = _steps(len(saes), progress)
         return train(saes, told, succeeded, task.processes, kept, timed) if saes else {}
     except Exception as error:  # of what they share: the language model, or its text
-        if ranks().size > 1:  # and with other ranks
+        if ranks().size > 1 or is_of_machine(error):  # and with other ranks
             raise
         return {arm.name: error for arm in saes if not arm.folder.exists()}
 

@@ -148,7 +148,8 @@ def test_slurm_gets_what_its_options_say(sbatch: Path, tmp_path: Path) -> None:
         executor.submit(operator.is_, 1, 2)
     assert stat.S_IMODE((tmp_path / "slurm").stat().st_mode) == 0o700  # pickles, and the study
     given = sbatch.read_text().splitlines()
-    for line in ("time=4:00:00", "partition=gpu", "gpus-per-node=1", "mail-type=END"):
+    told = ("time=4:00:00", "partition=gpu", "gpus-per-node=1", "mail-type=END", "no-requeue")
+    for line in told:
         assert f"#SBATCH --{line}" in given
     assert not [line for line in given if line == "#SBATCH --time=5"]
     assert "PYTHONSAFEPATH=1" in given
