@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base.children import safe_path, unheard, working_in
+from sae_plugins.base.children import in_sessions, safe_path, unheard, working_in
 from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.extras import imported
 from sae_plugins.base.gpus import see_only, visible
@@ -101,11 +101,12 @@ class Careful(Executor):
 
 
 class _Jobs(Careful):
-    """Jobs of submitit."""
+    """Jobs of submitit, which go on when this process ends, those of this machine, too."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Have a job call a function, until its time is over."""
-        return super().submit(in_job, fn, *args, **kwargs)
+        with in_sessions():
+            return super().submit(in_job, fn, *args, **kwargs)
 
 
 def in_job(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -157,6 +157,18 @@ def test_slurm_gets_what_its_options_say(sbatch: Path, tmp_path: Path) -> None:
         assert any("-P -u -m submitit" in line for line in given)
 
 
+def test_ctrl_c_in_a_terminal_is_not_for_jobs_of_this_machine(tmp_path: Path) -> None:
+    """Their controller would kill them a second later, in the middle of a checkpoint."""
+    with Engine("slurm", {"cluster": "local"}).open(tmp_path, 1, None) as executor:
+        assert executor is not None
+        job = executor.submit(operator.is_, 1, 2)
+        try:
+            assert os.getsid(int(job.job_id)) == int(job.job_id) != os.getsid(0)  # no terminal's
+        finally:
+            job._process.kill()
+            job._process.wait()
+
+
 def test_slurm_is_refused_without_a_time_or_without_slurm(
     sbatch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
