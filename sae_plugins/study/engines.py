@@ -63,10 +63,14 @@ class Engine:
         return len(visible()) or min(passes, os.cpu_count() or 1)
 
     def sharing(self, jobs: int) -> int:
-        """How many of so many tasks share one GPU's memory, or that of a machine."""
-        if self.name == "ray":  # --ray.num_gpus 0.5
-            part = self.options.get("num_gpus")
-            return max(1, int(1 / part)) if isinstance(part, float) and part > 0 else 1
+        """How many of so many tasks share one GPU's memory, or that of a machine, once it is open.
+
+        A job of Slurm is told itself what it has of its machine's.
+        """
+        if self.name == "ray":
+            return max(1, min(jobs, _sharing_in_ray(self.options, jobs)))
+        if self.options.get("cluster") == "local":
+            return jobs
         return -(-jobs // (len(visible()) or 1)) if self.is_here else 1
 
     def open(
@@ -206,7 +210,7 @@ def ray(options: Options) -> Iterator[Executor]:
             f"--on ray: no cluster at the address {address}; `ray start --head` starts one, and "
             "--ray.address names another"
         ) from error
-    options.setdefault("num_gpus", int(cluster.cluster_resources().get("GPU", 0) > 0))
+    options.setdefault("num_gpus", _gpus_in_ray(options))
     options.setdefault("max_retries", 0)  # the driver does that, and counts them
 
     class Ray(Executor):
@@ -218,6 +222,24 @@ def ray(options: Options) -> Iterator[Executor]:
         yield Ray()
     finally:
         cluster.shutdown()
+
+
+def _gpus_in_ray(options: Options) -> float:
+    """How many GPUs a task has, or which part of one."""
+    cluster = imported("ray", "ray", "--on ray")
+    found = options.get("num_gpus", int(cluster.cluster_resources().get("GPU", 0) > 0))
+    return float(found)
+
+
+def _sharing_in_ray(options: Options, jobs: int) -> int:
+    """How many of so many tasks Ray may put on one GPU; without GPUs, on one node."""
+    if part := _gpus_in_ray(options):
+        return int(1 / part)
+    cluster = imported("ray", "ray", "--on ray")
+    takes = {"CPU": options.get("num_cpus", 1), "memory": options.get("memory")}
+    nodes = [node["Resources"] for node in cluster.nodes() if node["Alive"]]
+    rooms = [[node.get(name, 0) / n for name, n in takes.items() if n] for node in nodes]
+    return max((int(min(room, default=jobs)) for room in rooms), default=1)
 
 
 @contextmanager

@@ -90,13 +90,13 @@ def run(
         with ranks().together():
             check_division([*known.pilots, *known.cells])
             check_devices([*known.pilots, *known.cells], jobs if engine.is_here else 2)
+        executor = stack.enter_context(engine.open(folder, jobs, threads))
         alike = Task(
             *(study.model_dump_json(), folder, "", 0),
             processes=engine.sharing(jobs),
             threads=threads,
             cache=cache,
         )
-        executor = stack.enter_context(engine.open(folder, jobs, threads))
         workers = 1 if ranks().size > 1 else jobs
         doing = _Doing(Cutter(study, alike, workers), executor, progress)
         # by the first pilots, the coefficients are known with which others try learning rates

@@ -108,8 +108,39 @@ def test_a_process_for_each_gpu(
     assert Engine().jobs(passes) == jobs
     assert Engine().sharing(jobs) == each
     assert Engine().sharing(2 * gpus) == 2
-    assert (Engine("ray").jobs(passes), Engine("ray").sharing(5)) == (passes, 1)
-    assert Engine("ray", {"num_gpus": 0.5}).sharing(5) == 2
+    assert Engine("ray").jobs(passes) == passes
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "each"),
+    [
+        (Engine("ray"), 4, 1),
+        (Engine("ray", {"num_gpus": 0.5}), 4, 2),
+        (Engine("ray", {"num_gpus": 0.1}), 4, 5),  # no more than there are
+        (Engine("ray", {"num_gpus": 0}), 4, 5),
+        (Engine("ray"), 0, 5),
+        (Engine("ray", {"num_cpus": 3}), 0, 2),
+        (Engine("ray", {"num_cpus": 16}), 0, 1),
+        (Engine("ray", {"memory": 4e9}), 0, 2),
+        (Engine("slurm", {"time": "4:00:00"}), 4, 1),
+        (Engine("slurm", {"cluster": "local"}), 0, 5),
+    ],
+)
+def test_tasks_that_share_a_node_share_its_memory(
+    engine: Engine, gpus: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ray:
+        nodes = staticmethod(
+            lambda: [
+                {"Alive": True, "Resources": {"CPU": 2.0, "memory": 9e9}},
+                {"Alive": True, "Resources": {"CPU": 8.0, "memory": 9e9}},
+                {"Alive": False, "Resources": {}},
+            ]
+        )
+        cluster_resources = staticmethod(lambda: {"GPU": gpus} if gpus else {})
+
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    assert engine.sharing(5) == each
 
 
 def hear(task: Task, progress: Progress) -> dict[str, str]:
