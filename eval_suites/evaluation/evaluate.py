@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.errors import SaePluginsError, SuiteError
 from sae_plugins.base.files import versions
 from sae_plugins.base.identity import compare
+from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.base.secrets import reason_of, without_secrets
 from sae_plugins.eval_suites import DATA
 from sae_plugins.eval_suites.evaluation.folder import Folder
@@ -248,6 +249,8 @@ class Evaluation:
         try:
             self._expect(task.subject.model_name).check(task.subject, flag, prompt)
         except Exception as error:
+            if is_of_machine(error):
+                raise
             task.row.status, task.row.reason = "failed", reason_of(error)
 
     def _data_of(self, task: Task) -> Data | None:
@@ -360,9 +363,7 @@ class Evaluation:
                 except Exception as error:
                     self._fail([task], error)
                 except BaseException:  # interrupted
-                    task.row.status = "planned"
-                    with contextlib.suppress(SaePluginsError):
-                        self.output.save_manifest()
+                    self._leave([task])
                     raise
                 else:
                     if tools.data is not None:
@@ -373,7 +374,17 @@ class Evaluation:
     # -- what is written ------------------------------------------------------------------------
 
     def _fail(self, tasks: Sequence[Task], error: Exception) -> None:
-        """The rows have failed, all for one reason."""
+        """The rows have failed, all for one reason.
+
+        Raises:
+            SuiteError: this is a fault of the machine, for which they are left.
+        """
+        if is_of_machine(error):
+            self._leave(tasks)
+            raise SuiteError(
+                f"this machine has a fault: {reason_of(error)}; what is finished is kept, and the "
+                "same command goes on"
+            ) from error
         for task in tasks:
             task.row.status, task.row.reason = "failed", reason_of(error)
             if task.placed is None:
@@ -382,6 +393,13 @@ class Evaluation:
             if not isinstance(error, SaePluginsError):
                 text = without_secrets("".join(traceback.format_exception(error)))
                 self.output.write(task.stem.with_name(f"{task.stem.name}.error.txt"), text)
+
+    def _leave(self, tasks: Sequence[Task]) -> None:
+        """The rows are for another time."""
+        for task in tasks:
+            task.row.status = "planned"
+        with contextlib.suppress(SaePluginsError):
+            self.output.save_manifest()
 
     def _close(
         self,
@@ -392,6 +410,8 @@ class Evaluation:
         measured: Mapping[str, float] | None = None,
     ) -> None:
         """Write the row's files, the tables and the manifest."""
+        from sae_plugins.runs.machine import machine_with
+
         row, subject = task.row, task.subject
         assert row.status in ("ok", "failed", NOT_APPLICABLE)
         scores = scores or Scores({})
@@ -419,6 +439,7 @@ class Evaluation:
             versions=versions((*VERSIONS, *task.suite.distributions)),
             code=task.code,
             raw=raw,
+            machine=machine_with(self.request.device) if measured else {},
             **(measured or {}),
         )
         self.output.keep(row, task.file, result, scores.raw)

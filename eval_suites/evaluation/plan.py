@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sae_plugins.base.code import code
 from sae_plugins.base.errors import Problems
 from sae_plugins.base.files import versions
+from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.base.shown_paths import without_places
 from sae_plugins.eval_suites import DATA
@@ -145,6 +146,8 @@ def plan(
         try:
             subject = load_subject(source)
         except Exception as error:
+            if is_of_machine(error):
+                raise
             told = without_places(source)
             failed = {"sae": told, "source": told, "status": "failed"}
             made.failed += [

@@ -62,6 +62,8 @@ class Result(BaseModel, extra="forbid"):
     """Hashes of the files that computed it, by name."""
     raw: str | None = None
     """The file beside this one with SAEBench's own JSON."""
+    machine: dict[str, Any] = {}
+    """What the last bits of its numbers depend on."""
     seconds: float | None = None
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None

@@ -33,7 +33,8 @@ class Alive:
 
         Args:
             folder: where it is.
-            name: of the file; another one for each process.
+            name: of the file; another one for each process, also where a scheduler begins a
+                process again that it takes for dead.
             held: is called before this process says something after it was silent for so long that
                 others may take it for dead: it was held, or the disk took nothing.
         """
@@ -47,12 +48,17 @@ class Alive:
         """Write it, and again and again, with the seconds since.
 
         Raises:
+            FileExistsError: a process of this name has begun before.
             OSError: the folder takes no files.
         """
         who = {"host": socket.gethostname(), "place": _place(), "process": os.getpid()}
         self._told = {**told, **who, "ended": False}
         self._began = self._heard = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _file(self.folder, self.name).touch(exist_ok=False)
+        except FileExistsError:
+            raise FileExistsError(f"{self.name}: it has begun before") from None
         self._write()
         threading.Thread(target=self._beat, daemon=True).start()
 

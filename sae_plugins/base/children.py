@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+
+from sae_plugins.base.patches import replaced
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """What tells Python 3.11 and later, in all processes below, to search no working directory."""
@@ -52,6 +56,17 @@ def unheard(*numbers: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def in_sessions() -> Iterator[None]:
+    """Processes that `subprocess` starts inside are in sessions of their own.
+
+    So neither Ctrl-C in the terminal is for them nor its end.
+    """
+    own = partial(subprocess.Popen, start_new_session=True)
+    with replaced(subprocess, Popen=own):
+        yield
 
 
 @contextmanager

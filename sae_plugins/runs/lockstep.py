@@ -252,13 +252,12 @@ def _train_from(
     with nullcontext() if kept is None else kept.signals:
         _run(group, advanced, kept)
     setup.tell_skipped()
-    failures = group.failures
-    left = [arm for arm in arms if arm.name not in failures]
-    _score([arm for arm in left if not arm.tuning_tokens], failures, group.started)
+    left = [arm for arm in arms if arm.name not in group.failures]
+    _score(group, [arm for arm in left if not arm.tuning_tokens])
     for arm in left:
         if arm.tuning_tokens:
-            with ends_alone(arm, failures):
-                _tune(arm, group.unseen[arm.name], group.started)
+            with ends_alone(arm, group.failures):
+                _tune(group, arm)
     return group
 
 
@@ -319,9 +318,9 @@ def _each(group: Group, act: Callable[[Training], None]) -> None:
     ]
 
 
-def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started: float) -> None:
+def _score(group: Group, arms: Sequence[LockstepRun]) -> None:
     """Score the saved SAEs on the same text, and move them to their places."""
-    saved: dict[str, list[SAE[Any]]] = {}
+    failures, saved = group.failures, dict[str, list[SAE[Any]]]()
     for arm in arms:
         with ends_alone(arm, failures):
             saved[arm.name] = saved_saes(arm.unfinished, arm.setup.sae_config.device)
@@ -334,32 +333,33 @@ def _score(arms: Sequence[LockstepRun], failures: dict[str, Exception], started:
             with ends_alone(arm, failures):
                 if arm.name in saved:
                     metrics[arm.name] = arm.setup.heldout(saved[arm.name])
-    seconds = time.perf_counter() - started
     for arm in arms:
         if arm.name in metrics:
             with ends_alone(arm, failures):
-                _finish(arm, metrics[arm.name], {}, seconds)
+                _finish(group, arm, metrics[arm.name], {})
 
 
-def _tune(arm: LockstepRun, unseen: Sequence[Tensor], started: float) -> None:
+def _tune(group: Group, arm: LockstepRun) -> None:
     """Score a saved SAE on what follows its training, and move it to its place."""
     sae, *_ = saved_saes(arm.unfinished, arm.setup.sae_config.device)
+    unseen = group.unseen[arm.name]
     (metrics,) = heldout_metrics([sae], AtHand(unseen), sum(map(len, unseen)))
     found = {f"{TUNING}/{name}": value for name, value in metrics.items()}
-    _finish(arm, [], found, time.perf_counter() - started)
+    _finish(group, arm, [], found)
 
 
 def _finish(
+    group: Group,
     arm: LockstepRun,
     heldout: Sequence[Mapping[str, float]],
     found: Mapping[str, float],
-    seconds: float,
 ) -> None:
     """Write what is known of a saved SAE, and move it to its place."""
-    write_summary(arm.unfinished, heldout, found, seconds)
+    write_summary(arm.unfinished, heldout, found, time.perf_counter() - group.started)
     (arm.unfinished / TRAINING_SUMMARY).unlink(missing_ok=True)
     if arm.made_from is not None:
-        write(arm.unfinished / ORIGIN, json.dumps(arm.made_from, indent=1) + "\n")
+        told = {**arm.made_from, "machines": group.machines}
+        write(arm.unfinished / ORIGIN, json.dumps(told, indent=1) + "\n")
     if arm.recipe is not None:
         write_recipe(arm.unfinished / RECIPE, arm.recipe, arm.plan.files)
     durable(arm.unfinished)

@@ -14,6 +14,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
 from sae_plugins.base.errors import PluginError
+from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.base.patches import replaced
 from sae_plugins.base.ranks import RankError
 from sae_plugins.base.saelens import interruption
@@ -36,7 +37,7 @@ class LockstepRun:
         folder: where the SAE will lie. It must not be there, and is once all its files are.
         plan: the plugins; a recorder is added.
         recipe: what its `run.yaml` says; None for no such file.
-        made_from: what its `made_from.json` says; None for no such file.
+        made_from: what its `made_from.json` says besides machines; None for no such file.
         figures: whether the recorder draws some, which costs a second.
         untrained: save the SAE as it was drawn, a control.
         tuning_tokens: score it on so many tokens that follow its training, `TUNING` in its summary,
@@ -168,11 +169,11 @@ class Training:
 
 @contextmanager
 def ends_alone(arm: LockstepRun, failures: dict[str, Exception]) -> Iterator[None]:
-    """Let an exception end this arm only."""
+    """Let an exception end this arm only, unless all arms have to end."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, (interruption(), RankError)):
+        if isinstance(error, (interruption(), RankError)) or is_of_machine(error):
             raise
         logger.error("arm %s failed: %s: %s", arm.name, type(error).__name__, error)
         logger.debug("where arm %s failed:", arm.name, exc_info=True)

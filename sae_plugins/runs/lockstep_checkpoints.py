@@ -23,6 +23,7 @@ from sae_plugins.resume.checkpoints import Checkpoints
 from sae_plugins.resume.signals import Waiting
 from sae_plugins.resume.together import NAMES
 from sae_plugins.runs.lockstep_arm import HeldOut, LockstepRun, Training, ends_alone
+from sae_plugins.runs.machine import machine
 from sae_plugins.runs.setup import Setup
 
 
@@ -34,6 +35,7 @@ class Group:
         running: those that are not done.
         failures: what ended those that failed, by name.
         unseen: what scores tuning arms that are done, by name.
+        machines: those that they have trained on, this one at the end.
         started: when they began, without the time in which they were interrupted.
         training: seconds that the arms took in this process.
         data_provider: the batches that all of them see.
@@ -49,6 +51,7 @@ class Group:
         self.started = time.perf_counter()
         self.failures: dict[str, Exception] = {}
         self.unseen: dict[str, list[Tensor]] = {}
+        self.machines = [machine(setup.settings)]
         self.running: list[Training] = []
         self.n_training_steps = 0
         self.training = 0.0
@@ -92,6 +95,7 @@ class Group:
             "failures": {name: reason_of(error) for name, error in self.failures.items()},
             "done": {arm.name: _sizes(arm.unfinished) for arm in done},
             "unseen": self.unseen,
+            "machines": self.machines,
         }
 
     def state_of_plugins(self) -> dict[str, Any]:
@@ -118,6 +122,8 @@ class Group:
                 if _sizes(arm.unfinished) != state["done"][name]:
                     raise ValueError(f"the files in {arm.unfinished} are not what they were")
                 self.unseen |= {name: state["unseen"][name]} if name in state["unseen"] else {}
+        before = [one for one in state.get("machines", ()) if one not in self.machines]
+        self.machines = [*before, *self.machines]
         self.n_training_steps = state["steps"]
         self.started = time.perf_counter() - state["seconds"]
 

@@ -12,8 +12,13 @@ from sae_plugins.runs.setup import SAELensSettings
 
 
 def machine(settings: SAELensSettings, threads: int | None = None) -> dict[str, Any]:
-    """What the last bits of a product depend on."""
-    device = torch.device(settings.runner.get("llm_device") or settings.device)
+    """What the last bits of a run's products depend on."""
+    return machine_with(settings.runner.get("llm_device") or settings.device, threads)
+
+
+def machine_with(device_name: str, threads: int | None = None) -> dict[str, Any]:
+    """What the last bits of a product on a device depend on."""
+    device = torch.device(device_name)
     found = {
         "device": device.type,
         "products": torch.get_float32_matmul_precision(),

@@ -22,6 +22,13 @@ from sae_plugins.resume.mixing import INDEX_BYTES, most_rows
 from sae_plugins.runs.setup import SAELensSettings
 
 _ROOT = Path("/")
+_OF_SLURM = {
+    "SLURM_MEM_PER_NODE": "",
+    "SLURM_MEM_PER_CPU": "SLURM_CPUS_ON_NODE",
+    "SLURM_MEM_PER_GPU": "SLURM_GPUS_ON_NODE",
+}
+"""What says how many MiB a job has of a machine, with what says how often; not all clusters have
+control groups that keep it to that."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,11 @@ def available(device: str) -> float:
 
 
 def _limits(root: Path) -> Iterator[tuple[float, float]]:
-    """Of each control group that this process is in: its limit, and what is used of it."""
+    """Of a job of Slurm, and each control group that this process is in: its limit, and its use."""
+    for name, counted in _OF_SLURM.items():
+        granted = float(os.environ.get(name, 0)) * float(os.environ.get(counted, 1))
+        if granted:  # else, all of the machine
+            yield granted * 2**20, _own(root)
     try:
         lines = _read(root / "proc/self/cgroup").splitlines()
     except OSError:
@@ -227,6 +238,13 @@ def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> tuple[floa
     most, used = (float(_read(folder / name)) for name in (limit, usage))
     known = re.search(rf"^{reclaimable} (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
     return most, used - (float(known[1]) if known else 0.0)
+
+
+def _own(root: Path) -> float:
+    """Bytes of memory that this process has."""
+    with suppress(OSError):
+        return float(_read(root / "proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0.0
 
 
 def _read(file: Path) -> str:

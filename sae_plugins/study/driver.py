@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.study.progress import Overall, Progress
 from sae_plugins.study.tasks import Task, Work
-from sae_plugins.study.told import Report, Told, claimed, lives, living, new_name, report_of
+from sae_plugins.study.told import Died, Report, Told, claimed, lives, living, new_name, report_of
 
 _POLL = 0.5
 """Seconds between two looks at what tasks tell."""
@@ -34,8 +36,8 @@ def perform(
     """Do of a task what no other one does, in whichever process this is.
 
     Returns:
-        The SAEs that other tasks have; or what went wrong, so that it is told from the death of the
-        process.
+        The SAEs that other tasks have; or what went wrong, which executors would wrap. `Died` is as
+        the death of the process.
     """
     report = Report(task.about, saes=() if task.suites else task.saes)
     try:
@@ -51,6 +53,8 @@ def perform(
 
 def _as_told(error: Exception) -> Exception:
     """An error that another process can read."""
+    if is_of_machine(error):
+        return Died(f"{socket.gethostname()} has a fault: {reason_of(error)}")
     with contextlib.suppress(Exception):
         if isinstance(pickle.loads(pickle.dumps(error)), type(error)):
             return error
@@ -105,8 +109,9 @@ def run_tasks(
 ) -> None:
     """Do tasks, and those that follow from each; here, one by one, where there is no executor.
 
-    A task whose process died is tried again, and goes on from what it has kept. What tasks of
-    another driver have is done when these have ended, as far as they have not done it.
+    A task whose process died, or whose machine has a fault, is tried again by an executor, and goes
+    on from what it has kept. What tasks of another driver have is done when these have ended, as
+    far as they have not done it.
 
     Raises:
         SaePluginsError: a task dies again and again. What `work` raises is raised here, too.
@@ -158,7 +163,7 @@ class _Running:
                         del self.attempts[name]
                         with contextlib.suppress(Exception):
                             attempt.future.cancel()
-                        self._again(name, attempt, TimeoutError("it is silent"))
+                        self._again(name, attempt, Died("it is silent"))
         except BaseException as error:
             _leave(self.attempts)
             if isinstance(error, BrokenProcessPool):
@@ -187,7 +192,9 @@ class _Running:
         except BrokenProcessPool:
             raise
         except Exception as death:
-            self._again(name, attempt, death)
+            found = Died(reason_of(death))
+        if isinstance(found, Died):
+            self._again(name, attempt, found)
             return
         done, left = _parts(attempt.task, found)
         for task in self.then(done) if done.saes else ():
@@ -196,7 +203,7 @@ class _Running:
             self.progress.stage(f"{left.about}: waiting for what another process does of it")
             self.waiting.append((partial(_is_had, left), left, attempt.known))
 
-    def _again(self, name: str, attempt: _Attempt, death: Exception) -> None:
+    def _again(self, name: str, attempt: _Attempt, death: Died) -> None:
         """Have a task that died tried again."""
         known = _after(death, attempt, self.progress)
         # to tasks on other machines it is dead, and what it had is free, when it is silent
@@ -216,7 +223,7 @@ def _is_had(task: Task) -> bool:
     return bool(claimed(task.folder, task.claims))
 
 
-def _after(death: Exception, attempt: _Attempt, progress: Overall) -> dict[str, Any]:
+def _after(death: Died, attempt: _Attempt, progress: Overall) -> dict[str, Any]:
     """What is known of a task that died, for the one in its place.
 
     Raises:
@@ -224,7 +231,7 @@ def _after(death: Exception, attempt: _Attempt, progress: Overall) -> dict[str, 
     """
     further = attempt.share > attempt.furthest
     deaths = 1 if further else attempt.deaths + 1
-    said = f"{attempt.task.about} ended without a word ({reason_of(death)})"
+    said = f"{attempt.task.about} died ({death})"
     if deaths >= _DEATHS:
         raise SaePluginsError(
             f"{said}, {deaths} times at the same place; what is done is kept"

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_plugins.base.children import safe_path, unheard, working_in
+from sae_plugins.base.children import in_sessions, safe_path, unheard, working_in
 from sae_plugins.base.errors import Paused, SaePluginsError
 from sae_plugins.base.extras import imported
 from sae_plugins.base.gpus import see_only, visible
@@ -63,10 +63,14 @@ class Engine:
         return len(visible()) or min(passes, os.cpu_count() or 1)
 
     def sharing(self, jobs: int) -> int:
-        """How many of so many tasks share one GPU's memory, or that of a machine."""
-        if self.name == "ray":  # --ray.num_gpus 0.5
-            part = self.options.get("num_gpus")
-            return max(1, int(1 / part)) if isinstance(part, float) and part > 0 else 1
+        """How many of so many tasks share one GPU's memory, or that of a machine, once it is open.
+
+        A job of Slurm is told itself what it has of its machine's.
+        """
+        if self.name == "ray":
+            return max(1, min(jobs, _sharing_in_ray(self.options, jobs)))
+        if self.options.get("cluster") == "local":
+            return jobs
         return -(-jobs // (len(visible()) or 1)) if self.is_here else 1
 
     def open(
@@ -101,11 +105,12 @@ class Careful(Executor):
 
 
 class _Jobs(Careful):
-    """Jobs of submitit."""
+    """Jobs of submitit, which go on when this process ends, those of this machine, too."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Have a job call a function, until its time is over."""
-        return super().submit(in_job, fn, *args, **kwargs)
+        with in_sessions():
+            return super().submit(in_job, fn, *args, **kwargs)
 
 
 def in_job(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -180,7 +185,10 @@ def slurm(folder: Path, options: Options) -> Iterator[Executor]:
         )
     else:
         executor = submitit.SlurmExecutor(folder, python=_PYTHON)
-        executor.update_parameters(job_name="sae-plugins", additional_parameters=dict(options))
+        again = {} if "requeue" in options else {"no_requeue": True}  # the driver does that
+        executor.update_parameters(
+            job_name="sae-plugins", additional_parameters={**again, **options}
+        )
     try:
         yield _Jobs(executor)
     except BaseException:
@@ -202,7 +210,8 @@ def ray(options: Options) -> Iterator[Executor]:
             f"--on ray: no cluster at the address {address}; `ray start --head` starts one, and "
             "--ray.address names another"
         ) from error
-    options.setdefault("num_gpus", int(cluster.cluster_resources().get("GPU", 0) > 0))
+    options.setdefault("num_gpus", _gpus_in_ray(options))
+    options.setdefault("max_retries", 0)  # the driver does that, and counts them
 
     class Ray(Executor):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -213,6 +222,24 @@ def ray(options: Options) -> Iterator[Executor]:
         yield Ray()
     finally:
         cluster.shutdown()
+
+
+def _gpus_in_ray(options: Options) -> float:
+    """How many GPUs a task has, or which part of one."""
+    cluster = imported("ray", "ray", "--on ray")
+    found = options.get("num_gpus", int(cluster.cluster_resources().get("GPU", 0) > 0))
+    return float(found)
+
+
+def _sharing_in_ray(options: Options, jobs: int) -> int:
+    """How many of so many tasks Ray may put on one GPU; without GPUs, on one node."""
+    if part := _gpus_in_ray(options):
+        return int(1 / part)
+    cluster = imported("ray", "ray", "--on ray")
+    takes = {"CPU": options.get("num_cpus", 1), "memory": options.get("memory")}
+    nodes = [node["Resources"] for node in cluster.nodes() if node["Alive"]]
+    rooms = [[node.get(name, 0) / n for name, n in takes.items() if n] for node in nodes]
+    return max((int(min(room, default=jobs)) for room in rooms), default=1)
 
 
 @contextmanager

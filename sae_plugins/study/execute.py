@@ -40,7 +40,7 @@ from sae_plugins.study.progress import Overall
 from sae_plugins.study.sharing import check_devices, check_division
 from sae_plugins.study.spec import Study, as_yaml
 from sae_plugins.study.tasks import Cutter, Task
-from sae_plugins.study.told import forget
+from sae_plugins.study.told import tidy
 from sae_plugins.study.work import score, work
 
 if TYPE_CHECKING:
@@ -80,23 +80,23 @@ def run(
     with ExitStack() as stack:
         if ranks().writes:
             stack.enter_context(_locked(folder))
+            stack.callback(tidy, folder)
         with ranks().together():
             begun = study
             if ranks().writes:
                 begun = _begun(study, folder, threads, progress, cache)
-                forget(folder)
         study = Study.model_validate_json(ranks().first(begun.model_dump_json()))
         known = plan_of(study, folder)
         with ranks().together():
             check_division([*known.pilots, *known.cells])
             check_devices([*known.pilots, *known.cells], jobs if engine.is_here else 2)
+        executor = stack.enter_context(engine.open(folder, jobs, threads))
         alike = Task(
             *(study.model_dump_json(), folder, "", 0),
             processes=engine.sharing(jobs),
             threads=threads,
             cache=cache,
         )
-        executor = stack.enter_context(engine.open(folder, jobs, threads))
         workers = 1 if ranks().size > 1 else jobs
         doing = _Doing(Cutter(study, alike, workers), executor, progress)
         # by the first pilots, the coefficients are known with which others try learning rates

@@ -84,7 +84,10 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
     kept |= {(m, *of_papers) for m in study.models for of_papers in OF_PAPERS}
     models = described.models(known.cells, results, found.widths)
     used = _versions(there, found.ran, folder)
-    trained_on = machines.machines(folder, (cell.folder.name for cell in there))
+    where = {
+        "trained": machines.facts(machines.of_saes(there, folder)),
+        "evaluated": machines.facts(result.machine for result in found.ran),
+    }
     return Findings(
         name=name,
         study=plugin_files.shared(study)[0],
@@ -116,12 +119,12 @@ def gather(name: str, study: Study, folder: Path) -> Findings:
                 measured | {(one.model, suite) for one in trained for suite in one.unscored},
             ),
             *_mixed(used),
-            *machines.warnings(trained_on),
+            *(text for what, of in where.items() for text in machines.warnings(of, what)),
             *found.said,
         ],
         failures=failures + found.failures,
         provenance=_provenance(results, used)
-        | {"trained on": {name: " and ".join(values) for name, values in trained_on.items()}},
+        | {f"{what} on": {n: " and ".join(v) for n, v in of.items()} for what, of in where.items()},
     )
 
 

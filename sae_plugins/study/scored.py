@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import Problems, SaePluginsError, prefixed
 from sae_plugins.base.files import whole, write
+from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.eval_suites.evaluation.metrics import HELDOUT
 from sae_plugins.runs.folder import ORIGIN, SUMMARY
 from sae_plugins.study.cells import Cell, grouped
@@ -121,7 +122,9 @@ def score(
         done[cell] = None
         try:
             _score(cell, task.folder, setup)
-        except Exception as error:  # of the Hub, the disk, and anybody's SAE
+        except Exception as error:  # of the Hub, and anybody's SAE
+            if is_of_machine(error):
+                raise
             done[cell] = error
         progress.advance(1)
     return done
@@ -133,6 +136,7 @@ def _score(cell: Cell, folder: Path, setup: Callable[[], Setup]) -> None:
     from safetensors.torch import save_file
 
     from sae_plugins.eval_suites.evaluation.loading import load_subject
+    from sae_plugins.runs.machine import machine
 
     subject = load_subject(str(cell.source), cell.settings.for_saelens().device)
     known = cell.summary(folder)
@@ -144,6 +148,7 @@ def _score(cell: Cell, folder: Path, setup: Callable[[], Setup]) -> None:
     with whole(place / DECODER) as partial:
         rows = subject.sae.W_dec.detach().to("cpu", torch.float32).contiguous()
         save_file({"W_dec": rows}, partial)
-    write(place / ORIGIN, json.dumps(cell.told, indent=1) + "\n")
+    told = {**cell.told, "machines": [machine(cell.settings.for_saelens())]}
+    write(place / ORIGIN, json.dumps(told, indent=1) + "\n")
     summary = {_HASH: subject.hash, **{f"{HELDOUT}/{name}": value for name, value in found.items()}}
     write(place / SUMMARY, json.dumps(summary, indent=1) + "\n")  # last: with it, the cell is whole

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,12 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from sae_plugins.base import alive
+from sae_plugins.base.errors import SaePluginsError, reason
 from sae_plugins.base.fingerprints import of_value
 from sae_plugins.base.names import file_name
 from sae_plugins.study.progress import Progress
 
 TASKS = "tasks"
+_DIGITS = 24
+"""Of a hash."""
 _CLAIMS = "claims"
+_KEPT = 100
+"""Reports of tasks that have ended which stay, the latest ones, for what they tell of costs."""
+
+
+class Died(SaePluginsError):
+    """A task is over before its end, through no fault of its work: another one goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Report:
         host: the name of its machine.
         process: its number there.
         seconds: how long it has run.
-        facts: what is to be known of its machine and its costs.
+        facts: what is to be known of its costs.
     """
 
     about: str
@@ -92,15 +101,40 @@ def lives(folder: Path, name: str) -> bool:
 
 def claimed(folder: Path, names: Iterable[str]) -> set[str]:
     """Those of the names that a living task has."""
-    owners = {name: owner for name in names if (owner := _owner(folder, name)) is not None}
+    owners = {name: owner for name in names if (owner := _owner(_head(folder, name))) is not None}
     at_work = {owner for owner in {*owners.values()} if lives(folder, owner)}
     return {name for name, owner in owners.items() if owner in at_work}
 
 
-def forget(folder: Path) -> None:
-    """Remove all claims, where no task is at work."""
-    if not living(folder):
-        shutil.rmtree(folder / TASKS / _CLAIMS, ignore_errors=True)
+def tidy(folder: Path) -> None:
+    """Remove the claims that no living task has, and the reports that nobody reads any more."""
+    if not (folder / TASKS).is_dir():
+        return
+    with suppress(OSError, Died):  # somebody else's folder, or a full disk
+        about = "removing what tasks that have ended have left"
+        with Told(folder, new_name(about), Report(about), None) as told:
+            for head in (folder / TASKS / _CLAIMS).glob("[0-9a-f]" * _DIGITS):
+                told.release(head)
+        _remove_reports(folder)
+
+
+def _remove_reports(folder: Path) -> None:
+    """Remove the reports of tasks that have ended, but the latest ones of those that tell costs."""
+    files = sorted((folder / TASKS).glob("*.json"), key=_written)
+    at_work, kept = living(folder), 0  # a file that was there before this look lives, or never will
+    for file in reversed(files):
+        report = report_of(folder, file.stem)
+        tells = report is not None and bool(report.facts)
+        if file.stem in at_work or (tells and kept < _KEPT):
+            kept += tells
+        else:
+            file.unlink(missing_ok=True)
+
+
+def _written(file: Path) -> float:
+    with suppress(OSError):  # removed meanwhile
+        return file.stat().st_mtime
+    return 0
 
 
 class Told:
@@ -126,11 +160,19 @@ class Told:
         """Begin to tell.
 
         Raises:
-            OSError: the folder takes no files.
+            Died: the folder takes no files here; or a task of this name has begun before, so that
+                its scheduler takes it for dead, which it may be or not.
         """
-        (self.folder / TASKS / _CLAIMS).mkdir(parents=True, exist_ok=True)
         told = {one.name: getattr(self._report, one.name) for one in fields(Report)}
-        self._alive.begin(**told)
+        try:
+            (self.folder / TASKS / _CLAIMS).mkdir(parents=True, exist_ok=True)
+            self._alive.begin(**told)
+        except FileExistsError:
+            raise Died("its scheduler began it a second time") from None
+        except OSError as error:
+            raise Died(
+                f"{self.folder} takes no files on {socket.gethostname()}: {reason(error)}"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,11 +184,21 @@ class Told:
         Raises:
             OSError: the folder takes no files.
         """
-        self._claims = [name for name in names if self._take(name)]
+        self._claims = [name for name in names if self._take(_head(self.folder, name))]
         return self._claims
 
+    def release(self, head: Path) -> None:
+        """Remove what says that ended tasks have had a name, given the file of the first one.
+
+        This one becomes their heir first, so that no other one can while the files go.
+        """
+        if self._take(head):
+            *files, _ = (place for _, place in _chain(head))
+            for file in files:
+                file.unlink(missing_ok=True)
+
     def note(self, **facts: Any) -> None:
-        """Add what is to be known of the machine and the costs."""
+        """Add what is to be known of the costs."""
         self._facts |= facts
         self._alive.tell(**self._now())
 
@@ -168,9 +220,9 @@ class Told:
     def _now(self) -> dict[str, Any]:
         return {"share": self._share, "facts": self._facts}
 
-    def _take(self, name: str) -> bool:
-        while True:
-            owner, place = _last(self.folder, name)
+    def _take(self, head: Path) -> bool:
+        while True:  # once more when it is done: the others' files may have gone meanwhile
+            *_, (owner, place) = _chain(head)
             if owner == self.name:
                 return True
             if owner is not None and lives(self.folder, owner):
@@ -188,31 +240,32 @@ class Told:
             own.unlink(missing_ok=True)
 
     def _was_held(self) -> None:
-        if any(_owner(self.folder, name) != self.name for name in self._claims):
+        if any(_owner(_head(self.folder, name)) != self.name for name in self._claims):
             print("this process was held, and another one does its work", file=sys.stderr)
             os._exit(1)
 
 
-def _chain(folder: Path, name: str) -> Iterator[tuple[str | None, Path]]:
+def _head(folder: Path, name: str) -> Path:
+    """The file of the first task that has had a name, which may be longer than a file's."""
+    return folder / TASKS / _CLAIMS / of_value(name)[:_DIGITS]
+
+
+def _chain(head: Path) -> Iterator[tuple[str | None, Path]]:
     """The tasks that have had a name, each with the file of its heir; first the file of the first.
 
-    A claim is never taken away: a file is made once, and so one that has died has one heir.
+    A claim is never taken away from a task that lives: a file is made once, and so one that has
+    died has one heir.
     """
-    digest = of_value(name)[:24]  # names may be longer than a file's
-    owner, place = None, folder / TASKS / _CLAIMS / digest
+    owner, place = None, head
     while True:
         yield owner, place
         try:
             owner = place.read_text("utf-8")
         except FileNotFoundError:
             return
-        place = place.with_name(f"{digest}.{owner}")
+        place = place.with_name(f"{head.name}.{owner}")
 
 
-def _last(folder: Path, name: str) -> tuple[str | None, Path]:
-    *_, last = _chain(folder, name)
-    return last
-
-
-def _owner(folder: Path, name: str) -> str | None:
-    return _last(folder, name)[0]
+def _owner(head: Path) -> str | None:
+    *_, (owner, _) = _chain(head)
+    return owner

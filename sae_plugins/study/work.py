@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.errors import SaePluginsError
+from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.base.ranks import ranks
 from sae_plugins.resume.together import CHECKPOINTS
 from sae_plugins.runs.folder import remove_run
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def work(task: Task, progress: Progress) -> Mapping[str, Any]:
-    """Do a task; what is told of the machine, and of what it has cost."""
+    """Do a task; what is told of its costs."""
     if task.threads is not None:
         import torch
 
@@ -38,8 +39,6 @@ def work(task: Task, progress: Progress) -> Mapping[str, Any]:
     cells = _cells(task)
     if task.suites:
         return _evaluate(cells, task, progress)
-    from sae_plugins.runs.machine import machine
-
     spent, trained = list[float](), len(_missing(cells, task.folder))
     started = time.monotonic()
     shared = _train(cells, task, progress, spent.append)
@@ -49,8 +48,7 @@ def work(task: Task, progress: Progress) -> Mapping[str, Any]:
     if shared is None:
         return {}
     own = sum(spent)
-    told = costs(task.model, "training", passed - own, own, trained)
-    return {"machine": machine(shared.settings), **told}
+    return costs(task.model, "training", passed - own, own, trained)
 
 
 def score(task: Task, progress: Progress) -> None:
@@ -135,6 +133,8 @@ def _train(
             try:
                 arms[cell] = arm = _arm(cell, task, shared)
             except Exception as error:
+                if is_of_machine(error):
+                    raise
                 failures[cell] = without_frames(error)
             else:
                 shared = arm.setup
@@ -198,7 +198,7 @@ def _train_together(
         told = _steps(len(saes), progress)
         return train(saes, told, succeeded, task.processes, kept, timed) if saes else {}
     except Exception as error:  # of what they share: the language model, or its text
-        if ranks().size > 1:  # and with other ranks
+        if ranks().size > 1 or is_of_machine(error):  # and with other ranks
             raise
         return {arm.name: error for arm in saes if not arm.folder.exists()}
 

@@ -56,6 +56,15 @@ def test_on_another_machine_it_is_dead_when_it_has_been_silent(one: Alive, tmp_p
     assert not lives(tmp_path, "one")
 
 
+def test_a_name_is_one_process_s_alone(one: Alive, tmp_path: Path) -> None:
+    one.tell(doing="that")
+    for _ in range(2):  # whether it lives or has ended
+        with pytest.raises(FileExistsError, match="one: it has begun before"):
+            Alive(tmp_path, "one").begin(doing="this")
+        one.end()
+    assert (told(tmp_path, "one") or {})["doing"] == "that"
+
+
 def test_it_says_again_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alive, "BEAT", 0.05)
     one = Alive(tmp_path, "one")

@@ -14,7 +14,7 @@ import yaml
 from snippets import DOCS, block, commands
 
 from sae_plugins.base import alive
-from sae_plugins.study import driver, tasks
+from sae_plugins.study import driver, tasks, told
 
 PAGE = DOCS / "cluster.md"
 BIN = Path(sys.executable).parent
@@ -60,6 +60,8 @@ def test_its_numbers_are_those_of_the_code() -> None:
     assert f"every {alive.BEAT:g} seconds".replace("10", "ten") in text
     assert alive.DEAD_AFTER == 60
     assert "told nothing for a minute counts as dead" in text
+    assert told._KEPT == 100
+    assert "but for the last hundred that tell" in text
     assert driver._DEATHS == 3
     assert "one that dies three times at the same place ends the study" in text
     assert tasks._SHARED_IN_TRAINING == {True: 0.6, False: 8.0}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lockstep_arms import ARMS, TOY, AtStepThree, Raises, arms, same, with_plugin
 
 from sae_plugins import PluginError, world
@@ -19,7 +20,7 @@ from sae_plugins.base.kept import Folder
 from sae_plugins.base.secrets import reason_of
 from sae_plugins.resume.files import files
 from sae_plugins.resume.together import Kept, discard_others
-from sae_plugins.runs import lockstep, lockstep_checkpoints, memory
+from sae_plugins.runs import lockstep, lockstep_arm, lockstep_checkpoints, memory
 from sae_plugins.runs.lockstep import LockstepRun, train
 from sae_plugins.runs.recorder import Recorder
 
@@ -141,6 +142,36 @@ def test_they_go_on_where_activations_are_kept(tmp_path: Path) -> None:
 
 
 # -- not all of them ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "ends_all"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+    ],
+)
+def test_a_fault_of_the_machine_is_no_arm_s_and_all_go_on_from_their_checkpoint(
+    error: Exception, ends_all: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = arms({"fine": "--training_tokens 512", "hit": "--training_tokens 512"})
+    step = lockstep_arm.Training.step
+
+    def failing(training: Any, *batch: Any) -> None:
+        if training.arm.name == "hit" and training.trainer.n_training_steps == 6:
+            raise error
+        step(training, *batch)
+
+    with monkeypatch.context() as during:
+        during.setattr(lockstep_arm.Training, "step", failing)
+        if not ends_all:
+            assert train(together, checkpoints=KEPT) == {"hit": error}
+            return
+        with pytest.raises(type(error), match="CUDA error"):
+            train(together, checkpoints=KEPT)
+    assert not together[0].folder.exists()
+    assert steps_of(together)[0] > 1
+    assert all(one.folder.exists() for one in together)
 
 
 @pytest.mark.ci

@@ -27,6 +27,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     put(tmp_path, "proc/meminfo", f"MemTotal: 1 kB\nMemAvailable:   {8 * GB // 1024} kB\n")
     pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 16_000_000}
     monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    for name in memory._OF_SLURM:
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -70,6 +72,25 @@ def test_a_container_s_limit_is_one_wherever_it_is_set(
     base = "sys/fs/cgroup" if version == 2 else "sys/fs/cgroup/memory"
     group(root, f"{base}/{inside}", 4 * GB, 3 * GB, 2 * GB, version)
     assert numbers() == pytest.approx((4, 3))
+
+
+@pytest.mark.parametrize(
+    ("told", "most"),
+    [
+        ({"MEM_PER_NODE": "4096"}, 4096),
+        ({"MEM_PER_NODE": "0"}, 16 * GB / 2**20),  # --mem 0 is all of it
+        ({"MEM_PER_CPU": "1024", "CPUS_ON_NODE": "3"}, 3072),
+        ({"MEM_PER_GPU": "2048", "GPUS_ON_NODE": "2"}, 4096),
+    ],
+)
+def test_a_job_of_slurm_has_what_it_was_granted(
+    told: dict[str, str], most: float, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    put(root, "proc/self/statm", "9000000 1000000 5 1 0 8 0")  # of 1000 bytes
+    free = min(8 * GB, most * 2**20 - GB)
+    assert numbers() == pytest.approx((most * 2**20 / GB, free / GB))
 
 
 def need(count: float, what: str = "this", device: str = "cpu", there: bool = False) -> Need:

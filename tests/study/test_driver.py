@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sae_plugins.base import alive
 from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.study import driver
 from sae_plugins.study.driver import run_tasks
@@ -130,6 +132,49 @@ def test_what_goes_wrong_is_raised(
         run_tasks(fail, [task(tmp_path, sae)], executor, Heard())
 
 
+def fault(task: Task, progress: Progress) -> dict[str, Any]:
+    """Work on a node whose disk is full twice."""
+    tried = task.folder / "tried"
+    with tried.open("a") as file:
+        file.write("x")
+    if len(tried.read_text()) <= 2:
+        raise SaePluginsError("a.json could not be written") from OSError(28, "No space left")
+    return work(task, progress)
+
+
+def test_a_fault_of_the_machine_is_the_death_of_the_task(tmp_path: Path) -> None:
+    heard = Heard()
+    run_tasks(fault, [task(tmp_path, "a")], Dying(0), heard)
+    assert did(tmp_path) == ["toy, seed 0: training a"]
+    assert len(heard.said) == 2
+    assert (
+        f"died ({socket.gethostname()} has a fault: a.json could not be written)" in heard.said[0]
+    )
+
+
+def test_a_fault_in_this_very_process_ends_the_study(tmp_path: Path) -> None:
+    with pytest.raises(SaePluginsError, match="has a fault: a"):
+        run_tasks(fault, [task(tmp_path, "a")], None, Heard())
+
+
+def test_a_folder_that_takes_no_files_on_a_node_is_a_fault_of_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, tried = alive.Alive.begin, list[Any]()
+
+    def refused(one: alive.Alive, **told: Any) -> None:
+        tried.append(one)
+        if len(tried) == 1:
+            raise PermissionError(13, "Permission denied")
+        begin(one, **told)
+
+    monkeypatch.setattr(alive.Alive, "begin", refused)
+    heard = Heard()
+    run_tasks(work, [task(tmp_path, "a")], Dying(0), heard)
+    assert "takes no files on" in heard.said[0]
+    assert did(tmp_path) == ["toy, seed 0: training a"]
+
+
 def evaluation(done: Task) -> list[Task]:
     return [] if done.suites else [replace(done, suites=("core", "scr"))]
 
@@ -207,6 +252,43 @@ def test_a_task_of_whose_death_nobody_tells_is_tried_again(
     run_tasks(work, [task(tmp_path, "a")], Mute(1), heard)
     assert did(tmp_path) == ["toy, seed 0: training a"]
     assert "silent" in heard.said[0]
+
+
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_a_task_that_its_scheduler_begins_again_is_done_once(
+    is_alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask takes a worker for dead that is busy, and calls the same function elsewhere."""
+    first: list[Told] = []
+    looks: list[float] = []
+
+    class Dask(Dying):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+            if not first:
+                _, task, name = args
+                first.append(Told(task.folder, name, Report(task.about), None).__enter__())
+                first[0].claim(task.claims)
+                if not is_alive:
+                    first[0].__exit__()
+            future: Future[Any] = Future()
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if is_alive and len(looks) == 3:
+            assert not (tmp_path / "did").exists(), "two do the same"
+            first[0].__exit__()
+
+    monkeypatch.setattr(driver.time, "sleep", sleep)
+    heard = Heard()
+    run_tasks(work, [task(tmp_path, "a")], Dask(0), heard)
+    assert did(tmp_path) == ["toy, seed 0: training a"]
+    assert len(heard.said) == 1
+    assert "(its scheduler began it a second time); it is tried again" in heard.said[0]
 
 
 def test_what_takes_no_task_is_named(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def dask() -> Any:
     """As a group would write it into a module of its own."""
     from distributed import Client
 
-    return Client(n_workers=2, threads_per_worker=1, dashboard_address=None).get_executor(retries=3)
+    return Client(n_workers=2, threads_per_worker=1, dashboard_address=None).get_executor()
 
 
 @contextmanager

@@ -108,8 +108,39 @@ def test_a_process_for_each_gpu(
     assert Engine().jobs(passes) == jobs
     assert Engine().sharing(jobs) == each
     assert Engine().sharing(2 * gpus) == 2
-    assert (Engine("ray").jobs(passes), Engine("ray").sharing(5)) == (passes, 1)
-    assert Engine("ray", {"num_gpus": 0.5}).sharing(5) == 2
+    assert Engine("ray").jobs(passes) == passes
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "each"),
+    [
+        (Engine("ray"), 4, 1),
+        (Engine("ray", {"num_gpus": 0.5}), 4, 2),
+        (Engine("ray", {"num_gpus": 0.1}), 4, 5),  # no more than there are
+        (Engine("ray", {"num_gpus": 0}), 4, 5),
+        (Engine("ray"), 0, 5),
+        (Engine("ray", {"num_cpus": 3}), 0, 2),
+        (Engine("ray", {"num_cpus": 16}), 0, 1),
+        (Engine("ray", {"memory": 4e9}), 0, 2),
+        (Engine("slurm", {"time": "4:00:00"}), 4, 1),
+        (Engine("slurm", {"cluster": "local"}), 0, 5),
+    ],
+)
+def test_tasks_that_share_a_node_share_its_memory(
+    engine: Engine, gpus: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ray:
+        nodes = staticmethod(
+            lambda: [
+                {"Alive": True, "Resources": {"CPU": 2.0, "memory": 9e9}},
+                {"Alive": True, "Resources": {"CPU": 8.0, "memory": 9e9}},
+                {"Alive": False, "Resources": {}},
+            ]
+        )
+        cluster_resources = staticmethod(lambda: {"GPU": gpus} if gpus else {})
+
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    assert engine.sharing(5) == each
 
 
 def hear(task: Task, progress: Progress) -> dict[str, str]:
@@ -148,12 +179,25 @@ def test_slurm_gets_what_its_options_say(sbatch: Path, tmp_path: Path) -> None:
         executor.submit(operator.is_, 1, 2)
     assert stat.S_IMODE((tmp_path / "slurm").stat().st_mode) == 0o700  # pickles, and the study
     given = sbatch.read_text().splitlines()
-    for line in ("time=4:00:00", "partition=gpu", "gpus-per-node=1", "mail-type=END"):
+    told = ("time=4:00:00", "partition=gpu", "gpus-per-node=1", "mail-type=END", "no-requeue")
+    for line in told:
         assert f"#SBATCH --{line}" in given
     assert not [line for line in given if line == "#SBATCH --time=5"]
     assert "PYTHONSAFEPATH=1" in given
     if sys.version_info >= (3, 11):  # also where jobs do not get this environment
         assert any("-P -u -m submitit" in line for line in given)
+
+
+def test_ctrl_c_in_a_terminal_is_not_for_jobs_of_this_machine(tmp_path: Path) -> None:
+    """Their controller would kill them a second later, in the middle of a checkpoint."""
+    with Engine("slurm", {"cluster": "local"}).open(tmp_path, 1, None) as executor:
+        assert executor is not None
+        job = executor.submit(operator.is_, 1, 2)
+        try:
+            assert os.getsid(int(job.job_id)) == int(job.job_id) != os.getsid(0)  # no terminal's
+        finally:
+            job._process.kill()
+            job._process.wait()
 
 
 def test_slurm_is_refused_without_a_time_or_without_slurm(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from sae_plugins.base.errors import SaePluginsError
 from sae_plugins.base.files import lock
 from sae_plugins.entrypoints import study_time
 from sae_plugins.entrypoints.main import main
-from sae_plugins.runs import lockstep
+from sae_plugins.runs import lockstep, machine
 from sae_plugins.study import execute as study_run
 from sae_plugins.study import work
 from sae_plugins.study.findings import Findings, Trained
@@ -205,6 +206,24 @@ def test_interrupted_anywhere_it_ends_with_the_same_numbers(
     findings, _ = run(study, tmp_path)
     assert numbers(findings) == numbers(whole)
     assert list(tmp_path.glob("saes/*/*.unfinished")) == []
+
+
+def test_each_sae_tells_its_machines_whatever_became_of_its_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = changed(seeds=[0], arms={"l1": STUDY["arms"]["l1"]})
+    monkeypatch.setattr(lockstep, "SHARE_OF_MEMORY", 0)  # an SAE at a time
+    monkeypatch.setattr(lockstep, "Kept", functools.partial(lockstep.Kept, every="5"))
+    monkeypatch.setattr(machine, "_processor", lambda: "old")
+    with pytest.raises(KeyboardInterrupt):
+        run(study, tmp_path, until=1.7)
+    monkeypatch.setattr(machine, "_processor", lambda: "new")
+    findings, _ = run(study, tmp_path)
+    told = [json.loads(file.read_text())["machines"] for file in tmp_path.rglob("made_from.json")]
+    assert sorted([one["name"] for one in of] for of in told) == [["old"], ["old", "new"]]
+    assert findings.provenance["trained on"]["name"] == "new and old"
+    assert findings.provenance["evaluated on"]["name"] == "new"
+    assert [w for w in findings.warnings if "trained on machines that differ: name new and" in w]
 
 
 def test_a_changed_arm_is_all_that_is_done_again(
@@ -794,7 +813,7 @@ KILLED = """
 import contextlib, functools, os, signal, sys, time
 from sae_plugins.entrypoints.main import main
 from sae_plugins.eval_suites.ground_truth import GroundTruth
-from sae_plugins.runs import lockstep
+from sae_plugins.runs import lockstep, machine
 from sae_plugins.study import work
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs in the background

@@ -420,6 +420,17 @@ def test_an_interruption_keeps_what_is_finished(evaluate, tmp_path):
     assert suite.calls == ["prepare", "bb", "ccc"]
 
 
+@pytest.mark.parametrize("where", ["prepare", "bb"])
+def test_a_fault_of_the_machine_is_no_row_s(evaluate, tmp_path, where):
+    suite = Dummy()
+    suite.breaks = {where: RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel")}
+    with pytest.raises(SaePluginsError, match="has a fault: RuntimeError: CUDA error: unspecified"):
+        evaluate("runs/a", "runs/bb", "runs/ccc", suites=[suite])
+    rows = {row.sae: row.status for row in Manifest.read(tmp_path / "OUT").rows}
+    first = "planned" if where == "prepare" else "ok"
+    assert rows == {"a": first, "bb": "planned", "ccc": "planned"}
+
+
 def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(evaluate, monkeypatch, tmp_path):
     own = module.write
 
