@@ -156,7 +156,7 @@ class AutoK(Plugin):
     def attached(self, run: Run) -> None:
         """Begin with the greatest k."""
         chosen = self.options
-        warn_if_never(run, self.name, chosen.start + SMOOTHED, chosen.until)
+        warn_if_never(run, self.name, chosen.start + 1, chosen.until)
         self.given: float = self._k(run)
         self.curve: list[float] = []
         self.tried: list[float] = []

@@ -40,8 +40,9 @@ LINES = {
         "no flag --cooldown: did you mean '--reorder.cooldown' with --plugin reorder?"
     ],
     "train --decay .5": [
-        "no flag --decay: did you mean '--firing-frequency.decay' or '--input-norm-l1.decay' or "
-        "'--post-hoc-threshold.decay' or '--reorder.decay' with --plugin of the same name?"
+        "no flag --decay: did you mean '--averaged-weights.decay' or '--firing-frequency.decay' or "
+        "'--input-norm-l1.decay' or '--post-hoc-threshold.decay' or '--reorder.decay' with "
+        "--plugin of the same name?"
     ],
     "train --plugin reorder --resampel.every 5": [
         "--resampel.every: no plugin 'resampel' is installed: did you mean 'resample'? It has rule,"
