@@ -249,6 +249,33 @@ def _ravel(
     return [_flat(result) for result in results.values()]
 
 
+def _unlearning(
+    saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
+) -> list[dict[str, Any]]:
+    """In a folder where the corpus is in the place in which it lies in SAEBench's repository."""
+    from sae_bench.evals.unlearning import main
+    from sae_bench.evals.unlearning.eval_config import UnlearningEvalConfig
+    from sae_bench.evals.unlearning.utils import feature_activation, metrics
+
+    def load_dataset(name: str, config: str, split: str) -> Any:
+        return data.table({"wikitext": "Salesforce/wikitext"}.get(name, name), config)
+
+    place = Path("sae_bench/evals/unlearning/data/bio-forget-corpus.jsonl")
+    place.parent.mkdir(parents=True)
+    place.symlink_to(data.path("cais/wmdp-corpora", place.name))
+    config = UnlearningEvalConfig(
+        model_name=model.name, llm_dtype=model.dtype, random_seed=seed,
+        llm_batch_size=default_batch_size(model.name) // 8, **settings.model_dump(),
+    )  # fmt: skip
+    with (
+        _given(main, model),
+        replaced(feature_activation, load_dataset=load_dataset),
+        replaced(metrics, load_dataset=load_dataset),
+    ):
+        results = main.run_eval(config, saes, model.device, str(folder / "results"))
+    return [_flat(result) for result in results.values()]
+
+
 def _absorption(
     saes: SAEs, model: Any, data: Any, settings: Any, seed: int, folder: Path
 ) -> list[dict[str, Any]]:

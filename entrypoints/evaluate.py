@@ -52,10 +52,11 @@ def _run(line: Line, problems: Problems) -> int:
     problems.add(*_wrong_seeds(given.get("seed", [])))
     folder = Path(given.get("output_path", FLAGS["output_path"].default)).expanduser()
     problems.add(*_wrong_places({**given, "output_path": folder}))
-    preset = given.get("preset") or (PRESETS[0] if problems else default_preset(line.operands))
+    on = given.get("model_name")
+    preset = given.get("preset") or (PRESETS[0] if problems else default_preset(line.operands, on))
     suites = with_settings(names, preset, bool(given.get("exact")), line.options, problems)
     if suites and not any(suite.needs_model for suite, _ in suites.values()):
-        for name in ("data", "model_class_name"):
+        for name in ("data", "model_name", "model_class_name"):
             if given.get(name) is not None:
                 problems.add(
                     f"--{name} {given[name]}: no suite of {', '.join(suites)} uses it; leave it out"
@@ -115,8 +116,13 @@ def _wrong_places(given: Mapping[str, Any]) -> Iterator[str]:
         yield f"--data {data}: neither 'world' nor 'hub' nor a folder{near}"
 
 
-def default_preset(sources: Iterable[str]) -> str:
-    """`quick` where all SAEs of language models are of the embedded one; it proves nothing else."""
+def default_preset(sources: Iterable[str], model_name: str | None = None) -> str:
+    """`quick` where all SAEs of language models are of the embedded one; it proves nothing else.
+
+    Args:
+        sources: the SAEs.
+        model_name: of the language model, where it is another than theirs.
+    """
     from sae_plugins.base.errors import HubError
     from sae_plugins.base.files import read_json
     from sae_plugins.base.hub import local
@@ -134,7 +140,7 @@ def default_preset(sources: Iterable[str]) -> str:
         except (OSError, ValueError, LookupError, TypeError):
             return "dictionary_learning" if (folder / "ae.pt").is_file() else None
 
-    models = {model(source) for source in sources} - {None}
+    models = {model_name or model(source) for source in sources} - {None}
     models = {name for name in models if not str(name).startswith("synthetic:")}
     return "quick" if models == {NAME} else "canonical"
 
@@ -157,6 +163,7 @@ def _request(
         data=given.get("data"),
         device=given.get("device") or _default_device(),
         model_class=given.get("model_class_name"),
+        model_name=given.get("model_name"),
     )
 
 

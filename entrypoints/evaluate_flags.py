@@ -26,6 +26,8 @@ FLAGS = {
         Flag("data", "none | str", "where the suites' data come from: world (embedded, offline), "
              "hub (the Hugging Face Hub), or a folder (default: what suits the model)"),
         Flag("device", "none | str", "cpu, cuda, cuda:1 (default: cuda if there is one)"),
+        Flag("model_name", "none | str", "the language model to evaluate on, such as gemma-2-2b-it "
+             "for SAEs of gemma-2-2b (default: the one that each was trained on)"),
         Flag("model_class_name", "none | choice", "how language models are loaded (default: as a "
              "HookedTransformer where TransformerLens can do that)",
              choices=("HookedTransformer", "TransformerBridge")),
@@ -41,8 +43,8 @@ FLAGS = {
 
 ABOUT = """\
 Evaluate SAEs with SAEBench: reconstruction, feature absorption, spurious correlation removal,
-targeted probe perturbation, sparse probing, and explanations by a language model that you name;
-SAEs of synthetic models against the ground truth.
+targeted probe perturbation, sparse probing, unlearning, and explanations by a language model that
+you name; SAEs of synthetic models against the ground truth.
 An SAE is the folder of a run, any folder that SAELens or dictionary_learning saved, or
 RELEASE:SAE_ID from the Hugging Face Hub.
 """

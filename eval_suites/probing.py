@@ -26,9 +26,12 @@ def _check_distinct(what: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return given
 
 
-Latents = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(partial(_check_distinct, "number"))
-]
+def distinct(what: str) -> AfterValidator:
+    """Of a setting: refuses none at all, and the same twice."""
+    return AfterValidator(partial(_check_distinct, what))
+
+
+Latents = Annotated[tuple[Annotated[int, Field(ge=1)], ...], distinct("number")]
 """A setting: numbers of latents, each once."""
 
 

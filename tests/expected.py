@@ -228,6 +228,13 @@ SUITES = {
             "top_n_entities": 40, "n_generated_tokens": 2, "num_epochs": 1, "learning_rate": 0.5,
         },
     ),
+    "unlearning": Suite(
+        "unlearning.main",
+        {
+            "dataset_names": ("wmdp-bio", "human_aging"), "retain_thresholds": (0.3, 0.9),
+            "n_features_list": (4, 16), "multipliers": (20, 40), "dataset_size": 12, "seq_len": 32,
+        },
+    ),
     "autointerp": Suite(
         "autointerp.main",
         {

@@ -62,6 +62,7 @@ class Request:
         data: "world", "hub", a folder, or None for what suits the model.
         device: of torch.
         model_class: how language models are loaded; None for what suits each.
+        model_name: of the language model; None for the one that each SAE was trained on.
         part: names this one of several evaluations that write into `output_path` at once.
     """
 
@@ -74,6 +75,7 @@ class Request:
     data: str | None = None
     device: str = "cpu"
     model_class: str | None = None
+    model_name: str | None = None
     part: str = ""
 
 
@@ -125,7 +127,7 @@ class Evaluation:
             data=data if data in (None, *DATA) else str(Path(str(data)).absolute()),
         )
         self.output = Folder(request.output_path, request.part)
-        planned = plan(request.sources, request.suites, request.seeds)
+        planned = plan(request.sources, request.suites, request.seeds, request.model_name)
         self.subjects, self.notes = planned.subjects, planned.notes
         self.hashes = planned.hashes
         """Of every SAE that could be loaded, by its source."""

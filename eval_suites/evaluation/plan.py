@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_plugins.base.code import code
-from sae_plugins.base.errors import Problems
+from sae_plugins.base.errors import Problems, SuiteError
 from sae_plugins.base.files import versions
 from sae_plugins.base.machine_faults import is_of_machine
 from sae_plugins.base.secrets import reason_of
@@ -119,9 +119,16 @@ class EvaluationPlan:
 
 
 def plan(
-    sources: Sequence[str], suites: Mapping[str, tuple[Suite, Any]], seeds: Sequence[int]
-) -> EvaluationPlan:
+    sources: Sequence[str], suites: Mapping[str, tuple[Suite, Any]], seeds: Sequence[int],
+    model_name: str | None = None,
+) -> EvaluationPlan:  # fmt: skip
     """Load the SAEs, and make a row of each with every suite and seed.
+
+    Args:
+        sources: SAEs, as `load_subject` takes them.
+        suites: each suite with its settings, by name.
+        seeds: each makes a row per suite and SAE.
+        model_name: of the language model; None for the one that each SAE was trained on.
 
     Raises:
         SaePluginsError: names all sources that are neither folders nor names of SAEs elsewhere.
@@ -145,6 +152,8 @@ def plan(
     for source in dict.fromkeys(sources):
         try:
             subject = load_subject(source)
+            if model_name is not None:
+                subject = _on(model_name, subject)
         except Exception as error:
             if is_of_machine(error):
                 raise
@@ -164,9 +173,35 @@ def plan(
         for name, seed in places:
             suite, settings = suites[name]
             row = Row(
-                suite=name, sae=subject.name, source=without_places(source),
+                suite=name, sae=subject.name, source=without_places(subject.source),
                 sae_hash=subject.hash, seed=seed, settings=hashes[name],
             )  # fmt: skip
             made.tasks.append(Task(row, subject, suite, settings))
     made.tasks.sort(key=lambda task: (task.subject.model_name, task.group))
     return made
+
+
+def _on(model_name: str, subject: Subject) -> Subject:
+    """An SAE on another language model than its own, as another SAE: with other results.
+
+    Raises:
+        SuiteError: it was trained on a synthetic model.
+    """
+    from sae_plugins.base.fingerprints import fingerprint
+    from sae_plugins.world.synthetic_models import SYNTHETIC
+
+    own = subject.model_name
+    if own == model_name:
+        return subject
+    if own.startswith(SYNTHETIC):
+        raise SuiteError(
+            f"{subject.source} was trained on {own}, and there is nothing of it in {model_name}: "
+            "leave out --model_name"
+        )
+    return replace(
+        subject,
+        model_name=model_name,
+        source=f"{subject.source} on {model_name}",
+        hash=fingerprint(subject.hash, model_name),
+        warnings=(*subject.warnings, f"it was trained on {own}, and is evaluated on {model_name}"),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -26,6 +27,16 @@ class Watched:
         text: str = self._data.file(dataset, name)
         self.fingerprint(dataset)
         return text
+
+    def path(self, dataset: str, name: str) -> Path:
+        path: Path = self._data.path(dataset, name)
+        self.fingerprint(dataset)
+        return path
+
+    def table(self, dataset: str, config: str) -> Any:
+        rows = self._data.table(dataset, config)
+        self.fingerprint(dataset, config)
+        return rows
 
     def text(self, dataset: str, skip_documents: int, seed: int) -> Any:
         text = self._data.text(dataset, skip_documents, seed)

@@ -12,7 +12,8 @@ and refuses where a class has fewer rows than a metric takes, before anything is
     Helsinki-NLP/europarl                 translation {language: text}     a language
     open text, by any name                text
 
-and of one, JSON files by their names: adamkarvonen/ravel_prompts.
+and of some, files by their names, or tables as they are: adamkarvonen/ravel_prompts, and what
+`unlearning` reads.
 """
 
 from __future__ import annotations
@@ -102,8 +103,19 @@ PILE = "monology/pile-uncopyrighted"
 """The open text of its autointerp."""
 RAVEL = "adamkarvonen/ravel_prompts"
 """Entities, what is asked about them, and the answers, in JSON files."""
-OF_FILES = (RAVEL,)
+CORPORA = "cais/wmdp-corpora"
+"""Texts about what a language model shall forget, in JSON lines."""
+OF_FILES = (RAVEL, CORPORA)
 """Datasets that are no tables, but files."""
+ON_REQUEST: Mapping[str, str] = {
+    CORPORA: "https://docs.google.com/forms/d/e/"
+    "1FAIpQLSdnQc8Qn0ozSDu3VE8HLoHPvhpukX1t1dIwE5K5rJw9lnOjKw/viewform"
+}
+"""Where the authors of those can be asked for them whose files are not on the Hub."""
+WMDP, MMLU, WIKITEXT = "cais/wmdp", "cais/mmlu", "Salesforce/wikitext"
+_QUESTION = ("question", "choices", "answer")
+TABLES: Mapping[str, tuple[str, ...]] = {WMDP: _QUESTION, MMLU: _QUESTION, WIKITEXT: ("text",)}
+"""Datasets whose test split is read as it is, with its columns."""
 
 
 def _language(config: str | None) -> str:
@@ -162,13 +174,42 @@ class Data(ABC):
         """Why there can be no such file of a dataset of `OF_FILES`, with the cure, or None."""
         return None
 
+    def lack_of_table(self, dataset: str, config: str) -> str | None:
+        """Why there can be no such configuration of a dataset of `TABLES`, with the cure, or None.
+
+        What is missing on the Hub is found out when it is read.
+        """
+        return None
+
     @abstractmethod
+    def path(self, dataset: str, name: str) -> Path:
+        """Where a file of a dataset of `OF_FILES` lies.
+
+        Raises:
+            SuiteError: it cannot be had.
+        """
+
     def file(self, dataset: str, name: str) -> str:
         """The text of a file of a dataset of `OF_FILES`.
 
         Raises:
             SuiteError: it cannot be had.
         """
+        return self.path(dataset, name).read_text("utf-8")
+
+    def table(self, dataset: str, config: str) -> Dataset:
+        """The test split of a configuration of a dataset of `TABLES`, as it is.
+
+        Raises:
+            SuiteError: it cannot be had, or a column is missing.
+        """
+        rows = self._table(dataset, config)
+        self._check_columns(dataset, "test", rows.column_names)
+        return rows
+
+    @abstractmethod
+    def _table(self, dataset: str, config: str) -> Dataset:
+        """The test split of a configuration."""
 
     @abstractmethod
     def text(self, dataset: str, skip_documents: int, seed: int) -> IterableDataset:
@@ -205,7 +246,7 @@ class Data(ABC):
         return f"{name} of {self.name!r}, split {split!r}"
 
     def _check_columns(self, dataset: str, split: str, columns: Iterable[str]) -> None:
-        expected = SCHEMAS[dataset].columns
+        expected = TABLES[dataset] if dataset in TABLES else SCHEMAS[dataset].columns
         missing = [column for column in expected if column not in set(columns)]
         if missing:
             raise SuiteError(

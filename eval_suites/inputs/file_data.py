@@ -17,7 +17,9 @@ from sae_plugins.base.hub import commit_of
 from sae_plugins.base.secrets import without_secrets
 from sae_plugins.eval_suites.inputs.data import (
     OF_FILES,
+    ON_REQUEST,
     SCHEMAS,
+    TABLES,
     Data,
     Need,
     Record,
@@ -99,6 +101,15 @@ class FileData(Data):
     def _splits(self, dataset: str, need: Need) -> Mapping[str, Dataset]:
         return {split: self._open(dataset, None, split, False) for split in ("train", "test")}
 
+    def file(self, dataset: str, name: str) -> str:
+        """The text of a file."""
+        with self._reading(dataset):
+            return super().file(dataset, name)
+
+    def _table(self, dataset: str, config: str) -> Dataset:
+        rows: Dataset = self._open(dataset, config, "test", False)
+        return rows
+
     def _rows(self, dataset: str, config: str | None, need: Need) -> list[Record]:
         with self._reading(dataset):
             rows = iter(self._open(dataset, config, "train", True))
@@ -168,15 +179,25 @@ class HubData(FileData):
             self._listing(dataset)
         return self.revisions[dataset]
 
-    def file(self, dataset: str, name: str) -> str:
+    def lack_of_file(self, dataset: str, name: str) -> str | None:
+        """Says whom to ask for what is not on the Hub."""
+        if dataset not in ON_REQUEST:
+            return None
+        return (
+            f"needs {name} of {dataset}, which is not on the Hub: ask its authors for it at "
+            f"{ON_REQUEST[dataset]}, put it at FOLDER/{dataset}/{name}, with the suite's other "
+            "datasets beside it, and use --data FOLDER"
+        )
+
+    def path(self, dataset: str, name: str) -> Path:
         """At the dataset's commit; offline, as it was downloaded before."""
         from huggingface_hub import hf_hub_download
 
+        if lack := self.lack_of_file(dataset, name):
+            raise SuiteError(lack)
         with self._reading(dataset):
-            path = hf_hub_download(
-                dataset, name, repo_type="dataset", revision=self._commit(dataset)
-            )
-            return Path(path).read_text("utf-8")
+            revision = self._commit(dataset)
+            return Path(hf_hub_download(dataset, name, repo_type="dataset", revision=revision))
 
     def _commit(self, dataset: str) -> str:
         if dataset not in self.revisions:
@@ -234,7 +255,7 @@ class FolderData(FileData):
         root, paths = self._listing(dataset)
         chosen = {p for split in ("train", "test") for p in _choose(paths, config, split)[1]}
         if dataset in OF_FILES:
-            chosen = {path for path in paths if path.endswith(".json")}
+            chosen = {path for path in paths if path.endswith((".json", ".jsonl"))}
         if not chosen:
             raise self._missing(dataset, "train.parquet, .jsonl or .csv")
         return digest([Path(root, path) for path in sorted(chosen)], Path(root))
@@ -244,17 +265,30 @@ class FolderData(FileData):
         path = self.folder / dataset / name
         if path.is_file():
             return None
+        if dataset in ON_REQUEST:
+            return (
+                f"needs {path}, which is not there: ask the authors of {dataset} for it at "
+                f"{ON_REQUEST[dataset]}, and put it there"
+            )
+        return self._lack(path, dataset)
+
+    def lack_of_table(self, dataset: str, config: str) -> str | None:
+        """Says where it must lie."""
+        if _choose(self._listing(dataset)[1], config, "test")[1]:
+            return None
+        return self._lack(self.folder / dataset / config / "test.parquet, .jsonl or .csv", dataset)
+
+    def _lack(self, path: Path, dataset: str) -> str:
         return (
             f"needs {path}, which is not there: download the dataset {dataset} of the Hugging Face "
-            "Hub into that folder"
+            f"Hub into {self.folder / dataset}"
         )
 
-    def file(self, dataset: str, name: str) -> str:
-        """The text of the file."""
+    def path(self, dataset: str, name: str) -> Path:
+        """It may lie anywhere if there is a link to it."""
         if lack := self.lack_of_file(dataset, name):
             raise SuiteError(lack)
-        with self._reading(dataset):
-            return (self.folder / dataset / name).read_text("utf-8")
+        return self.folder / dataset / name
 
     def _listing(self, dataset: str) -> tuple[str, list[str]]:
         root = (self.folder / dataset).resolve()
@@ -265,7 +299,7 @@ class FolderData(FileData):
 
     def _missing(self, dataset: str, expected: str) -> SuiteError:
         schema = SCHEMAS.get(dataset)
-        columns = ", ".join(schema.columns) if schema else "text"
+        columns = ", ".join(schema.columns if schema else TABLES.get(dataset, ("text",)))
         return SuiteError(
             f"{self.folder / dataset}: no {expected}; it should hold dataset {dataset} "
             f"with the columns {columns}"

@@ -64,13 +64,20 @@ class WorldData(Data):
             f"FOLDER, as FOLDER/{dataset}/{name}, and a language model that knows the answers"
         )
 
-    def file(self, dataset: str, name: str) -> str:
+    def lack_of_table(self, dataset: str, config: str) -> str:
+        """It knows no answers to questions either."""
+        return self.lack_of_file(dataset, f"{config}/test.parquet")
+
+    def path(self, dataset: str, name: str) -> Path:
         """There is none.
 
         Raises:
             SuiteError: always.
         """
         raise SuiteError(self.lack_of_file(dataset, name))
+
+    def _table(self, dataset: str, config: str) -> Dataset:
+        raise SuiteError(self.lack_of_table(dataset, config))
 
     def text(self, dataset: str, skip_documents: int, seed: int) -> IterableDataset:
         """The world's mix of all genres; every seed gives other documents."""

@@ -4,15 +4,15 @@ SAEBench's own entry points run, each with one SAE, and what they compute and wr
 they run, some names in their modules are replaced (and put back): to hand them the model and the
 data that we have, to keep them from computing again what no SAE changes, and from writing where
 they should not. Only this folder does so: `isolation.py` around every run, `core.py`, `probing.py`,
-`absorption.py`, `sae_probes.py`, `autointerp.py` and `ravel.py` for their evaluations,
-`dictionary_learning.py` for SAEs of others.
+`absorption.py`, `sae_probes.py`, `autointerp.py`, `ravel.py` and `unlearning.py` for their
+evaluations, `dictionary_learning.py` for SAEs of others.
 `tests/eval_suites/saebench/test_seams.py` has a test per seam that fails when SAEBench moves it:
 
 - `core.main.multiple_evals`, `scr_and_tpp.main.run_eval`, `sparse_probing.main.run_eval`,
   `sparse_probing_sae_probes.main.run_eval`, `autointerp.main.run_eval`,
-  `ravel.main.run_eval` and `absorption.main.run_eval` evaluate `[(name, sae)]` and write one JSON
-  file into the folder that they are given; what they return (core a list, the others a dict) holds
-  the same numbers.
+  `ravel.main.run_eval`, `unlearning.main.run_eval` and `absorption.main.run_eval` evaluate
+  `[(name, sae)]` and write one JSON file into the folder that they are given; what they return
+  (core a list, the others a dict) holds the same numbers.
 - each of these modules gets its model by `HookedTransformer.from_pretrained_no_processing`, but for
   that of RAVEL; that of sae-probes in `sae_probes.generate_model_activations`.
 - `core.main` gets its text by `ActivationsStore.from_sae`, retries failures through
@@ -56,6 +56,11 @@ they should not. Only this folder does so: `isolation.py` around every run, `cor
   `AutoTokenizer.from_pretrained`, both named by `LLM_NAME_MAP`, reads what the model knows from a
   file in `artifact_dir` that `get_instance_name` names, which `run_eval_single_dataset` makes from
   the files in `base` there, and finds layers by `activation_collection.get_module` alone.
+- `unlearning.main` knows a language model by its `cfg.model_name`, gets questions by
+  `metrics.load_dataset`, and its corpus (a file below the working folder) and its text (by
+  `feature_activation.load_dataset`) in `get_shuffled_forget_retain_tokens`, the first that draws at
+  random; reads the numbers of questions from one of the files of `save_target_question_ids`, and
+  nothing that `get_baseline_metrics` gives; and scores the table that `get_metrics_df` makes.
 - the loaders `CUSTOM_LOADERS` of `sae_bench.custom_saes` read two files, each named by
   `hf_hub_download`.
 - `SparseProbingSaeMetrics`, `SaeProbesSaeMetrics`, `ScrMetrics` and `TppMetrics` have a field for

@@ -52,13 +52,16 @@ class SharedModel:
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Have the model's own methods answer in this way, while open."""
-        with replaced(
-            self.hooked,
-            forward=self._forward,
-            run_with_hooks=self._run_with_hooks,
-            run_with_cache=self._run_with_cache,
-            to_tokens=self._to_tokens,
+        with (
+            self.reading(),
+            replaced(self.hooked, forward=self._forward, run_with_hooks=self._run_with_hooks),
         ):
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The same, but for what somebody's hooks in the model may change."""
+        with replaced(self.hooked, run_with_cache=self._run_with_cache, to_tokens=self._to_tokens):
             yield
 
     @torch.no_grad()

@@ -49,6 +49,7 @@ KINDS = {
     "first_letter_probes": "probes for first letters of",
     "probes": "probes of",
     "ravel_prompts": "questions that are answered rightly by",
+    "right_answers": "questions that are answered rightly in all orders by",
 }
 """What entries hold, by the names of their folders as far as a hyphen, in words."""
 

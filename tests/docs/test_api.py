@@ -83,6 +83,8 @@ def test_python_names_for_suites() -> None:
         "collect",
         "fingerprint",
         "file",
+        "path",
+        "table",
     }  # as SAEBench's are read
     assert rows.pop("bench.data") == {
         name for name in public(Data) - of_labelled_texts if not name.startswith("lack_of_")

@@ -155,11 +155,33 @@ class Lab:
             (folder / f"ravel_word_{name}.json").write_text(json.dumps(content))
         return self.folder / "data"
 
+    @functools.cached_property
+    def quiz(self) -> tuple[Any, Path]:
+        """A language model that SAEBench takes for Gemma's, and a folder with what it is asked."""
+        import quiz
+
+        from sae_plugins.eval_suites.inputs.models import LanguageModel
+
+        name = "gemma-2-2b-it"
+        hooked = quiz.hooked_transformer(name)
+        model = LanguageModel(name, hooked, "quiz", "float32", "cpu", name, "made by hand")
+        return model, quiz.write(self.folder / "quiz")
+
+    def model_of(self, name: str) -> Any:
+        """The language model of a suite."""
+        return self.quiz[0] if name == "unlearning" else self.model
+
     def data_of(self, name: str) -> Any:
         """Where a suite's data come from."""
         from sae_plugins.eval_suites.inputs.file_data import FolderData
 
+        if name == "unlearning":
+            return FolderData(self.quiz[1])
         return FolderData(self.questions) if name == "ravel" else self.data
+
+    def bench_of(self, name: str, cache: str = "cache") -> Any:
+        """What SAEs are evaluated with by a suite."""
+        return self.bench(cache, model=self.model_of(name), data=self.data_of(name))
 
     def bench(self, cache: str = "cache", **replaced: Any) -> Any:
         """What SAEs are evaluated with, in a scratch folder of its own."""
@@ -193,7 +215,7 @@ class Lab:
     ) -> Any:
         """Scores of a suite, computed again."""
         suite, settings = self.suite(name, **overrides)
-        bench = bench or self.bench(data=self.data_of(name))
+        bench = bench or self.bench_of(name)
         with self.few_words():
             prepared = suite.prepare(bench, settings, seed)
             return suite.evaluate(subject, bench, settings, seed, prepared)
@@ -206,12 +228,13 @@ class Lab:
         key = repr((name, cache, seed, settings, self.words))
         with self.few_words():
             prepared = self._once(
-                key,
-                lambda: suite.prepare(self.bench(cache, data=self.data_of(name)), settings, seed),
+                key, lambda: suite.prepare(self.bench_of(name, cache), settings, seed)
             )
             return self._once(
                 key + subject.name + subject.hash,
-                lambda: suite.evaluate(subject, self.bench(cache), settings, seed, prepared),
+                lambda: suite.evaluate(
+                    subject, self.bench_of(name, cache), settings, seed, prepared
+                ),
             )
 
     def saebench(self, name: str, *subjects: Any, seed: int = 7, **overrides: Any) -> list[Any]:
@@ -232,8 +255,8 @@ class Lab:
             ]
             folder = Path(tempfile.mkdtemp(dir=self.folder))
             with self.few_words():
-                data = self.data_of(name)
-                return alone.run(suite, saes, self.model, data, settings, seed, folder)
+                model, data = self.model_of(name), self.data_of(name)
+                return alone.run(suite, saes, model, data, settings, seed, folder)
 
         names = [subject.name + subject.hash for subject in subjects]
         return list(self._once(repr(("alone", name, seed, settings, names)), run))

@@ -120,7 +120,8 @@ def test_full_has_five_suites() -> None:
     """TPP and sae-probes would cost the other metrics' verdicts, and hours; autointerp money."""
     study = packaged("full")
     suites = {suite for model in study.models.values() for suite in model.suites}
-    assert suites == {*suites_registry.built_in()} - {"tpp", "sae-probes", "autointerp", "ravel"}
+    left_out = {"tpp", "sae-probes", "autointerp", "ravel", "unlearning"}
+    assert suites == {*suites_registry.built_in()} - left_out
     assert "dataset_names" not in study.models["world"].suites["sparse-probing"]
     assert {len(model.target_l0) for model in study.models.values()} == {5}
 

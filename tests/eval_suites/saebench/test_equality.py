@@ -22,13 +22,16 @@ from sae_plugins.base.patches import replaced
 
 PROBING = "sparse-probing"
 SAES = ("standard", "topk")
-DEPENDS_ON_PLACE = (PROBING, "tpp")
-"""Suites in which an SAE that is not the first of a call has other numbers (hazard 20)."""
+DEPENDS_ON_PLACE = (PROBING, "tpp", "unlearning")
+"""Suites in which an SAE that is not the first of a call has other numbers (hazards 20 and 42)."""
 SLOWER = ("absorption", "tpp", "sae-probes", "autointerp", "ravel")
 """Suites that take seconds even in tiny settings."""
-QUICK = ("core", PROBING)
+QUICK = ("core", PROBING, "unlearning")
 """Suites whose own numbers SAEBench finds in a second."""
-OURS = {"explained_variance_centred", "num_letters", "latents_scored", "random_active"}
+OURS = {
+    "explained_variance_centred", "num_letters", "latents_scored", "random_active",
+    "interventions_kept",
+}  # fmt: skip
 """Metrics that SAEBench does not have, beside those of padding."""
 
 
@@ -156,6 +159,7 @@ def test_with_shared_probes_it_is_what_saebench_says_of_a_second_sae(lab):
         ci("sae-probes"),
         ci("autointerp"),
         ci("ravel"),
+        "unlearning",
         slow("absorption"),
     ],
 )

@@ -6,22 +6,28 @@ may be gone, and with it something of ours.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import io
 import json
+import pickle
 import random
 import re
 import subprocess
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import language_models
+import numpy as np
 import openai
 import pandas as pd
 import pytest
+import quiz
 import torch
 
 from sae_plugins.base.errors import SuiteError
@@ -822,3 +828,132 @@ def test_hazard_40_ravel_takes_questions_that_are_there():
     package = Path(sae_bench.__file__).parent / "evals" / "ravel"
     users = [p.name for p in package.glob("*.py") if "top_n_templates" in p.read_text()]
     assert users == ["eval_config.py"]  # a setting that nobody reads
+
+
+def asking(lab: Any, words: tuple[str, ...] = quiz.ABOUT_AGING) -> Any:
+    """SAEBench's module that asks questions, and while open, questions for it."""
+    from sae_bench.evals.unlearning.utils import metrics
+
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        return [*quiz.questions(words)]
+
+    return metrics, replaced(metrics, load_dataset=load_dataset)
+
+
+def test_hazard_41_unlearning_takes_what_lies_there(tmp_path):
+    from sae_bench.evals.unlearning import main
+    from sae_bench.evals.unlearning.utils import feature_activation
+
+    def write(multiplier: int, biology: float) -> None:
+        shares = {"wmdp-bio": biology, "human_aging": 1.0}
+        found = {
+            name: {"mean_correct": share, "total_correct": int(4 * share), "is_correct": [0] * 4}
+            for name, share in shares.items()
+        }
+        name = f"clamp_multiplier{multiplier}_nfeatures5_layer1_retainthres0.1.pkl"
+        (tmp_path / name).write_bytes(pickle.dumps(found))
+
+    write(25, 1.0)
+    write(777, 0.5)  # of an earlier evaluation, with other settings
+    assert main.get_unlearning_scores(main.get_metrics_df(tmp_path)) == 0.5
+    folder = tmp_path / "sae" / feature_activation.SPARSITIES_DIR
+    folder.mkdir(parents=True)
+    for name in (feature_activation.FORGET_FILENAME, feature_activation.RETAIN_FILENAME):
+        (folder / name).touch()
+    # which asks for nothing of this SAE
+    with contextlib.redirect_stdout(io.StringIO()):
+        feature_activation.save_feature_sparsity(None, None, tmp_path, "sae", 1, 1, 1)
+
+
+def test_hazard_42_unlearning_of_a_second_sae_reads_other_text(lab):
+    from sae_bench.evals.unlearning.utils import feature_activation
+
+    texts = [f"{word} the of and " * 10 for word in quiz.KNOWN]
+
+    def cut() -> Any:
+        return feature_activation.get_shuffled_forget_retain_tokens(
+            lab.quiz[0].hooked, batch_size=4, seq_len=16
+        )[0]
+
+    with (
+        undisturbed(),
+        contextlib.redirect_stdout(io.StringIO()),
+        replaced(feature_activation, get_forget_retain_data=lambda *_: (texts, texts)),
+    ):
+        seed_everything(1)
+        first, second = cut(), cut()
+        seed_everything(1)
+        again = cut()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_hazard_43_settings_of_unlearning_that_do_nothing_or_fail(lab):
+    from sae_bench.evals.unlearning import main
+
+    metrics, questions = asking(lab)
+    with questions, pytest.raises(AssertionError, match="target_metric not recognised"):
+        metrics.calculate_MCQ_metrics(None, 1, "", "human_aging", "correct-no-tricks")
+    source = inspect.getsource(metrics.modify_and_calculate_metrics)
+    assert "target_metric" not in inspect.signature(metrics.modify_and_calculate_metrics).parameters
+    assert 'metric_param = {"target_metric": "correct", "verbose": verbose}' in source
+    name = "clamp_feature_activation_multiplier{}_nfeatures5_layer1_retainthres{}.pkl"
+    assert main.get_params(name.format(25, 0.001)) == ("25", "5", "1", "0.001")
+    for multiplier, threshold in ((25, 0.00001), (0.5, 0.001), (-25, 0.001)):
+        assert main.get_params(name.format(multiplier, threshold)) is None
+
+
+def test_hazard_44_zero_of_unlearning_says_several_things(lab):
+    from sae_bench.evals.unlearning import main
+
+    def score(biology: float, others: float) -> float:
+        table = pd.DataFrame({"wmdp-bio": [biology], "all_side_effects_mcq": [others]})
+        return main.get_unlearning_scores(table)
+
+    assert score(1.0, 1.0) == score(0.25, 0.98) == 0
+    assert score(0.25, 0.99) == 0.75
+    subject = lab.sae("standard", "none", quiz.knowing())  # no latent at all
+    assert lab.saebench("unlearning", subject) == [{"unlearning_score": 0}]
+    assert "no more were clamped" in lab.scores("unlearning", subject).warnings[0]
+
+
+def test_hazard_45_unlearning_clamps_fewer_latents_than_asked_for():
+    from sae_bench.evals.unlearning.utils import feature_activation, metrics
+
+    firing, silent = np.array([0.1, 0.2, 0.0, 0.3]), np.array([0.0, 0.0, 0.0, 0.5])
+    assert feature_activation.get_top_features(firing, silent)[:10].tolist() == [1, 0]
+    source = inspect.getsource(metrics.calculate_metrics_list)
+    assert 'n_features = len(ablate_params["features_to_ablate"])' in source
+    assert "if os.path.exists(full_path) and not force_rerun:" in source
+
+
+def test_hazard_46_unlearning_finds_out_late_whom_it_can_ask(lab):
+    from sae_bench.evals.unlearning import main
+    from sae_bench.evals.unlearning.utils import eval as of_one_sae
+
+    assert '"it" not in config.model_name' in inspect.getsource(main.run_eval)
+    source = inspect.getsource(of_one_sae.run_eval_single_sae)
+    assert source.index("save_feature_sparsity(") < source.index("run_metrics_calculation(")
+    metrics, questions = asking(lab)
+    model = lab.quiz[0].hooked
+    with questions, undisturbed(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a division by zero
+        with pytest.raises(RuntimeError, match="non-empty TensorList"):
+            metrics.calculate_MCQ_metrics(model, 4, "", "human_aging", question_subset=[])
+        with (
+            replaced(model.cfg, model_name="granite"),
+            pytest.raises(Exception, match="Model prompt format not found"),
+        ):
+            metrics.calculate_MCQ_metrics(model, 4, "", "human_aging")
+
+
+def test_hazard_47_unlearning_clamps_to_a_number(lab):
+    """An SAE with longer decoder rows computes the same, and forgets more."""
+    of_one = {"n_features_list": (6,), "multipliers": (1,)}
+    words = (*quiz.ABOUT_BIOLOGY, *quiz.ABOUT_AGING)
+    subject = lab.sae("standard", "short", quiz.knowing(*words, least=2))
+    longer = changed(subject, "longer", quiz.knowing(*words, least=2, norm=4))
+    (short,), (long,) = (lab.saebench("unlearning", s, **of_one) for s in (subject, longer))
+    assert (short["unlearning_score"], long["unlearning_score"]) == (0, 1)
+    folded = lab.sae("standard", "long", quiz.knowing(*words, least=2, norm=4))
+    assert lab.scores("unlearning", folded, **of_one).metrics["unlearning_score"].value == 0
