@@ -868,11 +868,11 @@ def test_hazard_41_unlearning_takes_what_lies_there(tmp_path):
 def test_hazard_42_unlearning_of_a_second_sae_reads_other_text(lab):
     from sae_bench.evals.unlearning.utils import feature_activation
 
-    texts = [f"{word} the of and " * 10 for word in quiz.KNOWN]
+    texts, model = [f"{word} the of and " * 10 for word in quiz.KNOWN], lab.quiz[0].hooked
 
     def cut() -> Any:
         return feature_activation.get_shuffled_forget_retain_tokens(
-            lab.quiz[0].hooked, batch_size=4, seq_len=16
+            model, batch_size=4, seq_len=16
         )[0]
 
     with (
