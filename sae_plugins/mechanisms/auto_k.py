@@ -174,16 +174,17 @@ class AutoK(Plugin):
         run.log(f"{self.name}/k", self._k(run))
         if self.chosen is not None or step <= chosen.start:
             return
+        best = None
         if (step - chosen.start) % max(1, (chosen.until - chosen.start) // chosen.looks) == 0:
             value = self._look(run, output)
             if not math.isnan(value):
                 self.curve.append(value)
                 self.tried.append(self._k(run))
+                best = valley(self.curve, chosen.rise)
         if self.curve:
             run.log(f"{self.name}/{_LOOKS[chosen.watch]}", self.curve[-1])
-        bottom = valley(self.curve, chosen.rise)
-        if bottom is not None:
-            self._end(run, self.tried[bottom])
+        if best is not None:
+            self._end(run, self.tried[best])
         elif step >= min(chosen.until, run.total_steps):
             self._end(run, math.inf)
 
