@@ -14,6 +14,7 @@ import gzip
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -23,6 +24,7 @@ import yaml
 from sae_plugins.base.files import write
 from sae_plugins.base.text import arrow
 from sae_plugins.entrypoints.main import main as sae_plugins
+from sae_plugins.eval_suites.evaluation.metrics import HELDOUT, TRAINING
 from sae_plugins.study.facts import Facts, Place
 from sae_plugins.study.findings import Findings
 from sae_plugins.study.gather import FINDINGS
@@ -138,12 +140,13 @@ def chosen_ks(out: Path) -> str:
 
 def by_seed(out: Path, file: Path) -> None:
     """Keep the scores of each seed's SAEs on the suites' metrics, without those of training."""
+    text = StringIO()
     with (out / "scores.csv").open(encoding="utf-8", newline="") as scores:
-        head, *rows = csv.reader(scores)
-    suite = head.index("suite")
-    kept = [head, *(row for row in rows if row[suite] not in ("heldout", "training"))]
-    text = "".join(f"{','.join(row)}\n" for row in kept)
-    file.write_bytes(gzip.compress(text.encode(), mtime=0))
+        rows = csv.DictReader(scores)
+        kept = csv.DictWriter(text, rows.fieldnames or (), lineterminator="\n")
+        kept.writeheader()
+        kept.writerows(row for row in rows if row["suite"] not in (HELDOUT, TRAINING))
+    file.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def keep(name: str, found: str, ks: str) -> None:

@@ -15,8 +15,8 @@ from sae_plugins.study.facts import Facts
 from sae_plugins.study.findings import Contrast
 from sae_plugins.study.words import number
 
-AGAINST_OTHERS = ("auto-k", "ours")
-"""Studies whose reference is another one."""
+REFERENCE = "l1"
+"""The name of plain L1 in studies."""
 COUNTED = ("worse", "equivalent", "not distinguishable", "underpowered", "no verdict")
 
 
@@ -24,8 +24,8 @@ COUNTED = ("worse", "equivalent", "not distinguishable", "underpowered", "no ver
 def studies() -> dict[str, Facts]:
     """What is kept of each study against plain L1, by its name; a part is called STUDY.MODEL."""
     names = [file.name.removesuffix(".json.gz") for file in sorted(RESULTS.glob("*.json.gz"))]
-    names = [name for name in names if name.partition(".")[0] not in AGAINST_OTHERS]
-    return {name: Facts(findings(name), Path()) for name in names}
+    known = {name: Facts(findings(name), Path()) for name in names}
+    return {name: facts for name, facts in known.items() if facts.reference == REFERENCE}
 
 
 def better(_: str) -> Iterator[str]:

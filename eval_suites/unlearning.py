@@ -24,6 +24,7 @@ from sae_plugins.eval_suites.saebench.unlearning import (
     TO_FORGET,
     Asked,
     ask,
+    known_as,
     place_of,
     run_unlearning,
 )
@@ -105,7 +106,7 @@ class Unlearning(Suite):
     )  # fmt: skip
 
     def refusal(self, subject: Subject) -> str | None:
-        name = subject.model_name.rstrip("/").rpartition("/")[2]
+        name = known_as(subject.model_name)
         if name in MODELS:
             return refuse_heads(subject)
         near = next((each for each in MODELS if each == f"{name}-it"), None)

@@ -77,6 +77,11 @@ class Mechanism:
     together: dict[str, Any] = field(default_factory=dict)
     nothing: dict[str, Any] | None = None
 
+    @property
+    def architecture(self) -> str:
+        """The first that it is not refused on."""
+        return next(name for name in ARCHITECTURES if name not in self.refused)
+
 
 MECHANISMS = {
     "reorder": Mechanism(

@@ -33,6 +33,11 @@ _PLACE = Path("sae_bench", "evals", "unlearning", "data", CORPUS)
 _ARTIFACTS = "artifacts"
 
 
+def known_as(model_name: str) -> str:
+    """SAEBench's name of a language model, which may lie in a folder, or have an owner."""
+    return model_name.rstrip("/").rpartition("/")[2]
+
+
 def place_of(dataset_name: str) -> tuple[str, str]:
     """The dataset and the configuration of questions that SAEBench calls so."""
     return (WMDP, TO_FORGET) if dataset_name == TO_FORGET else (MMLU, dataset_name)
@@ -109,7 +114,7 @@ def run_unlearning(
 
     own_table = main.get_metrics_df
     eval_config = UnlearningEvalConfig(
-        model_name=_known_as(bench), llm_dtype=bench.model.dtype,
+        model_name=known_as(bench.model.name), llm_dtype=bench.model.dtype,
         dataset_names=list(asked.questions), **config,
     )  # fmt: skip
     with (
@@ -131,11 +136,6 @@ def run_unlearning(
             artifacts_path=_ARTIFACTS,
         )  # fmt: skip
         return only(results), only_json(folder), tables[0].to_dict("records")
-
-
-def _known_as(bench: Bench) -> str:
-    """SAEBench's name of the language model, which may lie in a folder, or have an owner."""
-    return bench.model.name.rstrip("/").rpartition("/")[2]
 
 
 def _check_model(bench: Bench) -> None:
@@ -172,7 +172,7 @@ def _asking(bench: Bench, questions: Mapping[str, Any], *modules: Any) -> Iterat
     with (
         running(bench, *modules),
         replaced(metrics, load_dataset=load_dataset),
-        replaced(bench.model.hooked.cfg, model_name=_known_as(bench)),
+        replaced(bench.model.hooked.cfg, model_name=known_as(bench.model.name)),
     ):
         yield
 

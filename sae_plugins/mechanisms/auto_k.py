@@ -20,6 +20,7 @@ from sae_plugins.framework.architectures import Architecture
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.steps import Steps, share, warn_if_never
+from sae_plugins.mechanisms.decoder_orthogonality import nearest
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -40,8 +41,6 @@ BELOW = 1.5
 """How much smaller than the first k a k must be to be chosen; else too few above it were seen."""
 _LOOKS = {"activations": "crowding", "rows": "nearness"}
 """What is logged of either."""
-_AT_ONCE = 2**22
-"""Cosines that are in memory at once."""
 
 
 @torch.no_grad()
@@ -68,14 +67,9 @@ def crowding(pre: Tensor, k: float) -> float:
 
 @torch.no_grad()
 def nearness(rows: Tensor) -> float:
-    """The mean over rows [n, d] of each row's largest |cosine| to another one."""
-    units = torch.nn.functional.normalize(rows.detach().float(), dim=1)
-    largest = []
-    for start in range(0, len(units), size := max(1, _AT_ONCE // max(1, len(units)))):
-        cosines = (units[start : start + size] @ units.T).abs_()
-        cosines.diagonal(start).zero_()
-        largest.append(cosines.amax(dim=1))
-    return float(torch.cat(largest).mean()) if largest else math.nan
+    """The mean over rows [n, d] of each row's largest |cosine| to another one; NaN of none."""
+    cosines, _ = nearest(torch.nn.functional.normalize(rows.detach().float(), dim=1))
+    return float(cosines.abs().mean())
 
 
 def valley(curve: Sequence[float], rise: float) -> int | None:
@@ -206,8 +200,6 @@ class AutoK(Plugin):
 
     def _end(self, run: Run, k: float) -> None:
         distinct = k * BELOW <= self.given * self.options.most
-        if run.architecture.k_per == "token" and distinct:
-            k = math.floor(k + 0.5)
         self.chosen = k / self.given if distinct else 1.0
         run.summarise(f"{self.name}/distinct", int(distinct))
         run.summarise(f"{self.name}/k", k if distinct else self.given)

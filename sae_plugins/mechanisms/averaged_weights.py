@@ -50,10 +50,10 @@ class AveragedWeights(Plugin):
     def step_ended(self, run: Run) -> None:
         """Average; on the last step, give the SAE the averages."""
         share = max(1 - self.options.decay, 1 / run.step)
-        lengths = torch.linalg.vector_norm(run.sae.W_dec, dim=1, keepdim=True)
         for name, weight in run.sae.named_parameters():
             self.averages[name].lerp_(weight.detach(), share)
         if run.step == run.total_steps:
+            lengths = torch.linalg.vector_norm(run.sae.W_dec, dim=1, keepdim=True)
             for name, weight in run.sae.named_parameters():
                 weight.data.copy_(self.averages[name])
             rows = run.sae.W_dec.data

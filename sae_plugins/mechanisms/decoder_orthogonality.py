@@ -141,6 +141,22 @@ class _WithGradient(torch.autograd.Function):
         return ctx.saved_tensors[0].mul_(scale), None, None
 
 
+def nearest(rows: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
+    """For each of unit rows [n, d] the other one with the largest |cosine|: cosines, indices, [n].
+
+    Args:
+        rows: w_i.
+        tile: rows at once; memory grows with its product with n.
+    """
+    cosines, indices = [rows.new_empty(0)], [torch.empty(0, dtype=torch.int64, device=rows.device)]
+    for start in range(0, len(rows), tile):
+        part = rows[start : start + tile] @ rows.T
+        part.diagonal(start).zero_()
+        indices.append(part.abs().argmax(dim=1))
+        cosines.append(part.gather(1, indices[-1][:, None]).squeeze(1))
+    return torch.cat(cosines), torch.cat(indices)
+
+
 def overlaps(rows: Tensor, tile: int = TILE) -> dict[str, float | int]:
     """Mean and largest |cos| over the pairs of rows [n, d], and the pairs above `DUPLICATE`."""
     unit = torch.nn.functional.normalize(rows.detach().float(), dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_plugins.framework.hookspecs import hookimpl
 from sae_plugins.framework.plugin import Plugin
-from sae_plugins.mechanisms.decoder_orthogonality import TILE, penalty_of_directions
+from sae_plugins.mechanisms.decoder_orthogonality import nearest, penalty_of_directions
 
 if TYPE_CHECKING:
     from sae_plugins.framework.run import Run
@@ -29,15 +29,11 @@ def nearest_overlap_gradient(rows: Tensor, order: Tensor, chunk: int) -> Tensor:
     for members in order.split(chunk):
         if len(members) < 2:
             continue
-        others = rows[members]
-        for start in range(0, len(members), TILE):
-            own = others[start : start + TILE]
-            cosines = own @ others.T
-            cosines.diagonal(start).zero_()
-            nearest = cosines.abs().argmax(dim=1)
-            pull = 2 * cosines.gather(1, nearest[:, None])
-            gradient.index_add_(0, members[start : start + TILE], pull * others[nearest])
-            gradient.index_add_(0, members[nearest], pull * own)
+        own = rows[members]
+        cosines, others = nearest(own)
+        pull = 2 * cosines[:, None]
+        gradient.index_add_(0, members, pull * own[others])
+        gradient.index_add_(0, members[others], pull * own)
     return gradient
 
 

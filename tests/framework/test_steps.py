@@ -6,7 +6,7 @@ import logging
 from typing import Annotated, Any
 
 import pytest
-from expected import ARCHITECTURES, MECHANISMS
+from expected import MECHANISMS
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
@@ -78,7 +78,7 @@ def test_by_default_every_mechanism_acts_in_a_short_run(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The simplest command does something, however short its run."""
-    architecture = next(a for a in ARCHITECTURES if a not in MECHANISMS[name].refused)
+    architecture = MECHANISMS[name].architecture
     options = {name: {"target": 1.0}} if name.startswith("coact") else {}
     with caplog.at_level(logging.WARNING):
         train(name, architecture=architecture, steps=20, options=options)

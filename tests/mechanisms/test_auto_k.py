@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sae_plugins import plugins
 from sae_plugins.mechanisms import auto_k
 from sae_plugins.mechanisms.auto_k import SMOOTHED, AutoK, crowding, nearness, valley
+from sae_plugins.mechanisms.decoder_orthogonality import nearest
 from sae_plugins.testing import PluginContract, advance, tiny_batches, tiny_sae, tiny_trainer
 
 HALF = SMOOTHED // 2
@@ -56,7 +58,7 @@ def test_nearness_is_the_mean_of_largest_cosines(n: int, d: int, seed: int) -> N
     rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
     cosines = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=2).abs()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auto_k, "_AT_ONCE", 2 * n)
+        patch.setattr(auto_k, "nearest", partial(nearest, tile=2))
         found = nearness(rows)
     assert found == pytest.approx(float(cosines.fill_diagonal_(0).amax(dim=1).mean()), abs=1e-5)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from expected import ARCHITECTURES, MECHANISMS
+from expected import MECHANISMS
 
 from sae_plugins import Plugin, hookimpl, plugins
 from sae_plugins.framework import registry
@@ -38,7 +38,7 @@ class Listener(Plugin):
 def said_by(name: str) -> Iterator[str]:
     """What the mechanism logs and summarises of a short run, without "NAME/"."""
     with plugins(name, Listener, options={name: dict(MECHANISMS[name].alone)}, seed=0):
-        architecture = next(a for a in ARCHITECTURES if a not in MECHANISMS[name].refused)
+        architecture = MECHANISMS[name].architecture
         trainer = tiny_trainer(tiny_sae(architecture), BATCHES)
         trainer.fit()
     for said in trainer.host.plugins[-1].heard:

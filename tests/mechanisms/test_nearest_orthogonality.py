@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_plugins.mechanisms import nearest_orthogonality
-from sae_plugins.mechanisms.decoder_orthogonality import penalty_of_directions
+from sae_plugins.mechanisms.decoder_orthogonality import nearest, penalty_of_directions
 from sae_plugins.mechanisms.nearest_orthogonality import (
     NearestOrthogonality,
     nearest_overlap_gradient,
@@ -47,7 +47,7 @@ def test_its_value_and_gradient_are_the_literal_sums(n: int, d: int, chunk: int,
     decoder = torch.randn(n, d, generator=draws, dtype=torch.float64).requires_grad_()
     order = torch.randperm(n, generator=draws)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest_orthogonality, "TILE", 3)
+        patch.setattr(nearest_orthogonality, "nearest", partial(nearest, tile=3))
         gradient_at = partial(nearest_overlap_gradient, order=order, chunk=chunk)
         ours = penalty_of_directions(decoder, gradient_at)
     expected = literal(decoder, order, chunk)
