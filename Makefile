@@ -101,8 +101,9 @@ speed: env ## time the fast step beside other libraries' for docs/speed.md: ten 
 	$(BIN)/python docs/generate.py
 
 tables: export OMP_NUM_THREADS ?= 1
-tables: env ## run `quick`, and the studies of synthetic models with ten seeds, for docs/studies.md: hours
-	$(BIN)/python benchmarks/study_tables.py quick toy toy-norm ours auto-k
+tables: env ## run the studies in docs/studies.md: hours
+	$(BIN)/python benchmarks/smollm2.py build/smollm2
+	$(BIN)/python benchmarks/study_tables.py quick toy toy-norm ours auto-k smollm2
 	$(BIN)/python docs/generate.py
 
 papers: export OMP_NUM_THREADS ?= 1

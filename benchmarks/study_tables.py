@@ -5,7 +5,8 @@
 
 Those of synthetic models have ten seeds, and each of their models is a study of its own, so that it
 can be run, and its results kept, by itself. Those of papers are run at a reduced budget: the
-packaged steps and seeds, at fewer L0s. `docs/generate.py` puts what this writes into the pages.
+packaged steps and seeds, at fewer L0s. So is `smollm2`, on what `python benchmarks/smollm2.py
+build/smollm2` makes. `docs/generate.py` puts what this writes into the pages.
 """
 
 import argparse
@@ -35,6 +36,8 @@ _SYNTHETIC = ("toy", "toy-128", "small")
 """The models of `toy` and `toy-norm`."""
 _OURS = (*_SYNTHETIC, "world")
 """Those of `ours`."""
+SMOLLM2 = "build/smollm2"
+"""Where `make smollm2` puts the language model and its text."""
 
 
 def _one(model: str, of: tuple[str, ...]) -> dict[str, Any]:
@@ -49,11 +52,30 @@ def _at(*l0s: float) -> dict[str, Any]:
     return {"models": {"world": {"target_l0": [*l0s], "train": {"fast_step": True}}}}
 
 
+def _from_registries() -> dict[str, Any]:
+    """What can be had without the Hub, and less of it: see `benchmarks/smollm2.py`."""
+    text = f"{SMOLLM2}/text"
+    there = {
+        "train": {
+            "model_name": f"{SMOLLM2}/model",
+            "dataset_path": text,
+            "dataset_split": "train[:90%]",
+            "streaming": False,
+            "training_tokens": 2_000_000,
+        },
+        "tune": {"lr": [0.001, 0.002, 0.004], "seeds": 1},
+        "suites": {"core": {"dataset": text, "skip_documents": 7412}},  # that is 90% of them
+    }
+    models = {"batchtopk": there, "matryoshka": there, "unit-rows": None, "jumprelu": None}
+    return {"models": models}
+
+
 CHANGES: dict[str, dict[str, Any]] = {
     "quick": {},
     **{f"{name}.{m}": _ten(m) for name in ("toy", "toy-norm") for m in _SYNTHETIC},
     **{f"ours.{m}": _one(m, _OURS) for m in _OURS},
     "auto-k": {},
+    "smollm2": _from_registries(),
     "hybrid-order": _at(16),
     "hierarchical": _at(48, 108),  # of the paper's own test
     "adaptive-threshold": _at(16),
@@ -120,7 +142,8 @@ def run(name: str, folder: Path, options: list[str]) -> None:
     file = folder / f"{name}.yaml"
     write(file, yaml.safe_dump({"extends": study, **CHANGES[name]}, sort_keys=False))
     out = folder / name
-    sae_plugins(["study", "run", str(file), "--output_path", str(out), *options])
+    cache = ["--activation_cache", str(folder / "activations")] if name == "smollm2" else []
+    sae_plugins(["study", "run", str(file), "--output_path", str(out), *cache, *options])
     keep(name, (out / FINDINGS).read_text("utf-8"), chosen_ks(out))
     by_seed(out, RESULTS / f"{name}.csv.gz")
 

@@ -421,7 +421,7 @@ PARTS = {
     "tables": tables,
     **{
         name.replace("-", "_"): lambda _, name=name: study_tables(name)
-        for name in ("quick", "toy", "toy-norm", "ours", "auto-k", *methods())
+        for name in ("quick", "toy", "toy-norm", "ours", "auto-k", "smollm2", *methods())
     },
     "composition": composition,
 }

@@ -119,8 +119,8 @@ def harvests(settings: SAELensSettings, d_in: int, threads: int | None = None) -
     cut = f", cut into {shards}" if shards > 1 else ""
     parts: list[tuple[str, Any]] = [
         (
-            f"{text} in the order of seed {settings.seed}{cut}",
-            [settings.seed, shards] if cut else settings.seed,
+            f"{text} in the order of seed {settings.order}{cut}",
+            [settings.order, shards] if cut else settings.order,
         )
     ]
     parts += [(f"held out of {text}", None)] if settings.heldout_tokens else []

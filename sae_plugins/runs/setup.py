@@ -51,6 +51,7 @@ class SAELensSettings:
         model_name: a language model, or synthetic:PRESET.
         architecture: SAELens' name of the SAE's architecture.
         seed: orders the data.
+        text_seed: orders the text in its place, where it is given.
         heldout_tokens: tokens that score the SAE; 0 for none.
         sae: fields of the SAE's config; d_in and d_sae may be missing.
         runner: fields of the runner's config; model_name and dtype may be among them.
@@ -74,6 +75,12 @@ class SAELensSettings:
     unseen_tokens: int = 0
     recipe: str | None = None
     data_shards: int = 1
+    text_seed: int | None = None
+
+    @property
+    def order(self) -> int:
+        """The seed of the text's order."""
+        return self.seed if self.text_seed is None else self.text_seed
 
     @property
     def is_synthetic(self) -> bool:

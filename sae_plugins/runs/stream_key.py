@@ -19,7 +19,7 @@ _OF_ONE_SAE = {known.name for known in fields(SAETrainerConfig)} - {
     *("resume_from_checkpoint",),
 }
 """Settings of a run on which its batches do not depend."""
-_OWN = ("model_name", "seed", "heldout_tokens", "data_shards")
+_OWN = ("model_name", "seed", "text_seed", "heldout_tokens", "data_shards")
 
 
 def stream_key(settings: SAELensSettings) -> str:

@@ -108,6 +108,14 @@ def our_flags() -> dict[str, Flag]:
         ),
         Flag("architecture", "choice", "of the SAE", "standard", "run", architectures()),
         Flag("seed", "int", "orders the data, draws the weights, feeds every plugin", 42, "run"),
+        Flag(
+            "text_seed",
+            "none | int",
+            "orders the text, in place of --seed: runs of several seeds with one text_seed read "
+            "the same batches, so that --activation_cache holds them once; each seed still mixes "
+            "its buffer",
+            group="run",
+        ),
         Flag("output_path", "none | str", "folder of the run (default: in runs/)", group="run"),
         Flag("overwrite", "bool", "replace an earlier run in that folder", False, "run"),
         Flag("resume", "none | str", "folder of an unfinished run: go on with it", group="run"),

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from sae_plugins.runs.setup import Setup
 
 
+_NONE_IS_NONE = (
+    *("text_seed", "dataset_config", "dataset_split", "text_column", "hook_head_index"),
+    *("from_pretrained_path", "pre_act_loss_coefficient", "target_l0"),
+)
+"""Flags whose default of none stands for no value, in `run.yaml`, too."""
+
+
 def recipe_of(settings: Settings, setup: Setup) -> dict[str, Any]:
     """The recipe of a run, with what the model decided and SAELens made of other settings."""
     from sae_plugins.base.files import VERSIONS, versions
@@ -91,11 +98,13 @@ def not_of_the_run(flags: Mapping[str, Any]) -> dict[str, Any]:
 def differences(settings: Settings, recipe: Path) -> list[str]:
     """How the run of a command line differs from that of a `run.yaml`, a sentence each."""
     began, told = _began(recipe), redacted(placed(settings.as_recipe({})))
+    told["text_seed"] = settings.get("text_seed")
     if settings.get("data_shards") is not None:  # else they are those of the run
         told["data_shards"] = settings.data_shards
-    # a default of none stands for a value that the model decides; options belong to plugins
+    # most defaults of none stand for a value that the model decides; options belong to plugins
     left_out = {name for name, flag in all_flags().items() if flag.default is None}
-    left_out = (left_out - {*settings.values, *TrainingSettings.model_fields}) | {
+    decided = {*settings.values, *TrainingSettings.model_fields, *_NONE_IS_NONE}
+    left_out = (left_out - decided) | {
         name for name in told if "." in name and name not in began
     }
     return _changed({name: told[name] for name in told if name not in left_out}, began)

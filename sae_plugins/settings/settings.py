@@ -105,6 +105,7 @@ class Settings:
             model_name=self.model_name,
             architecture=self.architecture,
             seed=int(self.get("seed")),
+            text_seed=self.get("text_seed"),
             heldout_tokens=int(self.get("heldout_tokens")),
             sae=groups["sae"],
             runner=groups["runner"] | groups["hub"] | groups["data"] | groups["synthetic"],
@@ -144,6 +145,8 @@ class Settings:
                 values[name] = list(value) if isinstance(value, tuple) else value
         if self.data_shards > 1:
             values["data_shards"] = self.data_shards
+        if self.get("text_seed") is not None:
+            values["text_seed"] = self.get("text_seed")
         options = {
             f"{plugin.name}.{name}": value
             for plugin, chosen in self.plan.plugins

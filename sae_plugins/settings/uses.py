@@ -50,8 +50,7 @@ RULES = (
             *_of_group("hub"),
             *_of_group("data"),
             *_of_group("caching"),
-            "reshape_activations",
-            "eval_every_n_wandb_logs",
+            *("reshape_activations", "eval_every_n_wandb_logs", "text_seed"),
         ),
         lambda value: not is_synthetic(value),
         "it does not apply to {model_name}",
@@ -134,7 +133,7 @@ RULES = (
         (
             *("streaming", "use_chat_formatting", "autocast_lm", "compile_llm", "seqpos_slice"),
             *("model_kwargs", "disable_concat_sequences", "sequence_separator_token"),
-            *("hook_head_index", *_of_group("data")),
+            *("hook_head_index", "text_seed", *_of_group("data")),
         ),
         lambda value: not value("use_cached_activations"),
         "--use_cached_activations reads no text, and the activations as they are",

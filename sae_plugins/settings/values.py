@@ -20,7 +20,8 @@ BOUNDS: dict[str, dict[str, Any]] = {
             *("activations_mixing_fraction", "lr_warm_up_fraction", "lr_decay_fraction"),
         )),
         ({"ge": 0}, (
-            *("seed", "heldout_tokens", "n_checkpoints", "lr_warm_up_steps", "lr_decay_steps"),
+            *("seed", "text_seed", "heldout_tokens", "n_checkpoints"),
+            *("lr_warm_up_steps", "lr_decay_steps"),
             *("l1_warm_up_steps", "l0_warm_up_steps", "dead_feature_window", "eval_samples"),
             *("eval_frequency", "lr_end", "l1_coefficient", "l0_coefficient"),
         )),

@@ -18,6 +18,7 @@ import faults
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from sae_lens.training.activations_store import ActivationsStore
 from tqdm.auto import tqdm
 
@@ -107,6 +108,18 @@ def test_a_run_is_bitwise_the_one_without_and_the_next_runs_no_language_model(
     if "exclude" not in flags:
         said = capsys.readouterr().out
         assert f"activations all of them are in {Path('cache').absolute()}" in said
+
+
+def test_seeds_of_one_text_seed_share_a_harvest_and_are_still_seeds(
+    silent: Callable[[], None],
+) -> None:
+    train("same", "--seed", "3", "--text_seed", "3")
+    train("seed-3", "--seed", "3", *CACHE)
+    silent()
+    train("seed-4", "--seed", "4", "--text_seed", "3", *CACHE)
+    weights = [Path(run, "sae_weights.safetensors").read_bytes() for run in ("seed-3", "seed-4")]
+    assert Path("same", "sae_weights.safetensors").read_bytes() == weights[0] != weights[1]
+    assert yaml.safe_load(Path("seed-4", "run.yaml").read_text())["text_seed"] == 3
 
 
 def of(*flags: str, threads: int | None = None) -> list[Harvest]:

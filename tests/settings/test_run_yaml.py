@@ -46,3 +46,24 @@ def test_data_shards_that_are_given_are_those_of_the_run(
         return
     with pytest.raises(SaePluginsError, match=said):
         of_resumed(given, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("text_seed", 3),
+        ("dataset_split", "train[:90%]"),
+        ("text_column", "words"),
+        ("hook_head_index", 1),
+    ],
+)
+def test_a_flag_that_is_no_longer_given_makes_another_run(
+    flag: str, value: Any, tmp_path: Path
+) -> None:
+    """--go_on starts nothing in the folder of a run that read another text, or another hook."""
+    given = {"dataset_path": "text"}
+    began = settle({**given, flag: value}).as_recipe({})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"description": "A run.", **began}))
+    assert differences(settle({**given, flag: value}), tmp_path / "run.yaml") == []
+    found = differences(settle(given), tmp_path / "run.yaml")
+    assert found == [f"--{flag} none, it began with {value}"]

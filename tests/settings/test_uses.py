@@ -42,6 +42,7 @@ def test_rules_are_about_flags():
         ("--lr_scheduler_name cosineannealing --n_restart_cycles 3", "warmrestarts"),
         ("--architecture jumprelu --target_l0 5", "--jumprelu_sparsity_loss_mode quadratic"),
         ("--architecture matching_pursuit --decoder_init_norm 2", "with norm 1"),
+        (f"{TOY} --text_seed 3", "does not apply to synthetic:toy"),
         (f"{TOY} --activation_cache x", "does not apply to synthetic:toy"),
         ("--activation_cache x --use_cached_activations", "has activations of its own"),
         ("--cache_budget 1GB", "it needs --activation_cache"),

@@ -32,7 +32,7 @@ class TextSplits:
 
 
 def load_text(settings: SAELensSettings, model: Any, vocabulary: int | None = None) -> TextSplits:
-    """The training text, in the seed's order, and held-out text, which no seed changes.
+    """The training text, in its seed's order, and held-out text, which no seed changes.
 
     The first documents of a dataset are held out, as many as the held-out tokens need.
 
@@ -45,7 +45,7 @@ def load_text(settings: SAELensSettings, model: Any, vocabulary: int | None = No
         PluginError: the dataset cannot be loaded, is too small, or not for this model.
     """
     if settings.model_name == world.NAME and not settings.runner.get("dataset_path"):
-        train = world.load_text("train").shuffle(seed=settings.seed)
+        train = world.load_text("train").shuffle(seed=settings.order)
         heldout = world.load_text("heldout") if settings.heldout_tokens else None
         train = _with_plain_lists(train, settings.data_shards)
         return TextSplits(train, _with_plain_lists(heldout))
@@ -69,10 +69,10 @@ def load_text(settings: SAELensSettings, model: Any, vocabulary: int | None = No
         taken = first.rows_read if held else 0
         if 2 * taken > len(rows):
             raise PluginError(_too_small(settings, f"takes {taken} of its {len(rows)} documents"))
-        rows = rows.select(range(taken, len(rows))).shuffle(seed=settings.seed)
+        rows = rows.select(range(taken, len(rows))).shuffle(seed=settings.order)
     else:
         # no skip(): it would pin the order of the shards, so that all seeds begin with the first
-        rows = rows.shuffle(seed=settings.seed, buffer_size=SHUFFLE_BUFFER)
+        rows = rows.shuffle(seed=settings.order, buffer_size=SHUFFLE_BUFFER)
     digests = frozenset(map(digest, held))
     train = Documents(rows, column, place, digests)
     return TextSplits(train, [{column.kind: document} for document in held] or None)
@@ -85,7 +85,7 @@ def text_facts(settings: SAELensSettings) -> list[Any]:
     how = ("use_chat_formatting", "disable_concat_sequences")
     of_runner = [settings.runner.get(name) for name in (*names, *sizes, *how)]
     held = (settings.heldout_tokens, settings.unseen_tokens)
-    return [settings.seed, settings.data_shards, *held, *of_runner, *model_facts(settings)]
+    return [settings.order, settings.data_shards, *held, *of_runner, *model_facts(settings)]
 
 
 def _with_plain_lists(rows: Any, shards: int = 1) -> Any:
