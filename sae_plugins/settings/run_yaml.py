@@ -104,9 +104,7 @@ def differences(settings: Settings, recipe: Path) -> list[str]:
     # most defaults of none stand for a value that the model decides; options belong to plugins
     left_out = {name for name, flag in all_flags().items() if flag.default is None}
     decided = {*settings.values, *TrainingSettings.model_fields, *_NONE_IS_NONE}
-    left_out = (left_out - decided) | {
-        name for name in told if "." in name and name not in began
-    }
+    left_out = (left_out - decided) | {name for name in told if "." in name and name not in began}
     return _changed({name: told[name] for name in told if name not in left_out}, began)
 
 
