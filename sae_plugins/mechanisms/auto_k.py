@@ -128,6 +128,12 @@ class AutoK(Plugin):
         rise: float = Field(
             0.5, gt=0, description="how much worse than the best a k must be to end the search"
         )
+        factor: float = Field(
+            1.05,
+            gt=0,
+            description="multiple of the best k that stays; the best one is of the features that "
+            "have been found by then, which are not all",
+        )
         watch: Literal["activations", "rows"] = Field(
             "activations", description="what should stand apart"
         )
@@ -200,6 +206,7 @@ class AutoK(Plugin):
 
     def _end(self, run: Run, k: float) -> None:
         distinct = k * BELOW <= self.given * self.options.most
+        k *= self.options.factor
         self.chosen = k / self.given if distinct else 1.0
         run.summarise(f"{self.name}/distinct", int(distinct))
         run.summarise(f"{self.name}/k", k if distinct else self.given)
