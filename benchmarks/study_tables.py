@@ -126,12 +126,17 @@ def tables(findings: Findings, is_part: bool) -> Iterator[str]:
 
 
 def cell(facts: Facts, place: Place) -> str:
-    """A difference, its verdict's mark, and where it is not so; in brackets if underpowered."""
+    """A difference, its verdict's mark, L0s that are not the usual ones, and where it is not so.
+
+    It is in brackets if it is underpowered.
+    """
     found = facts.comparisons.get(place)
     if found is None or found.difference is None or found.verdict == "no verdict":
         return "none"
     shown = f"{MARKS.get(found.verdict, '')} {found.difference:+.3f}".strip()
     shown = f"({shown})" if found.verdict == "underpowered" else shown
+    l0s = facts.over[place[0]].others.get(place)
+    shown = f"{shown} at {l0s}" if l0s else shown
     return f"{shown} {facts.exceptions[place]}".strip()
 
 

@@ -33,6 +33,7 @@ from sae_plugins.framework.architectures import ARCHITECTURES, Architecture
 from sae_plugins.framework.host import EVENTS
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.run import Run
+from sae_plugins.study.files import load
 from sae_plugins.testing import PluginContract
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -388,7 +389,8 @@ def contract_tests(_: str) -> Iterator[str]:
 def study_tables(name: str) -> Iterator[str]:
     """What `benchmarks/study_tables.py` has measured of a study."""
     folder = BENCHMARKS.parent / "results"
-    files = [folder / f"{name}.md", *sorted(folder.glob(f"{name}.*.md"))]  # or its parts
+    parts = [f"{name}.{model}" for model in load(name).models]
+    files = [folder / f"{one}.md" for one in (name, *parts)]
     found = [file.read_text("utf-8").rstrip() for file in files if file.is_file()]
     command = "papers" if name in methods() else "tables"
     yield from numbers(["\n\n".join(found) or f"To be measured: `make {command}`."])
