@@ -54,7 +54,7 @@ ELSEWHERE = {
     **dict.fromkeys(("output_path", "model_name"), "every run here has it"),
     **{"dry_run": "test_train_dry_run", "profile": "test_train_profile"},
     **dict.fromkeys(("checkpoint_every", "keep_checkpoints", "resume_buffer"), "test_train_resume"),
-    **dict.fromkeys(("activation_cache", "cache_budget"), "test_activation_cache"),
+    **dict.fromkeys(("activation_cache", "cache_budget", "text_seed"), "test_activation_cache"),
     **dict.fromkeys(("model_class_name", "model_from_pretrained_kwargs"), "models that are loaded"),
     **dict.fromkeys(("log_to", "trackio_project"), "test_logs"),
     **dict.fromkeys(("data_shards", "check_ranks", "rank_timeout"), "test_train_ranks"),

@@ -32,17 +32,30 @@ def packaged(name: str) -> Study:
     return load(name)
 
 
+def rate(cell: Cell) -> float:
+    return float(cell.settings.get("lr"))
+
+
 @functools.cache
 def cells(name: str) -> list[Cell]:
     """Every SAE of a study, if the first of an arm's pilots is dense and the others are sparse.
 
-    They are of one seed: those of the others differ in nothing else.
+    Of learning rates that are tried, one between the others is best. All SAEs are of one seed:
+    those of the others differ in nothing else.
     """
     study = packaged(name).model_copy(update={"seeds": [0]})
     pilots = plan(study, lambda _: None).pilots
-    arms = itertools.groupby(pilots, key=lambda cell: (cell.model, cell.arm))
+    arms = itertools.groupby(pilots, key=lambda cell: (cell.model, cell.arm, rate(cell)))
     dense = {cell.folder for cell in (next(group) for _, group in arms)}
-    known = plan(study, lambda cell: 1000.0 if cell.folder in dense else 0.1)
+
+    def found(cell: Cell) -> float:
+        if cell.purpose == "tuning":
+            tried = study.models[cell.model].tune
+            assert tried
+            return float(rate(cell) == tried.lr[1])
+        return 1000.0 if cell.folder in dense else 0.1
+
+    known = plan(study, found)
     assert known.warnings == []
     return known.cells
 
