@@ -38,6 +38,7 @@ from sae_plugins.testing import PluginContract
 
 sys.path.insert(0, str(Path(__file__).parent))
 from findings_page import TABLES
+from gallery import RESULTS
 from reading import (
     added_by,
     annotation,
@@ -387,10 +388,9 @@ def contract_tests(_: str) -> Iterator[str]:
 
 
 def study_tables(name: str) -> Iterator[str]:
-    """What `benchmarks/study_tables.py` has measured of a study."""
-    folder = BENCHMARKS.parent / "results"
-    parts = [f"{name}.{model}" for model in load(name).models]
-    files = [folder / f"{one}.md" for one in (name, *parts)]
+    """What `benchmarks/study_tables.py` has measured of a study, or of its parts."""
+    parts = (f"{name}.{model}" for model in load(name).models)
+    files = [RESULTS / f"{one}.md" for one in (name, *parts)]
     found = [file.read_text("utf-8").rstrip() for file in files if file.is_file()]
     command = "papers" if name in methods() else "tables"
     yield from numbers(["\n\n".join(found) or f"To be measured: `make {command}`."])
