@@ -1,4 +1,4 @@
-"""The tables of docs/findings.md, from the findings that `benchmarks/study_tables.py` has kept."""
+"""The tables of studies, from what `benchmarks/study_tables.py` has kept of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 
 from gallery import RESULTS, findings
-from reading import code, numbers, table
+from reading import code, methods, numbers, table
 
 from sae_plugins.base.text import arrow
 from sae_plugins.study.facts import Facts
+from sae_plugins.study.files import load
 from sae_plugins.study.findings import Contrast
 from sae_plugins.study.words import number
 
@@ -81,5 +82,21 @@ def _l0s(l0: tuple[float, float] | None) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-TABLES = {"better": better, "others": others}
+def study_tables(name: str) -> Iterator[str]:
+    """What `benchmarks/study_tables.py` has measured of a study, or of its parts."""
+    parts = (f"{name}.{model}" for model in load(name).models)
+    files = [RESULTS / f"{one}.md" for one in (name, *parts)]
+    found = [file.read_text("utf-8").rstrip() for file in files if file.is_file()]
+    command = "papers" if name in methods() else "tables"
+    yield from numbers(["\n\n".join(found) or f"To be measured: `make {command}`."])
+
+
+TABLES = {
+    "better": better,
+    "others": others,
+    **{
+        name.replace("-", "_"): lambda _, name=name: study_tables(name)
+        for name in ("quick", "toy", "toy-norm", "ours", "auto-k", "smollm2", *methods())
+    },
+}
 """By the name of the part that they write."""

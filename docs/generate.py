@@ -33,12 +33,10 @@ from sae_plugins.framework.architectures import ARCHITECTURES, Architecture
 from sae_plugins.framework.host import EVENTS
 from sae_plugins.framework.plugin import Plugin
 from sae_plugins.framework.run import Run
-from sae_plugins.study.files import load
 from sae_plugins.testing import PluginContract
 
 sys.path.insert(0, str(Path(__file__).parent))
 from findings_page import TABLES
-from gallery import RESULTS
 from reading import (
     added_by,
     annotation,
@@ -387,15 +385,6 @@ def contract_tests(_: str) -> Iterator[str]:
                 yield ""
 
 
-def study_tables(name: str) -> Iterator[str]:
-    """What `benchmarks/study_tables.py` has measured of a study, or of its parts."""
-    parts = (f"{name}.{model}" for model in load(name).models)
-    files = [RESULTS / f"{one}.md" for one in (name, *parts)]
-    found = [file.read_text("utf-8").rstrip() for file in files if file.is_file()]
-    command = "papers" if name in methods() else "tables"
-    yield from numbers(["\n\n".join(found) or f"To be measured: `make {command}`."])
-
-
 PARTS = {
     "attributes": class_attributes,
     **TABLES,
@@ -421,10 +410,6 @@ PARTS = {
     "settings": settings,
     "options": options,
     "tables": tables,
-    **{
-        name.replace("-", "_"): lambda _, name=name: study_tables(name)
-        for name in ("quick", "toy", "toy-norm", "ours", "auto-k", "smollm2", *methods())
-    },
     "composition": composition,
 }
 
